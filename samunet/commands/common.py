@@ -1,0 +1,120 @@
+"""What every console script shares: flags, messages on stderr, and exit statuses.
+
+Exit statuses: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from samunet.errors import SamunetError
+
+INTERRUPTED = 130
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: a scheduler or container wants the process to stop. Handled like Ctrl-C."""
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command has."""
+    parser.add_argument(
+        "--verbose", action="store_true", help="print details while working, and the traceback if something fails"
+    )
+
+
+def run_command(
+    parser: argparse.ArgumentParser, function: Callable[[argparse.Namespace], int | None], argv: list[str] | None
+) -> int:
+    """Parse ``argv`` (default: the command line), call ``function`` with the result, and return the exit status.
+
+    Everything that goes wrong ends in one readable message on stderr; the traceback appears with ``--verbose`` only.
+    """
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the usage (2)
+        return stop.code if isinstance(stop.code, int) else 0
+    verbose = getattr(arguments, "verbose", False)
+    with _logging_to_stderr(verbose), _termination_as_exception():
+        try:
+            status = function(arguments) or 0
+            sys.stdout.flush()
+            return status
+        except KeyboardInterrupt as interrupt:
+            reason = "terminated" if isinstance(interrupt, Terminated) else "interrupted"
+            return _report(f"{reason}; the same command goes on from here", verbose, INTERRUPTED)
+        except SamunetError as error:
+            return _report(f"error: {error}", verbose, error.exit_status)
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_left():
+                return 1
+            first_line = next(iter(str(error).splitlines()), "")
+            name = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+            advice = "" if verbose else " (run again with --verbose for the traceback)"
+            return _report(f"error: {name}{advice}", verbose, 1)
+
+
+def _report(message: str, verbose: bool, status: int) -> int:
+    if verbose:
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return status
+
+
+def _reader_has_left() -> bool:
+    """Whether the program that reads our output (``| head``) is gone; then nothing more is written, even at exit."""
+    try:
+        print(flush=True)  # a failed write leaves nothing in the buffer, so flushing alone would not tell
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+@contextmanager
+def _logging_to_stderr(verbose: bool) -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logger = logging.getLogger("samunet")
+    level_before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+
+
+@contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Turn SIGTERM into :class:`Terminated`, so that files and worker processes are cleaned up as after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main thread only
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() != owner:  # a forked worker inherits this handler but must simply die when told to
+            os._exit(128 + number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

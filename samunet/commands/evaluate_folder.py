@@ -1,0 +1,95 @@
+"""``samunet_evaluate_folder``: score predictions with the labels of the dataset they belong to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samunet.commands.common import add_common_flags, run_command
+
+if TYPE_CHECKING:
+    from samunet.dataset.labels import Labels
+
+DESCRIPTION = """Compare predicted label maps with their references and write summary.json (nnU-Net's keys).
+
+A class that is in neither the prediction nor the reference of a case has no score for that case (null) and is left
+out of the means; a class that is predicted but not in the reference scores 0."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``samunet_evaluate_folder``."""
+    parser = argparse.ArgumentParser(
+        prog="samunet_evaluate_folder",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("gt_folder", type=Path, help="folder with the references (labelsTr, labelsTs)")
+    parser.add_argument("pred_folder", type=Path, help="folder with the predictions, named like the references")
+    parser.add_argument(
+        "-djfile", type=Path, help="dataset.json (default: the one in pred_folder, else the one beside gt_folder)"
+    )
+    parser.add_argument("-pfile", type=Path, help="accepted as in nnU-Net; not needed")
+    add_evaluation_flags(parser)
+    add_common_flags(parser)
+    return parser
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that both evaluation commands have."""
+    parser.add_argument("-o", type=Path, help="file to write (default: pred_folder/summary.json)")
+    parser.add_argument("-np", type=int, help="worker processes (default: by number of cores; 0: none)")
+    parser.add_argument("--chill", action="store_true", help="leave out references that have no prediction")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate as the command line asks."""
+    from samunet.dataset.description import description_from_json
+    from samunet.evaluation.summary import evaluate_folder
+    from samunet.files import read_json
+    from samunet.workers import default_workers
+
+    file = arguments.djfile or _find_dataset_json(arguments.gt_folder, arguments.pred_folder)
+    description = description_from_json(read_json(file), str(file))
+    summary = evaluate_folder(
+        arguments.pred_folder,
+        arguments.gt_folder,
+        description.labels,
+        description.file_ending,
+        reader_override=description.reader_override,
+        num_workers=default_workers() if arguments.np is None else arguments.np,
+        allow_missing=arguments.chill,
+    )
+    report_summary(summary, arguments, description.labels)
+
+
+def report_summary(summary: dict, arguments: argparse.Namespace, labels: Labels | None = None) -> None:
+    """Write ``summary`` to the file that ``arguments`` name and print it."""
+    from samunet.evaluation.summary import format_table
+    from samunet.files import to_json, write_json
+
+    target = arguments.o or arguments.pred_folder / "summary.json"
+    write_json(target, summary)
+    print(to_json(summary).rstrip() if arguments.json else format_table(summary, labels))
+    print(f"written to {target}", file=sys.stderr)
+
+
+def _find_dataset_json(references: Path, predictions: Path) -> Path:
+    from samunet.errors import SamunetError
+
+    candidates = [predictions / "dataset.json", references.resolve().parent / "dataset.json"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise SamunetError(
+        f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
+        "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    return run_command(build_parser(), run, argv)

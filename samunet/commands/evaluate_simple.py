@@ -1,0 +1,69 @@
+"""``samunet_evaluate_simple``: score predictions without a dataset.json, given only the label values."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.evaluate_folder import DESCRIPTION, add_evaluation_flags, report_summary
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``samunet_evaluate_simple``."""
+    parser = argparse.ArgumentParser(
+        prog="samunet_evaluate_simple",
+        description=DESCRIPTION + "\nVoxels with other values than those of -l count as background.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("gt_folder", type=Path, help="folder with the references; tells the file ending, too")
+    parser.add_argument("pred_folder", type=Path, help="folder with the predictions, named like the references")
+    parser.add_argument("-l", type=_label, nargs="+", required=True, metavar="VALUE", help="label values to score")
+    add_evaluation_flags(parser)
+    add_common_flags(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate as the command line asks."""
+    from samunet.evaluation.summary import evaluate_folder
+    from samunet.workers import default_workers
+
+    summary = evaluate_folder(
+        arguments.pred_folder,
+        arguments.gt_folder,
+        list(dict.fromkeys(arguments.l)),
+        _file_ending(arguments.gt_folder),
+        num_workers=default_workers() if arguments.np is None else arguments.np,
+        allow_missing=arguments.chill,
+    )
+    report_summary(summary, arguments)
+
+
+def _label(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a foreground label is 1 or more, got {text}")
+    return value
+
+
+def _file_ending(folder: Path) -> str:
+    """The one image ending that the files in ``folder`` have."""
+    from samunet.errors import SamunetError, UsageError
+    from samunet.imageio.registry import READERS
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    known = sorted({ending for reader in READERS for ending in reader.endings}, key=len, reverse=True)
+    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    found = [ending for ending in known if any(name.endswith(ending) for name in names)]
+    if len(found) == 1:
+        return found[0]
+    got = "files ending in " + " and in ".join(found) if found else "no file with a known ending"
+    raise SamunetError(f"{folder} contains {got}; it must hold references of one kind ({', '.join(sorted(known))})")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    return run_command(build_parser(), run, argv)

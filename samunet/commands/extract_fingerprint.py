@@ -1,0 +1,30 @@
+"""``samunet_extract_fingerprint``: measure a raw dataset."""
+
+from __future__ import annotations
+
+import argparse
+
+from samunet.commands import flags
+from samunet.commands.common import add_common_flags, run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser("samunet_extract_fingerprint", description="Measure a raw dataset.")
+    flags.add_dataset(parser)
+    flags.add_fingerprint(parser)
+    flags.add_workers(parser)
+    add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    for dataset in arguments.d:
+        api.extract_fingerprint(dataset, clean=arguments.clean, num_workers=arguments.np)

@@ -1,0 +1,43 @@
+"""``samunet_plan_and_preprocess``: fingerprint, plans and stored slices in one go."""
+
+from __future__ import annotations
+
+import argparse
+
+from samunet.commands import flags
+from samunet.commands.common import add_common_flags, run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        "samunet_plan_and_preprocess", description="Measure a raw dataset, plan, and store its slices."
+    )
+    flags.add_dataset(parser)
+    flags.add_fingerprint(parser)
+    flags.add_planner(parser)
+    flags.add_preprocess(parser)
+    flags.add_workers(parser)
+    parser.add_argument("--no_pp", action="store_true", help="stop after planning")
+    add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    for dataset in arguments.d:
+        plans = api.plan_and_preprocess(
+            dataset,
+            flags.planner_options(arguments),
+            arguments.c,
+            clean=arguments.clean,
+            store=not arguments.no_pp,
+            num_workers=arguments.np,
+        )
+        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} 0")

@@ -1,0 +1,77 @@
+"""``samunet_train``: train one fold; the same command again goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from samunet.commands.common import add_common_flags, run_command
+from samunet.plans import DEFAULT_PLANS_NAME
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser("samunet_train", description="Train one fold; resumes by itself.")
+    parser.add_argument("dataset", help="27, 027 or Dataset027_ACDC")
+    parser.add_argument("configuration", help="for example 2d")
+    parser.add_argument("fold", help="0 to 4, or all to train on every case")
+    parser.add_argument(
+        "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
+    )
+    parser.add_argument("-encoder", help="vit_b, vit_l, vit_h or small, as planned (default: what this machine allows)")
+    length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
+    length.add_argument("--epochs", type=int, metavar="N")
+    length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")
+    length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images per step (default: the plan's)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: the plan's)")
+    parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare batches (default: none on two cores or fewer)",
+    )
+    parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
+    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="start from another training's model file")
+    parser.add_argument("--c", action="store_true", help="accepted for nnU-Net users: resuming is the default")
+    parser.add_argument("--val", action="store_true", help="only predict and score the validation cases again")
+    parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities as CASE.npz")
+    parser.add_argument("--overwrite", action="store_true", help="train this fold anew")
+    add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from samunet import api
+    from samunet.errors import UsageError
+    from samunet.training.schedule import parse_duration
+    from samunet.workers import default_workers
+
+    if arguments.fold != "all" and not arguments.fold.isdigit():
+        raise UsageError(f"{arguments.fold!r} is no fold", "use a number (0 to 4) or all")
+    workers = arguments.num_workers
+    options = api.TrainingOptions(
+        encoder=arguments.encoder,
+        epochs=arguments.epochs,
+        iterations=arguments.iterations,
+        seconds=parse_duration(arguments.time_budget) if arguments.time_budget else None,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.lr,
+        seed=arguments.seed,
+        num_workers=default_workers() if workers is None else workers,
+        device=arguments.device,
+        pretrained=arguments.pretrained,
+        overwrite=arguments.overwrite,
+        validation_only=arguments.val,
+        save_probabilities=arguments.npz,
+    )
+    fold = int(arguments.fold) if arguments.fold.isdigit() else arguments.fold
+    folder = api.train(arguments.dataset, arguments.configuration, fold, options, arguments.p)
+    print(f"model: {folder}")
+    print("next: samunet_predict -i imagesTs -o preds")

@@ -1,0 +1,42 @@
+"""Which device and which number format to compute with; torch is imported only when asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from samunet.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+CHOICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device to compute on; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        UsageError: If the device is unknown or not there.
+    """
+    import torch
+
+    kind = name.split(":")[0]
+    if kind not in CHOICES:
+        raise UsageError(f"-device {name} is unknown", f"use one of: {', '.join(CHOICES)}")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if kind == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[kind]:
+        raise UsageError(f"-device {name}: torch finds no such device on this machine", "use -device cpu")
+    return torch.device(name)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype | None:
+    """The 16-bit format that the device computes natively, or None where float32 is the only sensible one."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return None

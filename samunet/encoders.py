@@ -1,0 +1,88 @@
+"""Facts about each image encoder, without importing torch: the planner and the commands read them too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from samunet.errors import UsageError
+
+# Mean and standard deviation of SAM's training images per colour channel, on 0-255 (segment_anything/build_sam.py).
+SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
+SAM_PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What is fixed about an encoder.
+
+    Attributes:
+        name: What ``-encoder`` takes.
+        family: ``sam`` for encoders with Meta's published weights, ``bundled`` for the one that needs no download.
+        width, depth, heads: Of the vision transformer.
+        global_blocks: Indices of the blocks with global attention; all others attend within windows.
+        patch_size: Input pixels per token and side.
+        native_size: Side in pixels of the square input whose token grid ``pos_embed`` has.
+        convolutional_stem: True if tokens come from a small stack of convolutions instead of one strided projection.
+        pixel_mean, pixel_std: Statistics of the input the encoder was trained on, on 0-255.
+        checkpoint_file, checkpoint_url: Where its weights are published; None if there are none.
+        window: Side of the attention windows in tokens.
+        embedding: Channels of the encoder's output (256 in every SAM).
+    """
+
+    name: str
+    family: Literal["sam", "bundled"]
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+    patch_size: int
+    native_size: int
+    convolutional_stem: bool = False
+    pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
+    pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
+    checkpoint_file: str | None = None
+    checkpoint_url: str | None = None
+    window: int = 14
+    embedding: int = 256
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether published weights exist for this encoder."""
+        return self.checkpoint_file is not None
+
+
+_META = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+ENCODERS: dict[str, EncoderFacts] = {
+    facts.name: facts
+    for facts in (
+        EncoderFacts(
+            "vit_b", "sam", 768, 12, 12, (2, 5, 8, 11), 16, 1024,
+            checkpoint_file="sam_vit_b_01ec64.pth", checkpoint_url=_META + "sam_vit_b_01ec64.pth",
+        ),
+        EncoderFacts(
+            "vit_l", "sam", 1024, 24, 16, (5, 11, 17, 23), 16, 1024,
+            checkpoint_file="sam_vit_l_0b3195.pth", checkpoint_url=_META + "sam_vit_l_0b3195.pth",
+        ),
+        EncoderFacts(
+            "vit_h", "sam", 1280, 32, 16, (7, 15, 23, 31), 16, 1024,
+            checkpoint_file="sam_vit_h_4b8939.pth", checkpoint_url=_META + "sam_vit_h_4b8939.pth",
+        ),
+        EncoderFacts(
+            "small", "bundled", 192, 8, 3, (1, 3, 5, 7), 8, 224,
+            convolutional_stem=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(63.75, 63.75, 63.75),
+        ),
+    )
+}  # fmt: skip
+
+
+def encoder_facts(name: str) -> EncoderFacts:
+    """Look up an encoder.
+
+    Raises:
+        UsageError: If there is no such encoder; lists those there are.
+    """
+    if name not in ENCODERS:
+        raise UsageError(f"there is no encoder {name!r}", f"choose one of: {', '.join(ENCODERS)}")
+    return ENCODERS[name]

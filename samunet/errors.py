@@ -1,0 +1,32 @@
+"""The one error type that reaches a user as a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+
+class SamunetError(Exception):
+    """Something the user can understand and repair.
+
+    Args:
+        message: What was found, naming the file, key or case, and what is allowed.
+        hint: What to type or change next. Printed on a line of its own.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  -> {self.hint}"
+
+    def __reduce__(self):
+        # Exceptions travel between processes by pickling their constructor arguments.
+        return type(self), (self.message, self.hint)
+
+
+class UsageError(SamunetError):
+    """The command line (or the arguments of an API function) asks for something that does not exist."""
+
+    exit_status = 2

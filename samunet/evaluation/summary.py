@@ -1,0 +1,257 @@
+"""Scores of a folder of predictions, in the form of nnU-Net's ``summary.json``.
+
+``foreground_mean`` is the mean over the classes that occur (in a reference or a prediction of some case). nnU-Net
+gives NaN as soon as one class never occurs; here such a class is skipped. :mod:`metrics` states the rule for classes
+that are empty in a single case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.dataset.labels import Labels
+from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
+from samunet.imageio.base import Geometry, Reader
+from samunet.imageio.registry import reader_for
+from samunet.workers import map_cases
+
+KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
+
+
+def scores(counts: Counts) -> dict[str, float]:
+    """The scores of one class in one case, under the keys of ``summary.json``."""
+    counted = {"FP": counts.FP, "TP": counts.TP, "FN": counts.FN, "TN": counts.TN}
+    return {"Dice": dice(counts), "IoU": iou(counts), **counted, "n_pred": counts.n_pred, "n_ref": counts.n_ref}
+
+
+def evaluate_case(
+    prediction_file: Path,
+    reference_file: Path,
+    labels_values: Sequence[int],
+    reader: Reader,
+    known: Labels | None = None,
+) -> dict[str, Any]:
+    """Score one prediction against its reference.
+
+    Args:
+        labels_values: The foreground values to score; voxels with any other value count as none of them.
+        known: If given, a value that these labels do not have is an error.
+
+    Returns:
+        One entry of ``metric_per_case``: ``{"metrics": {"1": {...}}, "prediction_file", "reference_file"}``.
+
+    Raises:
+        SamunetError: If a file cannot be read, has unknown values, or the two differ in shape or spacing.
+    """
+    prediction, prediction_geometry = reader.read_label(prediction_file)
+    reference, reference_geometry = reader.read_label(reference_file)
+    _check_same_grid(prediction, prediction_geometry, prediction_file, reference, reference_geometry, reference_file)
+    if known is not None:
+        known.check(np.unique(prediction).tolist(), prediction_file)
+        known.check(np.unique(reference).tolist(), reference_file)
+    values = list(labels_values)
+    counts = confusion_counts(_renumber(prediction, values), _renumber(reference, values), len(values) + 1)
+    return {
+        "metrics": {str(value): scores(count) for value, count in zip(values, counts, strict=True)},
+        "prediction_file": str(prediction_file),
+        "reference_file": str(reference_file),
+    }
+
+
+def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gather the entries of :func:`evaluate_case` into the content of ``summary.json``.
+
+    Raises:
+        SamunetError: If there is no case.
+    """
+    if not cases:
+        raise SamunetError("there is no case to summarise")
+    classes = list(cases[0]["metrics"])
+    means = {label: {key: _mean(case["metrics"][label][key] for case in cases) for key in KEYS} for label in classes}
+    occurring = [mean for mean in means.values() if not math.isnan(mean["Dice"])]
+    foreground = {key: _mean(mean[key] for mean in occurring) for key in KEYS}
+    return {"foreground_mean": foreground, "mean": means, "metric_per_case": cases}
+
+
+def evaluate_folder(
+    predictions: Path,
+    references: Path,
+    labels: Labels | Sequence[int],
+    file_ending: str,
+    reader_override: str | None = None,
+    cases: Sequence[str] | None = None,
+    num_workers: int = 0,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Score a folder of predictions against a folder of references.
+
+    Args:
+        predictions: Folder with ``<case><file_ending>``; files without a reference are not looked at.
+        references: Folder with ``<case><file_ending>``.
+        labels: The dataset's labels (a value that they do not have is an error) or only the values to score.
+        file_ending: Ending of both kinds of files, such as ``.nii.gz``.
+        reader_override: Name of the reader, if not the one that belongs to the ending.
+        cases: Score these cases only; by default every case that has a reference.
+        num_workers: Worker processes; 0 means this one.
+        allow_missing: Leave out references that have no prediction instead of stopping.
+
+    Returns:
+        The content of ``summary.json``, with cases in alphabetical order.
+
+    Raises:
+        SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
+    """
+    found = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
+    known = labels if isinstance(labels, Labels) else None
+    values = [value for _, value in labels.foreground] if isinstance(labels, Labels) else list(labels)
+    predicted = [Path(predictions) / f"{case}{file_ending}" for case in found]
+    referenced = [Path(references) / f"{case}{file_ending}" for case in found]
+    arguments = [(*files, values, file_ending, reader_override, known) for files in zip(predicted, referenced)]
+    results = map_cases(_evaluate_files, found, arguments, num_workers=num_workers, description="evaluating")
+    by_case = dict(results)
+    return summarize([by_case[case] for case in found])
+
+
+def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
+    """A table for people: Dice and IoU of each class, mean and standard deviation over cases, and the worst cases.
+
+    Args:
+        summary: The return value of :func:`evaluate_folder`, or ``summary.json`` as read from disk.
+        labels: Gives the classes their names; without them the label values stand alone.
+    """
+    cases = summary["metric_per_case"]
+    names = {str(value): name for name, value in labels.foreground} if labels is not None else {}
+    titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
+    width = max(len(title) for title in (*titles.values(), "class", "mean"))
+    lines = [f"{'class':<{width}}    Dice     std     IoU     std   cases"]
+    for label, title in titles.items():
+        columns, scored = [], 0
+        for key in ("Dice", "IoU"):
+            values = _numbers(case["metrics"][label][key] for case in cases)
+            scored = len(values)
+            columns += [_mean(values), float(np.std(values)) if values else math.nan]
+        lines.append(f"{title:<{width}}" + "".join(_cell(value) for value in columns) + f"{scored:>8}")
+    mean = summary["foreground_mean"]
+    lines.append(f"{'mean':<{width}}{_cell(mean['Dice'])}{'':8}{_cell(mean['IoU'])}{'':8}{len(cases):>8}")
+    return "\n".join(lines + _worst_cases(cases, titles))
+
+
+def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int = 3) -> list[str]:
+    """Lines naming the cases with the lowest mean Dice over their own classes, and the lowest class of each."""
+    ranked = []
+    for case in cases:
+        dices = {label: case["metrics"][label]["Dice"] for label in titles}
+        dices = {label: value for label, value in dices.items() if _numbers([value])}
+        if dices:
+            lowest = min(dices, key=dices.__getitem__)
+            ranked.append((_mean(dices.values()), Path(case["prediction_file"]).name, titles[lowest], dices[lowest]))
+    if len(ranked) < 2:
+        return []
+    worst = sorted(ranked)[:count]
+    return ["", "lowest mean Dice:"] + [
+        f"  {mean:.4f}  {file}" + (f"  (class {title}: {lowest:.4f})" if len(titles) > 1 else "")
+        for mean, file, title, lowest in worst
+    ]
+
+
+def _evaluate_files(
+    prediction_file: Path,
+    reference_file: Path,
+    values: list[int],
+    file_ending: str,
+    reader_override: str | None,
+    known: Labels | None,
+) -> dict[str, Any]:
+    return evaluate_case(prediction_file, reference_file, values, reader_for(file_ending, reader_override), known)
+
+
+def _find_cases(
+    predictions: Path, references: Path, file_ending: str, cases: Sequence[str] | None, allow_missing: bool
+) -> list[str]:
+    predicted, referenced = _cases_in(predictions, file_ending), _cases_in(references, file_ending)
+    if not referenced:
+        raise SamunetError(f"{references} contains no reference (no file ends in {file_ending})")
+    wanted = sorted(referenced if cases is None else set(cases))
+    unknown = [case for case in wanted if case not in referenced]
+    if unknown:
+        raise SamunetError(f"no reference in {references} for {_listed(unknown)}")
+    missing = [case for case in wanted if case not in predicted]
+    found = [case for case in wanted if case in predicted]
+    if not found:
+        raise SamunetError(
+            f"{predictions} contains no prediction for any of the {len(wanted)} references in {references}",
+            f"a prediction has the name of its reference, for example {(wanted or ['case'])[0]}{file_ending}",
+        )
+    if missing and not allow_missing:
+        raise SamunetError(
+            f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {_listed(missing)}",
+            "predict these cases, or leave them out with --chill",
+        )
+    return found
+
+
+def _cases_in(folder: Path, file_ending: str) -> set[str]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    names = (entry.name for entry in folder.iterdir() if entry.is_file())
+    # Hidden files are what an interrupted write or another system's file browser left behind.
+    return {name[: -len(file_ending)] for name in names if name.endswith(file_ending) and not name.startswith(".")}
+
+
+def _check_same_grid(
+    prediction: np.ndarray,
+    prediction_geometry: Geometry,
+    prediction_file: Path,
+    reference: np.ndarray,
+    reference_geometry: Geometry,
+    reference_file: Path,
+) -> None:
+    hint = "predictions must have the grid of the original images"
+    if prediction.shape != reference.shape:
+        raise SamunetError(
+            f"{prediction_file} has shape {prediction.shape}, its reference {reference_file} {reference.shape}", hint
+        )
+    physical = prediction_geometry.physical and reference_geometry.physical
+    got, expected = prediction_geometry.spacing, reference_geometry.spacing
+    if physical and not np.allclose(got, expected, rtol=1e-3, atol=0):
+        raise SamunetError(
+            f"{prediction_file} has spacing {_spacing(got)}, its reference {reference_file} {_spacing(expected)}", hint
+        )
+
+
+def _renumber(array: np.ndarray, values: list[int]) -> np.ndarray:
+    """Map ``values`` to 1, 2, ... in their order and everything else to 0."""
+    consecutive = values == list(range(1, len(values) + 1))
+    if array.size == 0 or array.min() < 0 or (consecutive and array.max() <= len(values)):
+        return array
+    table = np.zeros(int(max(array.max(), *values)) + 1, dtype=np.int32)
+    table[values] = np.arange(1, len(values) + 1)
+    return table[array]
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    """The values that are numbers: a missing score is NaN in memory and null in a file."""
+    return [value for value in values if value is not None and not math.isnan(value)]
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    numbers = _numbers(values)
+    return float(np.mean(numbers)) if numbers else math.nan
+
+
+def _cell(value: float | None) -> str:
+    return f"{value:8.4f}" if _numbers([value]) else f"{'-':>8}"
+
+
+def _spacing(spacing: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in spacing) + ") mm"
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

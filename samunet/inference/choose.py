@@ -1,0 +1,102 @@
+"""Finds the model a prediction is meant for, when the user names none or only part of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from samunet import paths
+from samunet.dataset.layout import find_dataset
+from samunet.errors import UsageError
+from samunet.inference.model_folder import Fold, ModelFolder
+
+
+def choose_model(
+    source: Path, dataset: str | None, configuration: str | None, plans_name: str | None, checkpoint: str
+) -> tuple[ModelFolder, str]:
+    """Choose a trained model: the only one that fits; else the one whose dataset the input's real path names.
+
+    Args:
+        source: The input of the prediction.
+        dataset: ``-d`` in any form, or None.
+        configuration: ``-c`` or None.
+        plans_name: ``-p`` or None.
+        checkpoint: Only models with a fold that has this checkpoint count.
+
+    Returns:
+        The model and a sentence that says why it was chosen.
+
+    Raises:
+        UsageError: If none fits, or several do; lists the candidates with the command for each.
+    """
+    results = paths.results_folder()
+    name = find_dataset(dataset) if dataset is not None else None
+    trained = [
+        ModelFolder(path.parent)
+        for path in sorted(results.glob("Dataset*/samunetTrainer__*/plans.json"))
+        if ModelFolder(path.parent).finished_folds(checkpoint)
+    ]
+    fitting = [model for model in trained if _fits(model, name, configuration, plans_name)]
+    if not fitting:
+        wanted = ", ".join(text for text in (name, plans_name, configuration) if text)
+        raise UsageError(
+            f"there is no trained model{' of ' + wanted if wanted else ''} in {results} "
+            f"({'trained: ' + ', '.join(_title(model) for model in trained) if trained else 'nothing is trained yet'})",
+            "train one first, for example: samunet_train 027 2d 0",
+        )
+    if len(fitting) == 1:
+        return fitting[0], "the only trained model" if len(trained) == 1 else "the only one that fits"
+    named = _dataset_in(source.resolve())
+    in_path = [model for model in fitting if model.path.parent.name == named]
+    if len(in_path) == 1:
+        return in_path[0], f"the input lies in {named}"
+    commands = "\n".join(f"  {_command(model, source)}" for model in (in_path or fitting))
+    raise UsageError(f"several trained models fit; say which:\n{commands}")
+
+
+def parse_folds(model: ModelFolder, folds: list[str] | None, checkpoint: str) -> list[Fold]:
+    """Folds to use: those asked for, or all that are finished.
+
+    Raises:
+        UsageError: If one asked for is not finished.
+    """
+    finished = model.finished_folds(checkpoint)
+    if not folds:
+        return finished
+    wanted: list[Fold] = [int(fold) if fold.isdigit() else fold for fold in folds]
+    missing = [fold for fold in wanted if not (model.fold(fold) / f"checkpoint_{checkpoint}.safetensors").is_file()]
+    if missing:
+        raise UsageError(
+            f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
+            f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
+            f"{_number(model)} {model.configuration_name} {missing[0]}",
+        )
+    return wanted
+
+
+def _fits(model: ModelFolder, dataset: str | None, configuration: str | None, plans_name: str | None) -> bool:
+    _, model_plans, model_configuration = model.path.name.split("__")
+    return (
+        dataset in (None, model.path.parent.name)
+        and configuration in (None, model_configuration)
+        and plans_name in (None, model_plans)
+    )
+
+
+def _dataset_in(path: Path) -> str | None:
+    """The last ``DatasetXXX_Name`` part of a path."""
+    named = [part for part in path.parts if paths.DATASET_NAME.match(part)]
+    return named[-1] if named else None
+
+
+def _title(model: ModelFolder) -> str:
+    return f"{model.path.parent.name}/{model.path.name}"
+
+
+def _number(model: ModelFolder) -> str:
+    return re.match(r"Dataset(\d+)_", model.path.parent.name)[1]
+
+
+def _command(model: ModelFolder, source: Path) -> str:
+    _, plans_name, configuration = model.path.name.split("__")
+    return f"samunet_predict -i {source} -o preds -d {_number(model)} -c {configuration} -p {plans_name}"

@@ -1,0 +1,163 @@
+"""A trained model on disk: where its files are, which folds are finished, and how to load them.
+
+results/DatasetXXX_Name/samunetTrainer__PLANS__CONFIGURATION/
+    plans.json  dataset.json  dataset_fingerprint.json
+    fold_0/  run.json  checkpoint_final.safetensors  checkpoint_best.safetensors  adapter_final/  validation/ ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samunet.dataset.description import Description, description_from_json
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError
+from samunet.files import read_json
+from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
+from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samunet.network.model import SamunetModel
+
+TRAINER_NAME = "samunetTrainer"
+Fold = int | str  # a number, or "all"
+
+
+def model_folder_name(plans_name: str, configuration: str) -> str:
+    """Name of a trained model's folder inside its dataset's results folder."""
+    return f"{TRAINER_NAME}__{plans_name}__{configuration}"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A trained model's folder.
+
+    Args:
+        path: The folder with ``plans.json``.
+    """
+
+    path: Path
+
+    @cached_property
+    def plans(self) -> Plans:
+        """The plans it was trained with."""
+        return read_plans(self.path / "plans.json")
+
+    @cached_property
+    def description(self) -> Description:
+        """The dataset.json it was trained with."""
+        path = self.path / "dataset.json"
+        return description_from_json(read_json(path), str(path))
+
+    @property
+    def configuration_name(self) -> str:
+        """Name of the configuration, from the folder's name."""
+        return self.path.name.split("__")[-1]
+
+    @cached_property
+    def configuration(self) -> ConfigurationPlan:
+        """The configuration's plan."""
+        return self.plans.configuration(self.configuration_name)
+
+    def fold(self, fold: Fold) -> Path:
+        """Folder of a fold, which may not exist."""
+        return self.path / f"fold_{fold}"
+
+    def run(self, fold: Fold) -> dict:
+        """A fold's ``run.json``."""
+        return read_json(self.fold(fold) / "run.json")
+
+    def finished_folds(self, checkpoint: str = "final") -> list[Fold]:
+        """Folds that have the checkpoint; a final one exists only when training went to its end."""
+        found = [path.parent.name for path in self.path.glob(f"fold_*/checkpoint_{checkpoint}.safetensors")]
+        names = sorted(name.removeprefix("fold_") for name in found)
+        numbered: list[Fold] = [int(name) for name in names if name.isdigit()]
+        return numbered or [name for name in names if name == "all"]
+
+    def load(self, folds: list[Fold], checkpoint: str = "final") -> list[SamunetModel]:
+        """Load folds for prediction, LoRA merged into the frozen weights.
+
+        Raises:
+            SamunetError: If a fold has no such checkpoint, or the base weights are missing or others than in training.
+        """
+        return [self._load_fold(fold, checkpoint) for fold in folds]
+
+    def _load_fold(self, fold: Fold, checkpoint: str) -> SamunetModel:
+        from samunet.network.adapters import load_adapter, merge_lora
+
+        file = self.fold(fold) / f"checkpoint_{checkpoint}.safetensors"
+        if not file.is_file():
+            finished = ", ".join(map(str, self.finished_folds(checkpoint))) or "none"
+            raise SamunetError(
+                f"fold {fold} of {self.path} has no {file.name} (folds that have one: {finished})",
+                f"finish its training: samunet_train {self.plans.dataset_name} {self.configuration_name} {fold}",
+            )
+        run = self.run(fold)
+        network = self.configuration.networks[run["family"]]
+        model = build_network(self.configuration, network, self.description, base_weights(network, run.get("base")))
+        state = read_tensors(file)
+        if network.adaptation == "lora":
+            state |= load_adapter(self.fold(fold) / f"adapter_{checkpoint}")
+        model.load_trained_state(state)
+        if network.adaptation == "lora":
+            model.image_encoder = merge_lora(model.image_encoder)
+        return model.eval()
+
+
+def build_network(
+    configuration: ConfigurationPlan,
+    network: NetworkPlan,
+    description: Description,
+    base_state: dict[str, Tensor] | None,
+) -> SamunetModel:
+    """Build the network for a dataset, ready to train or to be filled from a checkpoint."""
+    from samunet.network.model import build_model
+
+    return build_model(
+        network,
+        num_classes=description.labels.num_classes,
+        num_channels=len(description.channel_names),
+        unit_range=[scheme in UNIT_RANGE_SCHEMES for scheme in configuration.normalization],
+        base_state=base_state,
+    )
+
+
+def base_weights(network: NetworkPlan, recorded: dict | None = None) -> dict[str, Tensor] | None:
+    """The frozen base of a network: a published checkpoint, or None where everything was trained.
+
+    Args:
+        network: The network's plan.
+        recorded: ``run.json``'s ``base``, to check that the weights are those of the training.
+    """
+    from samunet.network.checkpoints import file_hash, load_sam_checkpoint, require_checkpoint
+
+    facts = encoder_facts(network.encoder)
+    if not facts.pretrained:
+        return None
+    path = require_checkpoint(facts)
+    if recorded and recorded["sha256"] != file_hash(path):
+        raise SamunetError(
+            f"{path} is not the file this model was trained on ({recorded['file']} with another content)",
+            "put the original checkpoint there",
+        )
+    return load_sam_checkpoint(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        SamunetError: If it is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error

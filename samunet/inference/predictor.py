@@ -1,0 +1,198 @@
+"""Predicts masks for files or arrays with a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from samunet.dataset.description import Description
+from samunet.dataset.layout import Case
+from samunet.devices import fast_dtype, resolve_device
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_path, write_json
+from samunet.imageio.base import Geometry, Image
+from samunet.imageio.registry import reader_for
+from samunet.inference.logits import SlicePredictor
+from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
+from samunet.preprocessing.case import prepare_case, restore_mask
+from samunet.preprocessing.grid import SliceGrid
+from samunet.workers import naming_the_case
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How to predict; none of it changes the model.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        mirroring: Average over mirrored inputs (the plan's axes).
+        step_size: Distance of windows as a share of their side.
+        save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
+        skip_existing: Leave cases alone whose mask is already there.
+    """
+
+    device: str = "auto"
+    mirroring: bool = True
+    step_size: float = 0.5
+    save_probabilities: bool = False
+    skip_existing: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size <= 1:
+            raise UsageError(f"-step_size must be above 0 and at most 1, got {self.step_size:g}")
+
+
+class Predictor:
+    """A trained model, loaded once, for any number of files or arrays.
+
+    Args:
+        models: The networks of the folds to average, on any device.
+        plans, configuration, network, description: What they were trained with.
+        options: How to predict.
+    """
+
+    def __init__(
+        self,
+        models: Sequence,
+        plans: Plans,
+        configuration: ConfigurationPlan,
+        network: NetworkPlan,
+        description: Description,
+        options: PredictionOptions = PredictionOptions(),
+    ) -> None:
+        self.plans = plans
+        self.configuration = configuration
+        self.network = network
+        self.description = description
+        self.options = options
+        device = resolve_device(options.device)
+        self.slices = SlicePredictor(
+            [model.to(device).eval() for model in models],
+            neighbours=network.input_channels == "neighbours",
+            device=device,
+            dtype=fast_dtype(device),
+            mirror_axes=configuration.mirror_axes if options.mirroring else (),
+            step_size=options.step_size,
+            batch_size=network.batch_size,
+        )
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        folds: Sequence[Fold] | None = None,
+        checkpoint: str = "final",
+        options: PredictionOptions = PredictionOptions(),
+    ) -> Predictor:
+        """Load a trained model.
+
+        Args:
+            folder: The model's folder (``.../samunetTrainer__samunetPlans__2d``).
+            folds: Folds to average; None for all that are finished.
+            checkpoint: ``final`` or ``best``.
+            options: How to predict.
+
+        Raises:
+            SamunetError: If there is no model, no finished fold, or a file is damaged.
+        """
+        model = ModelFolder(Path(folder))
+        folds = list(folds) if folds is not None else model.finished_folds(checkpoint)
+        if not folds:
+            raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
+        network = model.configuration.networks[model.run(folds[0])["family"]]
+        return cls(model.load(folds, checkpoint), model.plans, model.configuration, network, model.description, options)
+
+    def predict_array(self, array: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
+        """Predict one image given as an array.
+
+        Args:
+            array: ``(channels, z, y, x)``, raw intensities as in the training images' files.
+            spacing: Millimetres ``(z, y, x)``; None for pictures without physical spacing.
+
+        Returns:
+            Labels ``(z, y, x)``, uint8 or uint16.
+        """
+        array = np.asarray(array, dtype=np.float32)
+        if array.ndim != 4:
+            raise UsageError(f"the array must be (channels, z, y, x), got {array.ndim} dimensions")
+        physical = spacing is not None
+        geometry = Geometry(
+            spacing=tuple(map(float, spacing)) if physical else (1.0, 1.0, 1.0),
+            physical=physical,
+            origin=(0.0, 0.0, 0.0),
+            direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+            dimension=3,
+        )
+        return self._predict(Image(array, geometry))[0]
+
+    def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
+        """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
+        reader = reader_for(self.description.file_ending, self.description.reader_override)
+        image = reader.read_image([Path(file) for file in files])
+        return self._predict(image)[0], image.geometry
+
+    def predict_cases(self, cases: dict[str, Case], output: Path, *, progress: bool = True) -> list[str]:
+        """Predict cases into a folder: ``CASE`` plus the dataset's file ending, in each input's geometry.
+
+        Args:
+            cases: From :func:`samunet.dataset.layout.list_cases`.
+            output: Folder for the masks; made if missing.
+
+        Returns:
+            Names of the cases predicted now (all but those skipped because their mask existed).
+
+        Raises:
+            SamunetError: Naming the case that failed. Masks already written stay.
+        """
+        from tqdm import tqdm
+
+        output.mkdir(parents=True, exist_ok=True)
+        ending = self.description.file_ending
+        reader = reader_for(ending, self.description.reader_override)
+        todo = [
+            case
+            for case in cases.values()
+            if not (self.options.skip_existing and self._is_done(output, case.name, ending))
+        ]
+        for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
+            with naming_the_case(case.name):
+                image = reader.read_image(case.images)
+                mask, probabilities = self._predict(image)
+                if probabilities is not None:
+                    with atomic_path(output / f"{case.name}.npz") as temporary:
+                        np.savez_compressed(temporary, probabilities=probabilities)
+                reader.write_label(mask, output / f"{case.name}{ending}", image.geometry)
+        return [case.name for case in todo]
+
+    def _is_done(self, output: Path, name: str, ending: str) -> bool:
+        has_probabilities = (output / f"{name}.npz").is_file()
+        return (output / f"{name}{ending}").is_file() and (has_probabilities or not self.options.save_probabilities)
+
+    def _predict(self, image: Image) -> tuple[np.ndarray, np.ndarray | None]:
+        case = prepare_case(image, None, self.plans, self.configuration)
+        record = case.record
+        grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
+        depth, *plane = record.cropped_shape
+        if not self.options.save_probabilities:
+            return restore_mask(self.slices.mask(case.image, grid, tuple(plane)), record), None
+        classes = self.description.labels.num_classes
+        probabilities = np.empty((classes, depth, *plane), dtype=np.float16)
+        for z, logits in self.slices.logits(case.image, grid, tuple(plane)):
+            probabilities[:, z] = logits.softmax(0).cpu().numpy()
+        mask = probabilities.argmax(0).astype(np.uint8 if classes <= 256 else np.uint16)
+        mask = restore_mask(mask, record)
+        probabilities = restore_mask(probabilities, record)
+        probabilities[0][probabilities.sum(axis=0) == 0] = 1  # what cropping left out is background
+        return mask, probabilities
+
+
+def write_provenance(output: Path, model: ModelFolder, arguments: dict) -> None:
+    """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does)."""
+    output.mkdir(parents=True, exist_ok=True)
+    model.plans.write(output / "plans.json")
+    write_json(output / "dataset.json", model.description.raw)
+    write_json(output / "predict_from_raw_data_args.json", arguments)

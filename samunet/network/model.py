@@ -1,0 +1,133 @@
+"""Builds the whole network that a plan asks for: input layer, image encoder, head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samunet.encoders import EncoderFacts, encoder_facts
+from samunet.errors import SamunetError
+from samunet.network.adapters import add_lora
+from samunet.network.checkpoints import load_base
+from samunet.network.heads import SamHead
+from samunet.network.image_encoder import ImageEncoder
+from samunet.plans import NetworkPlan
+
+
+class InputLayer(nn.Module):
+    """Stored channels to the three the encoder expects, with the encoder's own pixel statistics.
+
+    Standardised channels (z-score, CT) already have the mean and deviation that normalised pictures have, so they pass
+    as they are; channels on 0-1 are brought to 0-255 and normalised with the statistics the encoder was trained with.
+
+    Args:
+        facts: The encoder's facts.
+        mapping: ``NetworkPlan.input_channels``.
+        num_channels: Stored channels.
+        unit_range: Per stored channel, whether its values lie in 0-1.
+    """
+
+    def __init__(self, facts: EncoderFacts, mapping: str, num_channels: int, unit_range: list[bool]) -> None:
+        super().__init__()
+        self.mapping = mapping
+        indices = torch.arange(3) if mapping == "as_they_are" else torch.ones(num_channels, dtype=torch.long)
+        mean = torch.tensor(facts.pixel_mean)[indices] / 255
+        std = torch.tensor(facts.pixel_std)[indices] / 255
+        keep = torch.tensor([0.0 if unit else 1.0 for unit in unit_range])
+        self.register_buffer("mean", (mean * (1 - keep)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", (std * (1 - keep) + keep).view(1, -1, 1, 1), persistent=False)
+        if mapping == "projection":
+            self.projection = nn.Conv2d(num_channels, 3, 1)
+            nn.init.constant_(self.projection.weight, 1 / num_channels)
+            nn.init.zeros_(self.projection.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(batch, channels, height, width)`` to ``(batch, 3, height, width)``; with neighbours, three come in."""
+        image = (image - self.mean) / self.std
+        if self.mapping == "projection":
+            return self.projection(image)
+        return image.expand(-1, 3, -1, -1)
+
+
+class SamunetModel(nn.Module):
+    """Input layer, image encoder and head.
+
+    Attributes:
+        has_base: Whether the encoder started from a published checkpoint, which a fold need not store again.
+    """
+
+    def __init__(self, input_layer: InputLayer, image_encoder: nn.Module, head: SamHead, has_base: bool) -> None:
+        super().__init__()
+        self.input_layer = input_layer
+        self.image_encoder = image_encoder
+        self.head = head
+        self.has_base = has_base
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Class logits at the network's input resolution.
+
+        Args:
+            image: ``(batch, channels, height, width)`` as the preprocessing made it; with ``neighbours`` the three
+                channels are the previous, this and the next slice.
+
+        Returns:
+            ``(batch, num_classes, height, width)`` float32.
+        """
+        logits = self.head(self.image_encoder(self.input_layer(image))).float()
+        return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The tensors a fold must store: what trains, and without base weights also what stays as it was drawn."""
+        state = self.state_dict()
+        if not self.has_base:
+            return state
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in state.items() if name in trained}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`trained_state` gave.
+
+        Raises:
+            SamunetError: If a tensor is missing, unknown or has another shape than this model's.
+        """
+        own = self.trained_state()
+        wrong = sorted(own.keys() ^ state.keys()) + [
+            name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+        ]
+        if wrong:
+            raise SamunetError(
+                f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or of another "
+                f"shape, for example {wrong[0]}",
+                "it was trained with other plans or classes; train again, or use the plans beside the checkpoint",
+            )
+        self.load_state_dict(state, strict=False)
+
+
+def build_model(
+    plan: NetworkPlan,
+    *,
+    num_classes: int,
+    num_channels: int,
+    unit_range: list[bool],
+    base_state: dict[str, Tensor] | None = None,
+) -> SamunetModel:
+    """Build the network of a plan.
+
+    Args:
+        plan: The network's plan.
+        num_classes: Classes including background.
+        num_channels: Channels of the dataset's images.
+        unit_range: Per channel, whether stored values lie in 0-1 (see :class:`InputLayer`).
+        base_state: State dict in SAM's layout, from :func:`samunet.network.checkpoints.load_sam_checkpoint`.
+            Without it the encoder is random.
+    """
+    facts = encoder_facts(plan.encoder)
+    encoder = ImageEncoder(facts)
+    head = SamHead(num_classes, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+    if base_state is not None:
+        load_base(encoder, head, base_state)
+    if plan.adaptation == "lora":
+        encoder = add_lora(encoder, plan.lora)
+    input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
+    return SamunetModel(input_layer, encoder, head, has_base=base_state is not None)

@@ -1,0 +1,228 @@
+"""Applies the rules to a fingerprint: one configuration, ``2d``, and smaller input sizes that inherit from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from samunet import __version__
+from samunet.dataset.description import Description
+from samunet.encoders import EncoderFacts, encoder_facts
+from samunet.errors import UsageError
+from samunet.imageio.registry import reader_for
+from samunet.planning import resources, rules
+from samunet.planning.fingerprint import Fingerprint
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans
+from samunet.preprocessing.case import stored_shape
+
+DEFAULT_SAM = "vit_b"
+BUNDLED = "small"
+
+
+@dataclass(frozen=True)
+class PlannerOptions:
+    """What a user may fix instead of leaving it to the rules.
+
+    Attributes:
+        plans_name: Of the plans file and the folder of stored slices.
+        gpu_memory_target_gb: Memory that a training step may take.
+        encoder: ``auto`` or an encoder's name.
+        image_size: Long side of the network's input in pixels.
+        target_spacing: In-plane and slice spacing ``[z, y, x]`` in mm instead of the median.
+    """
+
+    plans_name: str = DEFAULT_PLANS_NAME
+    gpu_memory_target_gb: float = 8.0
+    encoder: str = "auto"
+    image_size: int | None = None
+    target_spacing: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class _Slices:
+    """What the network's rules need to know of the stored slices."""
+
+    median_shape: list[int]
+    extent: list[float]
+    stored_pixel: float | None
+    count: int
+    input_channels: str
+    input_channels_why: str
+
+
+def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, options: PlannerOptions) -> Plans:
+    """Decide everything.
+
+    Raises:
+        UsageError: If an option does not fit the dataset or the encoder.
+    """
+    _check(options, fingerprint)
+    physical = fingerprint.physical_spacing
+    median = [float(value) for value in np.median(fingerprint.spacings, axis=0)]
+    target = options.target_spacing or median
+    order, order_why = rules.slicing_order(target, physical)
+    spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
+    if options.target_spacing:
+        spacing_why = "given by -overwrite_target_spacing"
+    shapes, pixels = _stored(fingerprint, order, spacing)
+    median_shape = [round(float(side)) for side in np.median(shapes, axis=0)]
+    extent = [float(side) for side in np.median(shapes[:, 1:] * pixels, axis=0)]
+    pixel = float(np.median(pixels))
+    channels, channels_why = rules.input_channels(len(description.channel_names), target[order[0]], pixel, physical)
+    slices = _Slices(median_shape, extent, pixel if physical else None, int(shapes[:, 0].sum()), channels, channels_why)
+    schemes = _normalization(description, fingerprint)
+    masked, masked_why = rules.masked_normalization(
+        [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
+    )
+    mirrored, mirrored_why = rules.mirror_axes(description.labels.names, order, physical)
+    sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM
+    networks = {
+        "sam": plan_network(encoder_facts(sam), slices, options),
+        "bundled": plan_network(encoder_facts(BUNDLED), slices, options),
+    }
+    configuration = ConfigurationPlan(
+        data_identifier=f"{options.plans_name}_2d",
+        spacing=spacing,
+        median_shape=median_shape,
+        normalization=[scheme for scheme, _ in schemes],
+        use_mask_for_norm=masked,
+        mirror_axes=mirrored,
+        foreground_share=0.33,
+        networks=networks,
+        why={
+            "spacing": spacing_why,
+            "normalization": "; ".join(why for _, why in schemes),
+            "use_mask_for_norm": masked_why,
+            "mirror_axes": mirrored_why,
+            "foreground_share": "a third of the images is drawn around foreground, decided item by item",
+        },
+    )
+    return Plans(
+        dataset_name=dataset_name,
+        plans_name=options.plans_name,
+        samunet_version=__version__,
+        image_reader=reader_for(description.file_ending, description.reader_override).name,
+        physical_spacing=physical,
+        original_median_spacing=[median[axis] for axis in order],
+        original_median_shape=[
+            round(float(np.median([case.shape[axis] for case in fingerprint.cases.values()]))) for axis in order
+        ],
+        transpose_forward=order,
+        foreground_intensity_properties_per_channel=fingerprint.foreground_intensity_properties_per_channel,
+        gpu_memory_target_gb=options.gpu_memory_target_gb,
+        encoder=options.encoder,
+        configurations={"2d": asdict(configuration), **_smaller_inputs(networks["sam"], slices, options)},
+        why={"transpose_forward": order_why},
+    )
+
+
+def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
+    """Plan one encoder family's network for the stored slices."""
+    budget = int(options.gpu_memory_target_gb * 1e9)
+    (adaptation, lora), adaptation_why = rules.adaptation(facts)
+    size = rules.parse_image_size(options.image_size, facts)
+    size_why = "given by -image_size"
+    if size is None:
+        allowed = [
+            side
+            for side in rules.SAM_INPUT_SIZES
+            if _memory(facts, _shape(side, slices, facts), adaptation, 1) <= budget
+        ] or [rules.SAM_INPUT_SIZES[-1]]
+        size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed)
+    shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
+    estimate = resources.estimate(facts, shape, adaptation)
+    (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget)
+    rate, rate_why = rules.learning_rate(adaptation)
+    images, images_why = rules.training_images(slices.count)
+    return NetworkPlan(
+        encoder=facts.name,
+        input_shape=shape,
+        spacing=max(slices.extent) / size if slices.stored_pixel is not None else None,
+        head="sam",
+        adaptation=adaptation,
+        lora=lora,
+        input_channels=slices.input_channels,
+        batch_size=batch,
+        accumulation=accumulation,
+        learning_rate=rate,
+        weight_decay=0.1,
+        training_images=images,
+        memory_bytes=estimate.fixed_bytes + batch * estimate.image_bytes,
+        why={
+            "input_shape": f"{size_why}; {shape_why}",
+            "adaptation": adaptation_why,
+            "input_channels": slices.input_channels_why,
+            "batch_size": batch_why,
+            "learning_rate": rate_why,
+            "training_images": images_why,
+        },
+    )
+
+
+def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) -> dict[str, dict]:
+    """Configurations ``2d_896`` and so on, below the default's size, that differ in what follows from the size."""
+    smaller = {}
+    for size in rules.SAM_INPUT_SIZES:
+        if size >= max(sam.input_shape):
+            continue
+        other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size))
+        changed = {
+            key: value for key, value in asdict(other).items() if key not in ("why",) and value != getattr(sam, key)
+        }
+        changed.pop("lora", None)
+        smaller[f"2d_{size}"] = {
+            "inherits_from": "2d",
+            "networks": {"sam": {**changed, "why": {"input_shape": f"{size} px: less memory and time than 2d"}}},
+        }
+    return smaller
+
+
+def _stored(fingerprint: Fingerprint, order: list[int], spacing: list[float] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Stored shapes ``(cases, 3)`` and in-plane pixel sizes ``(cases, 2)``; size 1 without physical spacing."""
+    shapes, pixels = [], []
+    for case in fingerprint.cases.values():
+        depth, *plane = (case.shape_after_crop[axis] for axis in order)
+        shape, pixel = stored_shape(tuple(plane), [case.spacing[axis] for axis in order[1:]], spacing)
+        shapes.append([depth, *shape])
+        pixels.append(pixel or [1.0, 1.0])
+    return np.array(shapes), np.array(pixels)
+
+
+def _normalization(description: Description, fingerprint: Fingerprint) -> list[tuple[str, str]]:
+    cases = fingerprint.cases.values()
+    return [
+        rules.normalization_scheme(
+            name, max(case.maximum[index] for case in cases), all(case.integer for case in cases)
+        )
+        for index, name in enumerate(description.channel_names)
+    ]
+
+
+def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
+    return rules.input_shape(size, slices.extent, facts.patch_size)[0]
+
+
+def _memory(facts: EncoderFacts, shape: list[int], adaptation: str, batch: int) -> int:
+    estimate = resources.estimate(facts, shape, adaptation)
+    return estimate.fixed_bytes + batch * estimate.image_bytes
+
+
+def _names(family: str) -> list[str]:
+    from samunet.encoders import ENCODERS
+
+    return [name for name, facts in ENCODERS.items() if facts.family == family]
+
+
+def _check(options: PlannerOptions, fingerprint: Fingerprint) -> None:
+    if options.encoder != "auto":
+        encoder_facts(options.encoder)
+    if options.gpu_memory_target_gb <= 0:
+        raise UsageError(f"-gpu_memory_target must be positive, got {options.gpu_memory_target_gb:g}")
+    if options.target_spacing is not None:
+        if not fingerprint.physical_spacing:
+            raise UsageError("-overwrite_target_spacing: these images have no physical spacing", "leave the flag out")
+        if len(options.target_spacing) != 3 or min(options.target_spacing) <= 0:
+            raise UsageError(
+                f"-overwrite_target_spacing takes three positive numbers z y x, got {options.target_spacing}"
+            )

@@ -1,0 +1,208 @@
+"""Plans: every decision of the planner as typed data, written to and read from ``samunetPlans.json``.
+
+A plans file is meant to be read and edited by people. Unknown keys and wrong types are errors that name the key;
+each group of decisions carries its reasons under ``why``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from samunet.errors import SamunetError, UsageError
+from samunet.files import read_json, write_json
+
+DEFAULT_PLANS_NAME = "samunetPlans"
+_STRICT = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Of one channel's foreground voxels over all training cases."""
+
+    __pydantic_config__: ClassVar[dict] = _STRICT
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """Low-rank adaptation: ``rank``, ``alpha`` and which of q, k, v it targets."""
+
+    __pydantic_config__: ClassVar[dict] = _STRICT
+    rank: int = 4
+    alpha: int = 4
+    targets: list[Literal["q", "k", "v"]] = field(default_factory=lambda: ["q", "v"])
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """One network for one configuration.
+
+    Attributes:
+        encoder: Name in ``samunet/encoders.py``.
+        input_shape: ``[height, width]`` of the network's input in pixels.
+        spacing: Millimetres per input pixel (the same along both axes); None without physical spacing, where the long
+            side of each image is scaled to the input.
+        head: Which decoder makes class logits.
+        adaptation: ``lora`` (frozen encoder with LoRA, head trained) or ``full`` (everything trains).
+        lora: Its settings; None unless ``adaptation`` is ``lora``.
+        input_channels: How stored channels become the encoder's three: ``neighbours`` (previous, this and next slice),
+            ``repeat`` (one channel three times), ``as_they_are`` (three channels), ``projection`` (a trained
+            combination of any number).
+        batch_size: Images per step; ``accumulation`` steps make one update.
+        learning_rate, weight_decay: Of AdamW at its peak; decay acts on matrices only.
+        training_images: Images drawn in a whole training where the user states no budget, per kind of device.
+        memory_bytes: Predicted peak memory of a training step.
+        why: Reasons.
+    """
+
+    __pydantic_config__: ClassVar[dict] = _STRICT
+    encoder: str
+    input_shape: list[int]
+    spacing: float | None
+    head: Literal["sam"]
+    adaptation: Literal["lora", "full"]
+    lora: LoraPlan | None
+    input_channels: Literal["neighbours", "repeat", "as_they_are", "projection"]
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    weight_decay: float
+    training_images: dict[Literal["cpu", "gpu"], int]
+    memory_bytes: int
+    why: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConfigurationPlan:
+    """Preprocessing and training of one configuration.
+
+    Attributes:
+        data_identifier: Name of the folder of stored slices; configurations that share it share the slices.
+        spacing: In-plane ``[y, x]`` spacing in mm below which stored slices never go; None without physical spacing.
+        median_shape: Median stored shape ``[z, y, x]``.
+        normalization: One scheme per channel.
+        use_mask_for_norm: Per channel, whether statistics are taken (and values kept) inside the nonzero mask only.
+        mirror_axes: In-plane axes (0: y, 1: x) mirrored in training and prediction.
+        foreground_share: Probability that a training image is drawn around a foreground voxel.
+        networks: One plan per encoder family.
+        why: Reasons.
+    """
+
+    __pydantic_config__: ClassVar[dict] = _STRICT
+    data_identifier: str
+    spacing: list[float] | None
+    median_shape: list[int]
+    normalization: list[str]
+    use_mask_for_norm: list[bool]
+    mirror_axes: list[int]
+    foreground_share: float
+    networks: dict[Literal["sam", "bundled"], NetworkPlan]
+    why: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Everything the planner decided for one dataset.
+
+    Attributes:
+        transpose_forward: Order in which array axes are stored; the slicing axis comes first.
+        encoder: ``auto``, or the encoder that ``-encoder`` fixed at planning time.
+        configurations: By name; each as JSON, possibly with ``inherits_from``. Use :meth:`configuration`.
+    """
+
+    __pydantic_config__: ClassVar[dict] = _STRICT
+    dataset_name: str
+    plans_name: str
+    samunet_version: str
+    image_reader: str
+    physical_spacing: bool
+    original_median_spacing: list[float]
+    original_median_shape: list[int]
+    transpose_forward: list[int]
+    foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
+    gpu_memory_target_gb: float
+    encoder: str
+    configurations: dict[str, dict[str, Any]]
+    why: dict[str, str] = field(default_factory=dict)
+
+    def configuration(self, name: str) -> ConfigurationPlan:
+        """Resolve a configuration with everything it inherits.
+
+        Raises:
+            UsageError: If there is no such configuration; lists those there are.
+            SamunetError: If a key is unknown or has the wrong type, or the inheritance is circular.
+        """
+        if name not in self.configurations:
+            known = ", ".join(self.configurations)
+            if name.startswith("3d"):
+                raise UsageError(
+                    f"there is no configuration {name!r}: samunet segments slice by slice (with the neighbouring "
+                    "slices as context where they are near enough) and has no 3D configurations",
+                    f"use one of: {known}",
+                )
+            raise UsageError(f"there is no configuration {name!r} in {self.plans_name}", f"use one of: {known}")
+        return _validate(ConfigurationPlan, self._merged(name, ()), f"configuration {name!r} of {self.plans_name}")
+
+    def _merged(self, name: str, seen: tuple[str, ...]) -> dict[str, Any]:
+        if name in seen:
+            raise SamunetError(f"plans: configurations inherit in a circle: {' -> '.join((*seen, name))}")
+        if name not in self.configurations:
+            raise SamunetError(f"plans: configuration {seen[-1]!r} inherits from {name!r}, which does not exist")
+        own = dict(self.configurations[name])
+        parent = own.pop("inherits_from", None)
+        return own if parent is None else _deep_merge(self._merged(parent, (*seen, name)), own)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, asdict(self))
+
+
+def read_plans(path: Path) -> Plans:
+    """Read and check a plans file, with all its configurations.
+
+    Raises:
+        SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
+    """
+    plans = _validate(Plans, read_json(path), str(path))
+    for name in plans.configurations:
+        plans.configuration(name)
+    return plans
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """A short hash of plain data or dataclasses, to notice that something changed."""
+    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _validate(kind: type, data: Any, where: str) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # Through JSON, because only there are lists and plain objects strictly what the annotations say.
+        return TypeAdapter(kind).validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
+        raise SamunetError(
+            f"{where}: {key}: {first['msg']}{got}", "undo the edit, or plan again with samunet_plan_experiment"
+        ) from None
+
+
+def _deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _deep_merge(merged[key], value) if nested else value
+    return merged

@@ -1,0 +1,53 @@
+"""Cropping away a constant border: black around a skull-stripped brain, or any other constant around the content."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+Box = list[list[int]]
+
+
+def content_mask(array: np.ndarray) -> np.ndarray:
+    """Where some channel differs from its constant border value (nnU-Net crops to nonzero; widened to any constant).
+
+    The border value of a channel is the value that all corners of the volume share; a channel whose corners differ has
+    content everywhere.
+
+    Args:
+        array: ``(channels, z, y, x)``.
+
+    Returns:
+        Boolean ``(z, y, x)``; all true if nothing or everything would be content.
+    """
+    mask = np.zeros(array.shape[1:], dtype=bool)
+    for channel in array:
+        corners = {float(channel[corner]) for corner in product((0, -1), repeat=3)}
+        if len(corners) > 1:
+            return np.ones(array.shape[1:], dtype=bool)
+        mask |= channel != corners.pop()
+    return mask if mask.any() else np.ones_like(mask)
+
+
+def bounding_box(mask: np.ndarray) -> Box:
+    """Half-open ``[[start, stop], ...]`` around the true voxels of a mask that has some."""
+    from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask, int_bbox
+
+    return int_bbox(get_bbox_from_mask(mask))
+
+
+def crop(array: np.ndarray, box: Box) -> np.ndarray:
+    """The part of ``array`` inside ``box``, over its last three axes, as a view."""
+    from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
+
+    return array[(..., *bounding_box_to_slice(box))]
+
+
+def uncrop(array: np.ndarray, box: Box, shape: tuple[int, int, int]) -> np.ndarray:
+    """Undo :func:`crop`: ``array`` inside ``box``, zero outside, over the last three axes."""
+    from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
+
+    full = np.zeros((*array.shape[:-3], *shape), dtype=array.dtype)
+    full[(..., *bounding_box_to_slice(box))] = array
+    return full

@@ -1,0 +1,159 @@
+"""The one place that knows how stored slices, network input and original slices lie on each other.
+
+Pixels have integer centres; a slice of ``n`` pixels covers ``[-0.5, n - 0.5]``. Every map between two grids is affine,
+written as a 3 x 3 matrix from output to input positions ``(y, x, 1)``, so that maps compose and one interpolation does
+the work of several.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def scaling(zoom: tuple[float, float]) -> np.ndarray:
+    """Map from a grid that is ``zoom`` times finer (y, x) to the grid it covers."""
+    (zoom_y, zoom_x) = zoom
+    return np.array([[1 / zoom_y, 0, 0.5 / zoom_y - 0.5], [0, 1 / zoom_x, 0.5 / zoom_x - 0.5], [0, 0, 1.0]])
+
+
+def shift(y: float, x: float) -> np.ndarray:
+    """Map from a window to the grid in which the window's first pixel lies at ``(y, x)``."""
+    return np.array([[1.0, 0, y], [0, 1.0, x], [0, 0, 1.0]])
+
+
+def sample(images: Tensor, matrix: np.ndarray, shape: tuple[int, int], *, outside: str = "zeros") -> Tensor:
+    """Interpolate images at affinely mapped positions, bilinearly.
+
+    Where the map reduces, every output pixel averages as many input positions as it covers, so nothing aliases.
+
+    Args:
+        images: ``(batch, channels, h, w)`` float.
+        matrix: ``3 x 3``, output position to input position.
+        shape: Output ``(height, width)``.
+        outside: ``zeros`` or ``border``.
+
+    Returns:
+        ``(batch, channels, height, width)``.
+    """
+    reduction = math.sqrt(abs(float(np.linalg.det(matrix[:2, :2]))))
+    factor = max(1, round(reduction))
+    if factor > 1:
+        matrix = matrix @ scaling((factor, factor))
+        shape = (shape[0] * factor, shape[1] * factor)
+    grid = _normalized_grid(matrix, shape, images.shape[2:], images.device).expand(len(images), -1, -1, -1)
+    sampled = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode=outside, align_corners=False)
+    return F.avg_pool2d(sampled, factor) if factor > 1 else sampled
+
+
+def sample_label(label: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], *, outside: int) -> np.ndarray:
+    """Interpolate one label slice: of the four neighbours of a position, the class with the largest bilinear weight.
+
+    The result equals interpolating every class's indicator linearly and taking the largest, at a cost that does not
+    grow with the number of classes.
+
+    Args:
+        label: ``(h, w)`` integer.
+        matrix: ``3 x 3``, output position to input position.
+        shape: Output ``(height, width)``.
+        outside: Value beyond the slice.
+    """
+    height, width = label.shape
+    rows, columns = np.arange(shape[0]), np.arange(shape[1])
+    y = (matrix[0, 0] * rows + matrix[0, 2])[:, None] + (matrix[0, 1] * columns)[None]
+    x = (matrix[1, 0] * rows + matrix[1, 2])[:, None] + (matrix[1, 1] * columns)[None]
+    y0, x0 = np.floor(y), np.floor(x)
+    fy, fx = (y - y0).astype(np.float32), (x - x0).astype(np.float32)
+    padded = np.pad(label, 1, constant_values=outside)
+    y0 = np.clip(y0.astype(np.int32) + 1, 0, height)
+    x0 = np.clip(x0.astype(np.int32) + 1, 0, width)
+    # Clipping puts positions far outside on the padding's edge, whose neighbours inside must then not count.
+    far = (y <= -1) | (y >= height) | (x <= -1) | (x >= width)
+    values = [padded[y0, x0], padded[y0, x0 + 1], padded[y0 + 1, x0], padded[y0 + 1, x0 + 1]]
+    weights = [(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx]
+    best, best_score = values[0].copy(), np.full(shape, -1.0, dtype=np.float32)
+    for value in values:
+        score = sum(weight * (other == value) for weight, other in zip(weights, values))
+        wins = score > best_score
+        best[wins], best_score[wins] = value[wins], score[wins]
+    best[far] = outside
+    return best
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """Places network inputs over the slices of one case.
+
+    Attributes:
+        stored_shape: In-plane shape of the stored slices.
+        zoom: Network pixels per stored pixel (y, x).
+        input_shape: Network input ``(height, width)``.
+    """
+
+    stored_shape: tuple[int, int]
+    zoom: tuple[float, float]
+    input_shape: tuple[int, int]
+
+    @staticmethod
+    def of(
+        stored_shape: tuple[int, int],
+        stored_spacing: list[float] | None,
+        network_spacing: float | None,
+        input_shape: list[int],
+    ) -> SliceGrid:
+        """The grid of a case: constant millimetres per network pixel, or, without spacing, the whole image fitted."""
+        if stored_spacing is None or network_spacing is None:
+            fit = min(side / stored for side, stored in zip(input_shape, stored_shape))
+            zoom = (fit, fit)
+        else:
+            zoom = (stored_spacing[0] / network_spacing, stored_spacing[1] / network_spacing)
+        return SliceGrid(tuple(stored_shape), zoom, tuple(input_shape))
+
+    @property
+    def covered_shape(self) -> tuple[int, int]:
+        """Size of the slice in network pixels, rounded up."""
+        # The subtracted hair keeps 224.0000001 from becoming 225.
+        height, width = (math.ceil(side * zoom - 1e-3) for side, zoom in zip(self.stored_shape, self.zoom))
+        return max(1, height), max(1, width)
+
+    def window(self, start: tuple[float, float]) -> np.ndarray:
+        """Map from the network input whose first pixel lies at ``start`` of the zoomed slice to the stored slice."""
+        return scaling(self.zoom) @ shift(*start)
+
+    def free_range(self) -> list[tuple[float, float]]:
+        """Per axis, the smallest and largest start of a window: one centred start where the slice is smaller."""
+        ranges = []
+        for covered, side in zip(self.covered_shape, self.input_shape):
+            ranges.append((0.0, float(covered - side)) if covered > side else ((covered - side) / 2,) * 2)
+        return ranges
+
+    def window_starts(self, step: float) -> list[tuple[float, float]]:
+        """Starts of the windows that cover a slice, evenly spread, at most ``step`` window sides apart."""
+        per_axis = []
+        for (low, high), side in zip(self.free_range(), self.input_shape):
+            count = math.ceil((high - low) / (side * step)) + 1
+            # Whole pixels, so that windows add up on a canvas; a single centred start may lie between two.
+            per_axis.append([low] if count == 1 else [float(round(start)) for start in np.linspace(low, high, count)])
+        return [(y, x) for y in per_axis[0] for x in per_axis[1]]
+
+    def from_slice_of(self, shape: tuple[int, int]) -> np.ndarray:
+        """Map from another sampling of the same slice, of ``shape`` pixels, to the zoomed slice."""
+        zoom = tuple(side / (stored * zoom) for side, stored, zoom in zip(shape, self.stored_shape, self.zoom))
+        return scaling(zoom)
+
+
+def _normalized_grid(matrix: np.ndarray, shape: tuple[int, int], size: torch.Size, device: torch.device) -> Tensor:
+    """Positions for ``grid_sample``: ``(1, height, width, 2)`` in x, y from -1 to 1 over the input."""
+    rows = torch.arange(shape[0], dtype=torch.float32, device=device)[:, None]
+    columns = torch.arange(shape[1], dtype=torch.float32, device=device)[None, :]
+    axes = []
+    for axis, side in ((1, size[1]), (0, size[0])):
+        along_y, along_x, start = (float(value) for value in matrix[axis])
+        position = along_y * rows + along_x * columns + start
+        axes.append((2 * position + 1) / side - 1)
+    return torch.stack(axes, dim=-1).unsqueeze(0)

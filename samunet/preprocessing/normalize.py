@@ -1,0 +1,75 @@
+"""Intensity normalisation, one scheme per channel. Which scheme a channel gets is a planning rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from samunet.plans import IntensityStatistics
+
+_SMALLEST_STD = 1e-8
+
+
+def _zscore(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
+    inside = values if mask is None else values[mask]
+    mean, std = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
+    values -= mean
+    values /= max(std, _SMALLEST_STD)
+    if mask is not None:
+        values[~mask] = 0
+
+
+def _ct(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
+    np.clip(values, statistics.percentile_00_5, statistics.percentile_99_5, out=values)
+    values -= statistics.mean
+    values /= max(statistics.std, _SMALLEST_STD)
+
+
+def _rescale(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
+    low, high = float(values.min()), float(values.max())
+    values -= low
+    values /= max(high - low, _SMALLEST_STD)
+
+
+def _divide_by(divisor: float) -> Callable[[np.ndarray, np.ndarray | None, IntensityStatistics], None]:
+    def divide(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
+        values /= divisor
+
+    return divide
+
+
+def _none(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
+    """Leave the values as they are."""
+
+
+SCHEMES: dict[str, Callable[[np.ndarray, np.ndarray | None, IntensityStatistics], None]] = {
+    "zscore": _zscore,
+    "ct": _ct,
+    "divide_by_255": _divide_by(255.0),
+    "divide_by_65535": _divide_by(65535.0),
+    "rescale_to_0_1": _rescale,
+    "nonorm": _none,
+}
+UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1"})
+
+
+def normalize(
+    array: np.ndarray,
+    schemes: list[str],
+    use_mask: list[bool],
+    mask: np.ndarray | None,
+    statistics: dict[str, IntensityStatistics],
+) -> None:
+    """Normalise ``array`` in place.
+
+    Args:
+        array: ``(channels, z, y, x)`` float32.
+        schemes: Keys of :data:`SCHEMES`, one per channel. ``zscore`` uses this image's mean and standard deviation;
+            ``ct`` clips to the training foreground's 0.5 and 99.5 percentiles and uses its mean and deviation.
+        use_mask: Per channel, whether a z-score is taken inside ``mask`` only; outside becomes 0.
+        mask: Boolean ``(z, y, x)``; needed where ``use_mask`` is true.
+        statistics: Of the training foreground, by channel index as text.
+    """
+    for index, scheme in enumerate(schemes):
+        SCHEMES[scheme](array[index], mask if use_mask[index] else None, statistics[str(index)])

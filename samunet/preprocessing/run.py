@@ -1,0 +1,93 @@
+"""Preprocesses a whole dataset into stored slices; resumable, case by case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samunet.dataset.labels import Labels
+from samunet.dataset.layout import Case, Dataset
+from samunet.errors import SamunetError
+from samunet.imageio.registry import reader_for
+from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
+from samunet.preprocessing.case import prepare_case, read_case
+from samunet.preprocessing.store import StoredCase, is_stored, write_case
+from samunet.workers import map_cases
+
+
+def preprocess_dataset(
+    dataset: Dataset,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    folder: Path,
+    *,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> int:
+    """Store every training case that is not stored already with the same plans and source files.
+
+    Args:
+        folder: The dataset's preprocessed folder; slices go to ``folder / configuration.data_identifier``.
+
+    Returns:
+        Number of cases stored now; the others were finished before.
+
+    Raises:
+        SamunetError: Naming the case that failed. Finished cases stay.
+    """
+    target = folder / configuration.data_identifier
+    target.mkdir(parents=True, exist_ok=True)
+    keys = {name: _case_key(case, plans, configuration) for name, case in dataset.cases.items()}
+    todo = [name for name, key in keys.items() if not is_stored(target, name, key)]
+    description = dataset.description
+    jobs = [
+        (dataset.cases[name], description.file_ending, description.reader_override, description.labels,
+         plans, configuration, target, keys[name])
+        for name in todo
+    ]  # fmt: skip
+    for _ in map_cases(_store, todo, jobs, num_workers=num_workers, description="Preprocessing", progress=progress):
+        pass
+    return len(todo)
+
+
+def stored_cases(folder: Path, configuration: ConfigurationPlan, names: list[str]) -> dict[str, StoredCase]:
+    """Open the stored cases of a configuration.
+
+    Raises:
+        SamunetError: If some were never preprocessed.
+    """
+    target = folder / configuration.data_identifier
+    missing = [name for name in names if not (target / f"{name}.json").is_file()]
+    if missing:
+        raise SamunetError(
+            f"{len(missing)} of {len(names)} cases are not preprocessed in {target} (for example {missing[0]})",
+            f"samunet_plan_and_preprocess -d {folder.name}",
+        )
+    return {name: StoredCase(target, name) for name in names}
+
+
+def _store(
+    case: Case,
+    ending: str,
+    override: str | None,
+    labels: Labels,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    target: Path,
+    key: str,
+) -> None:
+    image, label = read_case(case, reader_for(ending, override), labels)
+    write_case(target, case.name, prepare_case(image, label, plans, configuration), key)
+
+
+def _case_key(case: Case, plans: Plans, configuration: ConfigurationPlan) -> str:
+    """Hash of all that a stored case depends on: its files, and the decisions about preprocessing alone."""
+    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*case.images, case.label)]
+    statistics = {
+        name: list(vars(values).values()) for name, values in plans.foreground_intensity_properties_per_channel.items()
+    }
+    # Only CT uses the dataset's statistics: other cases need not be made again when a case joins the dataset.
+    used = statistics if "ct" in configuration.normalization else {}
+    return fingerprint_of(
+        stamps, plans.transpose_forward, configuration.spacing, configuration.normalization,
+        configuration.use_mask_for_norm, used,
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""Stored cases: blosc2 arrays with one chunk per slice, half precision, and a JSON record written last.
+
+Four files make a case: ``NAME.b2nd`` (image), ``NAME_seg.b2nd`` (label), ``NAME_locations.npz`` (where each class is)
+and ``NAME.json``. A case without its JSON is unfinished and is made again. Nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from samunet.errors import SamunetError
+from samunet.files import atomic_path, read_json, write_json
+from samunet.preprocessing.case import CaseRecord, PreparedCase
+
+MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
+_HALF_MAX = 60000.0  # beyond this, half precision would overflow or be coarser than a unit
+
+
+def write_case(folder: Path, name: str, case: PreparedCase, key: str) -> None:
+    """Store a preprocessed case with its label.
+
+    Args:
+        folder: The configuration's data folder.
+        name: Case name.
+        case: What :func:`samunet.preprocessing.case.prepare_case` made, with a label.
+        key: Hash of everything the stored data depends on; see :func:`is_stored`.
+    """
+    fits_half = float(np.abs(case.image).max(initial=0)) < _HALF_MAX
+    _write_array(folder / f"{name}.b2nd", case.image.astype(np.float16 if fits_half else np.float32))
+    fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
+    _write_array(folder / f"{name}_seg.b2nd", case.label.astype(np.int8 if fits_byte else np.int16))
+    with atomic_path(folder / f"{name}_locations.npz") as temporary:
+        np.savez(temporary, **{str(value): places for value, places in class_locations(case.label).items()})
+    write_json(folder / f"{name}.json", {"key": key, "record": case.record.to_json()})
+
+
+def is_stored(folder: Path, name: str, key: str) -> bool:
+    """Whether the case was stored completely, from the same source files and with the same plans."""
+    path = folder / f"{name}.json"
+    return path.is_file() and read_json(path).get("key") == key
+
+
+def class_locations(label: np.ndarray) -> dict[int, np.ndarray]:
+    """Up to :data:`MAX_LOCATIONS` voxels of every foreground class, drawn evenly over the class.
+
+    Args:
+        label: ``(z, y, x)`` integer; values below 1 are background.
+
+    Returns:
+        Class value to ``(n, 3)`` int32 positions ``z, y, x``. Absent classes have no entry.
+    """
+    flat = np.flatnonzero(label > 0)
+    values = label.reshape(-1)[flat]
+    found = {}
+    for value in np.unique(values):
+        places = flat[values == value]
+        if len(places) > MAX_LOCATIONS:
+            places = places[np.linspace(0, len(places) - 1, MAX_LOCATIONS).astype(np.int64)]
+        found[int(value)] = np.stack(np.unravel_index(places, label.shape), axis=1).astype(np.int32)
+    return found
+
+
+@dataclass
+class StoredCase:
+    """Read access to one stored case; slices are decompressed one by one.
+
+    Args:
+        folder: The configuration's data folder.
+        name: Case name.
+    """
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def _image(self):
+        return _open_array(self.folder / f"{self.name}.b2nd")
+
+    @cached_property
+    def _label(self):
+        return _open_array(self.folder / f"{self.name}_seg.b2nd")
+
+    @cached_property
+    def record(self) -> CaseRecord:
+        """How to bring masks back to the original image."""
+        return CaseRecord.from_json(read_json(self.folder / f"{self.name}.json")["record"])
+
+    @cached_property
+    def class_locations(self) -> dict[int, np.ndarray]:
+        """Class value to ``(n, 3)`` positions ``z, y, x``."""
+        with np.load(self.folder / f"{self.name}_locations.npz", allow_pickle=False) as places:
+            return {int(value): places[value] for value in places.files}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(z, y, x)``."""
+        return tuple(self._label.shape)
+
+    def image(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Slices ``first`` to ``last`` (exclusive): ``(channels, slices, y, x)`` float32."""
+        return self._image[:, first:last].astype(np.float32)
+
+    def label(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Slices ``first`` to ``last`` (exclusive): ``(slices, y, x)`` int16; -1 lies outside the nonzero mask."""
+        return self._label[first:last].astype(np.int16)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    import blosc2
+
+    chunk = (*array.shape[:-3], 1, *array.shape[-2:])
+    with atomic_path(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            chunks=chunk,
+            urlpath=str(temporary),
+            mode="w",
+            cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
+        )
+
+
+def _open_array(path: Path):
+    import blosc2
+
+    try:
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    except (RuntimeError, OSError, ValueError) as error:
+        raise SamunetError(
+            f"the stored slices {path} are missing or damaged", "run samunet_plan_and_preprocess again"
+        ) from error

@@ -1,0 +1,211 @@
+"""One fold from plans to a validated model: chooses the network, prepares the fold's folder, trains, validates."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from samunet import __version__, paths
+from samunet.dataset.description import Description, read_description
+from samunet.dataset.layout import load_dataset
+from samunet.dataset.splits import fold_cases, load_or_make_splits
+from samunet.devices import resolve_device
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.summary import evaluate_folder
+from samunet.files import read_json, write_json
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.inference.predictor import PredictionOptions, Predictor
+from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
+from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
+from samunet.preprocessing.run import stored_cases
+from samunet.training.options import TrainingOptions
+from samunet.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    family: str
+    network: NetworkPlan
+    why: str
+
+
+def train_fold(
+    dataset_name: str, configuration_name: str, fold: Fold, options: TrainingOptions, plans_name: str, *, progress=True
+) -> Path:
+    """Train one fold and predict its validation cases; resumes by itself.
+
+    Args:
+        dataset_name: Full name of a preprocessed dataset.
+        configuration_name: For example ``2d``.
+        fold: Number, or ``all`` to train on every case.
+        options: The user's choices.
+        plans_name: Which plans.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The fold's folder.
+
+    Raises:
+        SamunetError: If something is missing, was made with other plans, or the fold is finished already.
+    """
+    source = paths.preprocessed_folder() / dataset_name
+    plans, description = _read_plans(source, plans_name), read_description(source)
+    configuration = plans.configuration(configuration_name)
+    names = sorted(read_json(source / FINGERPRINT_FILE)["cases"])
+    train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
+    model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
+    folder = model.fold(fold)
+    run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
+    choice = _choose_network(plans, configuration, options, run)
+    _prepare_folder(model, fold, plans, description, source, choice, options)
+    log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
+    log.info("network: %s", choice.why)
+    trained = (folder / "checkpoint_final.safetensors").is_file()
+    if not trained and options.validation_only:
+        raise UsageError(f"{folder} has no finished training to validate", "leave out --val to train it")
+    if not trained:
+        trainer = Trainer(
+            folder=folder,
+            configuration=configuration,
+            network=choice.network,
+            description=description,
+            train=stored_cases(source, configuration, train),
+            validation=stored_cases(source, configuration, validation),
+            options=options,
+            identity=fingerprint_of(asdict(configuration), choice.family, list(description.labels.names), train),
+            run=run | _run_facts(choice, fold, dataset_name),
+            progress=progress,
+        )
+        trainer.train()
+    if validation:
+        _validate(model, fold, dataset_name, validation, options, progress)
+    return folder
+
+
+def _read_plans(source: Path, plans_name: str) -> Plans:
+    path = source / f"{plans_name}.json"
+    if not path.is_file():
+        there = ", ".join(file.stem for file in source.glob("*Plans*.json")) or "none"
+        raise SamunetError(
+            f"{source.name} has no plans called {plans_name} (plans there: {there})",
+            f"samunet_plan_and_preprocess -d {source.name}",
+        )
+    return read_plans(path)
+
+
+def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
+    """Which of the configuration's networks to train: as asked; as before; or by what this machine has."""
+    from samunet.network.checkpoints import find_checkpoint
+
+    networks = configuration.networks
+    planned = {network.encoder: family for family, network in networks.items()}
+    sam = networks["sam"].encoder
+    wanted = options.encoder or run.get("encoder") or plans.encoder
+    if wanted == "auto":
+        gpu = resolve_device(options.device).type != "cpu"
+        weights = find_checkpoint(encoder_facts(sam)) is not None
+        wanted = sam if gpu and weights else networks["bundled"].encoder
+        if wanted == sam:
+            why = f"there is a GPU and {sam}'s checkpoint; -encoder {networks['bundled'].encoder} for the small one"
+        else:
+            lacking = " and ".join(
+                text for text, there in (("no GPU", gpu), (f"no checkpoint of {sam}", weights)) if not there
+            )
+            why = f"{lacking}; -encoder {sam} would choose SAM"
+    else:
+        encoder_facts(wanted)
+        why = "as asked" if options.encoder else "as planned" if not run else "as this fold began"
+    if wanted not in planned:
+        raise UsageError(
+            f"these plans hold networks for {' and '.join(planned)}, not for {wanted}",
+            f"plan for it: samunet_plan_experiment -d {plans.dataset_name} -encoder {wanted}",
+        )
+    family = planned[wanted]
+    network = networks[family]
+    if family == "bundled":
+        why += f". {wanted} starts from random weights: everything trains"
+    if options.batch_size:
+        network = replace(network, batch_size=options.batch_size, accumulation=1)
+    if options.learning_rate:
+        network = replace(network, learning_rate=options.learning_rate)
+    return _Choice(family, network, f"{wanted} ({why})")
+
+
+def _prepare_folder(
+    model: ModelFolder,
+    fold: Fold,
+    plans: Plans,
+    description: Description,
+    source: Path,
+    choice: _Choice,
+    options: TrainingOptions,
+) -> None:
+    """Make the model's and the fold's folders; refuse to mix plans or encoders, and to lose a finished fold."""
+    folder = model.fold(fold)
+    others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
+    if options.overwrite and folder.is_dir():
+        shutil.rmtree(folder)
+    mine = [folder / "run.json"] if (folder / "run.json").is_file() else []
+    if (model.path / "plans.json").is_file() and (others or mine) and asdict(model.plans) != asdict(plans):
+        raise SamunetError(
+            f"{model.path} was trained with other plans than {source / plans.plans_name}.json holds now",
+            "train with --overwrite after removing its other folds, or plan under another name "
+            "(samunet_plan_experiment -overwrite_plans_name NAME) and train with -p NAME",
+        )
+    for path in others:
+        encoder = read_json(path).get("encoder")
+        if encoder != choice.network.encoder:
+            raise SamunetError(
+                f"{path.parent.name} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
+                f"all folds of a model use one encoder: add -encoder {encoder}",
+            )
+    finished = (folder / "checkpoint_final.safetensors").is_file() and (folder / "validation/summary.json").is_file()
+    if finished and not options.validation_only:
+        raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
+    folder.mkdir(parents=True, exist_ok=True)
+    plans.write(model.path / "plans.json")
+    write_json(model.path / "dataset.json", description.raw)
+    write_json(model.path / "dataset_fingerprint.json", read_json(source / FINGERPRINT_FILE))
+
+
+def _run_facts(choice: _Choice, fold: Fold, dataset_name: str) -> dict:
+    import torch
+
+    return {
+        "dataset": dataset_name,
+        "fold": fold,
+        "encoder": choice.network.encoder,
+        "family": choice.family,
+        "chosen_because": choice.why,
+        "versions": {"samunet": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": platform.machine(),
+    }
+
+
+def _validate(
+    model: ModelFolder, fold: Fold, dataset_name: str, names: list[str], options: TrainingOptions, progress: bool
+) -> None:
+    """Predict the fold's own validation cases as a user would, and score just these."""
+    dataset = load_dataset(dataset_name)
+    folder = model.fold(fold) / "validation"
+    prediction = PredictionOptions(
+        device=options.device, save_probabilities=options.save_probabilities, skip_existing=not options.validation_only
+    )
+    predictor = Predictor.from_folder(model.path, [fold], options=prediction)
+    predictor.predict_cases({name: dataset.cases[name] for name in names}, folder, progress=progress)
+    summary = evaluate_folder(
+        folder,
+        dataset.folder / "labelsTr",
+        dataset.description.labels,
+        dataset.description.file_ending,
+        dataset.description.reader_override,
+        cases=names,
+    )
+    write_json(folder / "summary.json", summary)
+    log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])

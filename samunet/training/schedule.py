@@ -1,0 +1,61 @@
+"""How long a training lasts and how its learning rate goes: warm-up, then polynomial decay to zero."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from samunet.errors import UsageError
+
+_WARM_UP_ITERATIONS = 250
+_WARM_UP_SHARE = 0.05
+_POWER = 0.9
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The length of a training: a number of iterations, or seconds in the training loop.
+
+    Exactly one of the two is set.
+    """
+
+    iterations: int | None = None
+    seconds: float | None = None
+
+    def progress(self, iteration: int, elapsed: float) -> float:
+        """Share of the budget that is spent, from 0 to 1."""
+        spent = iteration / self.iterations if self.iterations else elapsed / self.seconds
+        return min(spent, 1.0)
+
+    def learning_rate_factor(self, iteration: int, elapsed: float) -> float:
+        """Multiplier of the peak learning rate: linear warm-up over 250 iterations or 5 %, then power-0.9 decay."""
+        progress = self.progress(iteration, elapsed)
+        warm_up = _WARM_UP_SHARE
+        if self.iterations:
+            warm_up = min(warm_up, _WARM_UP_ITERATIONS / self.iterations)
+            if progress < warm_up:
+                return (iteration + 1) / (warm_up * self.iterations + 1)
+        elif progress < warm_up:
+            return max(progress / warm_up, 0.01)
+        return ((1 - progress) / (1 - warm_up)) ** _POWER
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from ``90s``, ``20m``, ``1.5h`` or a plain number of seconds.
+
+    Raises:
+        UsageError: If the text is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise UsageError(f"{text!r} is no duration", "write for example 90s, 20m or 1.5h")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def format_duration(seconds: float) -> str:
+    """``45 s``, ``12 min`` or ``1 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,110 @@
+"""Checkpoints of a running training, and the model files of a finished one. All atomic, none pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from samunet.errors import SamunetError
+from samunet.files import atomic_path
+from samunet.inference.model_folder import read_tensors
+from samunet.network.adapters import save_adapter
+from samunet.network.model import SamunetModel
+
+LATEST = "checkpoint_latest.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a training stands; everything here is in a checkpoint's metadata.
+
+    Attributes:
+        iteration: Updates made.
+        elapsed: Seconds spent in the training loop, over all its runs.
+        best_dice: Of the monitored cases so far; None before the first check.
+        log: One entry per epoch; see :mod:`samunet.training.log`.
+        setup: What must not change on resume: hash of plans, dtype, batch size and so on.
+    """
+
+    iteration: int = 0
+    elapsed: float = 0.0
+    best_dice: float | None = None
+    log: list[dict] = field(default_factory=list)
+    setup: dict = field(default_factory=dict)
+
+
+def save_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, progress: Progress) -> None:
+    """Write one file from which the training goes on exactly: trained tensors, the optimizer's moments, progress."""
+    tensors = {f"model.{name}": value for name, value in model.trained_state().items()}
+    for index, (_, state) in enumerate(_optimizer_items(optimizer)):
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    _write(folder / LATEST, tensors, {"progress": json.dumps(vars(progress))})
+
+
+def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: dict) -> Progress:
+    """Restore a training; a fresh :class:`Progress` if there is nothing to restore.
+
+    Raises:
+        SamunetError: If the checkpoint is damaged, or belongs to another setup.
+    """
+    from safetensors import safe_open
+
+    path = folder / LATEST
+    if not path.is_file():
+        return Progress(setup=setup)
+    tensors = read_tensors(path)
+    with safe_open(path, "pt") as stream:
+        progress = Progress(**json.loads(stream.metadata()["progress"]))
+    changed = [key for key in setup if progress.setup.get(key) != setup[key]]
+    if changed:
+        was = ", ".join(f"{key} {progress.setup.get(key)!r} (now {setup[key]!r})" for key in changed)
+        raise SamunetError(
+            f"{folder.name} was started with another setup: {was}",
+            "give the same flags to go on, or --overwrite to start this fold anew",
+        )
+    model.load_trained_state(_with_prefix(tensors, "model."))
+    for index, (parameter, _) in enumerate(_optimizer_items(optimizer)):
+        saved = _with_prefix(tensors, f"optimizer.{index}.")
+        if saved:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()
+            }
+    return progress
+
+
+def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
+    """Write a fold's model file, ``checkpoint_{kind}.safetensors``, and its LoRA adapter, if any, in peft's format.
+
+    Args:
+        folder: The fold's folder.
+        model: The trained model.
+        kind: ``final`` or ``best``.
+    """
+    state = model.trained_state()
+    if hasattr(model.image_encoder, "peft_config"):
+        save_adapter(model.image_encoder, folder / f"adapter_{kind}")
+        state = {name: value for name, value in state.items() if ".lora_" not in name}
+    _write(folder / f"checkpoint_{kind}.safetensors", state, {})
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    contiguous = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, metadata)
+
+
+def _optimizer_items(optimizer: Optimizer) -> list[tuple[Tensor, dict]]:
+    """Parameters in the order in which the optimizer was given them, each with its state."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [(parameter, optimizer.state.get(parameter, {})) for parameter in parameters]
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

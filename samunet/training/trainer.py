@@ -1,0 +1,377 @@
+"""The training loop of one fold, top to bottom: set up, step, check, save."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samunet.dataset.description import Description
+from samunet.devices import fast_dtype, resolve_device
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError
+from samunet.evaluation.metrics import confusion_counts, dice
+from samunet.files import write_json
+from samunet.inference.logits import SlicePredictor
+from samunet.inference.model_folder import base_weights, build_network, read_tensors
+from samunet.plans import ConfigurationPlan, NetworkPlan
+from samunet.preprocessing.grid import SliceGrid
+from samunet.preprocessing.store import StoredCase
+from samunet.training.interruption import StopRequest
+from samunet.training.loader import SliceLoader, batches
+from samunet.training.log import epoch_line, plot
+from samunet.training.loss import segmentation_loss
+from samunet.training.options import TrainingOptions
+from samunet.training.schedule import Budget, format_duration
+from samunet.training.state import LATEST, load_latest, save_latest, save_model
+
+log = logging.getLogger(__name__)
+
+_CLIP_NORM = 1.0
+_EPOCH_ITERATIONS = (25, 250)
+_MONITORED_CASES = 8
+_MONITORED_SLICES = 250
+
+
+class Trainer:
+    """Trains one fold.
+
+    Args:
+        folder: The fold's folder.
+        configuration, network, description: What to train.
+        train, validation: Stored cases; of the validation cases a fixed few are monitored.
+        options: The user's choices.
+        identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
+        run: Content of ``run.json`` so far; measured choices in it are kept.
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        configuration: ConfigurationPlan,
+        network: NetworkPlan,
+        description: Description,
+        train: dict[str, StoredCase],
+        validation: dict[str, StoredCase],
+        options: TrainingOptions,
+        identity: str,
+        run: dict,
+        progress: bool = True,
+    ) -> None:
+        self.folder = folder
+        self.configuration = configuration
+        self.network = network
+        self.description = description
+        self.options = options
+        self.run = run
+        self.show_progress = progress
+        self.device = resolve_device(options.device)
+        self.micro_batch = network.batch_size
+        self.batch_size = network.batch_size * network.accumulation
+        num_slices = sum(case.shape[0] for case in train.values())
+        self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
+        self.budget = self._plan_budget()
+        self.loader = SliceLoader(train, configuration, network, self.batch_size, options.seed)
+        self.monitored = _monitored(validation or train)
+        self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
+        torch.manual_seed(options.seed)
+        self.model = build_network(configuration, network, description, self._base()).to(self.device)
+        if options.pretrained:
+            self._start_from(options.pretrained)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, network.weight_decay), lr=network.learning_rate
+        )
+        self.setup = {
+            "identity": identity,
+            "seed": options.seed,
+            "batch_size": self.batch_size,
+            "learning_rate": network.learning_rate,
+            "iterations": self.budget.iterations,
+            "time_budget": self.budget.seconds,
+        }
+        self.state = load_latest(folder, self.model, self.optimizer, self.setup)
+        self.dtype = self._choose_dtype()
+        self.scaler = torch.amp.GradScaler(enabled=self.dtype is torch.float16)
+
+    def train(self) -> None:
+        """Train to the end of the budget and write the final model.
+
+        Raises:
+            KeyboardInterrupt: After a signal, once the checkpoint is written.
+            SamunetError: If the loss is no longer a number, or a single image does not fit into memory.
+        """
+        self._announce()
+        source = batches(self.loader, self.state.iteration, self.options.num_workers)
+        started, saved = time.monotonic() - self.state.elapsed, time.monotonic()
+        losses, seconds, data_seconds = [], 0.0, 0.0
+        with StopRequest() as stop, self._bar() as bar:
+            while self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
+                begin = time.monotonic()
+                batch = next(source)
+                data_seconds += time.monotonic() - begin
+                losses.append(self._step(batch))
+                self.state.iteration += 1
+                self.state.elapsed = time.monotonic() - started
+                seconds += time.monotonic() - begin
+                done = self.budget.progress(self.state.iteration, self.state.elapsed) >= 1
+                if self.state.iteration % self.epoch_iterations == 0 or done:
+                    self._end_epoch(losses, seconds, data_seconds, bar)
+                    losses, seconds, data_seconds = [], 0.0, 0.0
+                    self.state.elapsed = time.monotonic() - started
+                self._update_bar(bar, losses)
+                if stop.received or time.monotonic() - saved > self.options.checkpoint_seconds:
+                    save_latest(self.folder, self.model, self.optimizer, self.state)
+                    saved = time.monotonic()
+                if stop.received:
+                    source.close()
+                    log.info("checkpoint written at iteration %d", self.state.iteration)
+                    stop.pass_on()
+        source.close()
+        self._finish()
+
+    def _step(self, batch: dict[str, np.ndarray]) -> float:
+        """One update from one batch; returns its loss."""
+        factor = self.budget.learning_rate_factor(self.state.iteration, self.state.elapsed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.network.learning_rate * factor
+        images = torch.from_numpy(batch["data"]).to(self.device)
+        labels = torch.from_numpy(batch["seg"]).to(self.device)
+        loss = self._backward(images, labels)
+        if not np.isfinite(loss):
+            raise SamunetError(
+                f"the loss became {loss} at iteration {self.state.iteration}",
+                f"use a lower learning rate: --lr {self.network.learning_rate / 3:.1e} --overwrite",
+            )
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self._trained(), _CLIP_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _backward(self, images: Tensor, labels: Tensor) -> float:
+        """Gradients of the batch, in as many parts as memory needs."""
+        while True:
+            try:
+                total = 0.0
+                for part, target in zip(images.split(self.micro_batch), labels.split(self.micro_batch)):
+                    with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                        logits = self.model(part)
+                    loss = segmentation_loss(logits.float(), target) * (len(part) / len(images))
+                    self.scaler.scale(loss).backward()
+                    total += float(loss.detach())
+                return total
+            except torch.cuda.OutOfMemoryError as error:
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                if self.micro_batch == 1:
+                    raise SamunetError(
+                        "a single image does not fit into the GPU's memory",
+                        "use a smaller configuration, for example 2d_448, or -encoder small",
+                    ) from error
+                self.micro_batch = max(1, self.micro_batch // 2)
+                log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
+
+    def _end_epoch(self, losses: list[float], seconds: float, data_seconds: float, bar) -> None:
+        """Check the monitored cases, log, plot, and keep the model if it is the best so far."""
+        score = self._monitor()
+        entry = {
+            "epoch": len(self.state.log) + 1,
+            "iteration": self.state.iteration,
+            "elapsed": round(self.state.elapsed, 1),
+            "loss": float(np.mean(losses)),
+            "dice": score,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": len(losses) * self.batch_size / seconds,
+            "data_share": data_seconds / seconds,
+        }
+        self.state.log.append(entry)
+        bar.clear()
+        log.info("%s", epoch_line(entry))
+        plot(self.state.log, self.folder / "progress.png", f"Dice of {self.monitored_name}")
+        write_json(self.folder / "training_log.json", self.state.log)
+        if score is not None and (self.state.best_dice is None or score > self.state.best_dice):
+            self.state.best_dice = score
+            save_model(self.folder, self.model, "best")
+
+    def _monitor(self) -> float | None:
+        """Mean foreground Dice, case by case, of the monitored cases on their stored grid; None without foreground."""
+        self.model.eval()
+        predictor = SlicePredictor(
+            [self.model],
+            neighbours=self.network.input_channels == "neighbours",
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.micro_batch,
+        )
+        classes = self.description.labels.num_classes
+        scores = []
+        for case in self.monitored.values():
+            shape = case.shape[1:]
+            grid = SliceGrid.of(shape, case.record.stored_spacing, self.network.spacing, self.network.input_shape)
+            mask = predictor.mask(case.image(), grid, shape)
+            counts = confusion_counts(mask, np.maximum(case.label(), 0), classes)
+            scores.append([dice(count) for count in counts])
+        self.model.train()
+        per_class = [np.mean(column[~np.isnan(column)]) for column in np.array(scores).T if not np.isnan(column).all()]
+        return float(np.mean(per_class)) if per_class else None
+
+    def _finish(self) -> None:
+        save_model(self.folder, self.model, "final")
+        self.run |= {
+            "iterations": self.state.iteration,
+            "training_seconds": round(self.state.elapsed, 1),
+            "best_monitored_dice": self.state.best_dice,
+            "peak_memory_bytes": _peak_memory(self.device),
+            "micro_batch": self.micro_batch,
+        }
+        write_json(self.folder / "run.json", self.run)
+        (self.folder / LATEST).unlink(missing_ok=True)
+        log.info(
+            "trained %d iterations in %s; peak memory %.1f GB",
+            self.state.iteration,
+            format_duration(self.state.elapsed),
+            self.run["peak_memory_bytes"] / 1e9,
+        )
+
+    def _plan_budget(self) -> Budget:
+        options = self.options
+        if options.seconds:
+            return Budget(seconds=options.seconds)
+        if options.iterations or options.epochs:
+            return Budget(iterations=options.iterations or options.epochs * self.epoch_iterations)
+        kind = "cpu" if self.device.type == "cpu" else "gpu"
+        return Budget(iterations=-(-self.network.training_images[kind] // self.batch_size))
+
+    def _base(self) -> dict[str, Tensor] | None:
+        from samunet.network.checkpoints import file_hash, find_checkpoint
+
+        base = base_weights(self.network, self.run.get("base"))
+        if base is not None and "base" not in self.run:
+            path = find_checkpoint(encoder_facts(self.network.encoder))
+            self.run["base"] = {"file": path.name, "sha256": file_hash(path)}
+        return base
+
+    def _start_from(self, path: Path) -> None:
+        """Take over every tensor of another model that fits; the class-specific ones need not."""
+        given, own = read_tensors(path), self.model.trained_state()
+        fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+        if not fitting:
+            raise SamunetError(f"no tensor of {path} fits this network", "use a checkpoint of the same encoder")
+        self.model.load_state_dict(fitting, strict=False)
+        log.info("started from %s: %d of %d tensors fit", path, len(fitting), len(own))
+
+    def _choose_dtype(self) -> torch.dtype | None:
+        """The number format: as this fold began, else the device's fast one where a measured step is faster with it."""
+        if "dtype" in self.run:
+            return getattr(torch, self.run["dtype"]) if self.run["dtype"] != "float32" else None
+        candidates = [None] if fast_dtype(self.device) is None else [None, fast_dtype(self.device)]
+        batch = self.loader.batch(0)
+        images, labels = (torch.from_numpy(batch[key][: self.micro_batch]).to(self.device) for key in ("data", "seg"))
+        self.scaler = torch.amp.GradScaler(enabled=False)
+        seconds = {}
+        for self.dtype in candidates:
+            seconds[self.dtype] = min(self._timed_pass(images, labels) for _ in range(3))
+        self.optimizer.zero_grad(set_to_none=True)
+        best = min(seconds, key=seconds.get)
+        self.run["dtype"] = str(best).removeprefix("torch.") if best else "float32"
+        self.run["measured_step_seconds"] = {
+            str(kind or torch.float32).removeprefix("torch."): round(value * self.network.accumulation, 4)
+            for kind, value in seconds.items()
+        }
+        return best
+
+    def _timed_pass(self, images: Tensor, labels: Tensor) -> float:
+        begin = time.monotonic()
+        self._backward(images, labels)  # reading the loss waits for the device
+        return time.monotonic() - begin
+
+    def _announce(self) -> None:
+        """Say what will happen and how long it takes, before it starts; write it to run.json."""
+        self.run |= {"seed": self.options.seed, "setup": self.setup, "threads": torch.get_num_threads()}
+        self.run |= {"device": str(self.device), "monitored": sorted(self.monitored)}
+        write_json(self.folder / "run.json", self.run)
+        trained = sum(parameter.numel() for parameter in self._trained())
+        log.info(
+            "input %d x %d px, batch %d x %d, %s on %s, %.2f million parameters trained",
+            *self.network.input_shape, self.micro_batch, self.network.accumulation, self.run["dtype"], self.device,
+            trained / 1e6,
+        )  # fmt: skip
+        step = self.run["measured_step_seconds"][self.run["dtype"]]
+        if self.budget.seconds:
+            length = f"{format_duration(self.budget.seconds)}, about {self.budget.seconds / step:.0f} iterations"
+        else:
+            length = f"{self.budget.iterations} iterations, about {format_duration(self.budget.iterations * step)}"
+        log.info("estimate: %s (%.2f s a step), %.1f GB", length, step, self.network.memory_bytes / 1e9)
+        if self.state.iteration:
+            log.info("going on from iteration %d", self.state.iteration)
+
+    def _bar(self):
+        from tqdm import tqdm
+
+        return tqdm(
+            total=100,
+            desc="Training",
+            disable=None if self.show_progress else True,
+            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {postfix}",
+            leave=False,
+        )
+
+    def _update_bar(self, bar, losses: Sequence[float]) -> None:
+        progress = self.budget.progress(self.state.iteration, self.state.elapsed)
+        left = self.state.elapsed * (1 - progress) / max(progress, 1e-6)
+        shown = [f"iteration {self.state.iteration}"]
+        if losses:
+            shown.append(f"loss {np.mean(losses[-20:]):.3f}")
+        if self.state.log and self.state.log[-1]["dice"] is not None:
+            shown.append(f"Dice {self.state.log[-1]['dice']:.3f}")
+        bar.n = 100 * progress
+        bar.set_postfix_str(", ".join([*shown, f"{format_duration(left)} left"]))
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def _monitored(cases: dict[str, StoredCase]) -> dict[str, StoredCase]:
+    """A fixed few cases, evenly spread over the names, not more slices than can be checked in passing."""
+    names = sorted(cases)
+    chosen: dict[str, StoredCase] = {}
+    slices = 0
+    for index in np.unique(np.linspace(0, len(names) - 1, min(_MONITORED_CASES, len(names))).round().astype(int)):
+        case = cases[names[index]]
+        if chosen and slices + case.shape[0] > _MONITORED_SLICES:
+            break
+        chosen[names[index]] = case
+        slices += case.shape[0]
+    return chosen
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases, norms, positions and tokens do not."""
+    matrices = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+    }
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) in matrices], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if id(parameter) not in matrices], "weight_decay": 0.0},
+    ]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on a CUDA device, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,60 @@
+"""Packaging. The version stands in ``samunet/__init__.py`` and nowhere else."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "samunet" / "__init__.py").read_text())[1]
+
+COMMANDS = {
+    "samunet_extract_fingerprint": "extract_fingerprint",
+    "samunet_plan_experiment": "plan_experiment",
+    "samunet_preprocess": "preprocess",
+    "samunet_plan_and_preprocess": "plan_and_preprocess",
+    "samunet_train": "train",
+    "samunet_predict": "predict",
+    "samunet_evaluate_folder": "evaluate_folder",
+    "samunet_evaluate_simple": "evaluate_simple",
+    "samunet_demo": "demo",
+}
+
+setup(
+    name="samunet",
+    version=VERSION,
+    description="Self-configuring medical image segmentation with an adapted Segment Anything Model",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["samunet", "samunet.*"]),
+    install_requires=[
+        "torch>=2.6,<2.14",  # tested up to 2.13
+        "segment-anything>=1.0",  # SAM's modules; torchvision is not needed
+        "peft>=0.14",
+        "safetensors>=0.4",
+        "batchgenerators>=0.25",
+        "acvl-utils>=0.2.3",
+        "blosc2>=3.0",
+        "SimpleITK>=2.3",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "scikit-learn>=1.3",
+        "pillow>=10.0",
+        "matplotlib>=3.8",
+        "pydantic>=2.6",
+        "tqdm>=4.65",
+    ],
+    extras_require={
+        "test": ["pytest>=8.0", "nibabel>=5.2"],  # nibabel checks SimpleITK's geometry independently
+        "dev": ["ruff>=0.6", "pre-commit>=3.5"],
+    },
+    entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)

@@ -1,0 +1,169 @@
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from samunet.commands import evaluate_folder, evaluate_simple
+from samunet.commands.common import add_common_flags, run_command
+from samunet.errors import SamunetError, UsageError
+
+DATASET = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "liver": 1, "kidney": 2},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two cases; class 1 has Dice 1 and 0.5, class 2 has 1 and none."""
+    values = {"a": ([1, 1, 2, 0], [1, 1, 2, 0]), "b": ([1, 1, 0, 0], [0, 1, 1, 0])}
+    predictions, references = tmp_path / "predictions", tmp_path / "labelsTs"
+    predictions.mkdir()
+    references.mkdir()
+    for case, arrays in values.items():
+        for folder, array in zip((predictions, references), arrays):
+            image = sitk.GetImageFromArray(np.array(array, np.uint8).reshape(1, 2, 2))
+            sitk.WriteImage(image, str(folder / f"{case}.nii.gz"))
+    (tmp_path / "dataset.json").write_text(json.dumps(DATASET))
+    return str(references), str(predictions)
+
+
+def test_folder_prints_a_table_and_writes_the_summary(folders, capsys):
+    assert evaluate_folder.main([*folders]) == 0
+    out, err = capsys.readouterr()
+    assert "1 liver" in out
+    assert "0.7500" in out
+    assert "summary.json" in err
+    with open(os.path.join(folders[1], "summary.json")) as stream:
+        summary = json.load(stream)
+    assert summary["mean"]["1"]["Dice"] == 0.75
+    assert summary["foreground_mean"]["Dice"] == 0.875
+
+
+def test_folder_prints_json_and_writes_elsewhere(folders, tmp_path, capsys):
+    target = tmp_path / "out" / "scores.json"
+    flags = ["--json", "-o", str(target), "-pfile", "plans.json", "-np", "1", "-djfile", str(tmp_path / "dataset.json")]
+    assert evaluate_folder.main([*folders, *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(target.read_text())
+    assert not os.path.exists(os.path.join(folders[1], "summary.json"))
+
+
+def test_folder_prefers_the_dataset_json_of_the_predictions(folders, capsys):
+    with open(os.path.join(folders[1], "dataset.json"), "w") as stream:
+        json.dump({**DATASET, "labels": {"background": 0, "spleen": 1, "ureter": 2}}, stream)
+    assert evaluate_folder.main([*folders]) == 0
+    assert "2 ureter" in capsys.readouterr().out
+
+
+def test_folder_without_dataset_json_names_the_remedy(folders, tmp_path, capsys):
+    (tmp_path / "dataset.json").unlink()
+    assert evaluate_folder.main([*folders]) == 1
+    assert "samunet_evaluate_simple" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [evaluate_folder, evaluate_simple])
+def test_missing_prediction_fails_unless_chilled(command, folders, capsys):
+    os.remove(os.path.join(folders[1], "a.nii.gz"))
+    labels = ["-l", "1"] if command is evaluate_simple else []
+    assert command.main([*folders, *labels]) == 1
+    assert "1 of 2 references: a" in capsys.readouterr().err
+    assert command.main([*folders, *labels, "--chill"]) == 0
+    assert "0.5000" in capsys.readouterr().out
+
+
+def test_simple_deduces_the_ending_and_scores_only_the_named_values(folders, capsys):
+    assert evaluate_simple.main([*folders, "-l", "2", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["mean"]) == ["2"]
+    assert evaluate_simple.main([*folders, "-l", "2", "1"]) == 0
+    assert "0.7500" in capsys.readouterr().out
+
+
+def test_simple_refuses_mixed_and_unknown_endings(folders, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert evaluate_simple.main([str(tmp_path / "empty"), folders[1], "-l", "1"]) == 1
+    assert "no file with a known ending" in capsys.readouterr().err
+    with open(os.path.join(folders[0], "b.nrrd"), "w"):
+        assert evaluate_simple.main([*folders, "-l", "1"]) == 1
+    assert ".nii.gz and in .nrrd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--unknown"], ["nowhere", "nowhere_either", "-l", "1"]])
+def test_wrong_usage_has_status_two(arguments, capsys):
+    assert evaluate_simple.main(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_background_is_no_label_to_score(folders, capsys):
+    assert evaluate_simple.main([*folders, "-l", "0"]) == 2
+    assert "1 or more, got 0" in capsys.readouterr().err
+
+
+def test_help_has_status_zero(capsys):
+    assert evaluate_folder.main(["-h"]) == 0
+    assert "--chill" in capsys.readouterr().out
+
+
+def test_wrong_plain_error_is_one_line(capsys):
+    def fail(arguments: argparse.Namespace) -> None:
+        raise arguments.error
+
+    parser = argparse.ArgumentParser()
+    add_common_flags(parser)
+    expected = [
+        (SamunetError("too small", "enlarge it"), 1, "error: too small\n  -> enlarge it\n"),
+        (UsageError("no such fold"), 2, "error: no such fold\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here\n"),
+        (KeyError("spacing"), 1, "error: KeyError: 'spacing' (run again with --verbose for the traceback)\n"),
+        (MemoryError(), 1, "error: MemoryError (run again with --verbose for the traceback)\n"),
+    ]
+    for error, status, message in expected:
+        parser.set_defaults(error=error)
+        assert run_command(parser, fail, []) == status
+        assert capsys.readouterr().err == message
+        assert run_command(parser, fail, ["--verbose"]) == status
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_sigterm_stops_cleanly(capsys):
+    cleaned = []
+
+    def work(arguments: argparse.Namespace) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(argparse.ArgumentParser(), work, []) == 130
+    assert cleaned
+    assert capsys.readouterr().err.startswith("terminated")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX pipe")
+def test_a_reader_that_leaves_causes_no_traceback():
+    program = (
+        "import argparse, sys; from samunet.commands.common import run_command;"
+        "sys.exit(run_command(argparse.ArgumentParser(), lambda _: print('x' * 10**6), []))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=30) == 1
+
+
+def test_commands_start_without_torch():
+    program = (
+        "import sys, samunet.commands.evaluate_folder, samunet.commands.evaluate_simple; print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
