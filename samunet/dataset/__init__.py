@@ -1,1 +1,1 @@
-"""The raw dataset in nnU-Net's layout: dataset.json, labels, cases and their files, checks, splits."""
+"""Raw datasets in nnU-Net's layout: their description, labels, cases, integrity and cross-validation splits."""

@@ -1,4 +1,4 @@
-"""dataset.json as typed data."""
+"""dataset.json: what a raw dataset says about itself. Keys and meaning are nnU-Net v2's, ``groups`` is samunet's."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.files import read_json
 
+_EXAMPLE = (
+    'dataset.json needs at least {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "tumour": 1}, '
+    '"numTraining": 20, "file_ending": ".nii.gz"}'
+)
+
 
 @dataclass
 class Description:
-    """What dataset.json says (nnU-Net v2's keys).
+    """The content of a dataset.json, checked.
 
     Attributes:
-        channel_names: By channel index.
-        labels: Classes.
-        file_ending: Of images and labels, with its dot.
-        num_training: Number of training cases it claims, or None.
-        groups: Case to group (for example the patient): cases of one group stay together in a split. Samunet's own key.
-        reader_override: Name of a reader, or None.
-        raw: The JSON as it was read.
+        channel_names: By channel index; the names select the normalisation.
+        labels: The classes.
+        file_ending: Of images and labels, with the leading dot.
+        num_training: ``numTraining``; None if not given.
+        groups: Case to patient (or whatever must not be spread over training and validation); None if not given.
+        reader_override: ``overwrite_image_reader_writer``; None if not given.
+        raw: The JSON as read, unknown keys included.
     """
 
     channel_names: tuple[str, ...]
@@ -35,66 +40,83 @@ class Description:
 
 
 def read_description(folder: Path) -> Description:
-    """Read ``folder / dataset.json``.
+    """Read ``folder``/dataset.json.
 
     Raises:
-        SamunetError: If it is missing, is not JSON, or has a missing key or a wrong value; names the key.
+        SamunetError: If it is missing, not JSON, or wrong; the message names the key.
     """
     path = Path(folder) / "dataset.json"
     if not path.is_file():
-        raise SamunetError(f"{path} does not exist", "every dataset needs one: see documentation/dataset_format.md")
+        raise SamunetError(f"there is no dataset.json in {folder}", _EXAMPLE)
     return description_from_json(read_json(path), str(path))
 
 
-def description_from_json(raw: Any, where: str) -> Description:
-    """Check and convert the content of a dataset.json.
+def description_from_json(raw: dict[str, Any], where: str) -> Description:
+    """Check the content of a dataset.json.
 
     Args:
-        raw: The parsed JSON.
-        where: The file, for messages.
+        raw: The parsed JSON. ``modality``, nnU-Net's older name, may stand for ``channel_names``.
+        where: The file it comes from, for messages.
 
     Raises:
-        SamunetError: Naming the key.
+        SamunetError: If a key is missing or has the wrong type; the message names it.
     """
     if not isinstance(raw, dict):
-        raise SamunetError(f"{where} must hold a JSON object, got {type(raw).__name__}")
-    missing = [key for key in ("labels", "file_ending") if key not in raw]
-    if "channel_names" not in raw and "modality" not in raw:
-        missing.insert(0, "channel_names")
+        raise SamunetError(f"{where} must hold a JSON object, got {type(raw).__name__}", _EXAMPLE)
+    channels_key = "channel_names" if "channel_names" in raw or "modality" not in raw else "modality"
+    missing = [key for key in (channels_key, "labels", "file_ending") if key not in raw]
     if missing:
-        raise SamunetError(f"{where} lacks {', '.join(missing)}", "see documentation/dataset_format.md for an example")
-    if "dataset" in raw:
-        raise SamunetError(
-            f"{where}: the 'dataset' file map comes in a later version", "put the files into imagesTr and labelsTr"
-        )
-    ending = _typed(raw, "file_ending", str, where)
-    if not ending.startswith("."):
-        raise SamunetError(f"{where}: file_ending must begin with a dot, got {ending!r}", f'write ".{ending}"')
-    groups = _typed(raw, "groups", dict, where)
+        raise SamunetError(f"{where} lacks {', '.join(missing)}", _EXAMPLE)
     return Description(
-        channel_names=_channels(raw.get("channel_names", raw.get("modality")), where),
+        channel_names=_channel_names(raw[channels_key], f"{where}: {channels_key}"),
         labels=Labels.from_json(raw["labels"], where),
-        file_ending=ending,
-        num_training=_typed(raw, "numTraining", int, where),
-        groups=None if groups is None else {str(case): str(group) for case, group in groups.items()},
-        reader_override=_typed(raw, "overwrite_image_reader_writer", str, where),
+        file_ending=_file_ending(raw["file_ending"], where),
+        num_training=_num_training(raw.get("numTraining"), where),
+        groups=_groups(raw.get("groups"), where),
+        reader_override=_reader_override(raw.get("overwrite_image_reader_writer"), where),
         raw=raw,
     )
 
 
-def _channels(data: Any, where: str) -> tuple[str, ...]:
-    example = 'for example "channel_names": {"0": "CT"}'
-    if not isinstance(data, dict) or not data or not all(isinstance(name, str) for name in data.values()):
-        raise SamunetError(f"{where}: channel_names must map channel numbers to names, got {data!r}", example)
-    if sorted(data) != sorted(str(index) for index in range(len(data))):
+def _channel_names(value: Any, where: str) -> tuple[str, ...]:
+    hint = 'write one entry per channel, numbered from 0: {"0": "T1", "1": "T2"}'
+    if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value.values()):
+        raise SamunetError(f"{where} must map channel numbers to names, got {value!r}", hint)
+    wanted = [str(index) for index in range(len(value))]
+    if set(value) != set(wanted):
+        raise SamunetError(f"{where} must have the keys {', '.join(wanted)}, got {', '.join(value)}", hint)
+    return tuple(value[index] for index in wanted)
+
+
+def _file_ending(value: Any, where: str) -> str:
+    if not isinstance(value, str) or len(value) < 2 or not value.startswith("."):
         raise SamunetError(
-            f"{where}: channel_names must have the keys 0 to {len(data) - 1}, got {sorted(data)}", example
+            f"{where}: file_ending must be a file ending with its dot, got {value!r}", 'for example ".nii.gz" or ".png"'
         )
-    return tuple(data[str(index)] for index in range(len(data)))
+    return value
 
 
-def _typed(raw: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    value = raw.get(key)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise SamunetError(f"{where}: {key} must be of type {kind.__name__}, got {value!r}")
+def _num_training(value: Any, where: str) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise SamunetError(f"{where}: numTraining must be the number of training cases, got {value!r}")
+    return value
+
+
+def _groups(value: Any, where: str) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not value or not all(isinstance(group, (str, int)) for group in value.values()):
+        raise SamunetError(
+            f"{where}: groups must map case names to patients, got {value!r:.80}",
+            'for example {"case_01": "patient_a", "case_02": "patient_a", "case_03": "patient_b"}',
+        )
+    return {case: str(group) for case, group in value.items()}
+
+
+def _reader_override(value: Any, where: str) -> str | None:
+    # Some tools write the string "None" where they mean that nothing is overwritten.
+    if value in (None, "None"):
+        return None
+    if not isinstance(value, str):
+        raise SamunetError(f"{where}: overwrite_image_reader_writer must be the name of a reader, got {value!r}")
     return value

@@ -1,95 +1,105 @@
-"""Cross-validation splits: nnU-Net's folds, but never with one patient on both sides."""
+"""Cross-validation: nnU-Net's five folds, with all cases of a patient on one side."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 
-Splits = list[dict[str, list[str]]]
+log = logging.getLogger(__name__)
+
 FILE_NAME = "splits_final.json"
-_FOLDS = 5
-_SEED = 12345
+NUM_FOLDS = 5
+_SEED = 12345  # nnU-Net's: the same cases give the same folds there and here
+
+Splits = list[dict[str, list[str]]]
 
 
-def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
-    """Patients from ids of the form ``<patient>_<frame>``.
+def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> tuple[Splits, str]:
+    """Divide cases into training and validation.
 
-    Returns:
-        Case to patient, if all ids have that form, there are at least five patients, and some have several cases;
-        else None.
-    """
-    groups = {name: name.rpartition("_")[0] for name in case_names}
-    number = len(set(groups.values()))
-    if not all(groups.values()) or number < _FOLDS or number == len(groups):
-        return None
-    return groups
-
-
-def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None = None) -> tuple[Splits, str]:
-    """Five folds over cases, or over groups of cases that belong together.
-
-    The folds are those of sklearn's ``KFold(5, shuffle=True, random_state=12345)`` over sorted names, as nnU-Net's are.
-    With fewer than five groups each is left out once; with one there are no folds.
+    Without groups these are exactly nnU-Net's folds: scikit-learn's ``KFold(5, shuffle=True, random_state=12345)`` over
+    the sorted names. With groups (given, or told from the names by :func:`infer_groups`) the same division is made over
+    the sorted groups, and cases follow their group. Fewer than five groups: one fold per group, which is its validation
+    set. One group: no folds.
 
     Args:
-        case_names: All training cases.
-        groups: Case to group; None to look for patients in the names.
+        case_names: All cases.
+        groups: Case to patient; None to tell from the names.
 
     Returns:
-        Splits, and the reason for the grouping.
+        ``[{"train": [...], "val": [...]}, ...]``, names sorted, and the reason.
 
     Raises:
-        SamunetError: If ``groups`` lacks a case.
+        SamunetError: If ``groups`` does not name a group for every case.
     """
     names = sorted(case_names)
-    why = "groups in dataset.json"
-    if groups is None:
-        groups = infer_groups(names)
-        why = "ids look like <patient>_<frame>: cases of a patient stay together"
-    if groups is None:
-        groups, why = {name: name for name in names}, "every case on its own"
-    missing = [name for name in names if name not in groups]
-    if missing:
-        raise SamunetError(f"dataset.json: groups lacks {len(missing)} cases, for example {missing[0]}")
-    units = sorted({groups[name] for name in names})
+    membership, unit = _membership(names, groups)
+    units = sorted(set(membership.values()))
     if len(units) < 2:
-        return [], f"{why}; one group alone allows no folds"
-    if len(units) < _FOLDS:
-        held_out = [[unit] for unit in units]
-        why += f"; only {len(units)} groups: each is left out once"
+        return [], f"there is only one {unit}, so nothing can be held out: train with fold all"
+    if len(units) < NUM_FOLDS:
+        parts = [{one} for one in units]
+        why = f"leave one {unit} out: there are only {len(units)}"
     else:
         from sklearn.model_selection import KFold
 
-        folds = KFold(_FOLDS, shuffle=True, random_state=_SEED).split(units)
-        held_out = [[units[index] for index in validation] for _, validation in folds]
-    return [
+        folds = KFold(NUM_FOLDS, shuffle=True, random_state=_SEED).split(units)
+        parts = [{units[index] for index in validation} for _, validation in folds]
+        why = f"{NUM_FOLDS} folds over {len(units)} {unit}s" + (f" ({len(names)} cases)" if unit == "group" else "")
+    splits = [
         {
-            "train": [name for name in names if groups[name] not in held],
-            "val": [name for name in names if groups[name] in held],
+            "train": [name for name in names if membership[name] not in part],
+            "val": [name for name in names if membership[name] in part],
         }
-        for held in map(set, held_out)
-    ], why
+        for part in parts
+    ]
+    return splits, why
 
 
-def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None = None) -> Splits:
-    """Splits of a dataset: those in ``splits_final.json`` if it is there, else new ones, written there.
+def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
+    """Tell patients from names of the form ``<patient>_<frame>``; the frame is what follows the last underscore.
+
+    Returns:
+        Case to patient; None unless all names have this form and give at least five patients of which some have more
+        than one case. (``hippocampus_001`` gives one patient, which no dataset means.)
+    """
+    if not all("_" in name for name in case_names):
+        return None
+    groups = {name: name.rsplit("_", 1)[0] for name in case_names}
+    sizes = Counter(groups.values())
+    return groups if len(sizes) >= NUM_FOLDS and max(sizes.values()) > 1 else None
+
+
+def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None) -> Splits:
+    """The splits in ``folder``/splits_final.json; if there are none yet, make and write them.
 
     Raises:
-        SamunetError: If the file is malformed, names unknown cases, or puts a case on both sides.
+        SamunetError: If the file is malformed, has cases that the dataset does not have, or has cases that are trained
+            on and validated in the same fold.
     """
     path = Path(folder) / FILE_NAME
     if path.is_file():
-        return _checked(read_json(path), set(case_names), path)
-    splits, _ = make_splits(case_names, groups)
+        splits = read_json(path)
+        _check_splits(splits, set(case_names), path)
+        used = {name for split in splits for part in split.values() for name in part}
+        unused = sorted(set(case_names) - used)
+        if splits and unused:
+            log.warning("%d cases are in no fold of %s, such as %s", len(unused), path, ", ".join(unused[:5]))
+        return splits
+    splits, why = make_splits(case_names, groups)
     write_json(path, splits)
+    log.info("splits: %s; written to %s", why, path)
     return splits
 
 
 def fold_cases(splits: Splits, fold: int | str, case_names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Training and validation cases of a fold; ``all`` trains on everything and validates on nothing.
+    """Training and validation cases of a fold; fold ``"all"`` trains on every case and validates on none.
 
     Raises:
         UsageError: If there is no such fold.
@@ -97,24 +107,47 @@ def fold_cases(splits: Splits, fold: int | str, case_names: Sequence[str]) -> tu
     if fold == "all":
         return sorted(case_names), []
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
-        there = f"folds 0 to {len(splits) - 1}, or all" if splits else "all (there are too few cases for folds)"
-        raise UsageError(f"there is no fold {fold}", f"use {there}")
-    return splits[fold]["train"], splits[fold]["val"]
+        allowed = ", ".join([*map(str, range(len(splits))), "all"])
+        raise UsageError(f"there is no fold {fold}", f"fold must be one of {allowed}")
+    return list(splits[fold]["train"]), list(splits[fold]["val"])
 
 
-def _checked(data: object, known: set[str], path: Path) -> Splits:
-    remedy = "correct it, or delete it to have new splits made"
-    if not isinstance(data, list) or not all(
-        isinstance(fold, dict) and {"train", "val"} <= fold.keys() for fold in data
-    ):
-        raise SamunetError(f'{path} must be a list of {{"train": [...], "val": [...]}}', remedy)
-    for index, fold in enumerate(data):
-        train, validation = set(fold["train"]), set(fold["val"])
-        if train & validation:
-            raise SamunetError(f"{path}: fold {index} has {min(train & validation)} in train and in val", remedy)
-        if (train | validation) - known:
-            unknown = min((train | validation) - known)
-            raise SamunetError(f"{path}: fold {index} names {unknown}, which is no training case", remedy)
-        if not train:
-            raise SamunetError(f"{path}: fold {index} has no training case", remedy)
-    return data
+def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
+    """Which unit each case belongs to, and what to call such a unit."""
+    if groups is None:
+        inferred = infer_groups(names)
+        return (inferred, "group") if inferred else ({name: name for name in names}, "case")
+    lacking = [name for name in names if name not in groups]
+    if lacking:
+        raise SamunetError(
+            f"groups in dataset.json lacks {len(lacking)} of {len(names)} cases: {', '.join(lacking[:5])}",
+            "name a group for every training case, or remove groups",
+        )
+    return {name: groups[name] for name in names}, "group"
+
+
+def _check_splits(splits: Any, known: set[str], path: Path) -> None:
+    hint = f"correct the file, or delete it to have new folds made: rm {path}"
+    if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
+        raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
+    for fold, split in enumerate(splits):
+        train, validation = set(split["train"]), set(split["val"])
+        if not train or not validation:
+            raise SamunetError(f"{path}: fold {fold} has no cases to {'validate' if train else 'train'} on", hint)
+        overlap, unknown = sorted(train & validation), sorted((train | validation) - known)
+        if overlap:
+            raise SamunetError(
+                f"{path}: fold {fold} both trains and validates on {len(overlap)} cases: {', '.join(overlap[:5])}", hint
+            )
+        if unknown:
+            raise SamunetError(
+                f"{path}: fold {fold} has {len(unknown)} cases that the dataset lacks: {', '.join(unknown[:5])}", hint
+            )
+
+
+def _is_split(split: Any) -> bool:
+    return (
+        isinstance(split, dict)
+        and set(split) == {"train", "val"}
+        and all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in split.values())
+    )

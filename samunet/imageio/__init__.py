@@ -1,1 +1,1 @@
-"""Reading images and labels and writing masks: one contract (:mod:`samunet.imageio.base`), one module per library."""
+"""Image files in and out: every reader turns files into ``(channels, z, y, x)`` arrays with a geometry, and back."""

@@ -41,7 +41,9 @@ def block_attention(attention: Attention, tokens: Tensor, window: int) -> Tensor
         qkv = qkv.view(batch, rows, window, columns, window, 3 * channels).transpose(2, 3)
         attended = _attend(attention, qkv.reshape(batch * rows * columns, window, window, 3 * channels))
         attended = attended.view(batch, rows, columns, window, window, channels).transpose(2, 3)
-        attended = attended.reshape(batch, padded_height, padded_width, channels)[:, :height, :width]
+        attended = attended.reshape(batch, padded_height, padded_width, channels)
+        # A linear layer on a strided view would copy its weight for every row of it.
+        attended = attended[:, :height, :width].contiguous()
     return attention.proj(attended)
 
 
@@ -52,7 +54,7 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     heads = attention.num_heads
     q, k, v = qkv.view(count, height * width, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
     bias = relative_position_bias(q, attention.rel_pos_h, attention.rel_pos_w, (height, width))
-    if bias.requires_grad and bias.device.type == "cpu":
+    if bias.device.type == "cpu":
         # PyTorch has no fused backward for a mask with gradient on CPU; its fallback is slower than the plain form.
         attended = torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1).to(v.dtype) @ v
     else:
@@ -77,8 +79,11 @@ def relative_position_bias(
     count, heads, _, channels = q.shape
     table_h = get_rel_pos(height, height, rel_pos_h).to(q.dtype)
     table_w = get_rel_pos(width, width, rel_pos_w).to(q.dtype)
-    grid_q = q.reshape(count, heads, height, width, channels)
-    along_h = grid_q @ table_h.transpose(1, 2)  # row y of the grid meets matrix y of the table
-    along_w = torch.einsum("nyhwc,wkc->nyhwk", grid_q, table_w)
+    rows = q.reshape(count * heads, height, width, channels)
+    # One batched product per axis: all queries of row y meet matrix y of the table, and likewise for columns.
+    along_h = rows.transpose(0, 1).reshape(height, -1, channels) @ table_h.transpose(1, 2)
+    along_w = rows.permute(2, 0, 1, 3).reshape(width, -1, channels) @ table_w.transpose(1, 2)
+    along_h = along_h.view(height, count * heads, width, height).transpose(0, 1).contiguous()
+    along_w = along_w.view(width, count * heads, height, width).permute(1, 2, 0, 3).contiguous()
     bias = along_h.unsqueeze(-1) + along_w.unsqueeze(-2)
     return bias.view(count, heads, height * width, height * width)

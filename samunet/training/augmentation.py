@@ -17,7 +17,6 @@ from batchgenerators.transforms.color_transforms import (
 from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 from batchgenerators.transforms.spatial_transforms import MirrorTransform
-from batchgenerators.transforms.utility_transforms import MaskTransform
 
 from samunet.preprocessing.case import OUTSIDE
 from samunet.preprocessing.grid import sample, sample_label
@@ -75,6 +74,23 @@ class AffineWindowTransform(AbstractTransform):
         data_dict["data"] = sample(images, matrix, self.shape).numpy()
         label = sample_label(data_dict["seg"][0, 0], matrix, self.shape, outside=OUTSIDE)
         data_dict["seg"] = label[None, None]
+        return data_dict
+
+
+class MaskOutsideTransform(AbstractTransform):
+    """Puts values outside the nonzero mask back to 0 after intensity changes (nnU-Net's last step).
+
+    Args:
+        channels: Channels to mask.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        self.channels = list(channels)
+
+    def __call__(self, **data_dict):
+        outside = data_dict["seg"][:, 0] == OUTSIDE
+        for channel in self.channels:
+            data_dict["data"][:, channel][outside] = 0
         return data_dict
 
 

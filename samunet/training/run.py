@@ -63,10 +63,13 @@ def train_fold(
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
+    trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
+    validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
+    if validated and not options.validation_only:
+        raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
     _prepare_folder(model, fold, plans, description, source, choice, options)
     log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
     log.info("network: %s", choice.why)
-    trained = (folder / "checkpoint_final.safetensors").is_file()
     if not trained and options.validation_only:
         raise UsageError(f"{folder} has no finished training to validate", "leave out --val to train it")
     if not trained:
@@ -146,7 +149,7 @@ def _prepare_folder(
     choice: _Choice,
     options: TrainingOptions,
 ) -> None:
-    """Make the model's and the fold's folders; refuse to mix plans or encoders, and to lose a finished fold."""
+    """Make the model's and the fold's folders; refuse to mix plans or encoders."""
     folder = model.fold(fold)
     others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
     if options.overwrite and folder.is_dir():
@@ -165,9 +168,6 @@ def _prepare_folder(
                 f"{path.parent.name} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
                 f"all folds of a model use one encoder: add -encoder {encoder}",
             )
-    finished = (folder / "checkpoint_final.safetensors").is_file() and (folder / "validation/summary.json").is_file()
-    if finished and not options.validation_only:
-        raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
     folder.mkdir(parents=True, exist_ok=True)
     plans.write(model.path / "plans.json")
     write_json(model.path / "dataset.json", description.raw)

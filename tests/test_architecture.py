@@ -1,0 +1,73 @@
+"""The rooms: imports go downwards only, commands start fast, files stay small, nothing is pickled."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "samunet"
+# From the top floor to the ground; rooms in one set stand beside each other.
+FLOORS = [
+    {"commands"},
+    {"api"},
+    {"training"},
+    {"inference"},
+    {"network", "planning"},
+    {"preprocessing"},
+    {"evaluation"},
+    {"dataset"},
+    {"imageio"},
+    {"plans", "encoders", "paths", "errors", "files", "workers", "devices"},
+]
+HEIGHT = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} if node.module != "samunet" else {f"samunet.{alias.name}" for alias in node.names}
+    rooms = {name.split(".")[1] for name in names if name.startswith("samunet.")}
+    return {room for room in rooms if not room.startswith("__")}
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    own = room_of(path)
+    for room in imported_rooms(path):
+        assert room == own or HEIGHT[room] < HEIGHT[own] or HEIGHT[room] == HEIGHT[own] == 1, f"{own} imports {room}"
+
+
+def test_no_file_is_too_long():
+    assert [path.name for path in SOURCES if len(path.read_text().splitlines()) > 400] == []
+
+
+def test_nothing_is_pickled():
+    for path in SOURCES:
+        text = path.read_text()
+        assert "pickle.load" not in text, path
+        assert "allow_pickle=True" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
+
+
+@pytest.mark.parametrize("module", ["train", "predict", "plan_and_preprocess", "evaluate_folder"])
+def test_help_needs_no_heavy_import(module):
+    script = (
+        f"import sys; from samunet.commands.{module} import main; status = main(['-h']);"
+        "heavy = {'torch', 'peft', 'SimpleITK', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage: samunet_" in result.stdout

@@ -1,0 +1,138 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_folder, atomic_path, read_json, to_json, write_json, write_text
+from samunet.workers import map_cases
+
+
+def test_atomic_path_leaves_nothing_behind_after_an_exception(tmp_path):
+    def fail():
+        with atomic_path(tmp_path / "new.txt") as temporary:
+            temporary.write_text("half")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_path_keeps_the_old_file_after_an_exception(tmp_path):
+    target = tmp_path / "old.txt"
+    target.write_text("old")
+
+    def fail():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half of the new")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_path_replaces_and_keeps_the_ending(tmp_path):
+    target = tmp_path / "deep" / "a.nii.gz"
+    for content in ("old", "new"):
+        with atomic_path(target) as temporary:
+            assert temporary.name.endswith(".nii.gz")
+            assert temporary.name.startswith(".")
+            temporary.write_text(content)
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failed_write_is_explained(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(SamunetError, match=r"could not write .*taken"):
+        write_text(tmp_path / "taken", "text")
+
+
+def test_atomic_folder_appears_complete_or_not_at_all(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+
+    def fail():
+        with atomic_folder(target) as temporary:
+            (temporary / "new.txt").write_text("new")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [file.name for file in target.iterdir()] == ["old.txt"]
+    with atomic_folder(target) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert [file.name for file in target.iterdir()] == ["new.txt"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_round_trip(tmp_path):
+    value = {"names": ["a, b", "ü"], "numbers": [1, 2.5, -3e-7], "nested": {"empty": [], "yes": True, "nothing": None}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    number = 0.1 + 0.2
+    write_json(
+        tmp_path / "b.json", {"numpy": np.array([number, 1]), "tuple": (1, 2), "path": Path("x"), 3: np.int64(4)}
+    )
+    assert read_json(tmp_path / "b.json") == {"numpy": [number, 1.0], "tuple": [1, 2], "path": "x", "3": 4}
+
+
+def test_nan_and_infinities_are_null():
+    assert json.loads(to_json({"a": math.nan, "b": [1.0, -math.inf], "c": np.float32("nan")})) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": None,
+    }
+
+
+def test_number_lists_are_on_one_line():
+    text = to_json({"spacing": [3.0, 0.5, -1e-05], "names": ["a", "b"]})
+    assert '"spacing": [3.0, 0.5, -1e-05]' in text
+    assert json.loads(text) == {"spacing": [3.0, 0.5, -1e-05], "names": ["a", "b"]}
+
+
+def test_unreadable_json_is_explained(tmp_path):
+    with pytest.raises(SamunetError, match=r"a\.json does not exist"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{\n"a": 1,,\n}')
+    with pytest.raises(SamunetError, match=r"a\.json is not valid JSON: line 2"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(SamunetError, match=r"a\.json is not a text file"):
+        read_json(tmp_path / "a.json")
+
+
+# Spawned workers import what they call by name: functions of installed modules serve best.
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_map_cases_yields_every_result_with_its_case(num_workers):
+    cases = ["four", "nine", "sixteen"]
+    done = map_cases(math.sqrt, cases, [(4,), (9,), (16,)], num_workers=num_workers, description="", progress=False)
+    assert dict(done) == {"four": 2, "nine": 3, "sixteen": 4}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_map_cases_names_the_case_that_failed(num_workers):
+    done = map_cases(math.sqrt, ["good", "bad"], [(4,), (-1,)], num_workers=num_workers, description="", progress=False)
+    with pytest.raises(SamunetError, match=r"^case bad: ValueError: "):
+        list(done)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_map_cases_keeps_a_users_error_whole(num_workers, tmp_path):
+    (tmp_path / "good.json").write_text("{}")
+    arguments = [(tmp_path / "good.json",), (tmp_path / "gone.json",)]
+    done = map_cases(read_json, ["good", "gone"], arguments, num_workers=num_workers, description="", progress=False)
+    with pytest.raises(SamunetError, match=r"^case gone: .*gone\.json does not exist$"):
+        list(done)
+
+
+def test_errors_print_their_hint():
+    assert str(SamunetError("wrong", "do that")) == "wrong\n  -> do that"
+    assert SamunetError("wrong").exit_status == 1
+    assert UsageError("wrong").exit_status == 2

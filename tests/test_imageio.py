@@ -1,0 +1,319 @@
+import gzip
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image as pillow
+
+from samunet.errors import SamunetError
+from samunet.imageio.base import Geometry
+from samunet.imageio.registry import READERS, reader_for
+
+# Rotation by the unit quaternion (1, 2, 3, 4) / sqrt(30): no axis of it is aligned with anything.
+OBLIQUE = np.array([[-10, 2, 11], [10, -5, 10], [5, 14, 2]]) / 15
+
+
+@pytest.fixture
+def medical():
+    return reader_for(".nii.gz")
+
+
+@pytest.fixture
+def natural():
+    return reader_for(".png")
+
+
+def affine(spacing=(0.7, 0.9, 3.3), origin=(-12.3, 45.6, 7.89)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = OBLIQUE * spacing
+    matrix[:3, 3] = origin
+    return matrix
+
+
+def save_nifti(path, array, matrix=None, qform=1, sform=1, dtype=None):
+    """``array`` in nibabel's axis order (x, y, z)."""
+    image = nibabel.Nifti1Image(array, np.eye(4) if matrix is None else matrix, dtype=dtype)
+    image.set_qform(matrix, qform)
+    image.set_sform(matrix, sform)
+    nibabel.save(image, path)
+
+
+def test_axes_spacing_and_values_agree_with_nibabel(medical, tmp_path):
+    voxels = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4) - 5
+    save_nifti(tmp_path / "a.nii.gz", voxels, np.diag([0.5, 1.5, 4.0, 1.0]))
+    image = medical.read_image([tmp_path / "a.nii.gz"])
+    assert image.array.dtype == np.float32
+    assert image.array.shape == (1, 4, 3, 2)
+    assert np.array_equal(image.array[0], voxels.transpose(2, 1, 0))
+    assert image.geometry.spacing == (4.0, 1.5, 0.5)
+    assert image.geometry.physical
+    assert image.geometry.dimension == 3
+
+
+@pytest.mark.parametrize(("qform", "sform"), [(1, 1), (1, 0), (0, 2), (2, 4)])
+@pytest.mark.parametrize("handedness", [1, -1])
+def test_oblique_3d_geometry_is_restored_bit_for_bit(medical, tmp_path, qform, sform, handedness):
+    matrix = affine() @ np.diag([handedness, 1, 1, 1])
+    save_nifti(tmp_path / "image.nii.gz", np.zeros((5, 4, 3), np.int16), matrix, qform, sform)
+    geometry = medical.read_image([tmp_path / "image.nii.gz"]).geometry
+    label = np.arange(60).reshape(3, 4, 5) % 7
+    medical.write_label(label, tmp_path / "label.nii.gz", geometry)
+    source, written = (nibabel.load(tmp_path / name) for name in ("image.nii.gz", "label.nii.gz"))
+    assert np.array_equal(written.affine, source.affine)
+    assert np.array_equal(written.get_qform(), source.get_qform())
+    assert written.header.get_zooms() == source.header.get_zooms()
+    assert np.array_equal(np.asarray(written.dataobj).transpose(2, 1, 0), label)
+    first, second = (sitk.ReadImage(str(tmp_path / name)) for name in ("image.nii.gz", "label.nii.gz"))
+    for attribute in ("GetSpacing", "GetOrigin", "GetDirection", "GetSize"):
+        assert getattr(first, attribute)() == getattr(second, attribute)()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_2d_geometry_is_restored(tmp_path, ending):
+    image = sitk.GetImageFromArray(np.ones((4, 6), np.uint8))
+    image.SetSpacing((0.3, 0.45))
+    image.SetOrigin((3.3, -4.4))
+    image.SetDirection((0.8, -0.6, 0.6, 0.8))
+    sitk.WriteImage(image, str(tmp_path / f"image{ending}"))
+    reader = reader_for(ending)
+    read = reader.read_image([tmp_path / f"image{ending}"])
+    assert read.array.shape == (1, 1, 4, 6)
+    assert read.geometry.dimension == 2
+    assert read.geometry.spacing == pytest.approx((999 * 0.45, 0.45, 0.3))
+    reader.write_label(np.ones((1, 4, 6), int), tmp_path / f"label{ending}", read.geometry)
+    first, second = (sitk.ReadImage(str(tmp_path / f"{name}{ending}")) for name in ("image", "label"))
+    assert second.GetDimension() == 2
+    exact = ending.startswith(".nii")
+    for attribute in ("GetSpacing", "GetOrigin", "GetDirection", "GetSize"):
+        expected = getattr(first, attribute)()
+        assert getattr(second, attribute)() == (expected if exact else pytest.approx(expected, rel=1e-14))
+    if exact:
+        source, written = (nibabel.load(tmp_path / f"{name}{ending}") for name in ("image", "label"))
+        assert np.array_equal(written.affine, source.affine)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
+def test_geometry_without_nifti_header_is_written_through_itk(tmp_path, ending):
+    geometry = Geometry((3.0, 0.9, 0.7), True, (1.5, 2.5, 3.5), tuple(OBLIQUE.ravel()), 3)
+    reader = reader_for(ending)
+    reader.write_label(np.ones((2, 3, 4), np.int64), tmp_path / f"a{ending}", geometry)
+    label, read = reader.read_label(tmp_path / f"a{ending}")
+    assert np.array_equal(label, np.ones((2, 3, 4)))
+    assert label.dtype == np.int32
+    for name in ("spacing", "origin", "direction"):
+        assert getattr(read, name) == pytest.approx(getattr(geometry, name), abs=1e-6)
+
+
+def test_geometry_survives_json(medical, tmp_path):
+    save_nifti(tmp_path / "a.nii.gz", np.zeros((2, 2, 2), np.uint8), affine())
+    geometry = medical.read_label(tmp_path / "a.nii.gz")[1]
+    assert Geometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry
+
+
+def test_scale_factor_and_big_endian_voxels(medical, tmp_path):
+    path = tmp_path / "a.nii"
+    voxels = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4), nibabel.Nifti1Header(endianness=">")), path)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([0.5, 10], ">f4").tobytes()  # scl_slope and scl_inter in the format's definition
+    path.write_bytes(bytes(content))
+    assert nibabel.load(path).header.endianness == ">"
+    image = medical.read_image([path])
+    assert np.array_equal(image.array[0], voxels.transpose(2, 1, 0) * 0.5 + 10)
+    medical.write_label(voxels, tmp_path / "b.nii", image.geometry)
+    assert np.array_equal(nibabel.load(tmp_path / "b.nii").affine, nibabel.load(path).affine)
+
+
+def test_one_file_per_channel_and_all_channels_in_one_file(medical, tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(4, 3, 2, 2)).astype(np.float32)
+    save_nifti(tmp_path / "both.nii.gz", voxels)
+    for channel in range(2):
+        save_nifti(tmp_path / f"{channel}.nii.gz", voxels[..., channel])
+    together = medical.read_image([tmp_path / "both.nii.gz"])
+    apart = medical.read_image([tmp_path / "0.nii.gz", tmp_path / "1.nii.gz"])
+    assert np.array_equal(apart.array, voxels.transpose(3, 2, 1, 0))
+    assert np.array_equal(together.array, apart.array)
+    assert together.geometry.dimension == 3
+    assert medical.count_channels(tmp_path / "both.nii.gz") == 2
+    assert medical.count_channels(tmp_path / "0.nii.gz") == 1
+
+
+def test_vector_voxels_are_channels(tmp_path):
+    voxels = np.arange(24, dtype=np.float32).reshape(2, 2, 2, 3)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=True), str(tmp_path / "a.nrrd"))
+    reader = reader_for(".nrrd")
+    assert np.array_equal(reader.read_image([tmp_path / "a.nrrd"]).array, np.moveaxis(voxels, -1, 0))
+    assert reader.count_channels(tmp_path / "a.nrrd") == 3
+
+
+@pytest.mark.parametrize(
+    ("second", "matrix", "message"),
+    [((4, 4, 5), np.eye(4), "shape"), ((4, 4, 4), np.diag([1, 1, 2, 1]), "spacing")],
+)
+def test_channels_on_different_grids_are_refused(medical, tmp_path, second, matrix, message):
+    save_nifti(tmp_path / "c_0000.nii.gz", np.zeros((4, 4, 4), np.uint8))
+    save_nifti(tmp_path / "c_0001.nii.gz", np.zeros(second, np.uint8), matrix)
+    with pytest.raises(SamunetError, match=rf"c_0001.nii.gz has {message}"):
+        medical.read_image([tmp_path / "c_0000.nii.gz", tmp_path / "c_0001.nii.gz"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_voxels_that_are_no_numbers_are_refused(medical, tmp_path, value):
+    voxels = np.zeros((3, 3, 3))
+    voxels[1, 2, 0] = value
+    save_nifti(tmp_path / "bad.nii.gz", voxels)
+    with pytest.raises(SamunetError, match=r"bad.nii.gz contains NaN or infinite"):
+        medical.read_image([tmp_path / "bad.nii.gz"])
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp"])
+@pytest.mark.parametrize("damage", ["empty", "half", "end", "text", "missing"])
+def test_damaged_files_are_named(tmp_path, ending, damage):
+    path = tmp_path / f"bad{ending}"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8)
+    if ending in (".png", ".bmp"):
+        pillow.fromarray(pixels).save(path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(pixels[None]), str(path), useCompression=True)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        damaged = {"empty": b"", "half": content[: len(content) // 2], "end": content[:-60], "text": b"hello " * 99}
+        path.write_bytes(damaged[damage])
+    reader = reader_for(ending)
+    with pytest.raises(SamunetError, match=f"bad{ending}"):
+        reader.read_image([path])
+    with pytest.raises(SamunetError, match=f"bad{ending}"):
+        reader.read_label(path)
+
+
+def test_flipped_bits_in_compressed_data_are_found(medical, tmp_path):
+    path = tmp_path / "bad.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 255, (20, 20, 20), dtype=np.uint8)
+    save_nifti(path, voxels)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(SamunetError, match=r"bad.nii.gz is damaged"):
+        medical.read_image([path])
+
+
+def test_unsuitable_nifti_files_are_refused(medical, tmp_path):
+    path = tmp_path / "bad.nii.gz"
+    nibabel.save(nibabel.Nifti2Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), path)
+    with pytest.raises(SamunetError, match=r"bad.nii.gz is not a NIfTI-1"):
+        medical.read_image([path])
+    save_nifti(path, np.zeros((2, 2, 2), np.complex64))
+    with pytest.raises(SamunetError, match=r"bad.nii.gz has the NIfTI voxel type 32"):
+        medical.read_image([path])
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.5
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), sheared), path)
+    with pytest.raises(SamunetError, match=r"bad.nii.gz has axes that are not at right angles"):
+        medical.read_image([path])
+
+
+def test_uncompressed_content_under_a_compressed_name(medical, tmp_path):
+    save_nifti(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.uint8))
+    (tmp_path / "b.nii.gz").write_bytes(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()))
+    assert medical.read_label(tmp_path / "b.nii.gz")[0].sum() == 24
+
+
+def test_float_labels(medical, tmp_path):
+    voxels = np.zeros((2, 2, 2), np.float32)
+    voxels[0, 0, 0] = 2
+    save_nifti(tmp_path / "whole.nii.gz", voxels)
+    assert medical.read_label(tmp_path / "whole.nii.gz")[0].max() == 2
+    for wrong in (1.5, np.nan):
+        voxels[1, 1, 1] = wrong
+        save_nifti(tmp_path / "broken.nii.gz", voxels)
+        with pytest.raises(SamunetError, match=rf"broken.nii.gz has label values that are not whole.*{wrong}"):
+            medical.read_label(tmp_path / "broken.nii.gz")
+
+
+@pytest.mark.parametrize(("highest", "kind"), [(255, "uint8"), (256, "uint16"), (65535, "uint16"), (65536, "uint32")])
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".png"])
+def test_labels_are_written_in_the_smallest_type(tmp_path, ending, highest, kind):
+    geometry = Geometry((1.0, 1.0, 1.0), True, (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), 2)
+    label = np.array([[[0, 1], [2, highest]]])
+    reader, path = reader_for(ending), tmp_path / f"a{ending}"
+    if ending == ".png" and kind == "uint32":
+        with pytest.raises(SamunetError, match="cannot hold the label value 65536"):
+            reader.write_label(label, path, geometry)
+        return
+    reader.write_label(label, path, geometry)
+    assert np.array_equal(reader.read_label(path)[0], label)
+    stored = pillow.open(path) if ending == ".png" else sitk.GetArrayViewFromImage(sitk.ReadImage(str(path)))
+    assert np.asarray(stored).dtype == kind
+
+
+def test_writing_a_label_that_does_not_fit_its_geometry(medical, tmp_path):
+    geometry = Geometry((1.0, 1.0, 1.0), True, (0.0, 0.0), (1.0, 0.0, 0.0, 1.0), 2)
+    with pytest.raises(ValueError, match="2D file"):
+        medical.write_label(np.zeros((2, 3, 4), int), tmp_path / "a.nii.gz", geometry)
+    with pytest.raises(ValueError, match="negative"):
+        medical.write_label(np.full((1, 3, 4), -1), tmp_path / "a.nii.gz", geometry)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures(natural, tmp_path):
+    random = np.random.default_rng(0)
+    colour = random.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    grey = random.integers(0, 65536, (5, 7)).astype(np.uint16)
+    bilevel = random.integers(0, 2, (5, 7)).astype(bool)
+    for name, pixels in (("colour", colour), ("grey", grey), ("bilevel", bilevel)):
+        pillow.fromarray(pixels).save(tmp_path / f"{name}.png")
+    image = natural.read_image([tmp_path / "colour.png"])
+    assert np.array_equal(image.array, colour.transpose(2, 0, 1)[:, None])
+    assert image.geometry.spacing == (1.0, 1.0, 1.0)
+    assert not image.geometry.physical
+    assert np.array_equal(natural.read_image([tmp_path / "grey.png"]).array, grey[None, None])
+    both = natural.read_image([tmp_path / "grey.png", tmp_path / "bilevel.png"])
+    assert np.array_equal(both.array, np.stack([grey, bilevel])[:, None])
+    assert natural.count_channels(tmp_path / "colour.png") == 3
+    assert natural.count_channels(tmp_path / "grey.png") == 1
+
+
+def test_palette_is_colour_in_an_image_and_index_in_a_label(natural, tmp_path):
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    picture = pillow.fromarray(indices)
+    picture.putpalette([0, 0, 0, 255, 10, 20, 30, 255, 40])
+    assert picture.mode == "P"
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(natural.read_label(tmp_path / "a.png")[0], indices[None])
+    assert np.array_equal(natural.read_image([tmp_path / "a.png"]).array[:, 0, 0, 1], [255, 10, 20])
+
+
+@pytest.mark.parametrize(("mode", "remedy"), [("RGBA", "'RGB'"), ("LA", "'L'")])
+def test_transparency_is_refused_with_a_remedy(natural, tmp_path, mode, remedy):
+    pillow.new(mode, (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(SamunetError, match=rf"a.png has an alpha channel(.|\n)*convert\({remedy}\)"):
+        natural.read_image([tmp_path / "a.png"])
+
+
+def test_colour_labels_are_refused(natural, tmp_path):
+    pillow.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(SamunetError, match=r"a.png has the colour mode RGB"):
+        natural.read_label(tmp_path / "a.png")
+
+
+def test_registry(caplog):
+    assert {ending for reader in READERS for ending in reader.endings} == {
+        ".nii.gz",
+        ".nii",
+        ".nrrd",
+        ".mha",
+        ".png",
+        ".bmp",
+    }
+    assert reader_for(".nii.gz", "SimpleITKIO").name == "SimpleITKIO"
+    assert reader_for(".png").name == "NaturalImage2DIO"
+    with pytest.raises(SamunetError, match=r"'.jpg'; file_ending must be one of .nii.gz"):
+        reader_for(".jpg")
+    with pytest.raises(SamunetError, match=r"NaturalImage2DIO cannot open files ending in '.nii.gz'"):
+        reader_for(".nii.gz", "NaturalImage2DIO")
+    assert reader_for(".nii.gz", "NibabelIO").name == "SimpleITKIO"
+    assert "NibabelIO" in caplog.text
