@@ -38,6 +38,7 @@ setup(
         "acvl-utils>=0.2.3",
         "blosc2>=3.0",
         "SimpleITK>=2.3",
+        "nibabel>=5.2",  # NIfTI headers, whose orientation SimpleITK does not restore bit for bit
         "numpy>=1.26",
         "scipy>=1.11",
         "scikit-learn>=1.3",
@@ -47,7 +48,7 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "nibabel>=5.2"],  # nibabel checks SimpleITK's geometry independently
+        "test": ["pytest>=8.0"],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

@@ -52,7 +52,7 @@ class NetworkPlan:
         input_shape: ``[height, width]`` of the network's input in pixels.
         spacing: Millimetres per input pixel (the same along both axes); None without physical spacing, where the long
             side of each image is scaled to the input.
-        head: Which decoder makes class logits.
+        head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with a convolutional path).
         adaptation: ``lora`` (frozen encoder with LoRA, head trained) or ``full`` (everything trains).
         lora: Its settings; None unless ``adaptation`` is ``lora``.
         input_channels: How stored channels become the encoder's three: ``neighbours`` (previous, this and next slice),
@@ -69,7 +69,7 @@ class NetworkPlan:
     encoder: str
     input_shape: list[int]
     spacing: float | None
-    head: Literal["sam"]
+    head: Literal["sam", "detail"]
     adaptation: Literal["lora", "full"]
     lora: LoraPlan | None
     input_channels: Literal["neighbours", "repeat", "as_they_are", "projection"]

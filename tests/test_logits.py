@@ -43,9 +43,7 @@ def test_mask_on_the_original_grid():
 def test_windows_give_what_the_whole_slice_gives(step):
     image = smooth_image()
     whole = dict(predictor().logits(image, SliceGrid.of((40, 52), [1.0, 1.0], 1.0, [40, 56]), (40, 52)))
-    tiled = dict(
-        predictor(step_size=step).logits(image, SliceGrid.of((40, 52), [1.0, 1.0], 1.0, [16, 24]), (40, 52))
-    )
+    tiled = dict(predictor(step_size=step).logits(image, SliceGrid.of((40, 52), [1.0, 1.0], 1.0, [16, 24]), (40, 52)))
     for z in whole:
         assert torch.allclose(whole[z], tiled[z], atol=1e-4)
 

@@ -58,9 +58,7 @@ def test_learning_rate_over_time_ends_with_the_budget():
     assert budget.progress(3, 120) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600)])
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 

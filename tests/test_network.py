@@ -15,7 +15,7 @@ from samunet.errors import SamunetError
 from samunet.network.adapters import SplitQKV, add_lora, load_adapter, merge_lora, save_adapter
 from samunet.network.attention import block_attention
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
-from samunet.network.heads import SamHead
+from samunet.network.heads import DetailHead, SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import InputLayer, build_model
 from samunet.network.sam_modules import ImageEncoderViT
@@ -112,7 +112,7 @@ def test_head_equals_sams_mask_decoder():
             sparse_prompt_embeddings=torch.empty(1, 0, 256),
             dense_prompt_embeddings=head.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(1, -1, 6, 9),
         )
-        assert torch.allclose(head(embedding), expected, atol=1e-5)
+        assert torch.allclose(head(embedding, None), expected, atol=1e-5)
 
 
 def test_head_treats_the_images_of_a_batch_apart():
@@ -120,21 +120,36 @@ def test_head_treats_the_images_of_a_batch_apart():
     fill(head.mask_decoder)
     batch = torch.randn(3, 256, 5, 5)
     with torch.no_grad():
-        together, alone = head(batch), torch.cat([head(image[None]) for image in batch])
+        together = head(batch, None)
+        alone = torch.cat([head(image[None], None) for image in batch])
     assert together.shape == (3, 3, 20, 20)
     assert torch.allclose(together, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("patch_size", [8, 16])
+def test_detail_head_gives_logits_at_half_resolution(patch_size):
+    head = DetailHead(num_classes=3, native_grid=8, patch_size=patch_size)
+    image = torch.randn(2, 3, 6 * patch_size, 4 * patch_size)
+    logits = head(torch.randn(2, 256, 6, 4), image)
+    assert logits.shape == (2, 3, 3 * patch_size, 2 * patch_size)
+    # The image acts on the logits beside it most, below the size of a token.
+    image.requires_grad_()
+    head(torch.randn(2, 256, 6, 4), image)[0, 1, 10, 10].backward()
+    strength = image.grad[0].abs().sum(0)
+    row, column = divmod(int(strength.argmax()), strength.shape[1])
+    assert max(abs(row - 20), abs(column - 20)) < patch_size
+
+
+@pytest.mark.parametrize("head", ["sam", "detail"])
 @pytest.mark.parametrize(("adaptation", "encoder"), [("full", "small"), ("lora", "vit_b")])
-def test_whatever_trains_gets_a_gradient(adaptation, encoder, reduced_encoder):
+def test_whatever_trains_gets_a_gradient(adaptation, encoder, head, reduced_encoder):
     base = None
     if encoder == "vit_b":
-        encoder_module, head = ImageEncoder(REDUCED), SamHead(4, 16, 16)
-        fill(encoder_module), fill(head)
-        base = sam_state(encoder_module, head)
-    model = build_model(
-        network_plan(adaptation, encoder), num_classes=3, num_channels=1, unit_range=[False], base_state=base
-    )
+        encoder_module, sam_head = ImageEncoder(REDUCED), SamHead(4, 16, 16)
+        fill(encoder_module), fill(sam_head)
+        base = sam_state(encoder_module, sam_head)
+    plan = replace(network_plan(adaptation, encoder), head=head)
+    model = build_model(plan, num_classes=3, num_channels=1, unit_range=[False], base_state=base)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     image, target = torch.randn(2, 1, 64, 64), torch.randint(0, 3, (2, 64, 64))
     # Two steps: LoRA's A has no gradient before B has left zero.

@@ -1,4 +1,4 @@
-"""NIfTI-1 in a single file, by the format's own definition (https://nifti.nimh.nih.gov/nifti-1).
+"""NIfTI-1 in a single file (https://nifti.nimh.nih.gov/nifti-1): headers and writing through nibabel.
 
 ITK fills the missing part of a truncated NIfTI file with whatever is in memory and says nothing, and it writes an
 oblique orientation back with other last digits. Here a short or damaged file is an error, and the orientation part of a
@@ -11,72 +11,51 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 
-_HEADER_FIELDS = {
-    "sizeof_hdr": ("i4", 0),
-    "dim": (("i2", 8), 40),
-    "datatype": ("i2", 70),
-    "bitpix": ("i2", 72),
-    "pixdim": (("f4", 8), 76),
-    "vox_offset": ("f4", 108),
-    "scl_slope": ("f4", 112),
-    "scl_inter": ("f4", 116),
-    "xyzt_units": ("u1", 123),
-    "qform_code": ("i2", 252),
-    "sform_code": ("i2", 254),
-    "quatern": (("f4", 3), 256),
-    "qoffset": (("f4", 3), 268),
-    "srow": (("f4", 12), 280),
-    "magic": ("S4", 344),
-}
+if TYPE_CHECKING:
+    from nibabel import Nifti1Header
+
 _HEADER_SIZE = 348
-_HEADER = np.dtype(
-    {
-        "names": list(_HEADER_FIELDS),
-        "formats": [kind for kind, _ in _HEADER_FIELDS.values()],
-        "offsets": [offset for _, offset in _HEADER_FIELDS.values()],
-        "itemsize": _HEADER_SIZE,
-    }
-).newbyteorder("<")
-_VOXEL_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-_CODES = {kind: code for code, kind in _VOXEL_TYPES.items()}
-# The four bytes after the header say that no extension follows; voxels start behind them.
-_VOXELS_START = _HEADER_SIZE + 4
+_VOXEL_TYPES = {"float32", "float64"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+# Behind pixdim[0:4]; the order is that of the numbers in stored geometries.
+_SCALARS = ("xyzt_units", "qform_code", "sform_code", *(f"quatern_{axis}" for axis in "bcd"))
+_SCALARS += tuple(f"qoffset_{axis}" for axis in "xyz")
+_ROWS = ("srow_x", "srow_y", "srow_z")
+_COPY_AGAIN = "copy or export the file again, or remove the case"
 
 
 def read_nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
     """Read the voxels of a ``.nii`` or ``.nii.gz`` file.
 
     Returns:
-        Voxels ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them), read-only, and the
-        25 numbers that :func:`write_nifti` needs to restore the orientation.
+        Voxels ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them), read-only unless
+        scaled, and the 25 numbers that :func:`write_nifti` needs to restore the orientation.
 
     Raises:
         SamunetError: If the file is missing, damaged or truncated, or is not a NIfTI-1 image of real numbers.
     """
     content = _read_bytes(file)
     header = _parse_header(content, file)
-    kind = _VOXEL_TYPES.get(int(header["datatype"]))
-    if kind is None:
-        raise SamunetError(
-            f"{file} has the NIfTI voxel type {header['datatype']}; only real numbers, one per voxel, can be read",
-            "save one file per channel: case_0000, case_0001, ...",
-        )
-    shape = _shape(header, file)
+    number, *sizes = header["dim"].tolist()
+    if not 2 <= number <= 7 or min(sizes[:number]) < 1:
+        message = f"{file} has the dimensions {sizes[: max(number, 1)]}; an image must have two or three axes"
+        raise SamunetError(message, _COPY_AGAIN)
+    # The format stores x fastest; axes beyond the third are channels.
+    sizes = [*sizes[:number], 1]
+    shape, dtype = (math.prod(sizes[3:]), *sizes[2::-1]), header.get_data_dtype()
     # The format's own library, too, starts behind the header where the offset is missing or nonsense.
     start = max(int(np.nan_to_num(header["vox_offset"])), _HEADER_SIZE)
-    dtype = np.dtype(kind).newbyteorder(header.dtype["dim"].base.byteorder)
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) < expected:
-        raise SamunetError(
-            f"{file} is truncated: {len(content)} bytes of data where its header announces {expected}",
-            "copy or export the file again, or remove the case",
-        )
+        message = f"{file} is truncated: {len(content)} bytes of data where its header announces {expected}"
+        raise SamunetError(message, _COPY_AGAIN)
+    # A view: nibabel's own array would be a second copy of the image, and float64 if scaled.
     voxels = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     # By the format's definition a slope of zero means that nothing is scaled.
@@ -84,7 +63,8 @@ def read_nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
         voxels = voxels.astype(np.float32)
         voxels *= slope
         voxels += intercept
-    return voxels, _orientation(header)
+    orientation = [header["pixdim"][:4], *(header[name] for name in _SCALARS + _ROWS)]
+    return voxels, tuple(float(number) for part in orientation for number in np.ravel(part))
 
 
 def write_nifti(array: np.ndarray, file: Path, orientation: tuple[float, ...]) -> None:
@@ -95,65 +75,45 @@ def write_nifti(array: np.ndarray, file: Path, orientation: tuple[float, ...]) -
         file: ``.nii`` or ``.nii.gz``.
         orientation: As :func:`read_nifti` returns it.
     """
-    header = np.zeros((), _HEADER)
-    header["sizeof_hdr"] = _HEADER_SIZE
-    header["dim"] = [array.ndim, *array.shape[::-1], *[1] * (7 - array.ndim)]
-    header["datatype"] = _CODES[array.dtype.str[1:]]
-    header["bitpix"] = array.dtype.itemsize * 8
-    header["vox_offset"] = _VOXELS_START
-    header["scl_slope"] = 1
-    header["magic"] = b"n+1"
-    header["pixdim"][:4] = orientation[:4]
-    header["xyzt_units"], header["qform_code"], header["sform_code"] = (int(code) for code in orientation[4:7])
-    header["quatern"] = orientation[7:10]
-    header["qoffset"] = orientation[10:13]
-    header["srow"] = orientation[13:]
-    voxels = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    content = header.tobytes().ljust(_VOXELS_START, b"\0") + voxels
+    from nibabel import Nifti1Image
+
+    image = Nifti1Image(array.T, None, dtype=array.dtype)
+    # Set in the finished image: its constructor would "repair" unusual values of a given header.
+    image.header["pixdim"][:4] = orientation[:4]
+    for name, value in zip(_SCALARS + _ROWS, [*orientation[4:13], *np.reshape(orientation[13:], (3, 4))], strict=True):
+        image.header[name] = value
+    content = image.to_bytes()
     with atomic_path(file) as temporary:
         temporary.write_bytes(gzip.compress(content, 6, mtime=0) if file.name.endswith(".gz") else content)
 
 
 def _read_bytes(file: Path) -> bytes:
+    """The whole file: nibabel stops at the last voxel, before the checksum that tells a damaged file."""
     try:
         content = file.read_bytes()
         # Told by the content, not by the name: files called .nii.gz that were never compressed are common.
         return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SamunetError(
-            f"{file} is damaged or truncated: {error}", "copy or export the file again, or remove the case"
-        ) from error
+        raise SamunetError(f"{file} is damaged or truncated: {error}", _COPY_AGAIN) from error
     except OSError as error:
         raise SamunetError(f"could not read {file}: {error.strerror or error}") from error
 
 
-def _parse_header(content: bytes, file: Path) -> np.ndarray:
+def _parse_header(content: bytes, file: Path) -> Nifti1Header:
+    from nibabel import Nifti1Header
+
     if not content:
-        raise SamunetError(f"{file} is empty", "copy or export the file again, or remove the case")
-    if len(content) >= _HEADER_SIZE:
-        for dtype in (_HEADER, _HEADER.newbyteorder(">")):
-            header = np.frombuffer(content, dtype, 1)[0]
-            if header["sizeof_hdr"] == _HEADER_SIZE and header["magic"] == b"n+1":
-                return header
-    raise SamunetError(
-        f"{file} is not a NIfTI-1 image (a single file with header and voxels)",
-        "save it again as NIfTI-1, for example: nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load(file)), file)",
-    )
-
-
-def _shape(header: np.ndarray, file: Path) -> tuple[int, int, int, int]:
-    """``(channels, z, y, x)``: the format stores x fastest; axes beyond the third are channels."""
-    number, *sizes = (int(size) for size in header["dim"])
-    if not 2 <= number <= 7 or min(sizes[:number]) < 1:
+        raise SamunetError(f"{file} is empty", _COPY_AGAIN)
+    # Unchecked: nibabel's check changes unusual orientations.
+    header = Nifti1Header(content[:_HEADER_SIZE], check=False) if len(content) >= _HEADER_SIZE else None
+    if header is None or header["sizeof_hdr"] != _HEADER_SIZE or header["magic"] != b"n+1":
         raise SamunetError(
-            f"{file} has the dimensions {sizes[: max(number, 1)]}; an image must have two or three axes",
-            "copy or export the file again, or remove the case",
+            f"{file} is not a NIfTI-1 image (a single file with header and voxels)",
+            "save it again as NIfTI-1: nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load(file)), file)",
         )
-    x, y, z, *channels = sizes[:number] + [1] * (3 - min(number, 3))
-    return math.prod(channels), z, y, x
-
-
-def _orientation(header: np.ndarray) -> tuple[float, ...]:
-    codes = (header["xyzt_units"], header["qform_code"], header["sform_code"])
-    numbers = (*header["pixdim"][:4], *codes, *header["quatern"], *header["qoffset"], *header["srow"])
-    return tuple(float(number) for number in numbers)
+    if header.get_value_label("datatype") not in _VOXEL_TYPES:
+        raise SamunetError(
+            f"{file} has the NIfTI voxel type {header['datatype']}; only real numbers, one per voxel, can be read",
+            "save one file per channel: case_0000, case_0001, ...",
+        )
+    return header

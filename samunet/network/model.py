@@ -10,7 +10,7 @@ from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.network.adapters import add_lora
 from samunet.network.checkpoints import load_base
-from samunet.network.heads import SamHead
+from samunet.network.heads import HEADS, SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.plans import NetworkPlan
 
@@ -74,7 +74,8 @@ class SamunetModel(nn.Module):
         Returns:
             ``(batch, num_classes, height, width)`` float32.
         """
-        logits = self.head(self.image_encoder(self.input_layer(image))).float()
+        prepared = self.input_layer(image)
+        logits = self.head(self.image_encoder(prepared), prepared).float()
         return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -124,7 +125,7 @@ def build_model(
     """
     facts = encoder_facts(plan.encoder)
     encoder = ImageEncoder(facts)
-    head = SamHead(num_classes, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+    head = HEADS[plan.head](num_classes, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     if base_state is not None:
         load_base(encoder, head, base_state)
     if plan.adaptation == "lora":

@@ -131,7 +131,7 @@ def training_transforms(shape: Sequence[int], mirror_axes: Sequence[int], masked
     if mirror_axes:
         transforms.append(MirrorTransform(tuple(mirror_axes)))
     if masked:
-        transforms.append(MaskTransform(dict.fromkeys(masked, 0), mask_idx_in_seg=0, set_outside_to=0))
+        transforms.append(MaskOutsideTransform(masked))
     return Compose(transforms)
 
 

@@ -1,0 +1,58 @@
+"""Fixtures that several test files use: the three folders, and a tiny dataset in the raw one."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+
+@pytest.fixture
+def samunet_folders(tmp_path, monkeypatch):
+    """Sets samunet_raw, samunet_preprocessed and samunet_results to ``raw`` and so on in the folder it returns."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.setenv(f"samunet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path):
+    """A function that writes a dataset of NIfTI volumes with two classes to ``raw`` and returns its folder."""
+
+    def write(name="Dataset998_Tiny", ids=tuple(f"case_{i}" for i in range(6)), spacing=(3.0, 1.0, 1.0), seed=0):
+        folder, rng = tmp_path / "raw" / name, np.random.default_rng(seed)
+        for part, cases in (("Tr", ids), ("Ts", ("test_0", "test_1"))):
+            for case in cases:
+                label = _ellipses(rng, shape=(4, 24 + rng.integers(-2, 3), 20 + rng.integers(-2, 3)))
+                image = 100 * label + rng.normal(200, 20, label.shape)
+                _write(image.astype(np.float32), folder / f"images{part}" / f"{case}_0000.nii.gz", spacing)
+                _write(label, folder / f"labels{part}" / f"{case}.nii.gz", spacing)
+        description = {
+            "channel_names": {"0": "MRI"},
+            "labels": {"background": 0, "organ": 1, "core": 2},
+            "numTraining": len(ids),
+            "file_ending": ".nii.gz",
+        }
+        (folder / "dataset.json").write_text(json.dumps(description))
+        return folder
+
+    return write
+
+
+def _ellipses(rng, shape):
+    """A large ellipse of class 1 with a smaller one of class 2 inside, in all slices but the last."""
+    y, x = np.mgrid[: shape[1], : shape[2]]
+    centre_y, centre_x = shape[1] / 2 + rng.uniform(-2, 2), shape[2] / 2 + rng.uniform(-2, 2)
+    distance = np.hypot((y - centre_y) / rng.uniform(7, 9), (x - centre_x) / rng.uniform(6, 7))
+    label = np.zeros(shape, dtype=np.uint8)
+    label[:-1] = (distance < 1).astype(np.uint8) + (distance < 0.5)
+    return label
+
+
+def _write(array, path, spacing):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing([float(side) for side in spacing[::-1]])
+    image.SetOrigin((-12.5, 7.0, 31.25))
+    sitk.WriteImage(image, str(path))

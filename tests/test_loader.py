@@ -1,0 +1,145 @@
+"""Training batches: repeatable item by item, foreground where it should be, the same with workers."""
+
+import numpy as np
+import pytest
+
+from samunet.plans import ConfigurationPlan, NetworkPlan
+from samunet.preprocessing.case import OUTSIDE
+from samunet.preprocessing.store import StoredCase
+from samunet.training.augmentation import AffineWindowTransform, MaskOutsideTransform, seeded, training_transforms
+from samunet.training.loader import SliceLoader, batches
+
+
+class CaseInMemory(StoredCase):
+    """A stored case without files: one bright square of class 1 in the middle slice, class 2 in its corner."""
+
+    def __init__(self, shape=(5, 40, 48)) -> None:
+        super().__init__(folder=None, name="memory")
+        label = np.zeros(shape, dtype=np.int16)
+        label[2, 18:26, 20:30] = 1
+        label[2, 0:4, 0:4] = 2
+        self.arrays = {"label": label, "image": label[None].astype(np.float32) + 0.1}
+        places = {value: np.argwhere(label == value).astype(np.int32) for value in (1, 2)}
+        self.__dict__["class_locations"] = places
+        self.__dict__["record"] = type("Record", (), {"stored_spacing": [1.0, 1.0]})()
+
+    @property
+    def shape(self):
+        return self.arrays["label"].shape
+
+    def image(self, first=0, last=None):
+        return self.arrays["image"][:, first:last]
+
+    def label(self, first=0, last=None):
+        return self.arrays["label"][first:last]
+
+
+def make_loader(foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4):
+    network = NetworkPlan(
+        encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
+        input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
+        training_images={}, memory_bytes=0,
+    )  # fmt: skip
+    configuration = ConfigurationPlan(
+        data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
+        use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=foreground_share, networks={"bundled": network},
+    )  # fmt: skip
+    cases = {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
+    return SliceLoader(cases, configuration, network, batch_size, seed)
+
+
+def test_batches_depend_on_seed_iteration_and_index_alone():
+    first, second = make_loader(), make_loader()
+    np.random.seed(99)
+    second.batch(0)
+    for key in ("data", "seg"):
+        assert np.array_equal(first.batch(5)[key], second.batch(5)[key])
+    assert not np.array_equal(first.batch(5)["data"], first.batch(6)["data"])
+    assert not np.array_equal(first.batch(5)["data"], make_loader(seed=8).batch(5)["data"])
+
+
+def test_a_larger_batch_begins_with_the_smaller_one():
+    small, large = make_loader(batch_size=2).batch(3), make_loader(batch_size=4).batch(3)
+    assert np.array_equal(small["data"], large["data"][:2])
+
+
+def test_shapes_and_types():
+    batch = make_loader(channels="neighbours").batch(0)
+    assert batch["data"].shape == (4, 3, 16, 16)
+    assert batch["data"].dtype == np.float32
+    assert batch["seg"].shape == (4, 16, 16)
+    assert batch["seg"].dtype == np.int64
+    assert batch["seg"].min() >= 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_foreground_share_holds_at_every_batch_size(batch_size):
+    """Windows of 8 x 8 px on 40 x 48 px rarely show foreground by chance; a forced one nearly always does."""
+
+    def share(wanted):
+        loader = make_loader(foreground_share=wanted, input_shape=(8, 8), batch_size=batch_size)
+        return np.mean([item.any() for i in range(400 // batch_size) for item in loader.batch(i)["seg"] == 1])
+
+    # Classes 1 and 2 are drawn equally often for case a; case b has class 1 places inside its slices as well.
+    assert share(0.0) < 0.15
+    assert share(1.0) > share(0.33) > share(0.0)
+    assert share(0.33) == pytest.approx(share(0.0) + 0.33 * (share(1.0) - share(0.0)), abs=0.09)
+
+
+def test_workers_change_nothing():
+    loader = make_loader()
+    alone = batches(make_loader(), 3, num_workers=0)
+    with_workers = batches(loader, 3, num_workers=1)
+    try:
+        for _ in range(3):
+            assert np.array_equal(next(alone)["data"], next(with_workers)["data"])
+    finally:
+        with_workers.close()
+
+
+def test_affine_window_rotates_about_the_centre():
+    transform = AffineWindowTransform((9, 9), p_rotation=1, p_scale=1)
+    with seeded(1):
+        matrix = transform.draw()
+    assert np.allclose(matrix @ [4, 4, 1], [4, 4, 1])
+    scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    assert 1 / 1.4 <= scale <= 1 / 0.7
+    assert np.allclose(matrix[:2, :2] @ matrix[:2, :2].T, np.eye(2) * scale**2)
+
+
+def test_image_and_label_move_together():
+    transform = AffineWindowTransform((32, 32), p_rotation=1, p_scale=1)
+    label = np.zeros((1, 1, 32, 32), dtype=np.int16)
+    label[0, 0, 10:22, 8:18] = 1
+    with seeded(3):
+        moved = transform(data=label.astype(np.float32), seg=label, window=np.eye(3))
+    assert ((moved["data"][0, 0] > 0.5) == (moved["seg"][0, 0] == 1)).mean() > 0.99
+    assert (moved["seg"] == OUTSIDE).any()
+
+
+def test_intensity_augmentation_keeps_the_label():
+    transforms = training_transforms((24, 24), [], [], per_channel=True)
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        label = rng.integers(0, 3, (1, 1, 24, 24)).astype(np.int16)
+        with seeded(index):
+            item = transforms(data=rng.normal(size=(1, 2, 24, 24)), seg=label, window=np.eye(3))
+        assert np.isfinite(item["data"]).all()
+        assert set(np.unique(item["seg"])) <= {OUTSIDE, 0, 1, 2}
+
+
+def test_masked_channels_stay_zero_outside():
+    seg = np.array([[[[OUTSIDE, 0], [1, OUTSIDE]]]])
+    data = np.ones((1, 2, 2, 2))
+    masked = MaskOutsideTransform([1])(data=data, seg=seg)["data"]
+    assert masked[0, 0].tolist() == [[1, 1], [1, 1]]
+    assert masked[0, 1].tolist() == [[0, 1], [1, 0]]
+
+
+def test_seeded_leaves_the_global_generator_alone():
+    np.random.seed(5)
+    expected = np.random.RandomState(5).uniform(size=2)
+    first = np.random.uniform()
+    with seeded(1, 2, 3):
+        np.random.uniform(size=10)
+    assert [first, np.random.uniform()] == list(expected)

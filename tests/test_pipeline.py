@@ -1,0 +1,281 @@
+"""The commands from raw data to masks, on a tiny dataset, as a user types them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from samunet import api
+from samunet.commands import (
+    evaluate_folder,
+    extract_fingerprint,
+    plan_and_preprocess,
+    plan_experiment,
+    predict,
+    preprocess,
+    train,
+)
+from samunet.training.state import LATEST
+
+SHORT = ["--iterations", "6", "--batch_size", "2"]
+
+
+@pytest.fixture
+def planned(samunet_folders, tiny_dataset, capsys):
+    """A tiny dataset, planned and preprocessed."""
+    folder = tiny_dataset()
+    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    capsys.readouterr()
+    return folder
+
+
+def model_folder(root):
+    return next((root / "results").glob("Dataset998_*/samunetTrainer__*"))
+
+
+def read_masks(folder):
+    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_three_commands(planned, samunet_folders, tmp_path, capsys):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    errors = capsys.readouterr().err
+    assert "random weights" in errors
+    assert "-encoder vit_b" in errors
+    assert "estimate" in errors
+    fold = model_folder(samunet_folders) / "fold_0"
+    for name in ("run.json", "progress.png", "training_log.json", "checkpoint_final.safetensors"):
+        assert (fold / name).is_file()
+    assert not (fold / LATEST).exists()
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    split = json.loads(next((samunet_folders / "preprocessed").glob("*/splits_final.json")).read_text())[0]
+    assert len(summary["metric_per_case"]) == len(split["val"])
+    assert set(summary) == {"foreground_mean", "mean", "metric_per_case"}
+
+    output = tmp_path / "preds"
+    assert predict.main(["-i", str(planned / "imagesTs"), "-o", str(output)]) == 0
+    assert "the only trained model" in capsys.readouterr().err
+    for path in (planned / "imagesTs").glob("*.nii.gz"):
+        image = sitk.ReadImage(str(path))
+        mask = sitk.ReadImage(str(output / path.name.replace("_0000", "")))
+        assert mask.GetSize() == image.GetSize()
+        assert mask.GetOrigin() == image.GetOrigin()
+        assert mask.GetDirection() == image.GetDirection()
+        assert set(np.unique(sitk.GetArrayFromImage(mask))) <= {0, 1, 2}
+    assert {"plans.json", "dataset.json", "predict_from_raw_data_args.json"} <= {p.name for p in output.iterdir()}
+    assert evaluate_folder.main([str(planned / "labelsTs"), str(output)]) == 0
+    assert "Dice" in capsys.readouterr().out
+
+
+def test_separate_commands_do_the_same_as_one(samunet_folders, tiny_dataset):
+    tiny_dataset()
+    for module in (extract_fingerprint, plan_experiment, preprocess):
+        assert module.main(["-d", "998"]) == 0
+    folder = next((samunet_folders / "preprocessed").iterdir())
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "samunetPlans_2d").iterdir()}
+    assert plan_and_preprocess.main(["-d", "Dataset998_Tiny"]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "samunetPlans_2d").iterdir()} == before
+
+
+def test_finished_fold_and_changed_plans_are_protected(planned, samunet_folders, capsys):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert train.main(["998", "2d", "0", *SHORT]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert plan_experiment.main(["-d", "998", "-image_size", "64"]) == 0
+    assert train.main(["998", "2d", "1", *SHORT]) == 1
+    assert "other plans" in capsys.readouterr().err
+    assert train.main(["998", "2d", "0", *SHORT, "--overwrite"]) == 0
+
+
+def test_validation_only_scores_just_this_folds_cases(planned, samunet_folders):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    validation = model_folder(samunet_folders) / "fold_0" / "validation"
+    count = len(json.loads((validation / "summary.json").read_text())["metric_per_case"])
+    stale = next(validation.glob("*.nii.gz"))
+    (validation / "case_99.nii.gz").write_bytes(stale.read_bytes())
+    (validation / "summary.json").unlink()
+    assert train.main(["998", "2d", "0", "--val", "--npz"]) == 0
+    assert len(json.loads((validation / "summary.json").read_text())["metric_per_case"]) == count
+    assert len(list(validation.glob("*.npz"))) == count
+
+
+def test_fold_all_trains_without_validation(planned, samunet_folders, capsys):
+    assert train.main(["998", "2d", "all", *SHORT]) == 0
+    assert not (model_folder(samunet_folders) / "fold_all" / "validation").exists()
+    assert train.main(["998", "2d", "all", *SHORT]) == 1
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders, monkeypatch):
+    options = {"iterations": 8, "batch_size": 2}
+    whole = api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
+    expected = (whole / "checkpoint_final.safetensors").read_bytes()
+
+    from samunet.training import trainer
+
+    step, calls = trainer.Trainer._step, []
+
+    def interrupted(self, batch):
+        calls.append(1)
+        if len(calls) in (3, 6):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", interrupted)
+    options["overwrite"] = True
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
+        options["overwrite"] = False
+        assert (whole / LATEST).is_file()
+    api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
+    assert len(calls) == 8
+    assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
+
+
+def test_resuming_with_other_settings_is_refused(planned, samunet_folders, monkeypatch, capsys):
+    from samunet.training import trainer
+
+    step = trainer.Trainer._step
+
+    def interrupted(self, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", interrupted)
+    assert train.main(["998", "2d", "0", *SHORT]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_prediction_options(planned, samunet_folders, tmp_path, capsys):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    source, output = str(planned / "imagesTs"), tmp_path / "out"
+    assert predict.main(["-i", source, "-o", str(output), "-num_parts", "2", "-part_id", "0", "--disable_tta"]) == 0
+    first = set(read_masks(output))
+    assert predict.main(["-i", source, "-o", str(output), "--continue_prediction", "--disable_tta"]) == 0
+    assert "were there already" in capsys.readouterr().err
+    assert first < set(read_masks(output))
+    probable = tmp_path / "probable"
+    arguments = ["-i", source, "-o", str(probable), "--save_probabilities", "--disable_tta", "-chk", "best"]
+    assert predict.main(arguments) == 0
+    for name, mask in read_masks(probable).items():
+        probabilities = np.load(probable / name.replace(".nii.gz", ".npz"))["probabilities"].astype(np.float32)
+        assert probabilities.shape == (3, *mask.shape)
+        assert np.allclose(probabilities.sum(0), 1, atol=5e-3)
+        assert (probabilities.argmax(0) == mask).mean() > 0.999
+
+
+def test_predictor_takes_paths_and_arrays(planned, samunet_folders):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    predictor = api.Predictor.from_folder(model_folder(samunet_folders))
+    file = sorted((planned / "imagesTs").glob("*.nii.gz"))[0]
+    from_file, geometry = predictor.predict_files([file])
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[None]
+    assert np.array_equal(predictor.predict_array(array, geometry.spacing), from_file)
+
+
+def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
+    source, output = planned / "imagesTs", tmp_path / "preds"
+    assert predict.main(["-i", str(source), "-o", str(output)]) == 2
+    assert "nothing is trained yet" in capsys.readouterr().err
+    other = tiny_dataset(name="Dataset997_Other")
+    assert plan_and_preprocess.main(["-d", "997"]) == 0
+    for number in ("998", "997"):
+        assert train.main([number, "2d", "0", *SHORT]) == 0
+    capsys.readouterr()
+    link = tmp_path / "imagesTs"
+    link.symlink_to(other / "imagesTs")
+    assert predict.main(["-i", str(link), "-o", str(output)]) == 0  # the link's real path names the dataset
+    assert "the input lies in Dataset997_Other" in capsys.readouterr().err
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in source.iterdir():
+        (plain / path.name).write_bytes(path.read_bytes())
+    assert predict.main(["-i", str(plain), "-o", str(output)]) == 2
+    message = capsys.readouterr().err
+    commands = [line.strip() for line in message.splitlines() if line.strip().startswith("samunet_predict")]
+    assert len(commands) == 2
+    chosen = next(command for command in commands if "-d 998" in command)
+    assert predict.main([*chosen.split()[1:], "-o", str(output)]) == 0
+    assert predict.main(["-i", str(source), "-o", str(output), "-d", "998", "-f", "3"]) == 2
+    assert "samunet_train 998 2d 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        (train, ["998", "3d_fullres", "0"], "has no 3D configurations"),
+        (train, ["998", "2d", "7"], "no fold 7"),
+        (train, ["998", "2d", "first"], "no fold"),
+        (train, ["998", "2d", "0", "--time_budget", "soon"], "20m"),
+        (train, ["998", "2d", "0", "-encoder", "vit_x"], "vit_b, vit_l, vit_h, small"),
+        (train, ["998", "2d", "0", "-encoder", "vit_l"], "samunet_plan_experiment"),
+        (train, ["998", "2d", "0", "-p", "otherPlans"], "no plans called otherPlans"),
+        (plan_and_preprocess, ["-d", "5"], "no dataset"),
+        (plan_and_preprocess, ["-d", "998", "-c", "3d_lowres"], "has no 3D configurations"),
+        (plan_experiment, ["-d", "998", "-image_size", "33"], "multiple of"),
+        (predict, ["-i", "nowhere", "-o", "out"], "not a folder"),
+    ],
+)
+def test_wrong_usage_is_explained(planned, capsys, command, arguments, expected):
+    status = command.main(arguments)
+    errors = capsys.readouterr().err
+    assert status in (1, 2)
+    assert expected in errors
+    assert "Traceback" not in errors
+
+
+def test_sam_without_its_weights_says_where_to_put_them(planned, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("samunet_checkpoints", str(tmp_path / "weights"))
+    assert train.main(["998", "2d", "0", "-encoder", "vit_b"]) == 1
+    errors = capsys.readouterr().err
+    assert "https://" in errors
+    assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in errors
+
+
+@pytest.mark.slow
+def test_killed_three_times_gives_the_same_masks(planned, samunet_folders):
+    """kill -9 at any moment: the fold, run again at fixed iterations and seed, ends with the same masks."""
+    script = (
+        "from samunet import api; api.train(998, '2d', 0, api.TrainingOptions(iterations=150, batch_size=2,"
+        "checkpoint_seconds=0.5, overwrite={}), progress=False)"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(overwrite=False):
+        return subprocess.Popen([sys.executable, "-c", script.format(overwrite)], env=environment)
+
+    assert run().wait() == 0
+    fold = model_folder(samunet_folders) / "fold_0"
+    expected = read_masks(fold / "validation")
+    overwrite, kills, reached = True, 0, []
+    while kills < 3:
+        process = run(overwrite)
+        begin = time.monotonic()
+        before = (fold / LATEST).stat().st_mtime_ns if not overwrite and (fold / LATEST).is_file() else 0
+        while process.poll() is None and time.monotonic() - begin < 120:
+            if (
+                (fold / LATEST).is_file()
+                and (fold / LATEST).stat().st_mtime_ns > before
+                and not (overwrite and (fold / "checkpoint_final.safetensors").is_file())
+            ):
+                time.sleep(0.3)
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "the training ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        overwrite, kills = False, kills + 1
+        reached.append((fold / LATEST).stat().st_mtime_ns)
+    assert len(set(reached)) == 3
+    assert run().wait() == 0
+    masks = read_masks(fold / "validation")
+    assert masks.keys() == expected.keys()
+    assert all(np.array_equal(masks[name], expected[name]) for name in masks)

@@ -1,0 +1,135 @@
+"""What is stored comes back, and only what was stored completely counts as stored."""
+
+import numpy as np
+import pytest
+
+from samunet.errors import SamunetError
+from samunet.imageio.base import Geometry
+from samunet.preprocessing import store
+from samunet.preprocessing.case import CaseRecord, PreparedCase
+from samunet.preprocessing.store import MAX_LOCATIONS, StoredCase, class_locations, is_stored, write_case
+
+GEOMETRY = Geometry((3.0, 0.1, 1 / 3), True, (1e-7, -2.5, 9.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), 3)
+RECORD = CaseRecord(GEOMETRY, [2, 0, 1], [9, 12, 14], [[1, 6], [0, 12], [2, 12]], [0.7, 0.9])
+
+
+def make_case(largest=3.0, highest=3):
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-largest, largest, (2, 5, 12, 10)).astype(np.float32)
+    image[0, 0, 0, 0] = largest
+    label = rng.integers(-1, highest + 1, (5, 12, 10)).astype(np.int16)
+    return PreparedCase(image, label, RECORD)
+
+
+def test_round_trip(tmp_path):
+    case = make_case()
+    write_case(tmp_path, "a", case, "key")
+    stored = StoredCase(tmp_path, "a")
+    assert stored.shape == (5, 12, 10)
+    assert stored.image().dtype == np.float32
+    assert np.array_equal(stored.image(), case.image.astype(np.float16))
+    assert stored.label().dtype == np.int16
+    assert np.array_equal(stored.label(), case.label)
+    assert stored.record == RECORD
+    expected = class_locations(case.label)
+    assert stored.class_locations.keys() == expected.keys() == {1, 2, 3}
+    assert all(np.array_equal(stored.class_locations[value], expected[value]) for value in expected)
+
+
+def test_parts_of_a_case(tmp_path):
+    case = make_case()
+    write_case(tmp_path, "a", case, "key")
+    stored = StoredCase(tmp_path, "a")
+    assert np.array_equal(stored.image(1, 3), case.image[:, 1:3].astype(np.float16))
+    assert np.array_equal(stored.label(4, 5), case.label[4:5])
+
+
+@pytest.mark.parametrize("largest", [70000.0, -70000.0, 1e6])
+def test_beyond_half_precision_single_is_kept(tmp_path, largest):
+    case = make_case(abs(largest))
+    case.image[0, 0, 0, 0] = largest
+    write_case(tmp_path, "a", case, "key")
+    assert np.array_equal(StoredCase(tmp_path, "a").image(), case.image)
+
+
+@pytest.mark.parametrize("highest", [127, 128, 1000])
+def test_many_classes(tmp_path, highest):
+    case = make_case(highest=highest)
+    case.label[0, 0, 0] = highest
+    write_case(tmp_path, "a", case, "key")
+    assert np.array_equal(StoredCase(tmp_path, "a").label(), case.label)
+    assert highest in StoredCase(tmp_path, "a").class_locations
+
+
+def test_a_case_is_stored_only_with_its_json_and_its_key(tmp_path):
+    assert not is_stored(tmp_path, "a", "key")
+    write_case(tmp_path, "a", make_case(), "key")
+    assert is_stored(tmp_path, "a", "key")
+    assert not is_stored(tmp_path, "a", "another")
+    assert not is_stored(tmp_path, "b", "key")
+    (tmp_path / "a.json").unlink()
+    assert not is_stored(tmp_path, "a", "key")
+
+
+@pytest.mark.parametrize("file", ["a.b2nd", "a_seg.b2nd", "a_locations.npz"])
+def test_a_case_that_lost_a_file_is_not_stored(tmp_path, file):
+    write_case(tmp_path, "a", make_case(), "key")
+    (tmp_path / file).unlink()
+    assert not is_stored(tmp_path, "a", "key")
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_case_is_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_case(tmp_path, "a", make_case(), "key")
+    assert not is_stored(tmp_path, "a", "key")
+
+
+def test_a_case_interrupted_while_made_anew_is_stored_under_neither_key(tmp_path, monkeypatch):
+    write_case(tmp_path, "a", make_case(), "old")
+    monkeypatch.setattr(store, "write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_case(tmp_path, "a", make_case(largest=9.0), "new")
+    assert not is_stored(tmp_path, "a", "new")
+    assert not is_stored(tmp_path, "a", "old")  # its slices are the new ones already
+
+
+@pytest.mark.parametrize("damage", ["unlink", "cut"])
+def test_damaged_slices_are_an_error_that_names_the_file(tmp_path, damage):
+    write_case(tmp_path, "a", make_case(), "key")
+    path = tmp_path / "a.b2nd"
+    if damage == "unlink":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(SamunetError, match=r"a\.b2nd"):
+        StoredCase(tmp_path, "a").image()
+
+
+def test_class_locations_of_small_classes_are_complete():
+    label = np.zeros((3, 4, 5), dtype=np.int16)
+    label[0, 0, 0] = -1
+    label[1, 2, 3], label[2, 3, 4], label[0, 1, 0] = 1, 1, 4
+    found = class_locations(label)
+    assert {value: places.tolist() for value, places in found.items()} == {1: [[1, 2, 3], [2, 3, 4]], 4: [[0, 1, 0]]}
+
+
+def test_class_locations_of_large_classes_are_drawn_from_the_whole_class():
+    label = np.zeros((30, 20, 20), dtype=np.int16)
+    label[5:25, 2:18] = 2
+    places = class_locations(label)[2]
+    assert places.shape == (MAX_LOCATIONS, 3)
+    assert len(np.unique(places, axis=0)) == MAX_LOCATIONS
+    assert (label[tuple(places.T)] == 2).all()
+    # 20 slices of equal size: each has its twentieth of the places, give or take one.
+    assert np.abs(np.bincount(places[:, 0], minlength=30)[5:25] - MAX_LOCATIONS / 20).max() <= 1
+
+
+def test_a_case_without_foreground(tmp_path):
+    case = PreparedCase(np.zeros((1, 2, 3, 4), dtype=np.float32), np.zeros((2, 3, 4), dtype=np.int16), RECORD)
+    write_case(tmp_path, "a", case, "key")
+    assert StoredCase(tmp_path, "a").class_locations == {}
