@@ -12,7 +12,6 @@ Datasets are named as on the command line: ``27``, ``"027"`` or ``"Dataset027_AC
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_datas
 from samunet.dataset.splits import load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
-from samunet.plans import DEFAULT_PLANS_NAME, Plans, fingerprint_of, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
 from samunet.training.options import TrainingOptions
 from samunet.workers import default_workers
 
@@ -258,13 +257,8 @@ def _preprocess(
 
     workers = default_workers() if num_workers is None else num_workers
     folder = paths.preprocessed_folder() / dataset.name
-    done = set()
     for name in configurations:
         configuration = plans.configuration(name)
-        key = (configuration.data_identifier, fingerprint_of(configuration.spacing, configuration.normalization))
-        if key in done:
-            continue
-        done.add(key)
         made = preprocess_dataset(dataset, plans, configuration, folder, num_workers=workers, progress=progress)
         kept = len(dataset.cases) - made
         where = folder / configuration.data_identifier
@@ -272,12 +266,15 @@ def _preprocess(
 
 
 def _keep_own_configurations(path: Path, plans: Plans) -> None:
-    """Carry over configurations that are in an older plans file and that the planner does not make itself."""
+    """Carry over configurations that are in an older plans file and that the planner never makes itself."""
+    from samunet.planning.rules import SAM_INPUT_SIZES
+
     if not path.is_file():
         return
+    planned = {"2d", *(f"2d_{size}" for size in SAM_INPUT_SIZES)}
     for name, configuration in read_json(path).get("configurations", {}).items():
-        if not re.fullmatch(r"2d(_\d+)?", name):
-            plans.configurations.setdefault(name, configuration)
+        if name not in planned:
+            plans.configurations[name] = configuration
 
 
 def _report_splits(splits: list[dict[str, list[str]]]) -> None:

@@ -102,7 +102,7 @@ class ConfigurationPlan:
     data_identifier: str
     spacing: list[float] | None
     median_shape: list[int]
-    normalization: list[str]
+    normalization: list[Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "nonorm"]]
     use_mask_for_norm: list[bool]
     mirror_axes: list[int]
     foreground_share: float
@@ -160,6 +160,8 @@ class Plans:
             raise SamunetError(f"plans: configuration {seen[-1]!r} inherits from {name!r}, which does not exist")
         own = dict(self.configurations[name])
         parent = own.pop("inherits_from", None)
+        if not isinstance(parent, str | None):
+            raise SamunetError(f"plans: inherits_from of {name!r} must be the name of a configuration, got {parent!r}")
         return own if parent is None else _deep_merge(self._merged(parent, (*seen, name)), own)
 
     def write(self, path: Path) -> None:

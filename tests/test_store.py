@@ -7,7 +7,7 @@ from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
 from samunet.preprocessing import store
 from samunet.preprocessing.case import CaseRecord, PreparedCase
-from samunet.preprocessing.store import MAX_LOCATIONS, StoredCase, class_locations, is_stored, write_case
+from samunet.preprocessing.store import MAX_LOCATIONS, StoredCase, StoreKey, class_locations, is_stored, write_case
 
 GEOMETRY = Geometry((3.0, 0.1, 1 / 3), True, (1e-7, -2.5, 9.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), 3)
 RECORD = CaseRecord(GEOMETRY, [2, 0, 1], [9, 12, 14], [[1, 6], [0, 12], [2, 12]], [0.7, 0.9])
@@ -23,7 +23,7 @@ def make_case(largest=3.0, highest=3):
 
 def test_round_trip(tmp_path):
     case = make_case()
-    write_case(tmp_path, "a", case, "key")
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
     stored = StoredCase(tmp_path, "a")
     assert stored.shape == (5, 12, 10)
     assert stored.image().dtype == np.float32
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path):
 
 def test_parts_of_a_case(tmp_path):
     case = make_case()
-    write_case(tmp_path, "a", case, "key")
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
     stored = StoredCase(tmp_path, "a")
     assert np.array_equal(stored.image(1, 3), case.image[:, 1:3].astype(np.float16))
     assert np.array_equal(stored.label(4, 5), case.label[4:5])
@@ -48,7 +48,7 @@ def test_parts_of_a_case(tmp_path):
 def test_beyond_half_precision_single_is_kept(tmp_path, largest):
     case = make_case(abs(largest))
     case.image[0, 0, 0, 0] = largest
-    write_case(tmp_path, "a", case, "key")
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
     assert np.array_equal(StoredCase(tmp_path, "a").image(), case.image)
 
 
@@ -56,26 +56,26 @@ def test_beyond_half_precision_single_is_kept(tmp_path, largest):
 def test_many_classes(tmp_path, highest):
     case = make_case(highest=highest)
     case.label[0, 0, 0] = highest
-    write_case(tmp_path, "a", case, "key")
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
     assert np.array_equal(StoredCase(tmp_path, "a").label(), case.label)
     assert highest in StoredCase(tmp_path, "a").class_locations
 
 
 def test_a_case_is_stored_only_with_its_json_and_its_key(tmp_path):
-    assert not is_stored(tmp_path, "a", "key")
-    write_case(tmp_path, "a", make_case(), "key")
-    assert is_stored(tmp_path, "a", "key")
-    assert not is_stored(tmp_path, "a", "another")
-    assert not is_stored(tmp_path, "b", "key")
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
+    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
+    assert is_stored(tmp_path, "a", StoreKey("plans", "key"))
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "another"))
+    assert not is_stored(tmp_path, "b", StoreKey("plans", "key"))
     (tmp_path / "a.json").unlink()
-    assert not is_stored(tmp_path, "a", "key")
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
 
 
 @pytest.mark.parametrize("file", ["a.b2nd", "a_seg.b2nd", "a_locations.npz"])
 def test_a_case_that_lost_a_file_is_not_stored(tmp_path, file):
-    write_case(tmp_path, "a", make_case(), "key")
+    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
     (tmp_path / file).unlink()
-    assert not is_stored(tmp_path, "a", "key")
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
 
 
 def interrupt(*arguments, **options):
@@ -85,22 +85,22 @@ def interrupt(*arguments, **options):
 def test_an_interrupted_case_is_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_case(tmp_path, "a", make_case(), "key")
-    assert not is_stored(tmp_path, "a", "key")
+        write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
 
 
 def test_a_case_interrupted_while_made_anew_is_stored_under_neither_key(tmp_path, monkeypatch):
-    write_case(tmp_path, "a", make_case(), "old")
+    write_case(tmp_path, "a", make_case(), StoreKey("plans", "old"))
     monkeypatch.setattr(store, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_case(tmp_path, "a", make_case(largest=9.0), "new")
-    assert not is_stored(tmp_path, "a", "new")
-    assert not is_stored(tmp_path, "a", "old")  # its slices are the new ones already
+        write_case(tmp_path, "a", make_case(largest=9.0), StoreKey("plans", "new"))
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "new"))
+    assert not is_stored(tmp_path, "a", StoreKey("plans", "old"))  # its slices are the new ones already
 
 
 @pytest.mark.parametrize("damage", ["unlink", "cut"])
 def test_damaged_slices_are_an_error_that_names_the_file(tmp_path, damage):
-    write_case(tmp_path, "a", make_case(), "key")
+    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
     path = tmp_path / "a.b2nd"
     if damage == "unlink":
         path.unlink()
@@ -131,5 +131,5 @@ def test_class_locations_of_large_classes_are_drawn_from_the_whole_class():
 
 def test_a_case_without_foreground(tmp_path):
     case = PreparedCase(np.zeros((1, 2, 3, 4), dtype=np.float32), np.zeros((2, 3, 4), dtype=np.int16), RECORD)
-    write_case(tmp_path, "a", case, "key")
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
     assert StoredCase(tmp_path, "a").class_locations == {}

@@ -19,9 +19,7 @@ from samunet.preprocessing.crop import bounding_box, content_mask, crop
 from samunet.workers import map_cases
 
 FILE_NAME = "dataset_fingerprint.json"
-FOREGROUND_SAMPLES = (
-    1_000_000  # over all cases and per channel; nnU-Net draws a hundred times as many for the same figures
-)
+FOREGROUND_SAMPLES = 1_000_000  # over all cases and per channel; nnU-Net draws a hundred times as many per case
 _SEED = 1234
 
 
@@ -157,7 +155,7 @@ def _measure_case(
         shape_after_crop=[stop - start for start, stop in box],
         class_voxels={str(value): int(counts[value]) for value in classes},
         class_slices={str(value): len(np.unique(planes[values == value])) for value in classes},
-        class_components=_component_sizes(crop(label, box), classes),
+        class_components=_component_sizes(crop(label, bounding_box(label > 0)) if len(foreground) else label, classes),
         integer=bool((image.array == np.rint(image.array)).all()),
         minimum=[float(channel.min()) for channel in image.array],
         maximum=[float(channel.max()) for channel in image.array],

@@ -121,7 +121,8 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     """Plan one encoder family's network for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
     (adaptation, lora), adaptation_why = rules.adaptation(facts)
-    size = rules.parse_image_size(options.image_size, facts)
+    asked = options.encoder == "auto" or encoder_facts(options.encoder).family == facts.family
+    size = rules.parse_image_size(options.image_size, facts) if asked else None
     size_why = "given by -image_size"
     if size is None:
         allowed = [

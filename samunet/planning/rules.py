@@ -171,10 +171,12 @@ def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:
     """The first two labels that differ only by left/right as a word or by an l/r affix; ``RV`` and ``LV`` do not."""
     swapped: dict[tuple[str, ...], str] = {}
     for name in names:
-        words = tuple(re.split(r"[\s_\-.]+", name.casefold()))
+        # LeftLung is two words; RV and LV are one each.
+        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+        words = tuple(re.split(r"[\s_\-.]+", spaced.casefold()))
         for index, word in enumerate(words):
             side = {"left": "right", "right": "left", "l": "r", "r": "l"}.get(word)
-            if side is None or len(words) == 1:
+            if side is None or (len(words) == 1 and len(word) == 1):
                 continue
             other = (*words[:index], side, *words[index + 1 :])
             if other in swapped:

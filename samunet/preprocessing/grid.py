@@ -41,14 +41,13 @@ def sample(images: Tensor, matrix: np.ndarray, shape: tuple[int, int], *, outsid
     Returns:
         ``(batch, channels, height, width)``.
     """
-    reduction = math.sqrt(abs(float(np.linalg.det(matrix[:2, :2]))))
-    factor = max(1, round(reduction))
-    if factor > 1:
-        matrix = matrix @ scaling((factor, factor))
-        shape = (shape[0] * factor, shape[1] * factor)
+    factors = tuple(max(1, round(float(np.linalg.norm(matrix[:2, axis])))) for axis in (0, 1))
+    if factors != (1, 1):
+        matrix = matrix @ scaling(factors)
+        shape = (shape[0] * factors[0], shape[1] * factors[1])
     grid = _normalized_grid(matrix, shape, images.shape[2:], images.device).expand(len(images), -1, -1, -1)
     sampled = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode=outside, align_corners=False)
-    return F.avg_pool2d(sampled, factor) if factor > 1 else sampled
+    return sampled if factors == (1, 1) else F.avg_pool2d(sampled, factors)
 
 
 def sample_label(label: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], *, outside: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from samunet.errors import SamunetError
 from samunet.imageio.registry import reader_for
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
-from samunet.preprocessing.store import StoredCase, is_stored, write_case
+from samunet.preprocessing.store import StoredCase, StoreKey, is_stored, stored_plans, write_case
 from samunet.workers import map_cases
 
 
@@ -36,7 +36,8 @@ def preprocess_dataset(
     """
     target = folder / configuration.data_identifier
     target.mkdir(parents=True, exist_ok=True)
-    keys = {name: _case_key(case, plans, configuration) for name, case in dataset.cases.items()}
+    decisions = _plans_key(plans, configuration)
+    keys = {name: StoreKey(decisions, _files_key(case)) for name, case in dataset.cases.items()}
     todo = [name for name, key in keys.items() if not is_stored(target, name, key)]
     description = dataset.description
     jobs = [
@@ -49,18 +50,22 @@ def preprocess_dataset(
     return len(todo)
 
 
-def stored_cases(folder: Path, configuration: ConfigurationPlan, names: list[str]) -> dict[str, StoredCase]:
+def stored_cases(
+    folder: Path, plans: Plans, configuration: ConfigurationPlan, names: list[str]
+) -> dict[str, StoredCase]:
     """Open the stored cases of a configuration.
 
     Raises:
-        SamunetError: If some were never preprocessed.
+        SamunetError: If some were never preprocessed, or with other plans.
     """
     target = folder / configuration.data_identifier
-    missing = [name for name in names if not (target / f"{name}.json").is_file()]
-    if missing:
+    wanted = _plans_key(plans, configuration)
+    outdated = [name for name in names if stored_plans(target, name) != wanted]
+    if outdated:
         raise SamunetError(
-            f"{len(missing)} of {len(names)} cases are not preprocessed in {target} (for example {missing[0]})",
-            f"samunet_plan_and_preprocess -d {folder.name}",
+            f"{len(outdated)} of {len(names)} cases are not preprocessed with these plans in {target} "
+            f"(for example {outdated[0]})",
+            f"samunet_preprocess -d {folder.name} -p {plans.plans_name}",
         )
     return {name: StoredCase(target, name) for name in names}
 
@@ -73,21 +78,26 @@ def _store(
     plans: Plans,
     configuration: ConfigurationPlan,
     target: Path,
-    key: str,
+    key: StoreKey,
 ) -> None:
     image, label = read_case(case, reader_for(ending, override), labels)
     write_case(target, case.name, prepare_case(image, label, plans, configuration), key)
 
 
-def _case_key(case: Case, plans: Plans, configuration: ConfigurationPlan) -> str:
-    """Hash of all that a stored case depends on: its files, and the decisions about preprocessing alone."""
-    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*case.images, case.label)]
-    statistics = {
-        name: list(vars(values).values()) for name, values in plans.foreground_intensity_properties_per_channel.items()
-    }
+def _files_key(case: Case) -> str:
+    """Hash of a case's files: names, sizes and times."""
+    paths = (*case.images, case.label)
+    return fingerprint_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
+
+
+def _plans_key(plans: Plans, configuration: ConfigurationPlan) -> str:
+    """Hash of the decisions about preprocessing alone."""
     # Only CT uses the dataset's statistics: other cases need not be made again when a case joins the dataset.
-    used = statistics if "ct" in configuration.normalization else {}
+    statistics = plans.foreground_intensity_properties_per_channel if "ct" in configuration.normalization else {}
     return fingerprint_of(
-        stamps, plans.transpose_forward, configuration.spacing, configuration.normalization,
-        configuration.use_mask_for_norm, used,
-    )  # fmt: skip
+        plans.transpose_forward,
+        configuration.spacing,
+        configuration.normalization,
+        configuration.use_mask_for_norm,
+        {channel: vars(values) for channel, values in statistics.items()},
+    )

@@ -6,7 +6,7 @@ and ``NAME.json``. A case without its JSON is unfinished and is made again. Noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,32 +16,48 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json, write_json
 from samunet.preprocessing.case import CaseRecord, PreparedCase
 
+_ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
-_HALF_MAX = 60000.0  # beyond this, half precision would overflow or be coarser than a unit
+_HALF_MAX = 2048.0  # beyond this, half precision is coarser than one unit
 
 
-def write_case(folder: Path, name: str, case: PreparedCase, key: str) -> None:
+@dataclass(frozen=True)
+class StoreKey:
+    """What stored data depend on: hashes of the decisions about preprocessing, and of the source files."""
+
+    plans: str
+    files: str
+
+
+def write_case(folder: Path, name: str, case: PreparedCase, key: StoreKey) -> None:
     """Store a preprocessed case with its label.
 
     Args:
         folder: The configuration's data folder.
         name: Case name.
         case: What :func:`samunet.preprocessing.case.prepare_case` made, with a label.
-        key: Hash of everything the stored data depends on; see :func:`is_stored`.
+        key: What the stored data depend on; see :func:`is_stored`.
     """
+    (folder / f"{name}.json").unlink(missing_ok=True)  # from here until its end the case is unfinished
     fits_half = float(np.abs(case.image).max(initial=0)) < _HALF_MAX
     _write_array(folder / f"{name}.b2nd", case.image.astype(np.float16 if fits_half else np.float32))
     fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
     _write_array(folder / f"{name}_seg.b2nd", case.label.astype(np.int8 if fits_byte else np.int16))
     with atomic_path(folder / f"{name}_locations.npz") as temporary:
         np.savez(temporary, **{str(value): places for value, places in class_locations(case.label).items()})
-    write_json(folder / f"{name}.json", {"key": key, "record": case.record.to_json()})
+    write_json(folder / f"{name}.json", {"key": asdict(key), "record": case.record.to_json()})
 
 
-def is_stored(folder: Path, name: str, key: str) -> bool:
+def is_stored(folder: Path, name: str, key: StoreKey) -> bool:
     """Whether the case was stored completely, from the same source files and with the same plans."""
+    complete = all((folder / f"{name}{ending}").is_file() for ending in _ENDINGS)
+    return complete and read_json(folder / f"{name}.json").get("key") == asdict(key)
+
+
+def stored_plans(folder: Path, name: str) -> str | None:
+    """Hash of the decisions a case was stored with (``StoreKey.plans``), or None if it is not stored."""
     path = folder / f"{name}.json"
-    return path.is_file() and read_json(path).get("key") == key
+    return read_json(path).get("key", {}).get("plans") if path.is_file() else None
 
 
 def class_locations(label: np.ndarray) -> dict[int, np.ndarray]:
@@ -130,5 +146,6 @@ def _open_array(path: Path):
         return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
     except (RuntimeError, OSError, ValueError) as error:
         raise SamunetError(
-            f"the stored slices {path} are missing or damaged", "run samunet_plan_and_preprocess again"
+            f"the stored slices {path} are missing or damaged",
+            f"delete {path} and run samunet_plan_and_preprocess again",
         ) from error

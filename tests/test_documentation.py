@@ -1,0 +1,153 @@
+"""The documentation says what the code does: flags, commands, links, rules and examples are checked against it."""
+
+import argparse
+import ast
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from samunet.dataset.description import description_from_json
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "documentation").glob("*.md")))
+}
+# A dash or two, then a letter: neither a negative number nor a rule of dashes.
+FLAG = re.compile(r"(?<![\w-])--?[A-Za-z]\w*")
+
+
+def console_scripts() -> dict[str, str]:
+    """``COMMANDS`` of setup.py, read without running it."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "COMMANDS":
+            return ast.literal_eval(node.value)
+    raise AssertionError("setup.py has no COMMANDS")
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    return importlib.import_module(f"samunet.commands.{SCRIPTS[command]}").build_parser()
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def section(text: str, heading: str) -> str:
+    return re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+
+
+def fenced(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def typed_commands(text: str) -> list[str]:
+    """Calls of samunet's commands in shell blocks, and in code spans that have arguments."""
+    lines = [line for block in fenced(text, "bash") for part in block.splitlines() for line in part.split(";")]
+    spans = re.findall(r"`(samunet_\w+ [^`]+)`", without_fences(text))
+    calls = [re.sub(r"^\s*do\s+", "", line).strip() for line in lines] + spans
+    return [call for call in calls if call.split(" ")[0] in SCRIPTS]
+
+
+SCRIPTS = console_scripts()
+CALLS = sorted({call for text in PAGES.values() for call in typed_commands(text)})
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_every_flag_is_documented_and_no_other(command):
+    table = [line for line in section(PAGES["documentation/commands.md"], command).splitlines() if line[:1] == "|"]
+    documented = {flag for row in table for flag in FLAG.findall(row.split(" | ")[0])}
+    assert documented == options_of(parser_of(command))
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_every_argument_is_documented(command):
+    text = section(PAGES["documentation/commands.md"], command)
+    for action in parser_of(command)._actions:
+        if not action.option_strings:
+            assert f"| `{action.dest}` |" in text
+        for choice in action.choices or ():
+            assert f"`{choice}`" in text
+
+
+def test_flags_named_anywhere_exist():
+    known = set().union(*(options_of(parser_of(command)) for command in SCRIPTS))
+    for name in ("documentation/commands.md", "documentation/planning_rules.md", "documentation/python_api.md"):
+        spans = re.findall(r"`(-[^`]*)`", without_fences(PAGES[name]))
+        unknown = {flag for span in spans for flag in FLAG.findall(span)} - known
+        assert not unknown, name
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_commands_as_typed_are_understood(call):
+    command, *arguments = shlex.split(call.replace("$fold", "1"), comments=True)
+    parser_of(command).parse_args(arguments)
+
+
+def test_readme_has_the_three_commands():
+    three = "samunet_plan_and_preprocess -d 027\nsamunet_train 027 2d 0\nsamunet_predict -i imagesTs -o preds\n"
+    assert three in fenced(PAGES["README.md"], "bash")
+
+
+def anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", without_fences(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_fences(PAGES[page])):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / file).resolve() if file else ROOT / page
+        assert path.is_file(), target
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), target
+
+
+def test_readme_links_every_page_of_the_documentation():
+    assert [page for page in PAGES if page.startswith("documentation/") and f"({page})" not in PAGES["README.md"]] == []
+
+
+PYTHON = [(page, block) for page, text in PAGES.items() for block in fenced(text, "python")]
+
+
+def test_readme_and_api_page_have_examples():
+    assert {"README.md", "documentation/python_api.md"} <= {page for page, _ in PYTHON}
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_python_examples_compile_and_use_what_exists(page, block):
+    from samunet import api
+
+    tree = ast.parse(block, page)
+    compile(tree, page, "exec")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "api":
+            assert node.attr in api.__all__
+
+
+JSON = [(page, block) for page, text in PAGES.items() for block in fenced(text, "json")]
+
+
+@pytest.mark.parametrize(("page", "block"), JSON, ids=[page for page, _ in JSON])
+def test_json_examples_are_valid(page, block):
+    content = json.loads(block)
+    if "labels" in content:
+        assert description_from_json(content, page).labels.num_classes > 1
+
+
+def test_every_planning_rule_has_a_row():
+    tree = ast.parse((ROOT / "samunet" / "planning" / "rules.py").read_text())
+    rules = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    rows = [line for line in PAGES["documentation/planning_rules.md"].splitlines() if line.startswith("| ")]
+    assert [rule for rule in rules if not any(f"`{rule}`" in row.split(" | ")[0] for row in rows)] == []

@@ -1,0 +1,246 @@
+"""Whole plans from made-up fingerprints; single rules are tested beside this file."""
+
+from dataclasses import fields
+
+import pytest
+
+from samunet.dataset.description import description_from_json
+from samunet.encoders import encoder_facts
+from samunet.errors import UsageError
+from samunet.planning import resources
+from samunet.planning.fingerprint import CaseFingerprint, Fingerprint
+from samunet.planning.planner import PlannerOptions, plan
+from samunet.plans import IntensityStatistics, read_plans
+
+
+def describe(channels=("MRI",), labels=("background", "a", "b"), ending=".nii.gz"):
+    content = {
+        "channel_names": {str(index): name for index, name in enumerate(channels)},
+        "labels": {name: value for value, name in enumerate(labels)},
+        "file_ending": ending,
+        "numTraining": 3,
+    }
+    return description_from_json(content, "dataset.json")
+
+
+def measure(shapes, spacings, physical=True, channels=1, largest=1000.0, kept=1.0, integer=True):
+    cases = {
+        f"case_{index}": CaseFingerprint(
+            spacing=list(spacing), shape=list(shape), shape_after_crop=list(shape), class_voxels={"1": 9},
+            class_slices={"1": 2}, class_components={"1": [1, 9, 9.0, 9]}, integer=integer, minimum=[0.0] * channels,
+            maximum=[largest] * channels,
+        )
+        for index, (shape, spacing) in enumerate(zip(shapes, spacings))
+    }  # fmt: skip
+    statistics = IntensityStatistics(1.0, 1.0, 1.0, 0.0, 2.0, 0.0, 2.0)
+    return Fingerprint(
+        spacings=[case.spacing for case in cases.values()],
+        shapes_after_crop=[case.shape_after_crop for case in cases.values()],
+        foreground_intensity_properties_per_channel={str(index): statistics for index in range(channels)},
+        median_relative_size_after_cropping=kept, cases=cases, empty_cases=[], physical_spacing=physical, source="x",
+    )  # fmt: skip
+
+
+def hippocampus():
+    """Three cases with the median shape and spacing of the dataset of that name."""
+    return measure([(36, 50, 35), (30, 48, 33), (40, 52, 36)], [(1, 1, 1)] * 3)
+
+
+def make_plan(fingerprint=None, description=None, **options):
+    return plan("Dataset004_A", description or describe(), fingerprint or hippocampus(), PlannerOptions(**options))
+
+
+def test_isotropic_volumes():
+    plans = make_plan()
+    assert plans.transpose_forward == [0, 1, 2]
+    assert plans.original_median_spacing == [1, 1, 1]
+    assert plans.original_median_shape == [36, 50, 35]
+    assert plans.image_reader == "SimpleITKIO"
+    assert plans.physical_spacing
+    configuration = plans.configuration("2d")
+    assert configuration.data_identifier == "samunetPlans_2d"
+    assert configuration.spacing == [1, 1]
+    assert configuration.median_shape == [36, 50, 35]
+    assert configuration.normalization == ["zscore"]
+    assert configuration.use_mask_for_norm == [False]
+    assert configuration.mirror_axes == [0, 1]
+    bundled, sam = configuration.networks["bundled"], configuration.networks["sam"]
+    # 50 px twofold are 100: the 112 px above it; 35 / 50 of 112 are 78.4, ten patches of 8.
+    assert (bundled.encoder, bundled.input_shape, bundled.adaptation, bundled.lora) == (
+        "small",
+        [112, 80],
+        "full",
+        None,
+    )
+    assert bundled.spacing == pytest.approx(50 / 112)
+    # 35 / 50 of 1024 are 716.8, 45 patches of 16.
+    assert (sam.encoder, sam.input_shape, sam.adaptation) == ("vit_b", [1024, 720], "lora")
+    assert sam.spacing == pytest.approx(50 / 1024)
+    for network in (bundled, sam):
+        assert network.input_channels == "neighbours"
+        assert network.batch_size * network.accumulation == 12
+        assert network.memory_bytes <= 8e9
+        assert network.training_images == {"cpu": 16_000, "gpu": 48_000}  # 106 slices: the least
+
+
+def test_every_decision_has_a_reason():
+    plans = make_plan()
+    configuration = plans.configuration("2d")
+    assert plans.why["transpose_forward"]
+    decisions = {field.name for field in fields(configuration)} - {"data_identifier", "median_shape", "networks", "why"}
+    assert decisions <= configuration.why.keys()
+    for network in configuration.networks.values():
+        for decision in ("input_shape", "adaptation", "input_channels", "batch_size", "learning_rate"):
+            assert network.why[decision]
+
+
+def test_slices_across_the_last_axis_are_reduced_to_the_median():
+    # Stored in the order z', y', x' = axes 2, 0, 1; the case with half the median spacing is halved.
+    fingerprint = measure([(40, 60, 9), (80, 120, 11), (40, 60, 10)], [(2, 2, 8), (1, 1, 8), (2, 2, 8)])
+    plans = make_plan(fingerprint)
+    configuration = plans.configuration("2d")
+    assert plans.transpose_forward == [2, 0, 1]
+    assert plans.original_median_spacing == [8, 2, 2]
+    assert plans.original_median_shape == [10, 40, 60]
+    assert configuration.spacing == [2, 2]
+    assert configuration.median_shape == [10, 40, 60]
+    bundled = configuration.networks["bundled"]
+    assert bundled.input_shape == [152, 224]  # 40 / 60 of 224 are 149.3 px, 19 patches of 8
+    assert bundled.spacing == pytest.approx(120 / 224)  # the long side has 120 mm
+    assert bundled.input_channels == "neighbours"  # 8 mm are 4 pixels
+
+
+def test_unequal_pixels_give_an_input_in_millimetres():
+    fingerprint = measure([(10, 100, 100)] * 3, [(9, 2, 1)] * 3)
+    network = make_plan(fingerprint).configuration("2d").networks["bundled"]
+    assert network.input_shape == [224, 112]
+    assert network.spacing == pytest.approx(200 / 224)
+
+
+def test_thick_slices_have_no_neighbours():
+    network = make_plan(measure([(10, 64, 64)] * 3, [(10, 1.5, 1.5)] * 3)).configuration("2d").networks["sam"]
+    assert network.input_channels == "repeat"
+
+
+def test_four_channels_inside_a_mask():
+    fingerprint = measure([(20, 64, 64)] * 3, [(3, 1, 1)] * 3, channels=4, kept=0.4)
+    configuration = make_plan(fingerprint, describe(("T1", "T2", "CT", "noNorm"))).configuration("2d")
+    assert configuration.normalization == ["zscore", "zscore", "ct", "nonorm"]
+    assert configuration.use_mask_for_norm == [True, True, False, False]
+    assert configuration.networks["sam"].input_channels == "projection"
+
+
+def test_left_and_right_are_not_mirrored():
+    assert make_plan(description=describe(labels=("background", "eye_l", "eye_r"))).configuration("2d").mirror_axes == [
+        0
+    ]
+
+
+def test_colour_pictures():
+    fingerprint = measure([(1, 300, 400), (1, 352, 352), (1, 288, 384)], [(1, 1, 1)] * 3, False, 3, 255.0)
+    plans = make_plan(fingerprint, describe(("R", "G", "B"), ending=".png"))
+    configuration = plans.configuration("2d")
+    assert not plans.physical_spacing
+    assert plans.image_reader == "NaturalImage2DIO"
+    assert plans.transpose_forward == [0, 1, 2]
+    assert configuration.spacing is None
+    assert configuration.median_shape == [1, 300, 384]
+    assert configuration.normalization == ["divide_by_255"] * 3
+    for network in configuration.networks.values():
+        assert network.spacing is None
+        assert network.input_channels == "as_they_are"
+    assert configuration.networks["bundled"].input_shape == [176, 224]  # 300 / 384 of 224 are 175 px
+    assert configuration.networks["sam"].input_shape == [800, 1024]
+
+
+@pytest.mark.parametrize("size", [448, 64])
+def test_a_given_image_size(size):
+    plans = make_plan(measure([(10, 64, 64)] * 3, [(3, 1, 1)] * 3), image_size=size)
+    for network in plans.configuration("2d").networks.values():
+        assert network.input_shape == [size, size]
+        assert network.spacing == pytest.approx(64 / size)
+        assert "-image_size" in network.why["input_shape"]
+    assert list(plans.configurations) == ["2d"]  # none of the smaller sizes is smaller
+
+
+def test_a_given_encoder():
+    for encoder, sam in (("vit_l", "vit_l"), ("vit_h", "vit_h"), ("small", "vit_b"), ("auto", "vit_b")):
+        plans = make_plan(encoder=encoder)
+        assert plans.encoder == encoder
+        networks = plans.configuration("2d").networks
+        assert {family: network.encoder for family, network in networks.items()} == {"sam": sam, "bundled": "small"}
+
+
+def test_a_given_spacing():
+    plans = make_plan(target_spacing=[1.0, 2.0, 2.0])
+    configuration = plans.configuration("2d")
+    # The second axis is the first of the coarsest now; the planes lie in axes 0 and 2.
+    assert plans.transpose_forward == [1, 0, 2]
+    assert configuration.spacing == [1.0, 2.0]
+    assert configuration.median_shape == [50, 36, 18]  # 35, 33 and 36 px halved: 18 (17.5), 16 (16.5) and 18
+    assert "-overwrite_target_spacing" in configuration.why["spacing"]
+    assert plans.original_median_spacing == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"encoder": "vit_x"}, "no encoder 'vit_x'"),
+        ({"image_size": 100}, "-image_size 100 does not fit"),
+        ({"gpu_memory_target_gb": 0.0}, "-gpu_memory_target must be positive"),
+        ({"target_spacing": [1.0, 1.0]}, "three positive numbers"),
+        ({"target_spacing": [1.0, 0.0, 1.0]}, "three positive numbers"),
+    ],
+)
+def test_wrong_options(options, expected):
+    with pytest.raises(UsageError, match=expected):
+        make_plan(**options)
+
+
+def test_pictures_have_no_target_spacing():
+    fingerprint = measure([(1, 300, 400)] * 3, [(1, 1, 1)] * 3, False)
+    with pytest.raises(UsageError, match="no physical spacing"):
+        make_plan(fingerprint, describe(("gray",), ending=".png"), target_spacing=[1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("gigabytes", "size"), [(8, 1024), (6, 896), (4, 672), (1, 448), (0.1, 448)])
+def test_the_memory_target_limits_the_size(gigabytes, size):
+    # vit_b, square: 7.4, 4.8, 2.2 and 0.98 GB for one image of 1024, 896, 672 and 448 px.
+    network = make_plan(
+        measure([(10, 64, 64)] * 3, [(3, 1, 1)] * 3), gpu_memory_target_gb=gigabytes
+    ).configuration("2d").networks["sam"]  # fmt: skip
+    assert network.input_shape == [size, size]
+
+
+def test_smaller_configurations_inherit_the_rest():
+    plans = make_plan()
+    assert list(plans.configurations) == ["2d", "2d_896", "2d_672", "2d_448"]
+    base = plans.configuration("2d")
+    for size in (896, 672, 448):
+        assert plans.configurations[f"2d_{size}"]["inherits_from"] == "2d"
+        smaller, same_size = plans.configuration(f"2d_{size}"), make_plan(image_size=size).configuration("2d")
+        assert smaller.data_identifier == base.data_identifier  # the same stored slices
+        assert smaller.networks["bundled"] == base.networks["bundled"]
+        for field in fields(base.networks["sam"]):
+            if field.name != "why":
+                own = getattr(smaller.networks["sam"], field.name)
+                assert own == getattr(same_size.networks["sam"], field.name), field.name
+        assert max(smaller.networks["sam"].input_shape) == size
+
+
+def test_plans_survive_their_file(tmp_path):
+    plans = make_plan(plans_name="mine")
+    plans.write(tmp_path / "mine.json")
+    assert read_plans(tmp_path / "mine.json") == plans
+    assert plans.configuration("2d").data_identifier == "mine_2d"
+
+
+def test_memory_estimate_grows_as_it_should():
+    vit_b = encoder_facts("vit_b")
+    large, half = (resources.estimate(vit_b, [side, side], "lora") for side in (1024, 512))
+    assert 4 < large.image_bytes / half.image_bytes < 16  # between tokens and pairs of tokens
+    assert large.fixed_bytes == half.fixed_bytes
+    full = resources.estimate(vit_b, [512, 512], "full")
+    # Twelve blocks of 12 x 768 x 768 weights: 12 bytes more each where they train.
+    assert full.fixed_bytes - half.fixed_bytes == 12 * 12 * 768**2 * 12
+    assert full.training_flops > half.training_flops

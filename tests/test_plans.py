@@ -1,0 +1,182 @@
+"""Plans files: what is written is read, what is wrong is named, what is inherited is resolved."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from samunet.errors import SamunetError, UsageError
+from samunet.plans import (
+    ConfigurationPlan,
+    IntensityStatistics,
+    LoraPlan,
+    NetworkPlan,
+    Plans,
+    fingerprint_of,
+    read_plans,
+)
+
+
+def make_network(**changes):
+    values = {
+        "encoder": "vit_b", "input_shape": [1024, 720], "spacing": 0.125, "head": "sam", "adaptation": "lora",
+        "lora": LoraPlan(), "input_channels": "neighbours", "batch_size": 1, "accumulation": 12,
+        "learning_rate": 3.5e-3, "weight_decay": 0.1, "training_images": {"cpu": 16000, "gpu": 48000},
+        "memory_bytes": 7_000_000_000, "why": {"input_shape": "because"},
+    }  # fmt: skip
+    return NetworkPlan(**{**values, **changes})
+
+
+def make_plans(**configurations):
+    configuration = ConfigurationPlan(
+        data_identifier="samunetPlans_2d", spacing=[0.7, 1.0], median_shape=[36, 50, 35], normalization=["zscore"],
+        use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=0.33, networks={
+            "sam": make_network(),
+            "bundled": make_network(encoder="small", adaptation="full", lora=None, input_shape=[112, 80]),
+        },
+    )  # fmt: skip
+    return Plans(
+        dataset_name="Dataset027_ACDC", plans_name="samunetPlans", samunet_version="0.1", image_reader="SimpleITKIO",
+        physical_spacing=True, original_median_spacing=[5.0, 0.7, 1 / 3], original_median_shape=[10, 50, 35],
+        transpose_forward=[2, 0, 1],
+        foreground_intensity_properties_per_channel={"0": IntensityStatistics(0.1, 0.2, 0.3, -1e9, 1e9, 0.6, 0.7)},
+        gpu_memory_target_gb=8.0, encoder="auto",
+        configurations={"2d": asdict(configuration), **configurations}, why={"transpose_forward": "coarsest"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "samunetPlans.json"
+    make_plans().write(path)
+    return path
+
+
+def edit(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_round_trip(path):
+    assert read_plans(path) == make_plans()
+    configuration = read_plans(path).configuration("2d")
+    assert configuration.networks["sam"] == make_network()
+    assert configuration.networks["bundled"].lora is None
+    assert isinstance(configuration, ConfigurationPlan)
+
+
+def test_round_trip_without_physical_spacing(path):
+    edit(path, lambda data: data["configurations"]["2d"].update(spacing=None))
+    edit(path, lambda data: data["configurations"]["2d"]["networks"]["sam"].update(spacing=None))
+    configuration = read_plans(path).configuration("2d")
+    assert configuration.spacing is None
+    assert configuration.networks["sam"].spacing is None
+
+
+def test_a_whole_number_may_stand_for_a_fraction(path):
+    edit(path, lambda data: data.update(gpu_memory_target_gb=8))
+    assert read_plans(path).gpu_memory_target_gb == 8.0
+
+
+def sam(data):
+    return data["configurations"]["2d"]["networks"]["sam"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda data: data.update(encoder_name="x"), r"encoder_name: .*Unexpected"),
+        (lambda data: data.update(encoder=5), r"encoder: .*string.*got '5'"),
+        (lambda data: data.pop("transpose_forward"), "transpose_forward: .*required"),
+        (lambda data: data.update(transpose_forward=["2", 0, 1]), r"transpose_forward\.0: .*integer"),
+        (lambda data: data.update(physical_spacing="yes"), "physical_spacing: .*boolean"),
+        (lambda data: data["foreground_intensity_properties_per_channel"]["0"].pop("std"), "0.std: .*required"),
+        (lambda data: data.update(configurations={"2d": 5}), "configurations.2d: "),
+        (lambda data: data["configurations"]["2d"].update(batch=2), r"configuration '2d'.*: batch: .*Unexpected"),
+        (lambda data: data["configurations"]["2d"].update(median_shape=[1.5, 2, 3]), r"median_shape\.0: .*integer"),
+        (lambda data: data["configurations"]["2d"].update(normalization="zscore"), "normalization: .*array"),
+        (lambda data: data["configurations"]["2d"].update(normalization=["zscroe"]), "normalization"),
+        (lambda data: sam(data).update(batch_size="4"), r"networks\.sam\.batch_size: .*integer.*got '4'"),
+        (lambda data: sam(data).update(batchsize=4), r"networks\.sam\.batchsize: .*Unexpected"),
+        (lambda data: sam(data).update(adaptation="adapter"), r"networks\.sam\.adaptation: .*'lora' or 'full'"),
+        (lambda data: sam(data)["lora"].update(targets=["q", "w"]), r"networks\.sam\.lora\.targets\.1: "),
+        (lambda data: sam(data)["lora"].update(dropout=0.1), r"networks\.sam\.lora\.dropout: .*Unexpected"),
+    ],
+)
+def test_what_is_wrong_is_named(path, change, expected):
+    edit(path, change)
+    with pytest.raises(SamunetError, match=expected) as caught:
+        read_plans(path)
+    assert "samunet_plan_experiment" in caught.value.hint
+    assert "samunetPlans" in caught.value.message
+
+
+def test_missing_and_damaged_files(tmp_path):
+    with pytest.raises(SamunetError, match=r"none\.json does not exist"):
+        read_plans(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(SamunetError, match=r"list\.json: the whole file"):
+        read_plans(tmp_path / "list.json")
+
+
+def test_inheritance_changes_only_what_is_given():
+    plans = make_plans(
+        **{
+            "2d_896": {"inherits_from": "2d", "networks": {"sam": {"input_shape": [896, 640], "spacing": 0.14}}},
+            "2d_bs4": {"inherits_from": "2d_896", "mirror_axes": [], "networks": {"sam": {"batch_size": 4}}},
+        }
+    )
+    base, middle, last = (plans.configuration(name) for name in ("2d", "2d_896", "2d_bs4"))
+    assert middle.networks["sam"] == make_network(input_shape=[896, 640], spacing=0.14)
+    assert last.networks["sam"] == make_network(input_shape=[896, 640], spacing=0.14, batch_size=4)
+    assert (base.mirror_axes, middle.mirror_axes, last.mirror_axes) == ([0, 1], [0, 1], [])
+    assert base.networks["bundled"] == middle.networks["bundled"] == last.networks["bundled"]
+    assert base.networks["sam"] == make_network()
+
+
+def test_inheritance_survives_the_file(tmp_path):
+    changes = {"inherits_from": "2d", "networks": {"sam": {"batch_size": 4}}}
+    plans = make_plans(**{"2d_bs4": changes})
+    plans.write(tmp_path / "p.json")
+    read = read_plans(tmp_path / "p.json")
+    assert read == plans
+    assert read.configurations["2d_bs4"] == changes
+
+
+@pytest.mark.parametrize(
+    ("configurations", "expected"),
+    [
+        ({"a": {"inherits_from": "a"}}, "in a circle: a -> a"),
+        ({"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}, "in a circle: a -> b -> a"),
+        ({"a": {"inherits_from": "2D"}}, "'a' inherits from '2D', which does not exist"),
+        ({"a": {"inherits_from": ["2d"]}}, "inherits_from|inherits from"),
+        ({"a": {"inherits_from": "2d", "networks": {"sam": {"batch_size": 1.5}}}}, "'a'.*sam.batch_size.*integer"),
+        ({"a": {"inherits_from": "2d", "netwroks": {}}}, "'a'.*netwroks.*Unexpected"),
+    ],
+)
+def test_wrong_inheritance(tmp_path, configurations, expected):
+    make_plans(**configurations).write(tmp_path / "p.json")
+    with pytest.raises(SamunetError, match=expected):
+        read_plans(tmp_path / "p.json")
+
+
+def test_unknown_configurations():
+    plans = make_plans(**{"2d_896": {"inherits_from": "2d"}})
+    for name in ("3d_fullres", "3d_lowres"):
+        with pytest.raises(UsageError, match="slice by slice") as caught:
+            plans.configuration(name)
+        assert caught.value.hint == "use one of: 2d, 2d_896"
+    with pytest.raises(UsageError, match="no configuration '2d_95' in samunetPlans") as caught:
+        plans.configuration("2d_95")
+    assert caught.value.hint == "use one of: 2d, 2d_896"
+
+
+def test_hash_depends_on_every_part_and_not_on_the_order_of_keys():
+    assert fingerprint_of({"a": 1, "b": [2.5]}) == fingerprint_of({"b": [2.5], "a": 1})
+    different = [
+        fingerprint_of(*parts)
+        for parts in ((1, 2), (2, 1), ([1, 2],), (1,), (make_network(),), (make_network(batch_size=2),))
+    ]
+    assert len(set(different)) == len(different)
+    assert fingerprint_of(make_network()) == fingerprint_of(asdict(make_network()))

@@ -1,0 +1,149 @@
+"""Preprocessing a dataset does only what is not done yet."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from samunet.dataset.layout import load_dataset
+from samunet.errors import SamunetError
+from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
+from samunet.preprocessing.run import preprocess_dataset, stored_cases
+
+NAME = "Dataset998_Tiny"
+CASES = ("a", "b", "c")
+STATISTICS = IntensityStatistics(250.0, 250.0, 50.0, 100.0, 500.0, 120.0, 450.0)
+CONFIGURATION = ConfigurationPlan(
+    data_identifier="samunetPlans_2d", spacing=[1.0, 1.0], median_shape=[4, 24, 20], normalization=["zscore"],
+    use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=0.33, networks={},
+)  # fmt: skip
+PLANS = Plans(
+    dataset_name=NAME, plans_name="samunetPlans", samunet_version="0", image_reader="SimpleITKIO",
+    physical_spacing=True, original_median_spacing=[3.0, 1.0, 1.0], original_median_shape=[4, 24, 20],
+    transpose_forward=[0, 1, 2], foreground_intensity_properties_per_channel={"0": STATISTICS},
+    gpu_memory_target_gb=8.0, encoder="auto", configurations={},
+)  # fmt: skip
+
+
+@pytest.fixture
+def raw(samunet_folders, tiny_dataset):
+    return tiny_dataset(NAME, ids=CASES)
+
+
+@pytest.fixture
+def folder(samunet_folders):
+    return samunet_folders / "preprocessed" / NAME
+
+
+def preprocess(folder, configuration=CONFIGURATION, plans=PLANS):
+    return preprocess_dataset(load_dataset(NAME), plans, configuration, folder, num_workers=0, progress=False)
+
+
+def written(folder):
+    """When each case was finished."""
+    return {name: (folder / "samunetPlans_2d" / f"{name}.json").stat().st_mtime_ns for name in CASES}
+
+
+def test_every_case_is_stored(raw, folder):
+    assert preprocess(folder) == 3
+    assert {path.name for path in (folder / "samunetPlans_2d").iterdir()} == {
+        f"{name}{ending}" for name in CASES for ending in (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
+    }
+    for name, case in stored_cases(folder, PLANS, CONFIGURATION, list(CASES)).items():
+        image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "imagesTr" / f"{name}_0000.nii.gz")))
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "labelsTr" / f"{name}.nii.gz")))
+        assert np.array_equal(case.label(), label)
+        assert np.allclose(case.image()[0], (image - image.mean()) / image.std(), atol=3e-3)
+
+
+def test_a_second_run_stores_nothing(raw, folder):
+    preprocess(folder)
+    before = written(folder)
+    assert preprocess(folder) == 0
+    assert written(folder) == before
+
+
+@pytest.mark.parametrize("file", ["imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"])
+def test_a_changed_file_is_preprocessed_again(raw, folder, file):
+    preprocess(folder)
+    before = written(folder)
+    image = sitk.ReadImage(str(raw / file))
+    sitk.WriteImage(sitk.Flip(image, (True, False, False)), str(raw / file))
+    os.utime(raw / file, ns=(1, 1))
+    assert preprocess(folder) == 1
+    after = written(folder)
+    assert [name for name in CASES if after[name] != before[name]] == ["b"]
+    assert preprocess(folder) == 0
+
+
+@pytest.mark.parametrize(
+    ("of_configuration", "of_plans"),
+    [
+        ({"normalization": ["nonorm"]}, {}),
+        ({"spacing": [2.0, 2.0]}, {}),
+        ({"use_mask_for_norm": [True]}, {}),
+        ({}, {"transpose_forward": [1, 0, 2]}),
+    ],
+)
+def test_changed_plans_make_every_case_anew(raw, folder, of_configuration, of_plans):
+    preprocess(folder)
+    changed = replace(CONFIGURATION, **of_configuration), replace(PLANS, **of_plans)
+    assert preprocess(folder, *changed) == 3
+    assert preprocess(folder, *changed) == 0
+
+
+def test_decisions_about_training_alone_change_nothing(raw, folder):
+    preprocess(folder)
+    assert preprocess(folder, replace(CONFIGURATION, mirror_axes=[], foreground_share=0.5)) == 0
+    assert preprocess(folder, plans=replace(PLANS, encoder="vit_b", why={"a": "b"})) == 0
+
+
+def test_only_ct_depends_on_the_datasets_statistics(raw, folder):
+    others = replace(PLANS, foreground_intensity_properties_per_channel={"0": replace(STATISTICS, mean=251.0)})
+    ct = replace(CONFIGURATION, normalization=["ct"])
+    preprocess(folder)
+    assert preprocess(folder, plans=others) == 0
+    assert preprocess(folder, ct) == 3
+    assert preprocess(folder, ct, others) == 3
+
+
+def test_a_new_case_leaves_the_others(raw, folder, tiny_dataset):
+    preprocess(folder)
+    before = written(folder)
+    for part, name in (("imagesTr", "{}_0000.nii.gz"), ("labelsTr", "{}.nii.gz")):
+        (raw / part / name.format("d")).write_bytes((raw / part / name.format("a")).read_bytes())
+    description = raw / "dataset.json"
+    description.write_text(description.read_text().replace('"numTraining": 3', '"numTraining": 4'))
+    assert preprocess(folder) == 1
+    assert written(folder) == before
+
+
+def test_a_failing_case_is_named_and_the_others_stay(raw, folder):
+    file = raw / "imagesTr" / "b_0000.nii.gz"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SamunetError, match=r"case b: .*b_0000\.nii\.gz is damaged or truncated"):
+        preprocess(folder)
+    assert set(stored_cases(folder, PLANS, CONFIGURATION, ["a"])) == {"a"}
+    before = (folder / "samunetPlans_2d" / "a.json").stat().st_mtime_ns
+    file.write_bytes(content)
+    assert preprocess(folder) == 2
+    assert (folder / "samunetPlans_2d" / "a.json").stat().st_mtime_ns == before
+
+
+def test_an_unfinished_case_is_made_again(raw, folder):
+    preprocess(folder)
+    (folder / "samunetPlans_2d" / "c.json").unlink()
+    with pytest.raises(SamunetError, match=r"1 of 3 cases are not preprocessed .*for example c") as caught:
+        stored_cases(folder, PLANS, CONFIGURATION, list(CASES))
+    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p {PLANS.plans_name}"
+    assert preprocess(folder) == 1
+    assert set(stored_cases(folder, PLANS, CONFIGURATION, list(CASES))) == set(CASES)
+
+
+def test_slices_of_other_plans_are_not_opened(raw, folder):
+    preprocess(folder)
+    with pytest.raises(SamunetError, match="preprocessed"):
+        stored_cases(folder, PLANS, replace(CONFIGURATION, normalization=["nonorm"]), list(CASES))
