@@ -5,6 +5,9 @@
     api.train("027", "2d", 0, api.TrainingOptions(seconds=600))
     api.predict("imagesTs", "preds", dataset="027")
 
+With worker processes (the default on more than two cores) a script's own steps must stand under
+``if __name__ == "__main__":``, as for any spawned process.
+
 Datasets are named as on the command line: ``27``, ``"027"`` or ``"Dataset027_ACDC"``. Every function raises
 :class:`samunet.errors.SamunetError` with a sentence for the user.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from samunet import paths
@@ -54,7 +55,7 @@ def choose_model(
     raise UsageError(f"several trained models fit; say which:\n{commands}")
 
 
-def parse_folds(model: ModelFolder, folds: list[str] | None, checkpoint: str) -> list[Fold]:
+def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: str) -> list[Fold]:
     """Folds to use: those asked for, or all that are finished.
 
     Raises:
@@ -63,7 +64,7 @@ def parse_folds(model: ModelFolder, folds: list[str] | None, checkpoint: str) ->
     finished = model.finished_folds(checkpoint)
     if not folds:
         return finished
-    wanted: list[Fold] = [int(fold) if fold.isdigit() else fold for fold in folds]
+    wanted: list[Fold] = [int(fold) if str(fold).isdigit() else fold for fold in folds]
     missing = [fold for fold in wanted if not (model.fold(fold) / f"checkpoint_{checkpoint}.safetensors").is_file()]
     if missing:
         raise UsageError(

@@ -134,13 +134,14 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
     estimate = resources.estimate(facts, shape, adaptation)
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget)
+    head, head_why = rules.head(facts)
     rate, rate_why = rules.learning_rate(adaptation)
     images, images_why = rules.training_images(slices.count)
     return NetworkPlan(
         encoder=facts.name,
         input_shape=shape,
         spacing=max(slices.extent) / size if slices.stored_pixel is not None else None,
-        head="sam",
+        head=head,
         adaptation=adaptation,
         lora=lora,
         input_channels=slices.input_channels,
@@ -152,6 +153,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         memory_bytes=estimate.fixed_bytes + batch * estimate.image_bytes,
         why={
             "input_shape": f"{size_why}; {shape_why}",
+            "head": head_why,
             "adaptation": adaptation_why,
             "input_channels": slices.input_channels_why,
             "batch_size": batch_why,
@@ -167,7 +169,7 @@ def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) 
     for size in rules.SAM_INPUT_SIZES:
         if size >= max(sam.input_shape):
             continue
-        other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size))
+        other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size, encoder=sam.encoder))
         changed = {
             key: value for key, value in asdict(other).items() if key not in ("why",) and value != getattr(sam, key)
         }

@@ -129,6 +129,13 @@ def adaptation(facts: EncoderFacts) -> Decision:
     return ("full", None), "no pretrained weights: a random encoder is never frozen"
 
 
+def head(facts: EncoderFacts) -> Decision:
+    """SAM's own decoder where its weights are pretrained (SAMed); with a convolutional path where nothing is."""
+    if facts.pretrained:
+        return "sam", "the decoder's pretrained weights are kept as they are (SAMed)"
+    return "detail", "borders are learnt sooner with a convolutional path than from random tokens alone (measured)"
+
+
 def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int) -> Decision:
     """Images per step within the memory target, and accumulation up to an effective batch of 12 (SAMed)."""
     fitting = max(1, (budget - bytes_fixed) // max(1, bytes_per_image))

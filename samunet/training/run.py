@@ -64,14 +64,14 @@ def train_fold(
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
     trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
+    if options.validation_only and not trained:
+        raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
     validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
     if validated and not options.validation_only:
         raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
     _prepare_folder(model, fold, plans, description, source, choice, options)
     log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
     log.info("network: %s", choice.why)
-    if not trained and options.validation_only:
-        raise UsageError(f"{folder} has no finished training to validate", "leave out --val to train it")
     if not trained:
         trainer = Trainer(
             folder=folder,
@@ -81,7 +81,9 @@ def train_fold(
             train=stored_cases(source, plans, configuration, train),
             validation=stored_cases(source, plans, configuration, validation),
             options=options,
-            identity=fingerprint_of(asdict(configuration), choice.family, list(description.labels.names), train),
+            identity=fingerprint_of(
+                _decisions(plans, configuration_name), choice.family, list(description.labels.names), train
+            ),
             run=run | _run_facts(choice, fold, dataset_name),
             progress=progress,
         )
@@ -152,14 +154,13 @@ def _prepare_folder(
     """Make the model's and the fold's folders; refuse to mix plans or encoders."""
     folder = model.fold(fold)
     others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
-    if options.overwrite and folder.is_dir():
-        shutil.rmtree(folder)
-    mine = [folder / "run.json"] if (folder / "run.json").is_file() else []
-    if (model.path / "plans.json").is_file() and (others or mine) and asdict(model.plans) != asdict(plans):
+    begun = others or ((folder / "run.json").is_file() and not options.overwrite)
+    name = model.configuration_name
+    if begun and _decisions(model.plans, name) != _decisions(plans, name):
         raise SamunetError(
             f"{model.path} was trained with other plans than {source / plans.plans_name}.json holds now",
-            "train with --overwrite after removing its other folds, or plan under another name "
-            "(samunet_plan_experiment -overwrite_plans_name NAME) and train with -p NAME",
+            "plan under another name (samunet_plan_experiment -overwrite_plans_name NAME) and train with -p NAME, "
+            "or remove the model's other folds and use --overwrite",
         )
     for path in others:
         encoder = read_json(path).get("encoder")
@@ -168,10 +169,22 @@ def _prepare_folder(
                 f"{path.parent.name} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
                 f"all folds of a model use one encoder: add -encoder {encoder}",
             )
+    if options.overwrite and folder.is_dir():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plans.write(model.path / "plans.json")
     write_json(model.path / "dataset.json", description.raw)
     write_json(model.path / "dataset_fingerprint.json", read_json(source / FINGERPRINT_FILE))
+
+
+def _decisions(plans: Plans, configuration_name: str) -> dict:
+    """All that a model of this configuration depends on: not other configurations, reasons or versions."""
+    decisions = asdict(plans) | asdict(plans.configuration(configuration_name))
+    for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
+        del decisions[key]
+    for network in decisions["networks"].values():
+        del network["why"], network["training_images"], network["memory_bytes"]
+    return decisions
 
 
 def _run_facts(choice: _Choice, fold: Fold, dataset_name: str) -> dict:

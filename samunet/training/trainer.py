@@ -271,24 +271,19 @@ class Trainer:
         log.info("started from %s: %d of %d tensors fit", path, len(fitting), len(own))
 
     def _choose_dtype(self) -> torch.dtype | None:
-        """The number format: as this fold began, else the device's fast one where a measured step is faster with it."""
-        if "dtype" in self.run:
-            return getattr(torch, self.run["dtype"]) if self.run["dtype"] != "float32" else None
-        candidates = [None] if fast_dtype(self.device) is None else [None, fast_dtype(self.device)]
+        """The number format: as this fold began, else the device's fast one (told by hardware, not by a timing)."""
+        if "dtype" not in self.run:
+            fast = fast_dtype(self.device)
+            self.run["dtype"] = "float32" if fast is None else str(fast).removeprefix("torch.")
+        return None if self.run["dtype"] == "float32" else getattr(torch, self.run["dtype"])
+
+    def _measure_step(self) -> float:
+        """Seconds of one update, from passes whose gradients are thrown away."""
         batch = self.loader.batch(0)
         images, labels = (torch.from_numpy(batch[key][: self.micro_batch]).to(self.device) for key in ("data", "seg"))
-        self.scaler = torch.amp.GradScaler(enabled=False)
-        seconds = {}
-        for self.dtype in candidates:
-            seconds[self.dtype] = min(self._timed_pass(images, labels) for _ in range(3))
+        seconds = min(self._timed_pass(images, labels) for _ in range(3))
         self.optimizer.zero_grad(set_to_none=True)
-        best = min(seconds, key=seconds.get)
-        self.run["dtype"] = str(best).removeprefix("torch.") if best else "float32"
-        self.run["measured_step_seconds"] = {
-            str(kind or torch.float32).removeprefix("torch."): round(value * self.network.accumulation, 4)
-            for kind, value in seconds.items()
-        }
-        return best
+        return seconds * self.batch_size / len(images)
 
     def _timed_pass(self, images: Tensor, labels: Tensor) -> float:
         begin = time.monotonic()
@@ -297,7 +292,9 @@ class Trainer:
 
     def _announce(self) -> None:
         """Say what will happen and how long it takes, before it starts; write it to run.json."""
+        step = self._measure_step()
         self.run |= {"seed": self.options.seed, "setup": self.setup, "threads": torch.get_num_threads()}
+        self.run |= {"measured_step_seconds": round(step, 4)}
         self.run |= {"device": str(self.device), "monitored": sorted(self.monitored)}
         write_json(self.folder / "run.json", self.run)
         trained = sum(parameter.numel() for parameter in self._trained())
@@ -306,7 +303,6 @@ class Trainer:
             *self.network.input_shape, self.micro_batch, self.network.accumulation, self.run["dtype"], self.device,
             trained / 1e6,
         )  # fmt: skip
-        step = self.run["measured_step_seconds"][self.run["dtype"]]
         if self.budget.seconds:
             length = f"{format_duration(self.budget.seconds)}, about {self.budget.seconds / step:.0f} iterations"
         else:
