@@ -70,7 +70,7 @@ ENCODERS: dict[str, EncoderFacts] = {
             checkpoint_file="sam_vit_h_4b8939.pth", checkpoint_url=_META + "sam_vit_h_4b8939.pth",
         ),
         EncoderFacts(
-            "small", "bundled", 192, 8, 3, (3, 7), 8, 224, window=7,
+            "small", "bundled", 192, 8, 3, (3, 7), 16, 224, window=7,
             convolutional_stem=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(63.75, 63.75, 63.75),
         ),
     )

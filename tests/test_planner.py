@@ -65,7 +65,7 @@ def test_isotropic_volumes():
     assert configuration.use_mask_for_norm == [False]
     assert configuration.mirror_axes == [0, 1]
     bundled, sam = configuration.networks["bundled"], configuration.networks["sam"]
-    # 50 px twofold are 100: the 112 px above it; 35 / 50 of 112 are 78.4, ten patches of 8.
+    # 50 px twofold are 100: the 112 px above it; 35 / 50 of 112 are 78.4, five patches of 16.
     assert (bundled.encoder, bundled.input_shape, bundled.adaptation, bundled.lora) == (
         "small",
         [112, 80],
@@ -105,7 +105,7 @@ def test_slices_across_the_last_axis_are_reduced_to_the_median():
     assert configuration.spacing == [2, 2]
     assert configuration.median_shape == [10, 40, 60]
     bundled = configuration.networks["bundled"]
-    assert bundled.input_shape == [152, 224]  # 40 / 60 of 224 are 149.3 px, 19 patches of 8
+    assert bundled.input_shape == [160, 224]  # 40 / 60 of 224 are 149.3 px, ten patches of 16
     assert bundled.spacing == pytest.approx(120 / 224)  # the long side has 120 mm
     assert bundled.input_channels == "neighbours"  # 8 mm are 4 pixels
 

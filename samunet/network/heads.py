@@ -120,7 +120,7 @@ HEADS: dict[Literal["sam", "detail"], type[SamHead]] = {"sam": SamHead, "detail"
 
 
 def _convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(_GROUPS, outer), nn.GELU())
+    return nn.Sequential(nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(_GROUPS, outer), nn.ReLU())
 
 
 def _double(features: Tensor) -> Tensor:
