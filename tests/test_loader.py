@@ -10,6 +10,10 @@ from samunet.training.augmentation import AffineWindowTransform, MaskOutsideTran
 from samunet.training.loader import SliceLoader, batches
 
 
+class Record:
+    stored_spacing = (1.0, 1.0)
+
+
 class CaseInMemory(StoredCase):
     """A stored case without files: one bright square of class 1 in the middle slice, class 2 in its corner."""
 
@@ -21,7 +25,10 @@ class CaseInMemory(StoredCase):
         self.arrays = {"label": label, "image": label[None].astype(np.float32) + 0.1}
         places = {value: np.argwhere(label == value).astype(np.int32) for value in (1, 2)}
         self.__dict__["class_locations"] = places
-        self.__dict__["record"] = type("Record", (), {"stored_spacing": [1.0, 1.0]})()
+        self.__dict__["record"] = Record()
+
+    def __reduce__(self):
+        return type(self), (self.shape,)
 
     @property
     def shape(self):
@@ -78,7 +85,7 @@ def test_foreground_share_holds_at_every_batch_size(batch_size):
 
     def share(wanted):
         loader = make_loader(foreground_share=wanted, input_shape=(8, 8), batch_size=batch_size)
-        return np.mean([item.any() for i in range(400 // batch_size) for item in loader.batch(i)["seg"] == 1])
+        return np.mean([item.any() for i in range(240 // batch_size) for item in loader.batch(i)["seg"] == 1])
 
     # Classes 1 and 2 are drawn equally often for case a; case b has class 1 places inside its slices as well.
     assert share(0.0) < 0.15
@@ -111,10 +118,13 @@ def test_image_and_label_move_together():
     transform = AffineWindowTransform((32, 32), p_rotation=1, p_scale=1)
     label = np.zeros((1, 1, 32, 32), dtype=np.int16)
     label[0, 0, 10:22, 8:18] = 1
-    with seeded(3):
-        moved = transform(data=label.astype(np.float32), seg=label, window=np.eye(3))
-    assert ((moved["data"][0, 0] > 0.5) == (moved["seg"][0, 0] == 1)).mean() > 0.99
-    assert (moved["seg"] == OUTSIDE).any()
+    outside = 0
+    for seed in range(10):
+        with seeded(seed):
+            moved = transform(data=label.astype(np.float32), seg=label, window=np.eye(3))
+        assert ((moved["data"][0, 0] > 0.5) == (moved["seg"][0, 0] == 1)).mean() > 0.99
+        outside += (moved["seg"] == OUTSIDE).any()
+    assert outside > 0
 
 
 def test_intensity_augmentation_keeps_the_label():

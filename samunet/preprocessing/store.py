@@ -92,6 +92,10 @@ class StoredCase:
     folder: Path
     name: str
 
+    def __reduce__(self):
+        # A loader's worker opens the files itself.
+        return type(self), (self.folder, self.name)
+
     @cached_property
     def _image(self):
         return _open_array(self.folder / f"{self.name}.b2nd")
