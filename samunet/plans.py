@@ -61,7 +61,8 @@ class NetworkPlan:
         batch_size: Images per step; ``accumulation`` steps make one update.
         learning_rate, weight_decay: Of AdamW at its peak; decay acts on matrices only.
         training_images: Images drawn in a whole training where the user states no budget, per kind of device.
-        memory_bytes: Predicted peak memory of a training step.
+        memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
+        training_gflops: Predicted work per training image, in 10^9 floating-point operations.
         why: Reasons.
     """
 
@@ -79,6 +80,7 @@ class NetworkPlan:
     weight_decay: float
     training_images: dict[Literal["cpu", "gpu"], int]
     memory_bytes: int
+    training_gflops: float
     why: dict[str, str] = field(default_factory=dict)
 
 

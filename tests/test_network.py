@@ -60,6 +60,7 @@ def network_plan(adaptation="full", encoder="small", channels="repeat") -> Netwo
         weight_decay=0.1,
         training_images={"cpu": 1, "gpu": 1},
         memory_bytes=0,
+        training_gflops=0.0,
     )
 
 

@@ -22,7 +22,7 @@ def make_network(**changes):
         "encoder": "vit_b", "input_shape": [1024, 720], "spacing": 0.125, "head": "sam", "adaptation": "lora",
         "lora": LoraPlan(), "input_channels": "neighbours", "batch_size": 1, "accumulation": 12,
         "learning_rate": 3.5e-3, "weight_decay": 0.1, "training_images": {"cpu": 16000, "gpu": 48000},
-        "memory_bytes": 7_000_000_000, "why": {"input_shape": "because"},
+        "memory_bytes": 7_000_000_000, "training_gflops": 1.5, "why": {"input_shape": "because"},
     }  # fmt: skip
     return NetworkPlan(**{**values, **changes})
 

@@ -151,6 +151,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         weight_decay=0.1,
         training_images=images,
         memory_bytes=estimate.fixed_bytes + batch * estimate.image_bytes,
+        training_gflops=round(estimate.training_flops / 1e9, 1),
         why={
             "input_shape": f"{size_why}; {shape_why}",
             "head": head_why,

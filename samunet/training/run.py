@@ -183,7 +183,7 @@ def _decisions(plans: Plans, configuration_name: str) -> dict:
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
     for network in decisions["networks"].values():
-        del network["why"], network["training_images"], network["memory_bytes"]
+        del network["why"], network["training_images"], network["memory_bytes"], network["training_gflops"]
     return decisions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -236,12 +235,9 @@ class Trainer:
         }
         write_json(self.folder / "run.json", self.run)
         (self.folder / LATEST).unlink(missing_ok=True)
-        log.info(
-            "trained %d iterations in %s; peak memory %.1f GB",
-            self.state.iteration,
-            format_duration(self.state.elapsed),
-            self.run["peak_memory_bytes"] / 1e9,
-        )
+        peak = self.run["peak_memory_bytes"]
+        memory = f"; peak memory {peak / 1e9:.1f} GB" if peak else ""
+        log.info("trained %d iterations in %s%s", self.state.iteration, format_duration(self.state.elapsed), memory)
 
     def _plan_budget(self) -> Budget:
         options = self.options
@@ -365,9 +361,13 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes: allocated on a CUDA device, else resident in this process."""
+def _peak_memory(device: torch.device) -> int | None:
+    """Peak bytes: allocated on a CUDA device, else resident in this process (None on Windows, which cannot tell)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
