@@ -42,14 +42,13 @@ setup(
         "nibabel>=5.2",  # NIfTI headers, whose orientation SimpleITK does not restore bit for bit
         "numpy>=1.26",
         "scipy>=1.11",
-        "scikit-learn>=1.3",
         "pillow>=10.0",
         "matplotlib>=3.8",
         "pydantic>=2.6",
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8.0"],
+        "test": ["pytest>=8.0", "scikit-learn>=1.3"],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

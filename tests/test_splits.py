@@ -1,8 +1,8 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from sklearn.model_selection import KFold
 
 from samunet.dataset.layout import load_dataset
 from samunet.dataset.splits import fold_cases, infer_groups, load_or_make_splits, make_splits
@@ -12,10 +12,9 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def reference_folds(units):
-    """nnU-Net's folds by the definition of KFold: consecutive parts of the shuffled order, the first ones longer."""
-    order = np.arange(len(units))
-    np.random.RandomState(12345).shuffle(order)
-    return [sorted(units[index] for index in part) for part in np.array_split(order, 5)]
+    """nnU-Net's folds, from scikit-learn itself."""
+    folds = KFold(5, shuffle=True, random_state=12345).split(units)
+    return [sorted(units[index] for index in part) for _, part in folds]
 
 
 @pytest.mark.parametrize("number", [5, 7, 23])

@@ -1,4 +1,4 @@
-"""Stored cases: blosc2 arrays with one chunk per slice, half precision, and a JSON record written last.
+"""Stored cases: blosc2 arrays that decompress slice by slice, half precision, and a JSON record written last.
 
 Four files make a case: ``NAME.b2nd`` (image), ``NAME_seg.b2nd`` (label), ``NAME_locations.npz`` (where each class is)
 and ``NAME.json``. A case without its JSON is unfinished and is made again. Nothing here is pickled.
@@ -6,6 +6,7 @@ and ``NAME.json``. A case without its JSON is unfinished and is made again. Noth
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json, write_json
 from samunet.preprocessing.case import CaseRecord, PreparedCase
 
+_CHUNK_BYTES = 1 << 18
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
 MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
 _HALF_MAX = 2048.0  # beyond this, half precision is coarser than one unit
@@ -132,11 +134,15 @@ class StoredCase:
 def _write_array(path: Path, array: np.ndarray) -> None:
     import blosc2
 
-    chunk = (*array.shape[:-3], 1, *array.shape[-2:])
+    # A block, what is decompressed at once, is one slice. Small slices share a chunk: each has a fixed cost in writing.
+    block = (*array.shape[:-3], 1, *array.shape[-2:])
+    slices = max(1, min(array.shape[-3], _CHUNK_BYTES // (math.prod(block) * array.dtype.itemsize)))
+    chunk = (*array.shape[:-3], slices, *array.shape[-2:])
     with atomic_path(path) as temporary:
         blosc2.asarray(
             np.ascontiguousarray(array),
             chunks=chunk,
+            blocks=block,
             urlpath=str(temporary),
             mode="w",
             cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
