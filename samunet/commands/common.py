@@ -87,9 +87,12 @@ class _PlainFormatter(logging.Formatter):
 
 @contextmanager
 def _logging_to_stderr(verbose: bool) -> Iterator[None]:
+    logger = logging.getLogger("samunet")
+    if logger.handlers:  # a command that runs other commands, like the demo, has set this up already
+        yield
+        return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainFormatter())
-    logger = logging.getLogger("samunet")
     level_before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
