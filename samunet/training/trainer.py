@@ -314,7 +314,7 @@ class Trainer:
             total=100,
             desc="Training",
             disable=None if self.show_progress else True,
-            bar_format="{desc} {percentage:3.0f}% |{bar:24}| {postfix}",
+            bar_format="{percentage:3.0f}% |{bar:24}| {desc}",
             leave=False,
         )
 
@@ -327,7 +327,7 @@ class Trainer:
         if self.state.log and self.state.log[-1]["dice"] is not None:
             shown.append(f"Dice {self.state.log[-1]['dice']:.3f}")
         bar.n = 100 * progress
-        bar.set_postfix_str(", ".join([*shown, f"{format_duration(left)} left"]))
+        bar.set_description_str(", ".join([*shown, f"{format_duration(left)} left"]))
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
