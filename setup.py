@@ -43,6 +43,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "pillow>=10.0",
+        "tifffile>=2023.7",
         "matplotlib>=3.8",
         "pydantic>=2.6",
         "tqdm>=4.65",

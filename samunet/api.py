@@ -15,13 +15,13 @@ Datasets are named as on the command line: ``27``, ``"027"`` or ``"Dataset027_AC
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samunet import paths
-from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
-from samunet.dataset.splits import load_or_make_splits
+from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset, read_dataset
+from samunet.dataset.splits import load_or_make_splits, lopsided_folds
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
@@ -64,7 +64,13 @@ def __getattr__(name: str) -> Any:
 
 
 def extract_fingerprint(
-    dataset: str | int, *, clean: bool = False, num_workers: int | None = None, progress: bool = True
+    dataset: str | int,
+    *,
+    clean: bool = False,
+    verify: bool = False,
+    tolerate_geometry: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
 ) -> Fingerprint:
     """Measure a raw dataset and write ``dataset_fingerprint.json``; also copies dataset.json and makes the splits.
 
@@ -73,10 +79,13 @@ def extract_fingerprint(
     Args:
         dataset: Its id or name.
         clean: Measure again in any case.
+        verify: Check every file of the dataset first, and write ``integrity_report.json`` and ``.txt``; errors raise.
+        tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
     """
-    return _extract(load_dataset(find_dataset(dataset)), clean, num_workers, progress)
+    loaded = _load(dataset, verify, tolerate_geometry, num_workers, progress)
+    return _extract(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
 
 
 def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -> Plans:
@@ -113,6 +122,7 @@ def preprocess(
     configurations: Sequence[str] = ("2d",),
     plans_name: str = DEFAULT_PLANS_NAME,
     *,
+    tolerate_geometry: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> None:
@@ -121,7 +131,7 @@ def preprocess(
     path = paths.preprocessed_folder() / name / f"{plans_name}.json"
     if not path.is_file():
         raise SamunetError(f"{name} has no plans called {plans_name}", f"samunet_plan_experiment -d {_number(name)}")
-    _preprocess(load_dataset(name), read_plans(path), configurations, num_workers, progress)
+    _preprocess(load_dataset(name), read_plans(path), configurations, num_workers, progress, tolerate_geometry)
 
 
 def plan_and_preprocess(
@@ -130,6 +140,8 @@ def plan_and_preprocess(
     configurations: Sequence[str] = ("2d",),
     *,
     clean: bool = False,
+    verify: bool = False,
+    tolerate_geometry: bool = False,
     store: bool = True,
     num_workers: int | None = None,
     progress: bool = True,
@@ -141,17 +153,18 @@ def plan_and_preprocess(
         options: See :class:`samunet.planning.planner.PlannerOptions`.
         configurations: Which to preprocess.
         clean: Measure the fingerprint again.
+        verify, tolerate_geometry: See :func:`extract_fingerprint`.
         store: False stops after planning.
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
     """
-    loaded = load_dataset(find_dataset(dataset))
-    _extract(loaded, clean, num_workers, progress)
+    loaded = _load(dataset, verify, tolerate_geometry, num_workers, progress)
+    _extract(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
     plans = plan_experiment(loaded.name, options)
     for configuration in configurations:
         plans.configuration(configuration)
     if store:
-        _preprocess(loaded, plans, configurations, num_workers, progress)
+        _preprocess(loaded, plans, configurations, num_workers, progress, tolerate_geometry)
     return plans
 
 
@@ -173,7 +186,7 @@ def train(
 
 
 def predict(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path | Sequence[str | Path]],
     output: str | Path,
     *,
     dataset: str | int | None = None,
@@ -185,11 +198,12 @@ def predict(
     part: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> list[str]:
-    """Predict every case of a folder.
+    """Predict every case of a folder, or single files.
 
     Args:
-        source: Folder with images named like training images (``case_0000.nii.gz``).
-        output: Folder for the masks.
+        source: A folder, a file, a list of files, or a list with the files of one case each; see
+            :func:`samunet.dataset.layout.list_cases`.
+        output: Folder for the masks; for a single case also a file, such as ``mask.nii.gz``.
         dataset, configuration, plans_name, folds: Which model; what is left out is found (see
             :func:`samunet.inference.choose.choose_model`).
         checkpoint: ``final`` or ``best``.
@@ -200,22 +214,35 @@ def predict(
     Returns:
         Names of the cases predicted now.
     """
+    from samunet.imageio.registry import ending_of
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
 
-    source, output = Path(source), Path(output)
-    if not source.is_dir():
-        raise UsageError(f"{source} is not a folder", "give the folder that holds the images: -i imagesTs")
-    model, why = choose_model(source, dataset, configuration, plans_name, checkpoint)
+    sources, output = _paths(source), Path(output)
+    first = next(_flat([sources]), None)
+    if first is None:
+        raise UsageError("there is nothing to predict: the list of files is empty")
+    missing = next((path for path in _flat([sources]) if not path.exists()), None)
+    if missing is not None:
+        raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: -i imagesTs")
+    model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
     chosen = parse_folds(model, folds, checkpoint)
     log.info("model: %s (%s)", model.path, why)
     log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen)), checkpoint)
     index, number = part
     if not 0 <= index < number:
         raise UsageError(f"-part_id must be 0 to {number - 1} with -num_parts {number}, got {index}")
-    cases = dict(list(list_cases(source, model.description).items())[index::number])
+    found = list_cases(sources, model.description)
+    to_file = ending_of(output) is not None and not output.is_dir()
+    if to_file and len(found) > 1:
+        raise UsageError(f"{output} is one file, but there are {len(found)} cases", "give a folder: -o preds")
+    cases = dict(list(found.items())[index::number])
     options = options or PredictionOptions()
     predictor = Predictor.from_folder(model.path, chosen, checkpoint, options)
+    if to_file:
+        predictor.predict_case(*cases.values(), output)
+        log.info("mask written to %s", output)
+        return list(cases)
     arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
     write_provenance(output, model, arguments | {"folds": chosen, "checkpoint": checkpoint, **vars(options)})
     done = predictor.predict_cases(cases, output, progress=progress)
@@ -237,31 +264,91 @@ def evaluate(predictions: str | Path, references: str | Path, dataset_json: str 
     return summary
 
 
-def _extract(dataset: Dataset, clean: bool, num_workers: int | None, progress: bool) -> Fingerprint:
+def _paths(source: Any) -> Any:
+    """``source`` with every text as a path."""
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    return [_paths(item) for item in source]
+
+
+def _flat(sources: Sequence[Any]) -> Iterator[Path]:
+    for item in sources:
+        yield from [item] if isinstance(item, Path) else _flat(item)
+
+
+def _load(
+    dataset: str | int, verify: bool, tolerate_geometry: bool, num_workers: int | None, progress: bool
+) -> Dataset:
+    """Load a raw dataset; with ``verify``, check every file of it first."""
+    from samunet.dataset.complete_check import complete_check
+
+    name = find_dataset(dataset)
+    if verify:
+        workers = default_workers() if num_workers is None else num_workers
+        report = complete_check(
+            read_dataset(name), num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry
+        )
+        path = report.write(paths.preprocessed_folder() / name)
+        log.info("%s", report.to_text())
+        if report.errors:
+            raise SamunetError(
+                f"{report.summary}; the table is above and in {path}",
+                "correct the errors, then run the same command again",
+            )
+        log.info("written to %s", path)
+    return load_dataset(name)
+
+
+def _extract(
+    dataset: Dataset,
+    clean: bool,
+    num_workers: int | None,
+    progress: bool,
+    tolerate_geometry: bool,
+    verified: bool,
+) -> Fingerprint:
     from samunet.planning.fingerprint import FILE_NAME, extract_fingerprint, read_fingerprint, source_hash
 
     folder = paths.preprocessed_folder() / dataset.name
     path = folder / FILE_NAME
     log.info("%s: %d training cases", dataset.name, len(dataset.cases))
     write_json(folder / "dataset.json", dataset.description.raw)
-    _report_splits(load_or_make_splits(folder, list(dataset.cases), dataset.description.groups))
+    splits = load_or_make_splits(folder, list(dataset.cases), dataset.description.groups, dataset.folder)
     if path.is_file() and not clean:
         fingerprint = read_fingerprint(path)
         if fingerprint.source == source_hash(dataset):
             log.info("the fingerprint is up to date")
+            _report_splits(splits, fingerprint, dataset)
             return fingerprint
     workers = default_workers() if num_workers is None else num_workers
-    fingerprint = extract_fingerprint(dataset, num_workers=workers, progress=progress)
+    try:
+        fingerprint = extract_fingerprint(
+            dataset, num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry
+        )
+    except SamunetError as error:
+        if verified:
+            raise
+        check = f"samunet_extract_fingerprint -d {_number(dataset.name)} --verify_dataset_integrity"
+        hints = [error.hint] if error.hint else []
+        raise type(error)(
+            error.message, "\n  -> ".join([*hints, f"all problems of all cases at once: {check}"])
+        ) from error
     fingerprint.write(path)
     if fingerprint.empty_cases:
         log.warning(
             "%d cases have no foreground: %s", len(fingerprint.empty_cases), ", ".join(fingerprint.empty_cases[:5])
         )
+    _report_splits(splits, fingerprint, dataset)
     return fingerprint
 
 
 def _preprocess(
-    dataset: Dataset, plans: Plans, configurations: Sequence[str], num_workers: int | None, progress: bool
+    dataset: Dataset,
+    plans: Plans,
+    configurations: Sequence[str],
+    num_workers: int | None,
+    progress: bool,
+    tolerate_geometry: bool,
 ) -> None:
     from samunet.preprocessing.run import preprocess_dataset
 
@@ -269,7 +356,10 @@ def _preprocess(
     folder = paths.preprocessed_folder() / dataset.name
     for name in configurations:
         configuration = plans.configuration(name)
-        made = preprocess_dataset(dataset, plans, configuration, folder, num_workers=workers, progress=progress)
+        made = preprocess_dataset(
+            dataset, plans, configuration, folder,
+            num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry,
+        )  # fmt: skip
         kept = len(dataset.cases) - made
         where = folder / configuration.data_identifier
         log.info("%s: %d cases stored in %s%s", name, made, where, f", {kept} were up to date" if kept else "")
@@ -287,11 +377,14 @@ def _keep_own_configurations(path: Path, plans: Plans) -> None:
             plans.configurations[name] = configuration
 
 
-def _report_splits(splits: list[dict[str, list[str]]]) -> None:
+def _report_splits(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:
     for fold, split in enumerate(splits):
         log.info("fold %d: %d cases to train on, %d to validate", fold, len(split["train"]), len(split["val"]))
     if not splits:
         log.info("too few cases for folds: train with fold all")
+    class_voxels = {name: case.class_voxels for name, case in fingerprint.cases.items()}
+    for warning in lopsided_folds(splits, class_voxels, dataset.description.labels):
+        log.warning("%s", warning)
 
 
 def _number(name: str) -> str:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
 
+_TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+_PROBE = os.urandom(4096)  # a block; random, because some file systems store zeros in no space at all
+_tidy: set[Path] = set()  # folders that this process has written to before
+
 # A list of numbers as json.dumps indents it; a raw newline never occurs inside a JSON string.
 _NUMBER_LIST = re.compile(r"\[\n\s*([-+\d.,eE\s]+?)\n\s*\]")
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and those above it, if they are missing.
+
+    Raises:
+        SamunetError: If it cannot be made, for example because a file has its name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SamunetError(f"cannot make the folder {path}: {_reason(error)}", _remedy(error)) from error
+    return path
 
 
 @contextmanager
@@ -24,39 +43,75 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; it takes the target's name when the block ends without an error.
 
     The temporary name keeps the target's full ending, because image writers choose their format by it.
-    A killed process leaves at most a hidden ``.tmp-…`` file, which no room ever reads.
+    A killed process leaves at most a hidden ``.tmp-…`` file, which no room ever reads; see :func:`remove_leftovers`.
+
+    Raises:
+        SamunetError: If the disk is full or the folder may not be written to, whatever the writing library makes of it.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    _prepare(target.parent)
+    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
     try:
         yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
+        _finish(temporary)
         os.replace(temporary, target)
-    except OSError as error:
-        raise SamunetError(
-            f"could not write {target}: {error.strerror or error}",
-            "free some space or choose a folder that you may write to, then run the same command again",
-        ) from error
+    except SamunetError:
+        raise
+    except Exception as error:
+        cause = _disk_error(error, temporary)
+        if cause is None:
+            raise
+        raise SamunetError(f"could not write {target}: {_reason(cause)}", _remedy(cause)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``target`` when the block ends without an error."""
+    """Yield a temporary folder that replaces ``target`` when the block ends without an error.
+
+    Raises:
+        SamunetError: As :func:`atomic_path`.
+    """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+    _prepare(target.parent)
+    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
+    before = target.with_name(f"{_TEMPORARY}{os.getpid()}-before-{target.name}")
     try:
+        make_folder(temporary)
         yield temporary
-        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _finish(file)
         if target.exists():
-            shutil.rmtree(target)
+            os.replace(target, before)
         os.replace(temporary, target)
+    except SamunetError:
+        raise
+    except Exception as error:
+        cause = _disk_error(error, temporary / "probe")
+        if cause is None:
+            raise
+        raise SamunetError(f"could not write {target}: {_reason(cause)}", _remedy(cause)) from error
     finally:
+        if before.exists() and not target.exists():
+            os.replace(before, target)
+        shutil.rmtree(before, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, age: float = 3600.0) -> None:
+    """Remove what killed processes left half written in ``folder``: ``.tmp-…`` untouched for ``age`` seconds.
+
+    The first write of a process into a folder does this. Age decides, and not whether the process that the name tells
+    still runs, because that process may be one of another machine that shares the folder; no write pauses for an hour.
+    """
+    limit = time.time() - age
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.name.startswith(_TEMPORARY) and entry.stat().st_mtime <= limit:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,8 +131,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hint: str = "correct it there, or restore the file") -> Any:
     """Read a JSON file.
+
+    Args:
+        path: The file.
+        hint: What to do where it is damaged.
 
     Raises:
         SamunetError: If the file is missing or is not JSON; the message names the file and the line.
@@ -85,13 +144,60 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SamunetError(f"{path} does not exist") from None
+        raise SamunetError(f"{path} does not exist", "restore it, or run the command that makes it") from None
     except UnicodeDecodeError:
-        raise SamunetError(f"{path} is not a text file") from None
+        raise SamunetError(f"{path} is not a text file", hint) from None
     except json.JSONDecodeError as error:
         raise SamunetError(
-            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}", hint
         ) from None
+    except OSError as error:
+        raise SamunetError(f"could not read {path}: {_reason(error)}", "make it a file that you may read") from error
+
+
+def _prepare(folder: Path) -> None:
+    make_folder(folder)
+    if folder not in _tidy:
+        _tidy.add(folder)
+        remove_leftovers(folder)
+
+
+def _disk_error(error: Exception, file: Path) -> OSError | None:
+    """What the disk has to do with a library's failure to write ``file``; None if nothing."""
+    if isinstance(error, OSError):
+        return error
+    for code in (*_FULL, errno.EACCES, errno.EROFS):
+        if os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code))
+    # Others keep the reason to themselves (blosc2, ITK): writing on tells whether it is the disk.
+    try:
+        with open(file, "ab") as stream:
+            stream.write(_PROBE)
+    except OSError as cause:
+        return cause
+    return None
+
+
+def _finish(file: Path) -> None:
+    """Make sure that what was written is on the disk.
+
+    ITK says nothing when a NIfTI file does not fit on the disk: where a little more can be written, nothing is lacking.
+    """
+    with open(file, "rb+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.write(_PROBE)
+        stream.truncate(size)
+        os.fsync(stream.fileno())
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _FULL:
+        return "free some space or write to another disk, then run the same command again"
+    return "choose a folder that you may write to, then run the same command again"
 
 
 def _plain(value: Any) -> Any:

@@ -29,29 +29,51 @@ def results_folder() -> Path:
 def checkpoints_folder() -> Path:
     """Folder for pretrained SAM checkpoints: ``samunet_checkpoints``, else ``~/.cache/samunet``. May not exist yet."""
     value = os.environ.get("samunet_checkpoints")
-    return Path(value).expanduser() if value else Path.home() / ".cache" / "samunet"
+    return _absolute(value) if value else Path.home() / ".cache" / "samunet"
 
 
 def known_folders() -> list[Path]:
     """Those of the raw, preprocessed and results folders that are set and exist (to look up dataset names)."""
     values = [os.environ.get("samunet_raw") or os.environ.get("nnUNet_raw")]
     values += [os.environ.get("samunet_preprocessed"), os.environ.get("samunet_results")]
-    return [Path(value).expanduser() for value in values if value and Path(value).expanduser().is_dir()]
+    return [_absolute(value) for value in values if value and _absolute(value).is_dir()]
 
 
 def _from_environment(name: str, fallback: str | None = None, *, create: bool = False) -> Path:
-    value = os.environ.get(name) or (os.environ.get(fallback) if fallback else None)
+    if fallback and not os.environ.get(name) and os.environ.get(fallback):
+        name = fallback
+    value = os.environ.get(name)
     if not value:
         also = f" (nor {fallback})" if fallback else ""
         raise SamunetError(
             f"the environment variable {name} is not set{also}", f"type: export {name}=/path/to/{name.split('_')[1]}"
         )
-    path = Path(value).expanduser()
-    if create:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SamunetError(f"{name} is {path}, which cannot be created: {error.strerror}") from error
-    if not path.is_dir():
-        raise SamunetError(f"{name} is {path}, which is not a folder", f"create it or set {name} to another folder")
+    path = _absolute(value)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise SamunetError(f"{name} is {path}, which is not a folder", f"set it to a folder: export {name}=/path/to/it")
+    if not create:
+        raise SamunetError(
+            f"{name} is {path}, which does not exist", f"make the folder, or set another: export {name}=/path/to/it"
+        )
+    if not Path(value).expanduser().is_absolute():
+        raise SamunetError(
+            f"{name} is {value!r}, a relative path, and {path} does not exist",
+            f"set the whole path, which holds in every working folder: export {name}={path}",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SamunetError(
+            f"{name} is {path}, which cannot be created: {error.strerror}",
+            f"set it to a folder that you may write to: export {name}=/path/to/it",
+        ) from error
     return path
+
+
+def _absolute(value: str) -> Path:
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # the home folder of a user who does not exist
+        raise SamunetError(f"{value} is no folder: {error}", "write the whole path") from error

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Gt, Interval, Len
+
+from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 
 DEFAULT_PLANS_NAME = "samunetPlans"
-_STRICT = {"extra": "forbid", "strict": True}
+_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+_HINT = "undo the edit, or plan again with samunet_plan_experiment"
+
+Positive = Annotated[float, Gt(0)]
+AtLeastOne = Annotated[int, Ge(1)]
+Axis = Annotated[int, Interval(ge=0, le=2)]
+InPlaneAxis = Annotated[int, Interval(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,9 @@ class LoraPlan:
     """Low-rank adaptation: ``rank``, ``alpha`` and which of q, k, v it targets."""
 
     __pydantic_config__: ClassVar[dict] = _STRICT
-    rank: int = 4
-    alpha: int = 4
-    targets: list[Literal["q", "k", "v"]] = field(default_factory=lambda: ["q", "v"])
+    rank: AtLeastOne = 4
+    alpha: AtLeastOne = 4
+    targets: Annotated[list[Literal["q", "k", "v"]], Len(1)] = field(default_factory=lambda: ["q", "v"])
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class NetworkPlan:
         encoder: Name in ``samunet/encoders.py``.
         input_shape: ``[height, width]`` of the network's input in pixels.
         spacing: Millimetres per input pixel (the same along both axes); None without physical spacing, where the long
-            side of each image is scaled to the input.
+            side of each image is scaled to the input, or reduced fourfold if it is still larger then.
         head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with a convolutional path).
         adaptation: ``lora`` (frozen encoder with LoRA, head trained) or ``full`` (everything trains).
         lora: Its settings; None unless ``adaptation`` is ``lora``.
@@ -68,17 +78,17 @@ class NetworkPlan:
 
     __pydantic_config__: ClassVar[dict] = _STRICT
     encoder: str
-    input_shape: list[int]
-    spacing: float | None
+    input_shape: Annotated[list[AtLeastOne], Len(2, 2)]
+    spacing: Positive | None
     head: Literal["sam", "detail"]
     adaptation: Literal["lora", "full"]
     lora: LoraPlan | None
     input_channels: Literal["neighbours", "repeat", "as_they_are", "projection"]
-    batch_size: int
-    accumulation: int
-    learning_rate: float
-    weight_decay: float
-    training_images: dict[Literal["cpu", "gpu"], int]
+    batch_size: AtLeastOne
+    accumulation: AtLeastOne
+    learning_rate: Positive
+    weight_decay: Annotated[float, Ge(0)]
+    training_images: Annotated[dict[Literal["cpu", "gpu"], AtLeastOne], Len(2)]
     memory_bytes: int
     training_gflops: float
     why: dict[str, str] = field(default_factory=dict)
@@ -102,13 +112,13 @@ class ConfigurationPlan:
 
     __pydantic_config__: ClassVar[dict] = _STRICT
     data_identifier: str
-    spacing: list[float] | None
-    median_shape: list[int]
+    spacing: Annotated[list[Positive], Len(2, 2)] | None
+    median_shape: Annotated[list[AtLeastOne], Len(3, 3)]
     normalization: list[Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "nonorm"]]
     use_mask_for_norm: list[bool]
-    mirror_axes: list[int]
-    foreground_share: float
-    networks: dict[Literal["sam", "bundled"], NetworkPlan]
+    mirror_axes: list[InPlaneAxis]
+    foreground_share: Annotated[float, Interval(ge=0, le=1)]
+    networks: Annotated[dict[Literal["sam", "bundled"], NetworkPlan], Len(2)]
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -128,11 +138,11 @@ class Plans:
     samunet_version: str
     image_reader: str
     physical_spacing: bool
-    original_median_spacing: list[float]
-    original_median_shape: list[int]
-    transpose_forward: list[int]
+    original_median_spacing: Annotated[list[Positive], Len(3, 3)]
+    original_median_shape: Annotated[list[AtLeastOne], Len(3, 3)]
+    transpose_forward: Annotated[list[Axis], Len(3, 3)]
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
-    gpu_memory_target_gb: float
+    gpu_memory_target_gb: Positive
     encoder: str
     configurations: dict[str, dict[str, Any]]
     why: dict[str, str] = field(default_factory=dict)
@@ -153,7 +163,30 @@ class Plans:
                     f"use one of: {known}",
                 )
             raise UsageError(f"there is no configuration {name!r} in {self.plans_name}", f"use one of: {known}")
-        return _validate(ConfigurationPlan, self._merged(name, ()), f"configuration {name!r} of {self.plans_name}")
+        where = f"configuration {name!r} of {self.plans_name}"
+        configuration = _validate(ConfigurationPlan, self._merged(name, ()), where)
+        _refuse(where, self._contradictions(configuration))
+        return configuration
+
+    def _contradictions(self, configuration: ConfigurationPlan) -> Iterator[tuple[str, str]]:
+        """Keys that do not fit each other, each with what is wrong."""
+        channels, folder = len(configuration.normalization), configuration.data_identifier
+        if len(configuration.use_mask_for_norm) != channels:
+            yield "use_mask_for_norm", f"must have one entry per channel of normalization, {channels}"
+        if sorted(self.foreground_intensity_properties_per_channel) != sorted(map(str, range(channels))):
+            yield (
+                "normalization",
+                (f"must have one entry per channel, {len(self.foreground_intensity_properties_per_channel)}"),
+            )
+        if len(set(configuration.mirror_axes)) != len(configuration.mirror_axes):
+            yield "mirror_axes", f"must not repeat an axis, got {configuration.mirror_axes}"
+        if not folder or Path(folder).name != folder or folder.startswith("."):
+            yield "data_identifier", f"must be the name of a folder, got {folder!r}"
+        if (configuration.spacing is None) == self.physical_spacing:
+            yield "spacing", "must be two numbers with physical_spacing, and null without"
+        for family, network in configuration.networks.items():
+            for key, problem in _network_contradictions(family, network, self.physical_spacing):
+                yield f"networks.{family}.{key}", problem
 
     def _merged(self, name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         if name in seen:
@@ -177,9 +210,15 @@ def read_plans(path: Path) -> Plans:
     Raises:
         SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
     """
-    plans = _validate(Plans, read_json(path), str(path))
+    plans = _validate(Plans, read_json(path, _HINT), str(path))
+    if sorted(plans.transpose_forward) != [0, 1, 2]:
+        problem = f"must hold each of the axes 0, 1 and 2 once, got {plans.transpose_forward}"
+        _refuse(str(path), [("transpose_forward", problem)])
     for name in plans.configurations:
-        plans.configuration(name)
+        try:
+            plans.configuration(name)
+        except SamunetError as error:
+            raise SamunetError(f"{path}: {error.message}", error.hint or _HINT) from None
     return plans
 
 
@@ -199,9 +238,25 @@ def _validate(kind: type, data: Any, where: str) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
         got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
-        raise SamunetError(
-            f"{where}: {key}: {first['msg']}{got}", "undo the edit, or plan again with samunet_plan_experiment"
-        ) from None
+        raise SamunetError(f"{where}: {key}: {first['msg']}{got}", _HINT) from None
+
+
+def _network_contradictions(family: str, network: NetworkPlan, physical: bool) -> Iterator[tuple[str, str]]:
+    facts = ENCODERS.get(network.encoder)
+    if facts is None or facts.family != family:
+        known = ", ".join(name for name, other in ENCODERS.items() if other.family == family)
+        yield "encoder", f"must be one of {known}, got {network.encoder!r}"
+    elif any(side % facts.patch_size for side in network.input_shape):
+        yield "input_shape", f"must be multiples of the encoder's patch, {facts.patch_size}, got {network.input_shape}"
+    if (network.lora is None) != (network.adaptation != "lora"):
+        yield "lora", f"must {'be null' if network.lora else 'not be null'} with the adaptation {network.adaptation!r}"
+    if (network.spacing is None) == physical:
+        yield "spacing", "must be a number with physical_spacing, and null without"
+
+
+def _refuse(where: str, contradictions: Iterable[tuple[str, str]]) -> None:
+    for key, problem in contradictions:
+        raise SamunetError(f"{where}: {key} {problem}", _HINT)
 
 
 def _deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

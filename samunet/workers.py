@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
+
+_STOPPED = 128 + signal.SIGTERM
+_GRACE_SECONDS = 5.0  # for a worker that is told to stop to remove its unfinished files
 
 
 def default_workers() -> int:
@@ -33,7 +42,8 @@ def map_cases(
     must be importable and picklable.
 
     Raises:
-        SamunetError: The first failure, prefixed with the case's name. Cases not yet started are cancelled.
+        UsageError: If ``num_workers`` is negative.
+        SamunetError: The first failure, prefixed with the case's name. Other cases are stopped.
     """
     from tqdm import tqdm
 
@@ -44,22 +54,104 @@ def map_cases(
             yield case, result
 
 
+def prepare_worker() -> None:
+    """Initializer of a worker process: it stops when told to, and does not outlive the process that started it.
+
+    Ctrl-C reaches every process of a terminal; only the first one answers, and tells its workers with SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # what interrupts_held held: ends the worker here
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_STOPPED))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _run(function: Callable[..., Any], jobs: list[tuple[str, tuple]], num_workers: int) -> Iterator[tuple[str, Any]]:
+    if num_workers < 0:
+        raise UsageError(f"-np must be 0 or more, got {num_workers}", "use -np 0 for no worker processes")
     if num_workers <= 1 or len(jobs) <= 1:
         for case, arguments in jobs:
             with naming_the_case(case):
                 result = function(*arguments)
             yield case, result
         return
-    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(function, *arguments): case for case, arguments in jobs}
-        try:
-            for future in as_completed(futures):
-                with naming_the_case(futures[future]):
-                    result = future.result()
-                yield futures[future], result
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    number, others = min(num_workers, len(jobs)), active_children()
+    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=prepare_worker)
+    futures: dict[Future, str] = {}
+    try:
+        with interrupts_held():
+            for case, arguments in jobs:
+                futures[pool.submit(_call, function, arguments)] = case
+        for future in as_completed(futures):
+            with naming_the_case(futures[future]):
+                result = future.result()
+            yield futures[future], result
+    except BaseException as error:
+        # The cases in work are of no use any more, and one may take minutes. A pool that is broken while it starts
+        # would wait for ever for a worker that it has not told to stop.
+        _stop([process for process in active_children() if process not in others])
+        if isinstance(error, BrokenProcessPool):
+            done = {case for future, case in futures.items() if _has_result(future)}
+            raise _worker_died([case for case, _ in jobs if case not in done][:number]) from error
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _call(function: Callable[..., Any], arguments: tuple) -> Any:
+    try:
+        return function(*arguments)
+    except SystemExit:
+        os._exit(_STOPPED)  # unfinished files are removed by now; the pool would go on to the next case
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Answer Ctrl-C and SIGTERM after the block; processes that start in it are not disturbed while they do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers, noted = {signal.SIGINT, signal.SIGTERM}, []
+    # Blocking alone is not enough here, where another thread may take the signal; new processes inherit only the block.
+    before = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in noted[:1]:
+            signal.raise_signal(number)
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(_STOPPED)
+
+
+def _stop(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+
+
+def _has_result(future: Future) -> bool:
+    return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
+
+
+def _worker_died(cases: list[str]) -> SamunetError:
+    # Cases start in the order in which they were handed out: the first without a result were in work.
+    which = f"case {cases[0]}" if len(cases) == 1 else f"one of the cases {', '.join(cases)}"
+    return SamunetError(
+        f"{which}: its worker process was killed, most likely because memory ran out",
+        "run the same command again with fewer worker processes: -np 1",
+    )
 
 
 class naming_the_case:
@@ -72,14 +164,9 @@ class naming_the_case:
         return None
 
     def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, BrokenProcessPool):
-            raise SamunetError(
-                f"case {self.case}: a worker process was killed, most likely because memory ran out",
-                "use fewer workers: -np 1",
-            ) from error
         if isinstance(error, MemoryError):
             raise SamunetError(f"case {self.case}: memory ran out", "close other programs or use -np 1") from error
         if isinstance(error, SamunetError):
             raise type(error)(f"case {self.case}: {error.message}", error.hint) from error
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, BrokenProcessPool):
             raise SamunetError(f"case {self.case}: {type(error).__name__}: {error}") from error

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet.dataset.labels import Labels
-from samunet.dataset.layout import Case
+from samunet.dataset.cases import Case
+from samunet.dataset.description import description_from_json
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry, Image
-from samunet.imageio.registry import reader_for
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.case import OUTSIDE, CaseRecord, prepare_case, read_case, restore_mask, stored_shape
 
@@ -152,16 +151,20 @@ def change_label(case, change):
     image = sitk.ReadImage(str(case.label))
     changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
     changed.SetSpacing(image.GetSpacing())
+    changed.SetOrigin(image.GetOrigin())
     sitk.WriteImage(changed, str(case.label))
 
 
-def read(case):
-    return read_case(case, reader_for(".nii.gz"), Labels(("background", "organ", "core")))
+def read(case, **options):
+    labels = {"background": 0, "organ": 1, "core": 2}
+    raw = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    return read_case(case, description_from_json(raw, "dataset.json"), **options)
 
 
 def test_read_case(case_files):
     image, label = read(case_files)
     assert image.array.shape == (1, *label.shape)
+    assert label.dtype == np.int16
     assert set(np.unique(label)) == {0, 1, 2}
     assert read(Case("a", case_files.images, None))[1] is None
 
@@ -178,6 +181,22 @@ def test_label_of_another_spacing(case_files):
     sitk.WriteImage(image, str(case_files.label))
     with pytest.raises(SamunetError, match=r"a\.nii\.gz has spacing .* its image"):
         read(case_files)
+
+
+def test_label_at_another_place(case_files, caplog):
+    image = sitk.ReadImage(str(case_files.label))
+    image.SetOrigin((0.0, 0.0, 0.0))
+    sitk.WriteImage(image, str(case_files.label))
+    with pytest.raises(SamunetError, match=r"a\.nii\.gz has the origin") as caught:
+        read(case_files)
+    assert "--tolerate_geometry" in caught.value.hint
+    assert read(case_files, tolerate_geometry=True)[1] is not None
+    assert "a.nii.gz has the origin" in caplog.text
+
+
+def test_a_wrong_number_of_channels_in_the_files_is_an_error(case_files):
+    with pytest.raises(SamunetError, match="2 channels"):
+        read(Case("a", case_files.images * 2, case_files.label))
 
 
 def test_label_with_an_unknown_value(case_files):

@@ -122,7 +122,7 @@ def test_wrong_plain_error_is_one_line(capsys):
         (UsageError("no such fold"), 2, "error: no such fold\n"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here\n"),
         (KeyError("spacing"), 1, "error: KeyError: 'spacing' (run again with --verbose for the traceback)\n"),
-        (MemoryError(), 1, "error: MemoryError (run again with --verbose for the traceback)\n"),
+        (MemoryError(), 1, "error: memory ran out\n  -> close other programs, or use fewer processes\n"),
     ]
     for error, status, message in expected:
         parser.set_defaults(error=error)

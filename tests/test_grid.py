@@ -139,6 +139,9 @@ def test_two_classes_together_do_not_beat_one_larger_than_each():
         ((3, 80), [0.1, 0.5], 0.5, [64, 64], (0.2, 1), (1, 80)),
         ((100, 80), None, None, [224, 224], (2.24, 2.24), (224, 180)),
         ((100, 400), None, None, [224, 200], (0.5, 0.5), (50, 200)),
+        ((3000, 4000), None, None, [750, 1000], (0.25, 0.25), (750, 1000)),  # reduced fourfold: fits
+        ((3000, 4000), None, None, [160, 224], (0.25, 0.25), (750, 1000)),  # does not fit: tiled
+        ((4000, 100), None, None, [160, 224], (0.25, 0.25), (1000, 25)),
     ],
 )
 def test_zoom_and_covered_shape(stored, spacing, network, input_shape, zoom, covered):
@@ -191,6 +194,7 @@ WAYS = {
     "reduced on disk": ((240, 300), (121, 149), [1.0, 1.0], 0.6, (256, 256)),
     "without spacing": ((120, 150), (120, 150), None, None, (224, 256)),
     "without spacing, reduced": ((360, 450), (360, 450), None, None, (320, 320)),
+    "without spacing, reduced fourfold": ((600, 800), (600, 800), None, None, (150, 200)),
 }
 
 
@@ -224,3 +228,17 @@ def test_positions_survive_the_way_to_the_network_and_back(original, stored, spa
     result = way_back(inputs, grid, original).numpy()
     inner = (slice(None), slice(8, -8), slice(8, -8))
     assert np.abs(result - ramps)[inner].max() < 0.01
+
+
+def test_pixels_without_annotation_have_no_vote():
+    label = np.full((4, 4), 9)
+    label[1, 1], label[2, 2] = 1, 2
+    # Nearest to (1, 1), between it and pixels without annotation: without the rule, those would win.
+    assert sample_label(label, shift(1.4, 0.6), (1, 1), outside=0, ignore=9).item() == 1
+    assert sample_label(label, shift(1.4, 0.6), (1, 1), outside=0).item() == 9
+    assert sample_label(label, shift(0.6, 0.4), (1, 1), outside=0, ignore=9).item() == 9
+    assert (sample_label(label, shift(0, 0), (4, 4), outside=0, ignore=9) == label).all()
+    sparse = np.where(np.random.default_rng(0).random((1, 60, 60)) < 0.1, 1, 9)
+    share = (reduce_label(sparse, (30, 30), ignore=9) == 1).mean()
+    assert share == pytest.approx(0.1, abs=0.03)
+    assert (reduce_label(sparse, (30, 30)) == 1).mean() < 0.05

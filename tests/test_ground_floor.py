@@ -1,12 +1,15 @@
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from samunet import paths
 from samunet.errors import SamunetError, UsageError
-from samunet.files import atomic_folder, atomic_path, read_json, to_json, write_json, write_text
+from samunet.files import atomic_folder, atomic_path, read_json, remove_leftovers, to_json, write_json, write_text
 from samunet.workers import map_cases
 
 
@@ -72,6 +75,57 @@ def test_atomic_folder_appears_complete_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_killed_processes_left_is_removed_by_age(tmp_path):
+    old, young, other = (tmp_path / name for name in (".tmp-1-a.json", ".tmp-2-b.json", "tmp-3.json"))
+    folder = tmp_path / ".tmp-1-adapter"
+    folder.mkdir()
+    (folder / "part").touch()
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other, folder):
+        os.utime(path, (time.time() - 4000,) * 2)
+    write_text(tmp_path / "new.txt", "the first write into this folder")
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, "new.txt"}
+    remove_leftovers(tmp_path, age=0)
+    assert {path.name for path in tmp_path.iterdir()} == {other.name, "new.txt"}
+    remove_leftovers(tmp_path / "missing")
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    replace, calls = os.replace, []
+
+    def failing(source, destination):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(SamunetError, match=r"could not write .*folder: No space left"), atomic_folder(target):
+        pass
+    assert [file.name for file in target.iterdir()] == ["old.txt"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_environment_variables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "raw").mkdir()
+    monkeypatch.delenv("samunet_raw", raising=False)
+    for value in ("~/raw", "raw", str(tmp_path / "raw")):
+        monkeypatch.setenv("nnUNet_raw", value)
+        assert paths.raw_folder() == tmp_path / "raw"
+    monkeypatch.setenv("nnUNet_raw", "~/gone")
+    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, which does not exist"):
+        paths.raw_folder()
+    monkeypatch.setenv("samunet_results", str(tmp_path / "a" / "b"))
+    assert paths.results_folder() == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_json_round_trip(tmp_path):
     value = {"names": ["a, b", "ü"], "numbers": [1, 2.5, -3e-7], "nested": {"empty": [], "yes": True, "nothing": None}}
     write_json(tmp_path / "a.json", value)
@@ -128,8 +182,20 @@ def test_map_cases_keeps_a_users_error_whole(num_workers, tmp_path):
     (tmp_path / "good.json").write_text("{}")
     arguments = [(tmp_path / "good.json",), (tmp_path / "gone.json",)]
     done = map_cases(read_json, ["good", "gone"], arguments, num_workers=num_workers, description="", progress=False)
-    with pytest.raises(SamunetError, match=r"^case gone: .*gone\.json does not exist$"):
+    with pytest.raises(SamunetError, match=r"^case gone: .*gone\.json does not exist\n"):
         list(done)
+
+
+def test_a_negative_number_of_workers_is_refused():
+    with pytest.raises(UsageError, match="-np must be 0 or more, got -1"):
+        list(map_cases(math.sqrt, ["four"], [(4,)], num_workers=-1, description="", progress=False))
+
+
+def test_a_worker_that_dies_names_the_cases_in_work():
+    done = map_cases(os._exit, ["a", "b", "c"], [(9,)] * 3, num_workers=2, description="", progress=False)
+    with pytest.raises(SamunetError, match=r"^one of the cases a, b: its worker process was killed") as caught:
+        list(done)
+    assert "-np 1" in caught.value.hint
 
 
 def test_errors_print_their_hint():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from samunet.dataset.description import description_from_json, read_description
+from samunet.dataset.description import CaseFiles, description_from_json, misspelt_keys, read_description
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 
@@ -12,14 +12,57 @@ MINIMAL = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1
 def test_labels_are_ordered_by_value():
     labels = Labels.from_json({"vessel": 2, "background": 0, "nerve": 1})
     assert labels.names == ("background", "nerve", "vessel")
-    assert labels.num_classes == 3
-    assert labels.foreground == [("nerve", 1), ("vessel", 2)]
+    assert labels.num_outputs == 3
+    assert labels.values == (0, 1, 2)
+    assert labels.foreground == [("nerve", (1,)), ("vessel", (2,))]
+    assert not labels.has_regions
+    assert labels.ignore is None
+    assert labels == Labels.from_json({"background": 0, "nerve": [1], "vessel": [2]})
+
+
+BRAIN = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+
+
+def test_regions_keep_the_order_of_the_file():
+    labels = Labels.from_json(BRAIN | {"ignore": 4}, regions_class_order=[1, 2, 3])
+    assert labels.names == ("whole", "core", "enhancing")
+    assert labels.foreground == [("whole", (1, 2, 3)), ("core", (2, 3)), ("enhancing", (3,))]
+    assert labels.class_order == (1, 2, 3)
+    assert labels.num_outputs == 3
+    assert labels.values == (0, 1, 2, 3)
+    assert labels.ignore == 4
+    assert labels.unknown([0, 3, 4, 5]) == [5]
+    with pytest.raises(SamunetError, match="2 = whole and core, 3 = whole and core and enhancing, 4 = ignore"):
+        labels.check([9], "a.png")
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "message"),
+    [
+        (BRAIN, None, 'one value for each of the regions "whole", "core", "enhancing", but it is missing'),
+        (BRAIN, [1, 2], r"but got \[1, 2\]"),
+        (BRAIN, [1, 2, "3"], r"but got \[1, 2, '3'\]"),
+        (BRAIN, [1, 2, 2], 'paints the region "enhancing" with 2, which is not one of its values 3'),
+        (BRAIN, [1, 1, 3], r'paints the region "core" with 1, which is not one of its values \[2, 3\]'),
+        ({"background": 0, "core": [2, 3], "whole": [1, 2, 3]}, [2, 1], '"whole" contains "core" and is painted after'),
+        ({"background": 0, "a": [1, 2], "b": [2, 1]}, [1, 2], '"b" contains "a" and is painted after'),
+        ({"background": 0, "whole": [0, 1, 2], "core": 2}, [1, 2], '"whole" contains the background'),
+        ({"background": 0, "whole": [1, 3], "core": 3}, [1, 3], r"without gaps, got \[0, 1, 3\]"),
+        ({"background": 0, "whole": [1, 1, 2]}, [1], '"whole" lists a value twice'),
+        ({"background": 0, "whole": []}, [1], r'"whole" has the value \[\], it must be an integer'),
+        (BRAIN | {"ignore": 3}, [1, 2, 3], '"ignore" must be one more than the highest other value, 4, got 3'),
+        (BRAIN | {"ignore": [4, 5]}, [1, 2, 3], r"got \[4, 5\]"),
+    ],
+)
+def test_wrong_regions_are_refused(labels, order, message):
+    with pytest.raises(SamunetError, match=f"^here: .*{message}"):
+        Labels.from_json(labels, "here", order)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"organ": 1}, '"background" must exist and be 0, but there are "organ"'),
+        ({"organ": 1}, '"background" must exist and be 0, but got "organ"'),
         ({"background": 1, "organ": 0}, '"background" must exist and be 0, but it has the value 1'),
         ({"background": 0, "organ": 2}, r"without gaps and each used once, got \[0, 2\]"),
         ({"background": 0, "a": 1, "b": 1}, r"without gaps and each used once, got \[0, 1, 1\]"),
@@ -30,8 +73,11 @@ def test_labels_are_ordered_by_value():
         ({"0": "background", "1": "organ"}, "map values to names"),
         ({}, "must be an object"),
         (["background", "organ"], "must be an object"),
-        ({"background": 0, "whole": [1, 2], "core": 2}, r'"whole" consist of several values.*comes in a later version'),
-        ({"background": 0, "organ": 1, "ignore": 2}, r'"ignore" marks voxels.*comes in a later version'),
+        (
+            {"background": 0, "organ": 1, "ignore": 3},
+            '"ignore" must be one more than the highest .*, 2, got 3',
+        ),
+        ({"background": 0, "ignore": 1}, "nothing to segment"),
     ],
 )
 def test_wrong_labels_are_refused(labels, message):
@@ -80,6 +126,32 @@ def test_optional_keys_and_the_older_name_of_channel_names():
     assert description_from_json(legacy, "here").channel_names == ("MRI",)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("chanel_names", "channel_names"), ("label", "labels"), ("file_endings", "file_ending"), ("Labels", "labels")],
+)
+def test_misspelt_keys_are_suggested(wrong, right):
+    raw = {wrong if key == right else key: value for key, value in MINIMAL.items()}
+    with pytest.raises(SamunetError, match=f'^here lacks {right}\n.*rename the key "{wrong}" to "{right}"'):
+        description_from_json(raw, "here")
+
+
+def test_unknown_keys_are_no_misspellings():
+    raw = {**MINIMAL, "licence": "", "license": "", "tensorImageSize": "4D", "numTest": 2, "test": [], "label": {}}
+    assert misspelt_keys(raw) == {}
+    assert misspelt_keys({**MINIMAL, "numtraining": 2}) == {"numtraining": "numTraining"}
+    assert misspelt_keys({**MINIMAL, "group": {}}) == {"group": "groups"}
+
+
+def test_listed_files_are_read():
+    files = {"b": {"images": ["x_t1.nii.gz", "x_t2.nii.gz"], "label": "$M/x.nii.gz"}, "a": {"images": ["y.nii.gz"]}}
+    description = description_from_json({**MINIMAL, "dataset": files}, "here")
+    assert description.files == {
+        "a": CaseFiles(("y.nii.gz",), None),
+        "b": CaseFiles(("x_t1.nii.gz", "x_t2.nii.gz"), "$M/x.nii.gz"),
+    }
+
+
 @pytest.mark.parametrize("key", ["channel_names", "labels", "file_ending"])
 def test_missing_keys_are_named(key):
     with pytest.raises(SamunetError, match=f"^here lacks {key}"):
@@ -102,6 +174,14 @@ def test_missing_keys_are_named(key):
         ("groups", ["a"]),
         ("groups", {"case": None}),
         ("overwrite_image_reader_writer", 5),
+        ("groups", {"case": True}),
+        ("dataset", []),
+        ("dataset", {}),
+        ("dataset", {"a": "a.png"}),
+        ("dataset", {"a": {"images": "a.png", "label": "b.png"}}),
+        ("dataset", {"a": {"images": [], "label": "b.png"}}),
+        ("dataset", {"a": {"images": ["a.png"], "label": 3}}),
+        ("dataset", {"../a": {"images": ["a.png"], "label": "b.png"}}),
     ],
 )
 def test_wrong_types_are_refused_by_key(key, value):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from samunet.dataset.description import read_description
 from samunet.dataset.layout import Case, find_dataset, list_cases, load_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import reader_for
@@ -101,6 +100,7 @@ def test_all_problems_come_in_one_error(folder):
     assert "b has 0000, 0002" in text
     assert "labelsTr lacks c.nii.gz" in text
     assert "without channel number: stray.nii.gz" in text
+    assert "(lacks 0001; 0002 too many)" in text
     assert "labels without image: d.nii.gz" in text
     assert "2 training cases (numTraining), imagesTr has 3" in text
     assert "case_0000.nii.gz to case_0001.nii.gz" in text
@@ -128,50 +128,108 @@ def test_missing_labels_folder(folder):
     assert "the folder labelsTr is missing" in message(load_dataset, NAME)
 
 
-def test_file_lists_are_refused(folder):
-    content = json.loads((folder / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**content, "dataset": {}}))
-    assert "the key dataset" in message(load_dataset, NAME)
-
-
-def test_list_cases_names_at_most_five_offenders(folder):
-    images = folder / "imagesTs"
-    images.mkdir()
-    for index in range(7):
-        (images / f"t{index}_0000.nii.gz").write_bytes(b"")
-        (images / f"t{index}_0002.nii.gz").write_bytes(b"")
-    text = message(list_cases, images, read_description(folder))
-    assert "t0 has 0000, 0002" in text
-    assert "t4 has" in text
-    assert "t5 has" not in text
-    assert "and 2 more" in text
-
-
-def test_list_cases(folder):
-    description = read_description(folder)
-    cases = list_cases(folder / "imagesTr", description)
-    assert list(cases) == ["a", "b"]
-    assert cases["a"].label is None
-    assert "the folder imagesTs is missing" in message(list_cases, folder / "imagesTs", description)
-
-
-def test_surplus_channels(raw):
-    folder = make_dataset(raw / NAME, ["a_0000", "a_0001"], ["a"], 1, channels=1)
-    assert "a has 0000, 0001" in message(list_cases, folder / "imagesTr", read_description(folder))
-
-
-def test_case_names_may_look_like_channels(raw):
-    folder = make_dataset(raw / NAME, ["0000_0000", "x_0001_0000"], ["0000", "x_0001"], 2, channels=1)
-    assert list(list_cases(folder / "imagesTr", read_description(folder))) == ["0000", "x_0001"]
+def describe(folder, **keys):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
 def test_colour_pictures_hold_three_channels_in_one_file(raw):
     folder = make_dataset(raw / NAME, [], ["a"], 1, channels=3, ending=".png")
     path = folder / "imagesTr" / "a_0000.png"
-    pillow.new("RGB", (4, 4)).save(path)
-    assert load_dataset(NAME).cases["a"].images == (path,)
-    pillow.new("L", (4, 4)).save(path)
-    assert "a has 0000" in message(load_dataset, NAME)
+    for mode in ("RGB", "L"):  # grey pictures are repeated for red, green and blue
+        pillow.new(mode, (4, 4)).save(path)
+        assert load_dataset(NAME).cases["a"].images == (path,)
+    make_dataset(raw / "Dataset028_Two", ["a_0000"], ["a"], 1, channels=2, ending=".png")
+    pillow.new("RGB", (4, 4)).save(raw / "Dataset028_Two" / "imagesTr" / "a_0000.png")
+    assert "2 channels expected: a has 3 channels in a_0000.png" in message(load_dataset, "Dataset028_Two")
+
+
+@pytest.mark.parametrize("image", ["a_0000.jpg", "a_0000.jpeg", "a_0000.bmp", "a_0000.tif", "A_0000.PNG"])
+def test_images_may_have_another_ending_than_labels(raw, image):
+    name = image.split("_")[0]
+    folder = make_dataset(raw / NAME, [], [name], 1, channels=1, ending=".png")
+    (folder / "imagesTr" / image).touch()
+    case = load_dataset(NAME).cases[name]
+    assert (case.images, case.label) == ((folder / "imagesTr" / image,), folder / "labelsTr" / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("a_0000.jpg",), ["the same case twice: a is a_0000.jpg and a_0000.png", "keep one"]),
+        (("b_0000.png", "B_0000.png"), ["differ only by upper and lower case: B and b", "rename one"]),
+        (("a_0002.png",), ["wrong channels: a has 0000, 0002 (0002 too many)"]),
+    ],
+)
+def test_ids_that_are_taken_twice_or_have_gaps(raw, files, expected):
+    folder = make_dataset(raw / NAME, ["a_0000"], ["a"], 1, channels=1, ending=".png")
+    for file in files:
+        (folder / "imagesTr" / file).touch()
+    text = message(load_dataset, NAME)
+    assert all(part in text for part in expected), text
+
+
+def test_endings_of_other_kinds_are_left_alone(raw):
+    folder = make_dataset(raw / NAME, ["a_0000"], ["a"], 1, channels=1)
+    for name in ("a_0000.png", "preview.jpg", "notes.txt", "a_0000.json"):
+        (folder / "imagesTr" / name).touch()
+    assert load_dataset(NAME).cases["a"].images == (folder / "imagesTr" / "a_0000.nii.gz",)
+
+
+def test_dataset_json_may_list_the_files(raw, tmp_path, monkeypatch):
+    """nnU-Net's key "dataset": relative to the dataset's folder, absolute, or with variables."""
+    folder = make_dataset(raw / NAME, [], [], 2, channels=1, ending=".png")
+    (tmp_path / "elsewhere").mkdir()
+    for file in (folder / "x.jpg", tmp_path / "elsewhere" / "y.png", folder / "m.png"):
+        file.touch()
+    monkeypatch.setenv("PLACE", str(tmp_path / "elsewhere"))
+    files = {
+        "b": {"images": ["x.jpg"], "label": "m.png"},
+        "a": {"images": ["$PLACE/y.png"], "label": str(tmp_path / "elsewhere" / "y.png")},
+    }
+    describe(folder, dataset=files)
+    cases = load_dataset(NAME).cases
+    assert cases == {
+        "a": Case("a", (tmp_path / "elsewhere" / "y.png",), tmp_path / "elsewhere" / "y.png"),
+        "b": Case("b", (folder / "x.jpg",), folder / "m.png"),
+    }
+    assert list(cases) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"images": ["x.png"]}, ["images without label", "none for a", '"label"']),
+        ({"images": ["no.png"], "label": "x.png"}, ["files that do not exist:", "no.png of a", "key dataset"]),
+        ({"images": ["$NOWHERE/x.png"], "label": "x.png"}, ["NOWHERE is not set", "export NOWHERE="]),
+        ({"images": ["x.png", "x.png"], "label": "x.png"}, ["1 channel expected: a has 2 channels", 'in "images"']),
+        ({"images": ["x.png"], "label": "x.jpg"}, ["label files that NaturalImage2DIO cannot read", "save it as .png"]),
+    ],
+)
+def test_listed_files_are_checked(raw, entry, expected):
+    folder = make_dataset(raw / NAME, [], [], 1, channels=1, ending=".png")
+    pillow.new("L", (4, 4)).save(folder / "x.png")
+    (folder / "x.jpg").touch()
+    describe(folder, dataset={"a": entry})
+    text = message(load_dataset, NAME)
+    assert all(part in text for part in expected), text
+
+
+def test_numbers_and_groups_are_compared_with_the_cases(folder, caplog):
+    describe(folder, groups={"a": "p", "c": "q"}, numTraining=7)
+    text = message(load_dataset, NAME)
+    assert "groups of dataset.json lack 1 of 2 cases: b" in text
+    assert "announces 7 training cases" in text
+    describe(folder, groups={"a": "p", "b": "q", "c": "r"}, numTraining=2)
+    load_dataset(NAME)
+    assert "groups of dataset.json name 1 cases that the dataset lacks: c" in caplog.text
+
+
+def test_keys_that_are_nearly_right_are_pointed_out(folder, caplog):
+    describe(folder, region_class_order=[1])
+    load_dataset(NAME)
+    assert 'a key that nothing reads: "region_class_order"' in caplog.text
+    assert 'rename it to "regions_class_order"' in caplog.text
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real datasets are not at {DATA}")

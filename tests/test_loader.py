@@ -5,7 +5,7 @@ import pytest
 
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.case import OUTSIDE
-from samunet.preprocessing.store import StoredCase
+from samunet.preprocessing.store import StoredCase, class_locations
 from samunet.training.augmentation import AffineWindowTransform, MaskOutsideTransform, seeded, training_transforms
 from samunet.training.loader import SliceLoader, batches
 
@@ -41,7 +41,9 @@ class CaseInMemory(StoredCase):
         return self.arrays["label"][first:last]
 
 
-def make_loader(foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4):
+def make_loader(
+    foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None
+):
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
@@ -51,8 +53,8 @@ def make_loader(foreground_share=0.33, input_shape=(16, 16), channels="repeat", 
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
         use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=foreground_share, networks={"bundled": network},
     )  # fmt: skip
-    cases = {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
-    return SliceLoader(cases, configuration, network, batch_size, seed)
+    cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
+    return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore)
 
 
 def test_batches_depend_on_seed_iteration_and_index_alone():
@@ -91,6 +93,22 @@ def test_foreground_share_holds_at_every_batch_size(batch_size):
     assert share(0.0) < 0.15
     assert share(1.0) > share(0.33) > share(0.0)
     assert share(0.33) == pytest.approx(share(0.0) + 0.33 * (share(1.0) - share(0.0)), abs=0.09)
+
+
+def test_sparse_annotation_is_always_in_the_window():
+    """Of 1920 voxels a slice, nine are annotated as background and one as class 1; the rest has the ignore label 3."""
+    case = CaseInMemory((5, 40, 48))
+    label = case.arrays["label"]
+    label[:] = 3
+    label[1, 10:13, 30:33] = 0
+    label[3, 20, 5] = 1
+    case.__dict__["class_locations"] = class_locations(label, ignore=3)
+    loader = make_loader(cases={"a": case}, ignore=3, foreground_share=0.5, input_shape=(8, 8))
+    # Rotation and scaling can turn a single voxel out of an 8 x 8 window.
+    annotated = [(item != 3).any() for i in range(30) for item in loader.batch(i)["seg"]]
+    assert np.mean(annotated) > 0.95
+    shown = [(item == 1).any() for i in range(30) for item in loader.batch(i)["seg"]]
+    assert np.mean(shown) == pytest.approx(0.5 + 0.5 / 2, abs=0.12)
 
 
 def test_workers_change_nothing():

@@ -5,8 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from samunet.inference.logits import SlicePredictor
-from samunet.preprocessing.grid import SliceGrid
+from samunet.dataset.labels import Labels
+from samunet.inference import logits as module
+from samunet.inference.logits import SlicePredictor, decode, mask_type
+from samunet.preprocessing.grid import SliceGrid, sample, shift
+
+LABELS = Labels(("background", "bright"), ((0,), (1,)))
 
 
 class Threshold(nn.Module):
@@ -34,7 +38,7 @@ def smooth_image(depth=3, height=40, width=52):
 def test_mask_on_the_original_grid():
     image = smooth_image()
     grid = SliceGrid.of((40, 52), [1.0, 1.0], 0.5, [80, 104])
-    mask = predictor().mask(image, grid, (40, 52))
+    mask = predictor().mask(image, grid, (40, 52), LABELS)
     assert mask.dtype == np.uint8
     assert (mask == (image[0] > 0)).mean() > 0.99
 
@@ -84,3 +88,74 @@ def test_neighbours_are_previous_this_and_next_slice():
     for channel, expected in ((0, [0, 0, 1, 2]), (1, [0, 1, 2, 3]), (2, [1, 2, 3, 3])):
         found = predictor([Threshold(0.0, channel)], neighbours=True).logits(image, grid, (8, 8))
         assert [float(logits[1].mean()) for _, logits in found] == pytest.approx(expected)
+
+
+class Kernels(nn.Module):
+    """Five classes from random convolutions of three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.kernels = torch.randn(5, 3, 5, 5, generator=generator)
+
+    def forward(self, image):
+        return nn.functional.conv2d(image, self.kernels, padding=2)
+
+
+def straightforward(model, image, grid, shape, flips, step=0.5):
+    """Logits ``(z, classes, *shape)``: every window, mirrored or not, by itself, then one weighted mean."""
+    found = []
+    height, width = grid.input_shape
+    (top, left), starts = map(min, zip(*grid.window_starts(step))), grid.window_starts(step)
+    canvas_shape = [round(max(axis) - min(axis)) + side for axis, side in zip(zip(*starts), (height, width))]
+    weight = module._gaussian(grid.input_shape)
+    for z in range(image.shape[1]):
+        slices = image[0, [max(z - 1, 0), z, min(z + 1, image.shape[1] - 1)]]
+        total, weights = torch.zeros(5, *canvas_shape), torch.zeros(canvas_shape)
+        for y, x in starts:
+            window = sample(torch.from_numpy(slices)[None], grid.window((y, x)), grid.input_shape)
+            mean = torch.stack([model(window.flip(flip)).flip(flip)[0] for flip in flips]).mean(0)
+            at = (slice(round(y - top), round(y - top) + height), slice(round(x - left), round(x - left) + width))
+            total[(slice(None), *at)] += weight * mean
+            weights[at] += weight
+        to_canvas = shift(-top, -left) @ grid.from_slice_of(shape)
+        found.append(sample((total / weights)[None], to_canvas, shape, outside="border")[0])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("shape", [(16, 24), (40, 24), (40, 52)])
+def test_batches_of_windows_and_bands_of_rows_change_nothing(shape, batch_size, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(1, 5, *shape)).astype(np.float32)
+    grid = SliceGrid.of(shape, [1.0, 1.0], 0.9, [24, 32])
+    original = (shape[0] * 2 + 1, shape[1] * 2)
+    settings = {"neighbours": True, "mirror_axes": [0, 1], "batch_size": batch_size}
+    expected = straightforward(Kernels(), image, grid, original, [(), (2,), (3,), (2, 3)])
+    got = dict(predictor([Kernels()], **settings).logits(image, grid, original))
+    assert list(got) == list(range(5))
+    assert torch.allclose(torch.stack(list(got.values())), expected, atol=1e-5)
+    monkeypatch.setattr(module, "_BAND_NUMBERS", 5 * original[1] * 3)  # three rows at a time
+    labels = Labels(tuple("abcde"), tuple((value,) for value in range(5)))
+    mask = predictor([Kernels()], **settings).mask(image, grid, original, labels)
+    first, second = expected.topk(2, dim=1).values.unbind(1)
+    clear = (first - second > 1e-4).numpy()
+    assert clear.mean() > 0.99
+    assert np.array_equal(mask[clear], expected.argmax(1).numpy()[clear])
+
+
+def test_of_equal_logits_the_first_class_wins():
+    labels = Labels(tuple("abc"), ((0,), (1,), (2,)))
+    logits = torch.tensor([[[1.0, 2.0, 3.0]], [[1.0, 5.0, 3.0]], [[0.0, 5.0, 4.0]]])
+    assert decode(logits, labels).tolist() == [[0, 1, 2]]
+
+
+def test_regions_are_painted_in_order():
+    labels = Labels(("whole", "core"), ((1, 2), (2,)), class_order=(1, 2))
+    logits = torch.tensor([[[-1.0, 1.0, 1.0, -1.0]], [[-1.0, -1.0, 1.0, 1.0]]])
+    assert decode(logits, labels).tolist() == [[0, 1, 2, 2]]
+
+
+def test_masks_of_many_classes_are_wider():
+    assert mask_type(LABELS) == np.uint8
+    assert mask_type(Labels(tuple(map(str, range(257))), tuple((value,) for value in range(257)))) == np.uint16

@@ -5,27 +5,35 @@ import math
 import pytest
 import torch
 
+from samunet.dataset.labels import Labels
 from samunet.errors import UsageError
-from samunet.training.loss import segmentation_loss, soft_dice
+from samunet.training.loss import SegmentationLoss, soft_dice
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import Budget, format_duration, parse_duration
 
+CLASSES = Labels.from_json({"background": 0, "organ": 1, "core": 2})
+IGNORING = Labels.from_json({"background": 0, "organ": 1, "core": 2, "ignore": 3})
+REGIONS = Labels.from_json({"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
+
+
+def one_hot(target, classes):
+    return torch.nn.functional.one_hot(target, classes).movedim(-1, 1).float()
+
 
 def test_soft_dice_by_hand():
-    # Two classes on 2 x 2 pixels; foreground probabilities 0.5, 0.5, 1, 0 and target 1, 0, 1, 0.
-    foreground = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
-    probabilities = torch.stack([1 - foreground, foreground])[None]
-    target = torch.tensor([[[1, 0], [1, 0]]])
-    expected = (2 * 1.5 + 1e-5) / (2 + 2 + 1e-5)
-    assert float(soft_dice(probabilities, target)) == pytest.approx(expected)
+    # Two images of one channel: probabilities 0.5, 0.5, 1, 0 and target 1, 0, 1, 0.
+    probabilities = torch.tensor([[0.5, 0.5], [1.0, 0.0]])[None, None]
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
+    assert float(soft_dice(probabilities, target)) == pytest.approx((2 * 1.5 + 1e-5) / (2 + 2 + 1e-5))
+    annotated = torch.tensor([[1.0, 1.0], [0.0, 0.0]])[None, None]
+    assert float(soft_dice(probabilities, target, annotated)) == pytest.approx((2 * 0.5 + 1e-5) / (1 + 1 + 1e-5))
 
 
 def test_soft_dice_pools_the_batch():
     """An image without foreground does not lower the score of a batch that is otherwise perfect."""
-    target = torch.zeros(2, 4, 4, dtype=torch.long)
-    target[0, :2] = 1
-    probabilities = torch.nn.functional.one_hot(target, 2).movedim(-1, 1).float()
-    assert float(soft_dice(probabilities, target)) == pytest.approx(1.0)
+    target = torch.zeros(2, 1, 4, 4)
+    target[0, :, :2] = 1
+    assert float(soft_dice(target, target)) == pytest.approx(1.0)
 
 
 def test_loss_is_cross_entropy_plus_dice():
@@ -33,9 +41,42 @@ def test_loss_is_cross_entropy_plus_dice():
     target = torch.tensor([[[0, 1], [2, 2]]])
     # Uniform probabilities 1/3: overlap 1/3 and 2/3, sums 4/3 + 1 and 4/3 + 2.
     dice = ((2 / 3) / (7 / 3) + (4 / 3) / (10 / 3)) / 2
-    assert float(segmentation_loss(logits, target)) == pytest.approx(math.log(3) + 1 - dice, abs=1e-5)
-    perfect = torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float() * 100
-    assert float(segmentation_loss(perfect, target)) == pytest.approx(0.0, abs=1e-4)
+    assert float(SegmentationLoss(CLASSES)(logits, target)) == pytest.approx(math.log(3) + 1 - dice, abs=1e-5)
+    perfect = one_hot(target, 3) * 100
+    assert float(SegmentationLoss(CLASSES)(perfect, target)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_regions_have_a_binary_loss_each():
+    target = torch.tensor([[[0, 1], [2, 2]]])
+    # Probability one half everywhere. Whole covers three of four pixels, core two:
+    # overlaps 1.5 and 1, sums 2 + 3 and 2 + 2.
+    dice = (2 * 1.5 / 5 + 2 * 1.0 / 4) / 2
+    loss = SegmentationLoss(REGIONS)(torch.zeros(1, 2, 2, 2), target)
+    assert float(loss) == pytest.approx(math.log(2) + 1 - dice, abs=1e-5)
+    perfect = torch.tensor([[[[-50.0, 50], [50, 50]], [[-50, -50], [50, 50]]]])
+    assert float(SegmentationLoss(REGIONS)(perfect, target)) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_ignored_pixels_neither_score_nor_train():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, generator=generator, requires_grad=True)
+    target = torch.randint(0, 3, (2, 4, 4), generator=generator)
+    # The lower half without annotation gives what the upper half gives alone.
+    upper = SegmentationLoss(CLASSES)(logits[:, :, :2], target[:, :2])
+    target[:, 2:] = 3
+    loss = SegmentationLoss(IGNORING)(logits, target)
+    assert float(loss.detach()) == pytest.approx(float(upper.detach()), abs=1e-6)
+    loss.backward()
+    assert logits.grad[:, :, :2].abs().min() > 0
+    assert logits.grad[:, :, 2:].abs().max() == 0
+
+
+def test_a_batch_without_annotation_teaches_nothing():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = SegmentationLoss(IGNORING)(logits, torch.full((1, 4, 4), 3))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    assert logits.grad.abs().max() == 0
 
 
 def test_learning_rate_over_iterations():

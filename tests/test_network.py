@@ -103,7 +103,7 @@ def test_attention_with_and_without_gradient_agree():
 
 
 def test_head_equals_sams_mask_decoder():
-    head = SamHead(num_classes=4, native_grid=16, patch_size=16)
+    head = SamHead(num_outputs=4, native_grid=16, patch_size=16)
     fill(head.mask_decoder)
     embedding = torch.randn(1, 256, 6, 9)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_head_equals_sams_mask_decoder():
 
 
 def test_head_treats_the_images_of_a_batch_apart():
-    head = SamHead(num_classes=3, native_grid=16, patch_size=16)
+    head = SamHead(num_outputs=3, native_grid=16, patch_size=16)
     fill(head.mask_decoder)
     batch = torch.randn(3, 256, 5, 5)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_head_treats_the_images_of_a_batch_apart():
 
 @pytest.mark.parametrize("patch_size", [8, 16])
 def test_detail_head_gives_logits_at_half_resolution(patch_size):
-    head = DetailHead(num_classes=3, native_grid=8, patch_size=patch_size)
+    head = DetailHead(num_outputs=3, native_grid=8, patch_size=patch_size)
     image = torch.randn(2, 3, 6 * patch_size, 4 * patch_size)
     logits = head(torch.randn(2, 256, 6, 4), image)
     assert logits.shape == (2, 3, 3 * patch_size, 2 * patch_size)
@@ -150,7 +150,7 @@ def test_whatever_trains_gets_a_gradient(adaptation, encoder, head, reduced_enco
         fill(encoder_module), fill(sam_head)
         base = sam_state(encoder_module, sam_head)
     plan = replace(network_plan(adaptation, encoder), head=head)
-    model = build_model(plan, num_classes=3, num_channels=1, unit_range=[False], base_state=base)
+    model = build_model(plan, num_outputs=3, num_channels=1, unit_range=[False], base_state=base)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     image, target = torch.randn(2, 1, 64, 64), torch.randint(0, 3, (2, 64, 64))
     # Two steps: LoRA's A has no gradient before B has left zero.

@@ -221,7 +221,7 @@ def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
         (plan_and_preprocess, ["-d", "5"], "no dataset"),
         (plan_and_preprocess, ["-d", "998", "-c", "3d_lowres"], "has no 3D configurations"),
         (plan_experiment, ["-d", "998", "-image_size", "33"], "multiple of"),
-        (predict, ["-i", "nowhere", "-o", "out"], "not a folder"),
+        (predict, ["-i", "nowhere", "-o", "out"], "nowhere does not exist"),
     ],
 )
 def test_wrong_usage_is_explained(planned, capsys, command, arguments, expected):

@@ -67,8 +67,10 @@ def test_round_trip(path):
 
 
 def test_round_trip_without_physical_spacing(path):
+    edit(path, lambda data: data.update(physical_spacing=False))
     edit(path, lambda data: data["configurations"]["2d"].update(spacing=None))
-    edit(path, lambda data: data["configurations"]["2d"]["networks"]["sam"].update(spacing=None))
+    edit(path, lambda data: sam(data).update(spacing=None))
+    edit(path, lambda data: data["configurations"]["2d"]["networks"]["bundled"].update(spacing=None))
     configuration = read_plans(path).configuration("2d")
     assert configuration.spacing is None
     assert configuration.networks["sam"].spacing is None
@@ -102,6 +104,44 @@ def sam(data):
         (lambda data: sam(data).update(adaptation="adapter"), r"networks\.sam\.adaptation: .*'lora' or 'full'"),
         (lambda data: sam(data)["lora"].update(targets=["q", "w"]), r"networks\.sam\.lora\.targets\.1: "),
         (lambda data: sam(data)["lora"].update(dropout=0.1), r"networks\.sam\.lora\.dropout: .*Unexpected"),
+        (lambda data: data.update(transpose_forward=[0, 0, 1]), r"transpose_forward .*once, got \[0, 0, 1\]"),
+        (lambda data: data.update(transpose_forward=[0, 1]), "transpose_forward: .*at least 3"),
+        (lambda data: data.update(transpose_forward=[1, 2, 3]), r"transpose_forward\.2: .*less than or equal to 2"),
+        (lambda data: data.update(original_median_spacing=[5, 1, 0]), r"original_median_spacing\.2: .*greater than 0"),
+        (lambda data: data.update(physical_spacing=False), "spacing must be .*null without"),
+        (lambda data: data["configurations"]["2d"].update(mirror_axes=[2]), r"mirror_axes\.0: .*equal to 1"),
+        (
+            lambda data: data["configurations"]["2d"].update(mirror_axes=[1, 1]),
+            r"mirror_axes must not repeat.*\[1, 1\]",
+        ),
+        (lambda data: data["configurations"]["2d"].update(foreground_share=1.5), "foreground_share: .*equal to 1"),
+        (lambda data: data["configurations"]["2d"].update(spacing=[-1.0, 1.0]), r"spacing\.0: .*greater than 0"),
+        (lambda data: data["configurations"]["2d"].update(spacing=None), "spacing must be two numbers"),
+        (lambda data: data["configurations"]["2d"].update(use_mask_for_norm=[]), "use_mask_for_norm must have.*1"),
+        (
+            lambda data: data["configurations"]["2d"].update(normalization=["ct"] * 2, use_mask_for_norm=[False] * 2),
+            "normalization must have one entry per channel, 1",
+        ),
+        (
+            lambda data: data["configurations"]["2d"].update(data_identifier="../raw"),
+            "data_identifier must be the name",
+        ),
+        (lambda data: data["configurations"]["2d"]["networks"].pop("bundled"), "networks: .*at least 2"),
+        (lambda data: sam(data).update(encoder="vit_x"), r"networks\.sam\.encoder must be one of vit_b.*'vit_x'"),
+        (lambda data: sam(data).update(encoder="small"), r"networks\.sam\.encoder must be one of vit_b.*'small'"),
+        (lambda data: sam(data).update(input_shape=[1000, 720]), r"networks\.sam\.input_shape must be multiples.* 16"),
+        (lambda data: sam(data).update(input_shape=[1024]), r"networks\.sam\.input_shape: .*at least 2"),
+        (lambda data: sam(data).update(input_shape=[0, 16]), r"networks\.sam\.input_shape\.0: .*equal to 1"),
+        (lambda data: sam(data).update(spacing=-0.1), r"networks\.sam\.spacing: .*greater than 0"),
+        (lambda data: sam(data).update(spacing=None), r"networks\.sam\.spacing must be a number"),
+        (lambda data: sam(data).update(batch_size=0), r"networks\.sam\.batch_size: .*equal to 1"),
+        (lambda data: sam(data).update(accumulation=-1), r"networks\.sam\.accumulation: .*equal to 1"),
+        (lambda data: sam(data).update(learning_rate=0), r"networks\.sam\.learning_rate: .*greater than 0"),
+        (lambda data: sam(data).update(weight_decay=-1), r"networks\.sam\.weight_decay: .*equal to 0"),
+        (lambda data: sam(data)["lora"].update(rank=0), r"networks\.sam\.lora\.rank: .*equal to 1"),
+        (lambda data: sam(data)["lora"].update(targets=[]), r"networks\.sam\.lora\.targets: .*at least 1"),
+        (lambda data: sam(data).update(lora=None), r"networks\.sam\.lora must not be null"),
+        (lambda data: sam(data).update(adaptation="full"), r"networks\.sam\.lora must be null"),
     ],
 )
 def test_what_is_wrong_is_named(path, change, expected):

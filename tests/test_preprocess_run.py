@@ -41,6 +41,10 @@ def preprocess(folder, configuration=CONFIGURATION, plans=PLANS):
     return preprocess_dataset(load_dataset(NAME), plans, configuration, folder, num_workers=0, progress=False)
 
 
+def opened(folder, configuration, names):
+    return stored_cases(folder, PLANS, configuration, load_dataset(NAME).description, names)
+
+
 def written(folder):
     """When each case was finished."""
     return {name: (folder / "samunetPlans_2d" / f"{name}.json").stat().st_mtime_ns for name in CASES}
@@ -51,7 +55,7 @@ def test_every_case_is_stored(raw, folder):
     assert {path.name for path in (folder / "samunetPlans_2d").iterdir()} == {
         f"{name}{ending}" for name in CASES for ending in (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
     }
-    for name, case in stored_cases(folder, PLANS, CONFIGURATION, list(CASES)).items():
+    for name, case in opened(folder, CONFIGURATION, list(CASES)).items():
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "imagesTr" / f"{name}_0000.nii.gz")))
         label = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "labelsTr" / f"{name}.nii.gz")))
         assert np.array_equal(case.label(), label)
@@ -70,7 +74,9 @@ def test_a_changed_file_is_preprocessed_again(raw, folder, file):
     preprocess(folder)
     before = written(folder)
     image = sitk.ReadImage(str(raw / file))
-    sitk.WriteImage(sitk.Flip(image, (True, False, False)), str(raw / file))
+    flipped = sitk.Flip(image, (True, False, False))
+    flipped.CopyInformation(image)
+    sitk.WriteImage(flipped, str(raw / file))
     os.utime(raw / file, ns=(1, 1))
     assert preprocess(folder) == 1
     after = written(folder)
@@ -92,6 +98,15 @@ def test_changed_plans_make_every_case_anew(raw, folder, of_configuration, of_pl
     changed = replace(CONFIGURATION, **of_configuration), replace(PLANS, **of_plans)
     assert preprocess(folder, *changed) == 3
     assert preprocess(folder, *changed) == 0
+
+
+def test_the_ignore_label_is_part_of_what_is_stored(raw, folder):
+    preprocess(folder)
+    description = raw / "dataset.json"
+    description.write_text(description.read_text().replace('"core": 2', '"core": 2, "ignore": 3'))
+    with pytest.raises(SamunetError, match="not preprocessed with these plans"):
+        opened(folder, CONFIGURATION, list(CASES))
+    assert preprocess(folder) == 3
 
 
 def test_decisions_about_training_alone_change_nothing(raw, folder):
@@ -126,7 +141,7 @@ def test_a_failing_case_is_named_and_the_others_stay(raw, folder):
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(SamunetError, match=r"case b: .*b_0000\.nii\.gz is damaged or truncated"):
         preprocess(folder)
-    assert set(stored_cases(folder, PLANS, CONFIGURATION, ["a"])) == {"a"}
+    assert set(opened(folder, CONFIGURATION, ["a"])) == {"a"}
     before = (folder / "samunetPlans_2d" / "a.json").stat().st_mtime_ns
     file.write_bytes(content)
     assert preprocess(folder) == 2
@@ -137,13 +152,13 @@ def test_an_unfinished_case_is_made_again(raw, folder):
     preprocess(folder)
     (folder / "samunetPlans_2d" / "c.json").unlink()
     with pytest.raises(SamunetError, match=r"1 of 3 cases are not preprocessed .*for example c") as caught:
-        stored_cases(folder, PLANS, CONFIGURATION, list(CASES))
-    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p {PLANS.plans_name}"
+        opened(folder, CONFIGURATION, list(CASES))
+    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p {PLANS.plans_name} -c 2d"
     assert preprocess(folder) == 1
-    assert set(stored_cases(folder, PLANS, CONFIGURATION, list(CASES))) == set(CASES)
+    assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)
 
 
 def test_slices_of_other_plans_are_not_opened(raw, folder):
     preprocess(folder)
     with pytest.raises(SamunetError, match="preprocessed"):
-        stored_cases(folder, PLANS, replace(CONFIGURATION, normalization=["nonorm"]), list(CASES))
+        opened(folder, replace(CONFIGURATION, normalization=["nonorm"]), list(CASES))

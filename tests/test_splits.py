@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 from sklearn.model_selection import KFold
 
+from samunet.dataset.labels import Labels
 from samunet.dataset.layout import load_dataset
-from samunet.dataset.splits import fold_cases, infer_groups, load_or_make_splits, make_splits
+from samunet.dataset.splits import fold_cases, infer_groups, load_or_make_splits, lopsided_folds, make_splits
 from samunet.errors import SamunetError, UsageError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -115,6 +116,60 @@ def test_fold_cases():
     for fold in (2, -1, "0"):
         with pytest.raises(UsageError, match=r"(?s)there is no fold.*one of 0, 1, all"):
             fold_cases(splits, fold, ["a", "b"])
+
+
+def test_one_case_can_only_be_trained_on():
+    with pytest.raises(UsageError, match=r"(?s)only one case \(a\), so nothing can be held out.*fold all"):
+        fold_cases([], 0, ["a"])
+    with pytest.raises(UsageError, match="cases of one group only"):
+        fold_cases([], 0, ["a", "b"])
+    assert fold_cases([], "all", ["a"]) == (["a"], [])
+
+
+def test_folds_are_made_once_there_are_more_cases(tmp_path):
+    assert load_or_make_splits(tmp_path, ["a"], None) == []
+    assert load_or_make_splits(tmp_path, ["a"], None) == []
+    splits = load_or_make_splits(tmp_path, ["a", "b"], None)
+    assert splits == [{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}]
+    assert json.loads((tmp_path / "splits_final.json").read_text()) == splits
+
+
+def test_splits_that_came_with_the_dataset_are_taken_over(tmp_path):
+    raw, folder = tmp_path / "raw", tmp_path / "preprocessed"
+    raw.mkdir()
+    given = [{"train": ["b", "a"], "val": ["c"]}]
+    (raw / "splits_final.json").write_text(json.dumps(given))
+    assert load_or_make_splits(folder, ["a", "b", "c"], None, raw) == given
+    assert json.loads((folder / "splits_final.json").read_text()) == given
+    (raw / "splits_final.json").write_text('[{"train": ["a", "b"], "val": ["c"]}]')  # another order is no difference
+    assert load_or_make_splits(folder, ["a", "b", "c"], None, raw) == given
+    (raw / "splits_final.json").write_text('[{"train": ["a", "c"], "val": ["b"]}]')
+    with pytest.raises(SamunetError, match=r"(?s)differ.*rm .*preprocessed/splits_final.json.*rm .*raw/splits_final"):
+        load_or_make_splits(folder, ["a", "b", "c"], None, raw)
+    assert json.loads((folder / "splits_final.json").read_text()) == given
+    (raw / "splits_final.json").write_text('[{"train": ["a"], "val": ["a"]}]')
+    with pytest.raises(SamunetError, match=r"raw/splits_final\.json: fold 0 both trains and validates"):
+        load_or_make_splits(tmp_path / "other", ["a", "b", "c"], None, raw)
+    assert not (tmp_path / "other").exists()
+
+
+def test_folds_without_a_class_are_named():
+    labels = Labels.from_json({"background": 0, "organ": 1, "tumour": 2})
+    voxels = {"a": {"1": 5, "2": 1}, "b": {"1": 5, "2": 0}, "c": {"1": 0, "2": 0}}
+    splits = [
+        {"train": ["a", "b"], "val": ["c"]},
+        {"train": ["b", "c"], "val": ["a"]},
+        {"train": ["a"], "val": ["b"]},
+    ]
+    assert lopsided_folds(splits, voxels, labels) == [
+        "fold 0: no case to validate has any structure",
+        'fold 1: no case to train on has "tumour", which is not learnt there',
+        'fold 2: no case to validate has "tumour", which is not scored there',
+    ]
+    regions = Labels.from_json({"background": 0, "whole": [1, 2], "core": 2}, "here", [1, 2])
+    assert lopsided_folds([{"train": ["a"], "val": ["b"]}], voxels, regions) == [
+        'fold 0: no case to validate has "core", which is not scored there'
+    ]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the real datasets are not at {DATA}")

@@ -67,6 +67,9 @@ def test_a_case_is_stored_only_with_its_json_and_its_key(tmp_path):
     assert is_stored(tmp_path, "a", StoreKey("plans", "key"))
     assert not is_stored(tmp_path, "a", StoreKey("plans", "another"))
     assert not is_stored(tmp_path, "b", StoreKey("plans", "key"))
+    for damaged in ("{", "[]", '{"key": 3}'):
+        (tmp_path / "a.json").write_text(damaged)
+        assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
     (tmp_path / "a.json").unlink()
     assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
 

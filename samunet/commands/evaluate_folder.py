@@ -78,8 +78,11 @@ def report_summary(summary: dict, arguments: argparse.Namespace, labels: Labels 
 
 
 def _find_dataset_json(references: Path, predictions: Path) -> Path:
-    from samunet.errors import SamunetError
+    from samunet.errors import SamunetError, UsageError
 
+    for folder in (references, predictions):
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder", "give the folder with the references, then the predictions")
     candidates = [predictions / "dataset.json", references.resolve().parent / "dataset.json"]
     for candidate in candidates:
         if candidate.is_file():
@@ -92,4 +95,4 @@ def _find_dataset_json(references: Path, predictions: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    return run_command(build_parser(), run, argv)
+    return run_command(build_parser(), run, argv, go_on="nothing was written")

@@ -66,4 +66,4 @@ def _file_ending(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
-    return run_command(build_parser(), run, argv)
+    return run_command(build_parser(), run, argv, go_on="nothing was written")

@@ -13,6 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("samunet_extract_fingerprint", description="Measure a raw dataset.")
     flags.add_dataset(parser)
     flags.add_fingerprint(parser)
+    flags.add_geometry(parser)
     flags.add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -27,4 +28,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
 
     for dataset in arguments.d:
-        api.extract_fingerprint(dataset, clean=arguments.clean, num_workers=arguments.np)
+        api.extract_fingerprint(
+            dataset,
+            clean=arguments.clean,
+            verify=arguments.verify_dataset_integrity,
+            tolerate_geometry=arguments.tolerate_geometry,
+            num_workers=arguments.np,
+        )

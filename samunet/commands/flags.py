@@ -21,6 +21,20 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 def add_fingerprint(parser: argparse.ArgumentParser) -> None:
     """Flags of the fingerprint."""
     parser.add_argument("--clean", action="store_true", help="measure the fingerprint again even if it is up to date")
+    parser.add_argument(
+        "--verify_dataset_integrity",
+        action="store_true",
+        help="first read every file and list all that is wrong with any of them, each with its remedy",
+    )
+
+
+def add_geometry(parser: argparse.ArgumentParser) -> None:
+    """``--tolerate_geometry``."""
+    parser.add_argument(
+        "--tolerate_geometry",
+        action="store_true",
+        help="only warn where channels, or image and label, differ in origin or direction",
+    )
 
 
 def add_planner(parser: argparse.ArgumentParser) -> None:

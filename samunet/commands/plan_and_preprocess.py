@@ -15,6 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flags.add_dataset(parser)
     flags.add_fingerprint(parser)
+    flags.add_geometry(parser)
     flags.add_planner(parser)
     flags.add_preprocess(parser)
     flags.add_workers(parser)
@@ -29,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from samunet import api
+    from samunet import api, paths
+    from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
+    from samunet.files import read_json
 
     for dataset in arguments.d:
         plans = api.plan_and_preprocess(
@@ -37,7 +40,11 @@ def _run(arguments: argparse.Namespace) -> None:
             flags.planner_options(arguments),
             arguments.c,
             clean=arguments.clean,
+            verify=arguments.verify_dataset_integrity,
+            tolerate_geometry=arguments.tolerate_geometry,
             store=not arguments.no_pp,
             num_workers=arguments.np,
         )
-        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} 0")
+        splits = read_json(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
+        fold = 0 if splits else "all"
+        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} {fold}")

@@ -1,4 +1,4 @@
-"""``samunet_predict``: masks for a folder of images."""
+"""``samunet_predict``: masks for a folder of images, or for single files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(
         "samunet_predict",
-        description="Predict masks for a folder of images. Finds the model itself where only one fits.",
+        description="Predict masks for a folder of images or for single files. "
+        "Finds the model itself where only one fits.",
     )
-    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="images, named like training images")
-    parser.add_argument("-o", type=Path, required=True, metavar="FOLDER", help="where the masks go")
+    parser.add_argument(
+        "-i", type=Path, nargs="+", required=True, metavar="INPUT", help="a folder of images, or one or several files"
+    )
+    parser.add_argument(
+        "-o", type=Path, required=True, metavar="OUTPUT", help="folder for the masks; for a single case also a file"
+    )
     parser.add_argument("-d", metavar="ID", help="dataset the model was trained on")
     parser.add_argument("-c", metavar="CONFIGURATION", help="configuration, for example 2d")
     parser.add_argument("-p", metavar="NAME", help="plans' name")
@@ -29,6 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone whose mask exists")
     parser.add_argument(
+        "--tolerate_geometry", action="store_true", help="only warn where channels differ in origin or direction"
+    )
+    parser.add_argument(
         "-num_parts", type=int, default=1, metavar="N", help="divide the cases into N parts (default: 1)"
     )
     parser.add_argument("-part_id", type=int, default=0, metavar="I", help="which part to predict, from 0")
@@ -38,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
+    go_on = "the same command with --continue_prediction goes on from here"
+    return run_command(build_parser(), _run, argv, go_on=go_on)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -50,9 +59,10 @@ def _run(arguments: argparse.Namespace) -> None:
         step_size=arguments.step_size,
         save_probabilities=arguments.save_probabilities,
         skip_existing=arguments.continue_prediction,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
     api.predict(
-        arguments.i,
+        arguments.i[0] if len(arguments.i) == 1 else arguments.i,
         arguments.o,
         dataset=arguments.d,
         configuration=arguments.c,

@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"plans' name (default: {DEFAULT_PLANS_NAME})",
     )  # fmt: skip
     flags.add_preprocess(parser)
+    flags.add_geometry(parser)
     flags.add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -32,4 +33,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
 
     for dataset in arguments.d:
-        api.preprocess(dataset, arguments.c, arguments.p, num_workers=arguments.np)
+        api.preprocess(
+            dataset,
+            arguments.c,
+            arguments.p,
+            tolerate_geometry=arguments.tolerate_geometry,
+            num_workers=arguments.np,
+        )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from samunet.dataset.description import Description
+from samunet.dataset.problems import Problem
+
+_NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
 @dataclass(frozen=True)
@@ -26,30 +30,89 @@ class Case:
 
 @dataclass
 class Dataset:
-    """A raw dataset with its training cases, sorted by name."""
+    """A raw dataset with its training cases, sorted by name.
+
+    Attributes:
+        name: Such as ``Dataset027_ACDC``.
+        folder: Where dataset.json lies.
+        description: Content of dataset.json.
+        cases: By name.
+        problems: What is wrong with keys, file names and numbers of channels.
+    """
 
     name: str
     folder: Path
     description: Description
     cases: dict[str, Case]
+    problems: list[Problem] = field(default_factory=list)
 
 
-def files_with_ending(folder: Path, ending: str) -> list[Path]:
-    """The files of a folder that have the ending, sorted; hidden ones (unfinished writes, for one) left out.
-
-    A folder that does not exist has none.
-    """
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden entries such as unfinished writes; empty if it is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def group_by_case(files: list[Path], ending: str) -> dict[str, tuple[Path, ...]]:
-    """Case name to its image files in channel order, sorted by name; other file names are left out."""
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
-    cases: dict[str, list[Path]] = {}
-    for file in files:
-        match = pattern.fullmatch(file.name)
-        if match:
-            cases.setdefault(match[1], []).append(file)
-    return {name: tuple(sorted(cases[name])) for name in sorted(cases)}
+def ending_in(name: str, endings: Iterable[str]) -> str | None:
+    """The longest of ``endings`` with which a file name ends, as it is written there; None if there is none."""
+    found = [ending for ending in endings if name.casefold().endswith(ending) and len(name) > len(ending)]
+    return name[-len(max(found, key=len)) :] if found else None
+
+
+def case_and_channel(stem: str) -> tuple[str, int] | None:
+    """``scan_0001`` is channel 1 of the case ``scan``; None for names without channel number."""
+    match = _NUMBERED.fullmatch(stem)
+    return (match[1], int(match[2])) if match else None
+
+
+def group_by_case(
+    files: Sequence[Path], endings: Sequence[str]
+) -> tuple[dict[str, dict[int, Path]], list[Problem], list[Path]]:
+    """Sort images named ``case_0000.ending`` into cases.
+
+    Args:
+        files: Of one folder.
+        endings: Endings of images; files with other ones are left alone.
+
+    Returns:
+        Case name to its files by channel number, both sorted; what is wrong with the names; and the files that have one
+        of the endings but no channel number.
+    """
+    cases: dict[str, dict[int, Path]] = {}
+    problems, unnumbered = [], []
+    for file in sorted(files):
+        ending = ending_in(file.name, endings)
+        if ending is None:
+            continue
+        parsed = case_and_channel(file.name.removesuffix(ending))
+        if parsed is None:
+            unnumbered.append(file)
+            continue
+        name, channel = parsed
+        first = cases.setdefault(name, {}).setdefault(channel, file)
+        if first is not file:
+            problems.append(duplicate(name, [first.name, file.name]))
+    cases = {name: dict(sorted(cases[name].items())) for name in sorted(cases)}
+    return cases, problems + alike(cases), unnumbered
+
+
+def duplicate(name: str, files: Sequence[str]) -> Problem:
+    """Two files that would be the same case."""
+    listed = " and ".join(files)
+    return Problem("the same case twice:", name, f"{name} is {listed}", "keep one of the files, or rename one")
+
+
+def alike(names: Iterable[str]) -> list[Problem]:
+    """Case names that differ only by upper and lower case, which many file systems take for one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+    return [
+        Problem(
+            "names that differ only by upper and lower case:", group[0], " and ".join(group),
+            "rename one of them: Windows and macOS take them for the same file",
+        )
+        for group in groups.values()
+        if len(group) > 1
+    ]  # fmt: skip

@@ -1,63 +1,97 @@
-"""The classes of a dataset, from ``labels`` in dataset.json."""
+"""The classes of a dataset, from ``labels`` in dataset.json: plain classes, overlapping regions, an ignore label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samunet.errors import SamunetError
 
 _EXAMPLE = 'write "labels": {"background": 0, "first structure": 1, "second structure": 2}'
+_REGIONS_EXAMPLE = (
+    'for example "labels": {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3} with '
+    '"regions_class_order": [1, 2, 3]'
+)
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Names of the classes in the order of their values: ``names[0]`` is the background."""
+    """What a network for the dataset predicts, and which values its label files may hold.
+
+    Attributes:
+        names: One per output of the network: the classes in the order of their values, background first; with regions
+            the regions in the order of dataset.json, without background, which is where no region is.
+        regions: The label values that make up each of ``names``.
+        class_order: With regions only: the value that each region is painted with in a predicted mask, one after the
+            other, so that a later region overwrites an earlier one. None without regions.
+        ignore: Value of voxels without annotation, which neither train nor score; None if there is none.
+    """
 
     names: tuple[str, ...]
+    regions: tuple[tuple[int, ...], ...]
+    class_order: tuple[int, ...] | None = None
+    ignore: int | None = None
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes, background included."""
+    def has_regions(self) -> bool:
+        """Whether outputs may overlap (a sigmoid each) instead of excluding each other (one softmax)."""
+        return self.class_order is not None
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's logits."""
         return len(self.names)
 
     @property
-    def foreground(self) -> list[tuple[str, int]]:
-        """``(name, value)`` of every class but the background."""
-        return [(name, value) for value, name in enumerate(self.names) if value > 0]
+    def values(self) -> tuple[int, ...]:
+        """Values of annotated voxels, ``0, 1, ..., n``."""
+        return tuple(range(1 + max(value for region in self.regions for value in region)))
+
+    @property
+    def foreground(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and values of every class or region but the background: what is scored."""
+        return [(name, region) for name, region in zip(self.names, self.regions) if region != (0,)]
 
     @staticmethod
-    def from_json(data: dict[str, int | list[int]], where: str = "dataset.json") -> Labels:
-        """Read ``labels`` of a dataset.json.
+    def from_json(data: Any, where: str = "dataset.json", regions_class_order: Any = None) -> Labels:
+        """Read ``labels`` and ``regions_class_order`` of a dataset.json.
 
         Args:
-            data: Name to value.
+            data: Name to value, or to a list of values (a region); ``ignore`` may name the highest value of all.
             where: The file, for messages.
+            regions_class_order: Values to paint regions with; needed where there are regions.
 
         Raises:
-            SamunetError: If the background is missing or not 0, values are not 0, 1, 2, ... each used once, there is no
-                foreground, or the labels use regions or an ignore label.
+            SamunetError: If the background is missing or not 0, values are not 0, 1, 2, ... without gaps, there is no
+                foreground, the ignore label is not the highest value, or the order of regions is missing or wrong.
         """
-        _refuse_what_is_not_values(data, where)
-        for name, value in data.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise SamunetError(
-                    f'{where}: labels: "{name}" has the value {value!r}, it must be an integer', _EXAMPLE
-                )
-        if data.get("background") != 0:
-            got = f"it has the value {data['background']}" if "background" in data else f"there are {_listed(data)}"
-            raise SamunetError(f'{where}: labels: "background" must exist and be 0, but {got}', _EXAMPLE)
-        by_value = sorted(data, key=data.__getitem__)
-        values = [data[name] for name in by_value]
+        where = f"{where}: labels"
+        given = _as_tuples(data, where)
+        if given.get("background") != (0,):
+            value = given.get("background")
+            got = f"got {_listed(given)}" if value is None else f"it has the value {_shown(value)}"
+            raise SamunetError(f'{where}: "background" must exist and be 0, but {got}', _EXAMPLE)
+        ignore = _ignore(given, where)
+        named = {name: region for name, region in given.items() if name != "ignore"}
+        if len(named) == 1:
+            raise SamunetError(f"{where}: there is nothing to segment besides the background", _EXAMPLE)
+        if any(len(region) > 1 for region in named.values()):
+            return _with_regions(named, ignore, regions_class_order, where)
+        by_value = sorted(named, key=named.__getitem__)
+        values = [named[name][0] for name in by_value]
         if values != list(range(len(values))):
             raise SamunetError(
-                f"{where}: labels: the values must be 0, 1, 2, ... without gaps and each used once, got {values}",
+                f"{where}: the values must be 0, 1, 2, ... without gaps and each used once, got {values}",
                 "number the labels consecutively, in dataset.json and in the label files",
             )
-        if len(values) == 1:
-            raise SamunetError(f"{where}: labels: there is nothing to segment besides the background", _EXAMPLE)
-        return Labels(tuple(by_value))
+        return Labels(tuple(by_value), tuple((value,) for value in values), None, ignore)
+
+    def unknown(self, values: Iterable[int]) -> list[int]:
+        """Those of ``values`` that a label file must not hold, sorted."""
+        allowed = {*self.values, *(() if self.ignore is None else (self.ignore,))}
+        return sorted({int(value) for value in values} - allowed)
 
     def check(self, values: Iterable[int], file: Path | str) -> None:
         """Check the values that occur in a label file.
@@ -66,45 +100,106 @@ class Labels:
             SamunetError: If a value is none of the dataset's.
         """
         found = sorted({int(value) for value in values})
-        unknown = [value for value in found if not 0 <= value < self.num_classes]
-        if not unknown:
-            return
-        known = ", ".join(f"{value} = {name}" for value, name in enumerate(self.names))
-        listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-        raise SamunetError(
-            f"{file} contains label values that dataset.json does not list: {listed}", self._hint(found, known)
-        )
+        unknown = self.unknown(found)
+        if unknown:
+            listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise SamunetError(
+                f"{file} contains label values that dataset.json does not list: {listed}", self._hint(found)
+            )
 
-    def _hint(self, found: list[int], known: str) -> str:
+    def _hint(self, found: list[int]) -> str:
         if found in ([0, 255], [255]):
             return (
                 "the mask is coded 0/255, as pictures often are: save it with 1 in place of 255, for example "
                 "(mask > 0).astype('uint8'), in every file of the labels folder"
             )
-        return f"dataset.json has {known}: correct the file, or add the missing labels to dataset.json"
+        known = {0: "background"}
+        for name, region in self.foreground:
+            known |= {value: f"{known[value]} and {name}" if value in known else name for value in region}
+        if self.ignore is not None:
+            known[self.ignore] = "ignore"
+        listed = ", ".join(f"{value} = {known[value]}" for value in sorted(known))
+        return f"dataset.json has {listed}: correct the file, or add the missing labels to dataset.json"
 
 
-def _refuse_what_is_not_values(data: dict[str, int | list[int]], where: str) -> None:
+def _as_tuples(data: Any, where: str) -> dict[str, tuple[int, ...]]:
+    """Every label's values as a tuple."""
     if not isinstance(data, dict) or not data:
-        raise SamunetError(f"{where}: labels must be an object that maps names to values, got {data!r}", _EXAMPLE)
+        raise SamunetError(f"{where} must be an object that maps names to values, got {data!r}", _EXAMPLE)
     if all(isinstance(value, str) for value in data.values()):
         raise SamunetError(
-            f"{where}: labels map values to names, as in the Medical Segmentation Decathlon and nnU-Net v1",
+            f"{where} map values to names, as in the Medical Segmentation Decathlon and nnU-Net v1",
             f"turn them round: {_EXAMPLE}",
         )
-    regions = [name for name, value in data.items() if isinstance(value, list)]
-    if regions:
+    regions = {}
+    for name, value in data.items():
+        values = value if isinstance(value, list) else [value]
+        if not values or any(isinstance(item, bool) or not isinstance(item, int) for item in values):
+            raise SamunetError(
+                f'{where}: "{name}" has the value {value!r}, it must be an integer, or a list of integers for a region',
+                _EXAMPLE,
+            )
+        if len(set(values)) < len(values):
+            raise SamunetError(f'{where}: "{name}" lists a value twice: {value}', _REGIONS_EXAMPLE)
+        regions[name] = tuple(sorted(values))
+    return regions
+
+
+def _ignore(given: dict[str, tuple[int, ...]], where: str) -> int | None:
+    if "ignore" not in given:
+        return None
+    highest = max(value for name, region in given.items() if name != "ignore" for value in region)
+    if given["ignore"] != (highest + 1,):
         raise SamunetError(
-            f"{where}: labels: {_listed(regions)} consist of several values (regions), support for which comes in a "
-            "later version of samunet",
-            "give every label one integer for now; regions can be joined after prediction",
+            f'{where}: "ignore" must be one more than the highest other value, {highest + 1}, got '
+            f"{_shown(given['ignore'])}",
+            f'give the voxels without annotation the value {highest + 1} and write "ignore": {highest + 1}',
         )
-    if "ignore" in data:
+    return highest + 1
+
+
+def _with_regions(named: dict[str, tuple[int, ...]], ignore: int | None, order: Any, where: str) -> Labels:
+    regions = {name: region for name, region in named.items() if name != "background"}
+    values = sorted({0, *(value for region in regions.values() for value in region)})
+    if values != list(range(len(values))):
         raise SamunetError(
-            f'{where}: labels: "ignore" marks voxels without annotation, support for which comes in a later version of '
-            "samunet",
-            "annotate these voxels and remove the label, or leave out the cases that use it",
+            f"{where}: the values of all regions together must be 0, 1, 2, ... without gaps, got {values}",
+            "number the labels consecutively, in dataset.json and in the label files",
         )
+    for name, region in regions.items():
+        if 0 in region:
+            raise SamunetError(f'{where}: the region "{name}" contains the background, 0', _REGIONS_EXAMPLE)
+    _check_order(regions, order, where.removesuffix(": labels"))
+    return Labels(tuple(regions), tuple(regions.values()), tuple(order), ignore)
+
+
+def _check_order(regions: dict[str, tuple[int, ...]], order: Any, where: str) -> None:
+    whole = isinstance(order, list) and all(isinstance(value, int) and not isinstance(value, bool) for value in order)
+    if not whole or len(order) != len(regions):
+        got = "it is missing" if order is None else f"got {order!r}"
+        raise SamunetError(
+            f"{where}: regions_class_order must list one value for each of the regions {_listed(regions)}, but {got}",
+            _REGIONS_EXAMPLE,
+        )
+    names = list(regions)
+    for index, (name, value) in enumerate(zip(names, order)):
+        if value not in regions[name]:
+            raise SamunetError(
+                f'{where}: regions_class_order paints the region "{name}" with {value}, which is not one of its values '
+                f"{_shown(regions[name])}",
+                "list the values in the order of the regions, from the largest region to the smallest",
+            )
+        hiding = [later for later in names[index + 1 :] if set(regions[name]) <= set(regions[later])]
+        if hiding:
+            raise SamunetError(
+                f'{where}: labels and regions_class_order: "{hiding[0]}" contains "{name}" and is painted after it, so '
+                f'"{name}" would never be seen',
+                "order regions from the largest to the smallest, in labels and in regions_class_order",
+            )
+
+
+def _shown(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else str(list(values))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
 
 from samunet import paths
-from samunet.dataset.cases import Case, Dataset, files_with_ending, group_by_case
-from samunet.dataset.description import Description, read_description
-from samunet.dataset.integrity import image_problems, naming_hint, quick_check, raise_problems
+from samunet.dataset.cases import Case, Dataset
+from samunet.dataset.description import read_description
+from samunet.dataset.integrity import name_problems
+from samunet.dataset.prediction_input import list_cases
+from samunet.dataset.problems import raise_problems
+from samunet.dataset.training_files import find_training_cases
 from samunet.errors import SamunetError, UsageError
 
-__all__ = ["Case", "Dataset", "find_dataset", "list_cases", "load_dataset"]
+__all__ = ["Case", "Dataset", "find_dataset", "list_cases", "load_dataset", "read_dataset"]
+
+log = logging.getLogger(__name__)
 
 
 def find_dataset(text: str | int) -> str:
@@ -50,10 +55,26 @@ def find_dataset(text: str | int) -> str:
 
 
 def load_dataset(name: str) -> Dataset:
-    """Load the dataset ``name`` (its full name) from the raw folder and run the quick check on it.
+    """Load the dataset ``name`` (its full name) from the raw folder, and refuse it if files and keys do not agree.
+
+    This looks at names, and at headers where only they tell the number of channels; it reads no voxels.
 
     Raises:
-        SamunetError: If the folder or its dataset.json is missing or wrong, or files do not fit together.
+        SamunetError: If the folder or its dataset.json is missing or wrong, or files do not fit together; all problems
+            are listed, at most five of each kind.
+    """
+    dataset = read_dataset(name)
+    raise_problems(dataset.problems, dataset.folder)
+    for problem in dataset.problems:
+        log.warning("%s: %s (%s)", dataset.folder, problem.text, problem.fix)
+    return dataset
+
+
+def read_dataset(name: str) -> Dataset:
+    """As :func:`load_dataset`, but problems with files are only collected in ``problems``.
+
+    Raises:
+        SamunetError: If the folder or its dataset.json is missing or wrong.
     """
     folder = paths.raw_folder() / name
     if not folder.is_dir():
@@ -61,32 +82,7 @@ def load_dataset(name: str) -> Dataset:
             f"{name} is not in the raw folder {folder.parent}", "copy it there, or set samunet_raw to where it is"
         )
     description = read_description(folder)
-    if "dataset" in description.raw:
-        raise SamunetError(
-            f"{folder / 'dataset.json'}: the key dataset, a list of files in other places, is not supported",
-            "link the files into imagesTr (case_0000 and so on) and labelsTr, and remove the key",
-        )
-    cases = _cases(folder / "imagesTr", description, labels=folder / "labelsTr")
+    cases, problems = find_training_cases(folder, description)
     dataset = Dataset(name, folder, description, cases)
-    quick_check(dataset)
+    dataset.problems = problems + name_problems(dataset)
     return dataset
-
-
-def list_cases(folder: Path, description: Description) -> dict[str, Case]:
-    """The cases of a folder of images without labels, such as imagesTs, sorted by name.
-
-    Raises:
-        SamunetError: If no file matches, or names or channels are wrong; it lists up to five offenders and says what
-            names must look like.
-    """
-    folder = Path(folder)
-    cases = _cases(folder, description)
-    raise_problems(image_problems(folder, cases, description), folder, naming_hint(description))
-    return cases
-
-
-def _cases(folder: Path, description: Description, labels: Path | None = None) -> dict[str, Case]:
-    ending = description.file_ending
-    existing = {file.name: file for file in files_with_ending(labels, ending)} if labels else {}
-    grouped = group_by_case(files_with_ending(folder, ending), ending)
-    return {name: Case(name, images, existing.get(f"{name}{ending}")) for name, images in grouped.items()}

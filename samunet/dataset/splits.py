@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 
@@ -78,26 +79,66 @@ def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
     return groups if len(sizes) >= NUM_FOLDS and max(sizes.values()) > 1 else None
 
 
-def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None) -> Splits:
+def load_or_make_splits(
+    folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None = None
+) -> Splits:
     """The splits in ``folder``/splits_final.json; if there are none yet, make and write them.
 
+    Args:
+        folder: The dataset's preprocessed folder.
+        case_names: All training cases.
+        groups: Case to patient, for :func:`make_splits`.
+        raw_folder: Where a splits_final.json that came with the dataset would lie; as in nnU-Net, it is taken over.
+
     Raises:
-        SamunetError: If the file is malformed, has cases that the dataset does not have, or has cases that are trained
-            on and validated in the same fold.
+        SamunetError: If a file is malformed, has cases that the dataset does not have, or has cases that are trained on
+            and validated in the same fold; or if both folders have one and they differ.
     """
     path = Path(folder) / FILE_NAME
+    given = raw_folder / FILE_NAME if raw_folder is not None else None
+    if given is None or not given.is_file():
+        given = None
     if path.is_file():
-        splits = read_json(path)
-        _check_splits(splits, set(case_names), path)
-        used = {name for split in splits for part in split.values() for name in part}
-        unused = sorted(set(case_names) - used)
-        if splits and unused:
-            log.warning("%d cases are in no fold of %s, such as %s", len(unused), path, ", ".join(unused[:5]))
-        return splits
-    splits, why = make_splits(case_names, groups)
+        splits = _read_splits(path, case_names)
+        if given is not None and _as_sets(_read_splits(given, case_names)) != _as_sets(splits):
+            raise SamunetError(
+                f"{path} and {given} differ: which of them holds?",
+                f"to take over the dataset's: rm {path} (folds trained before then need --overwrite); to keep the "
+                f"other: rm {given}",
+            )
+        # No folds at all were made when there was one case; by now there may be more.
+        if splits or given is not None or not make_splits(case_names, groups)[0]:
+            return splits
+    if given is not None:
+        splits, why = _read_splits(given, case_names), f"{given} came with the dataset"
+    else:
+        splits, why = make_splits(case_names, groups)
     write_json(path, splits)
     log.info("splits: %s; written to %s", why, path)
     return splits
+
+
+def lopsided_folds(splits: Splits, class_voxels: Mapping[str, Mapping[str, int]], labels: Labels) -> list[str]:
+    """Folds in which a class cannot be learnt or cannot be scored; one sentence each.
+
+    Args:
+        splits: Folds.
+        class_voxels: Case to label value (as text) to number of voxels, as the fingerprint has them.
+        labels: The classes or regions.
+    """
+    warnings = []
+    for fold, split in enumerate(splits):
+        for part, consequence in (("train", "is not learnt"), ("val", "is not scored")):
+            known = [class_voxels[case] for case in split[part] if case in class_voxels]
+            present = {int(value) for case in known for value, voxels in case.items() if voxels}
+            absent = [name for name, region in labels.foreground if not present & set(region)]
+            where = "to train on" if part == "train" else "to validate"
+            if known and len(absent) == len(labels.foreground):
+                warnings.append(f"fold {fold}: no case {where} has any structure")
+            elif known and absent:
+                listed = ", ".join(f'"{name}"' for name in absent)
+                warnings.append(f"fold {fold}: no case {where} has {listed}, which {consequence} there")
+    return warnings
 
 
 def fold_cases(splits: Splits, fold: int | str, case_names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -108,6 +149,12 @@ def fold_cases(splits: Splits, fold: int | str, case_names: Sequence[str]) -> tu
     """
     if fold == "all":
         return sorted(case_names), []
+    if not splits:
+        count = f"only one case ({next(iter(case_names))})" if len(case_names) == 1 else "cases of one group only"
+        raise UsageError(
+            f"there is no fold {fold}: the dataset has {count}, so nothing can be held out for validation",
+            "train with fold all, on every case",
+        )
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
         allowed = ", ".join([*map(str, range(len(splits))), "all"])
         raise UsageError(f"there is no fold {fold}", f"fold must be one of {allowed}")
@@ -126,6 +173,20 @@ def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dic
             "name a group for every training case, or remove groups",
         )
     return {name: groups[name] for name in names}, "group"
+
+
+def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
+    splits = read_json(path)
+    _check_splits(splits, set(case_names), path)
+    used = {name for split in splits for part in split.values() for name in part}
+    unused = sorted(set(case_names) - used)
+    if splits and unused:
+        log.warning("%d cases are in no fold of %s, such as %s", len(unused), path, ", ".join(unused[:5]))
+    return splits
+
+
+def _as_sets(splits: Splits) -> list[tuple[set[str], set[str]]]:
+    return [(set(split["train"]), set(split["val"])) for split in splits]
 
 
 def _check_splits(splits: Any, known: set[str], path: Path) -> None:

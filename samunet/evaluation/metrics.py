@@ -8,6 +8,7 @@ is absent from the reference but predicted scores 0, and so does one that is in 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,49 +35,43 @@ class Counts(NamedTuple):
         return self.TP + self.FN
 
 
-def confusion(prediction: np.ndarray, reference: np.ndarray, label: int) -> Counts:
-    """Count the voxels of the single class ``label`` in two label maps of equal shape.
+def confusion_counts(
+    prediction: np.ndarray, reference: np.ndarray, regions: Sequence[Sequence[int]], ignore: int | None = None
+) -> list[Counts]:
+    """Count the voxels of all classes or regions in one pass.
+
+    Args:
+        prediction: Label map ``(z, y, x)`` of integers.
+        reference: Label map of the same shape.
+        regions: The values of each class or region to count; all above 0. Voxels with other values are in none.
+        ignore: Voxels with this value in the reference do not count at all.
+
+    Returns:
+        One :class:`Counts` for each of ``regions``.
 
     Raises:
         SamunetError: If the shapes differ.
     """
-    _check_shapes(prediction, reference)
-    predicted, true = prediction == label, reference == label
-    both = int(np.count_nonzero(predicted & true))
-    n_pred, n_ref = int(np.count_nonzero(predicted)), int(np.count_nonzero(true))
-    return Counts(both, n_pred - both, n_ref - both, prediction.size - n_pred - n_ref + both)
-
-
-def confusion_counts(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> list[Counts]:
-    """Count the voxels of all foreground classes in one pass.
-
-    Args:
-        prediction: Label map (z, y, x) of integers in 0 .. ``num_classes`` - 1.
-        reference: Label map of the same shape and range.
-        num_classes: Number of classes, background included.
-
-    Returns:
-        One :class:`Counts` for each of the classes 1 .. ``num_classes`` - 1, in this order.
-
-    Raises:
-        SamunetError: If the shapes differ or a value lies outside the range.
-    """
-    _check_shapes(prediction, reference)
-    joint = np.zeros(num_classes * num_classes, dtype=np.int64)
+    if prediction.shape != reference.shape:
+        raise SamunetError(f"the prediction has shape {prediction.shape}, the reference {reference.shape}")
+    values = sorted({value for region in regions for value in region})
+    # Values to 1, 2, ... and everything else to 0, so that the table stays small whatever the values are.
+    highest = values[-1] + 1
+    codes = np.zeros(highest + 1, dtype=np.int64)
+    codes[values] = np.arange(1, len(values) + 1)
+    size = len(values) + 1
+    joint = np.zeros(size * size, dtype=np.int64)
     # Slice by slice, because the 64-bit codes of a whole CT volume would need gigabytes.
     for predicted, true in zip(prediction, reference):
-        for values in (predicted, true):
-            if values.size and (values.min() < 0 or values.max() >= num_classes):
-                raise SamunetError(
-                    f"label values must lie in 0 to {num_classes - 1}, got {values.min()} to {values.max()}"
-                )
-        code = true.astype(np.int64) * num_classes + predicted
-        joint += np.bincount(code.ravel(), minlength=joint.size)
-    table = joint.reshape(num_classes, num_classes)  # rows: reference, columns: prediction
+        pairs = codes[np.clip(true, 0, highest)] * size + codes[np.clip(predicted, 0, highest)]
+        joint += np.bincount((pairs if ignore is None else pairs[true != ignore]).ravel(), minlength=joint.size)
+    table = joint.reshape(size, size)  # rows: reference, columns: prediction
     total = int(table.sum())
     counts = []
-    for label in range(1, num_classes):
-        both, n_ref, n_pred = int(table[label, label]), int(table[label].sum()), int(table[:, label].sum())
+    for region in regions:
+        members = codes[list(region)]
+        both = int(table[np.ix_(members, members)].sum())
+        n_ref, n_pred = int(table[members].sum()), int(table[:, members].sum())
         counts.append(Counts(both, n_pred - both, n_ref - both, total - n_pred - n_ref + both))
     return counts
 
@@ -91,8 +86,3 @@ def iou(counts: Counts) -> float:
     """Intersection over union TP / (TP + FP + FN); NaN where the class is in neither map."""
     denominator = counts.TP + counts.FP + counts.FN
     return counts.TP / denominator if denominator else math.nan
-
-
-def _check_shapes(prediction: np.ndarray, reference: np.ndarray) -> None:
-    if prediction.shape != reference.shape:
-        raise SamunetError(f"the prediction has shape {prediction.shape}, the reference {reference.shape}")

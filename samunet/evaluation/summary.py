@@ -18,7 +18,7 @@ from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.imageio.base import Geometry, Reader
-from samunet.imageio.registry import reader_for
+from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.workers import map_cases
 
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
@@ -33,32 +33,33 @@ def scores(counts: Counts) -> dict[str, float]:
 def evaluate_case(
     prediction_file: Path,
     reference_file: Path,
-    labels_values: Sequence[int],
+    regions: Sequence[Sequence[int]],
     reader: Reader,
     known: Labels | None = None,
 ) -> dict[str, Any]:
     """Score one prediction against its reference.
 
     Args:
-        labels_values: The foreground values to score; voxels with any other value count as none of them.
-        known: If given, a value that these labels do not have is an error.
+        regions: The values of each class or region to score; voxels with any other value are in none of them.
+        known: If given, a value that these labels do not have is an error, and their ignore label is left out.
 
     Returns:
-        One entry of ``metric_per_case``: ``{"metrics": {"1": {...}}, "prediction_file", "reference_file"}``.
+        One entry of ``metric_per_case``: ``{"metrics": {"1": {...}}, "prediction_file", "reference_file"}``. The key of
+        a region of several values is nnU-Net's, ``"(1, 2)"``.
 
     Raises:
         SamunetError: If a file cannot be read, has unknown values, or the two differ in shape or spacing.
     """
-    prediction, prediction_geometry = reader.read_label(prediction_file)
+    # A mask has the ending of its image, which may differ from the labels'.
+    prediction, prediction_geometry = image_reader_for(prediction_file, reader).read_label(prediction_file)
     reference, reference_geometry = reader.read_label(reference_file)
     _check_same_grid(prediction, prediction_geometry, prediction_file, reference, reference_geometry, reference_file)
     if known is not None:
         known.check(np.unique(prediction).tolist(), prediction_file)
         known.check(np.unique(reference).tolist(), reference_file)
-    values = list(labels_values)
-    counts = confusion_counts(_renumber(prediction, values), _renumber(reference, values), len(values) + 1)
+    counts = confusion_counts(prediction, reference, regions, None if known is None else known.ignore)
     return {
-        "metrics": {str(value): scores(count) for value, count in zip(values, counts, strict=True)},
+        "metrics": {_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
         "prediction_file": str(prediction_file),
         "reference_file": str(reference_file),
     }
@@ -108,14 +109,35 @@ def evaluate_folder(
         SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
     """
     found = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
+    pairs = {
+        case: (Path(predictions) / f"{case}{file_ending}", Path(references) / f"{case}{file_ending}") for case in found
+    }
+    return evaluate_files(pairs, labels, file_ending, reader_override, num_workers)
+
+
+def evaluate_files(
+    pairs: dict[str, tuple[Path, Path]],
+    labels: Labels | Sequence[int],
+    file_ending: str,
+    reader_override: str | None = None,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Score predictions wherever they and their references lie.
+
+    Args:
+        pairs: Case to its prediction and its reference.
+        labels, file_ending, reader_override, num_workers: See :func:`evaluate_folder`.
+
+    Returns:
+        The content of ``summary.json``, with cases in the order of ``pairs``.
+    """
     known = labels if isinstance(labels, Labels) else None
-    values = [value for _, value in labels.foreground] if isinstance(labels, Labels) else list(labels)
-    predicted = [Path(predictions) / f"{case}{file_ending}" for case in found]
-    referenced = [Path(references) / f"{case}{file_ending}" for case in found]
-    arguments = [(*files, values, file_ending, reader_override, known) for files in zip(predicted, referenced)]
-    results = map_cases(_evaluate_files, found, arguments, num_workers=num_workers, description="evaluating")
+    regions = [region for _, region in known.foreground] if known else [(value,) for value in labels]
+    reader = reader_for(file_ending, reader_override)
+    arguments = [(*files, regions, reader, known) for files in pairs.values()]
+    results = map_cases(evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating")
     by_case = dict(results)
-    return summarize([by_case[case] for case in found])
+    return summarize([by_case[case] for case in pairs])
 
 
 def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
@@ -126,7 +148,7 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
         labels: Gives the classes their names; without them the label values stand alone.
     """
     cases = summary["metric_per_case"]
-    names = {str(value): name for name, value in labels.foreground} if labels is not None else {}
+    names = {_key(region): name for name, region in labels.foreground} if labels is not None else {}
     titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
     width = max(len(title) for title in (*titles.values(), "class", "mean"))
     lines = [f"{'class':<{width}}    Dice     std     IoU     std   cases"]
@@ -158,17 +180,6 @@ def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int
         f"  {mean:.4f}  {file}" + (f"  (class {title}: {lowest:.4f})" if len(titles) > 1 else "")
         for mean, file, title, lowest in worst
     ]
-
-
-def _evaluate_files(
-    prediction_file: Path,
-    reference_file: Path,
-    values: list[int],
-    file_ending: str,
-    reader_override: str | None,
-    known: Labels | None,
-) -> dict[str, Any]:
-    return evaluate_case(prediction_file, reference_file, values, reader_for(file_ending, reader_override), known)
 
 
 def _find_cases(
@@ -225,14 +236,8 @@ def _check_same_grid(
         )
 
 
-def _renumber(array: np.ndarray, values: list[int]) -> np.ndarray:
-    """Map ``values`` to 1, 2, ... in their order and everything else to 0."""
-    consecutive = values == list(range(1, len(values) + 1))
-    if array.size == 0 or array.min() < 0 or (consecutive and array.max() <= len(values)):
-        return array
-    table = np.zeros(int(max(array.max(), *values)) + 1, dtype=np.int32)
-    table[values] = np.arange(1, len(values) + 1)
-    return table[array]
+def _key(region: Sequence[int]) -> str:
+    return str(region[0]) if len(region) == 1 else str(tuple(region))
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:

@@ -15,10 +15,16 @@ from samunet.errors import SamunetError
 
 log = logging.getLogger(__name__)
 
+# nnU-Net's factor for the spacing across a 2D image: large enough that z is always the coarsest axis.
+NO_NEIGHBOUR = 999.0
+COPY_AGAIN = "copy or export the file again, or remove the case"
+
 # Headers store spacing in float32 and tools round it: smaller differences mean nothing.
 _SPACING_TOLERANCE = 1e-3
 # How far a label stored as a float may be from a whole number, for files with a rounded scale factor.
 _LABEL_TOLERANCE = 1e-4
+# Origins in millimetres, and direction cosines. A thousandth is far below any voxel and above what headers round.
+_PLACE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,16 @@ class Geometry:
 
     Attributes:
         spacing: Millimetres in array order ``(z, y, x)``. A 2D file's z is 999 times its largest pixel side, nnU-Net's
-            convention for "there is no neighbouring slice".
-        physical: False for photographs, whose spacing is ``(1, 1, 1)`` and means nothing.
-        origin: ITK's origin in mm, in the file's axis order ``(x, y[, z])``.
+            convention for "there is no neighbouring slice"; a picture's is 1, like its pixels.
+        physical: False for pictures and for TIFF volumes without a stated spacing: their spacing is ``(1, 1, 1)`` and
+            means nothing.
+        origin: ITK's origin in mm, in the array's axes ``(x, y[, z])``.
         direction: ITK's direction cosines, row by row; 4 or 9 numbers.
         dimension: The file's own number of axes, 2 or 3.
         nifti: Orientation part of a NIfTI header (see :mod:`samunet.imageio.nifti`); None for other formats.
+        nrrd: Lines of a NRRD header that place the voxels (see :mod:`samunet.imageio.nrrd`); None for other formats.
+        stored: Geometry of the file itself, where a reader presents the voxels in another axis order (see
+            :mod:`samunet.imageio.reorient`); None where the array has the file's axes.
     """
 
     spacing: tuple[float, float, float]
@@ -41,6 +51,8 @@ class Geometry:
     direction: tuple[float, ...]
     dimension: int
     nifti: tuple[float, ...] | None = None
+    nrrd: tuple[str, ...] | None = None
+    stored: Geometry | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dict; numbers survive JSON bit for bit."""
@@ -49,7 +61,7 @@ class Geometry:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Geometry:
         """Inverse of :meth:`to_json`."""
-        nifti = data.get("nifti")
+        nifti, nrrd, stored = data["nifti"], data["nrrd"], data["stored"]
         return Geometry(
             spacing=_floats(data["spacing"]),
             physical=bool(data["physical"]),
@@ -57,6 +69,8 @@ class Geometry:
             direction=_floats(data["direction"]),
             dimension=int(data["dimension"]),
             nifti=None if nifti is None else _floats(nifti),
+            nrrd=None if nrrd is None else tuple(nrrd),
+            stored=None if stored is None else Geometry.from_json(stored),
         )
 
 
@@ -69,23 +83,37 @@ class Image:
 
 
 class Reader(ABC):
-    """Reads images and labels of some file endings and writes labels.
+    """Reads images and labels of some file endings and writes labels. Upper-case endings are opened as well.
 
     Attributes:
         name: As ``overwrite_image_reader_writer`` in dataset.json names it.
-        endings: File endings, with the leading dot.
+        endings: Lower-case endings of labels and masks, with the leading dot.
     """
 
     name: str
     endings: tuple[str, ...]
 
+    @property
+    def image_endings(self) -> tuple[str, ...]:
+        """Endings that are opened as images: those of labels, and lossy ones that no label may have."""
+        return self.endings
+
     @abstractmethod
-    def read_image(self, files: Sequence[Path]) -> Image:
+    def read_image(
+        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
+    ) -> Image:
         """Read one case: one file per channel, or files that hold several channels each (such as RGB).
 
+        Args:
+            files: At least one.
+            channels: How many there must be in all. Pictures are fitted to it where nothing is lost: three equal colour
+                components become one channel, a grey picture is repeated for red, green and blue, and an alpha channel
+                that is opaque everywhere is dropped. None takes the files as they are.
+            tolerate_geometry: Warn where channels differ in origin or direction, and use the first file's geometry.
+
         Raises:
-            SamunetError: Naming the file: unreadable or truncated, NaN or infinite voxels, or channels that differ in
-                shape or spacing.
+            SamunetError: Naming the file: unreadable or truncated, NaN or infinite voxels, another number of channels,
+                or channels that differ in shape, spacing, origin or direction.
         """
 
     @abstractmethod
@@ -118,20 +146,29 @@ class Reader(ABC):
         """
 
 
-def stack_channels(parts: Sequence[tuple[Path, np.ndarray, Geometry]]) -> Image:
+def stack_channels(
+    parts: Sequence[tuple[Path, np.ndarray, Geometry]], channels: int | None = None, tolerate_geometry: bool = False
+) -> Image:
     """Join the files of one case into one image.
 
     Args:
-        parts: Per file its path, voxels ``(channels, z, y, x)`` of any number type, and geometry.
+        parts: Per file its path, voxels ``(channels, z, y, x)`` of any real number type, and geometry.
+        channels: See :meth:`Reader.read_image`.
+        tolerate_geometry: See :meth:`Reader.read_image`.
 
     Raises:
-        SamunetError: If shapes or spacings differ, or voxels are NaN or infinite.
+        SamunetError: If the number of channels is wrong, grids differ, or voxels are NaN, infinite or complex.
     """
     first_file, first, geometry = parts[0]
-    array = np.empty((sum(len(voxels) for _, voxels, _ in parts), *first.shape[1:]), np.float32)
+    total = sum(len(voxels) for _, voxels, _ in parts)
+    if channels is not None and total != channels:
+        raise _wrong_channels([file for file, *_ in parts], total, channels)
+    array = np.empty((total, *first.shape[1:]), np.float32)
     start = 0
     for file, voxels, own in parts:
+        _check_voxels(voxels, file)
         _check_same_grid(file, voxels.shape[1:], own, first_file, first.shape[1:], geometry)
+        check_same_place(file, own, first_file, geometry, tolerate_geometry)
         block = array[start : start + len(voxels)]
         # A float64 beyond float32's range becomes infinite, which the check below reports with the file's name.
         with np.errstate(over="ignore"):
@@ -146,12 +183,56 @@ def stack_channels(parts: Sequence[tuple[Path, np.ndarray, Geometry]]) -> Image:
     return Image(array, geometry)
 
 
+def check_same_place(
+    file: Path, geometry: Geometry, first_file: Path, first_geometry: Geometry, tolerate_geometry: bool
+) -> None:
+    """Check that two files of a case lie at the same place: origin and direction agree within 0.001 (mm; cosines).
+
+    Pictures and TIFF files have no place, and pass.
+
+    Args:
+        file: The file that is checked, named in the error.
+        geometry: Its geometry.
+        first_file: The file that it belongs to: the first channel, or a label's image.
+        first_geometry: The geometry that holds.
+        tolerate_geometry: Warn instead of raising.
+
+    Raises:
+        SamunetError: If they differ; the hint says how to repair that, or to tolerate it.
+    """
+    if not (geometry.physical and first_geometry.physical):
+        return
+    for what, unit, got, expected in (
+        ("origin", " mm", geometry.origin, first_geometry.origin),
+        ("direction", "", geometry.direction, first_geometry.direction),
+    ):
+        if len(got) == len(expected) and np.allclose(got, expected, rtol=0, atol=_PLACE_TOLERANCE):
+            continue
+        difference = (
+            f"{file} has the {what} {_rounded(got)}{unit}, but {first_file.name} has {_rounded(expected)}{unit}"
+        )
+        if not tolerate_geometry:
+            raise SamunetError(
+                difference,
+                "if their voxels do show the same places, copy the header (SimpleITK: image.CopyInformation(first)) or "
+                f"add --tolerate_geometry to use that of {first_file.name}; if not, resample {file.name}",
+            )
+        log.warning("%s: %s is used, as --tolerate_geometry asks", difference, first_file.name)
+
+
+def check_spacing(spacing: Sequence[float], file: Path) -> None:
+    """Raise a SamunetError that names the file unless all pixel sides are positive numbers of millimetres."""
+    if not np.all(np.isfinite(spacing)) or min(spacing) <= 0:
+        raise SamunetError(f"{file} has spacing {tuple(spacing)} mm; it must be positive", "correct the file's header")
+
+
 def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
     """Turn the voxels ``(channels, z, y, x)`` of a label file into ``(z, y, x)`` int32.
 
     Raises:
-        SamunetError: If there are several channels, or a value is not an integer that fits int32.
+        SamunetError: If there are several channels or no voxels, or a value is not an integer that fits int32.
     """
+    _check_voxels(voxels, file)
     if len(voxels) != 1:
         raise SamunetError(
             f"{file} has {len(voxels)} channels, a label file must have one",
@@ -172,7 +253,7 @@ def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
     limits = np.iinfo(np.int32)
     if lowest < limits.min or highest > limits.max:
         raise SamunetError(f"{file} has label values from {lowest} to {highest}; they must be 0, 1, 2, ...")
-    return label.astype(np.int32)
+    return np.ascontiguousarray(label, np.int32)
 
 
 def smallest_unsigned(array: np.ndarray) -> np.ndarray:
@@ -207,9 +288,28 @@ def _check_same_grid(
         raise SamunetError(
             f"{file} has spacing {spacing} mm (z, y, x), but {first_file.name} has {first_spacing}", hint
         )
-    same_place = np.allclose(geometry.origin, first_geometry.origin, atol=_SPACING_TOLERANCE)
-    if not same_place or not np.allclose(geometry.direction, first_geometry.direction, atol=_SPACING_TOLERANCE):
-        log.warning("%s and %s differ in origin or direction; the first file's are used", first_file, file.name)
+
+
+def _check_voxels(voxels: np.ndarray, file: Path) -> None:
+    if voxels.size == 0:
+        raise SamunetError(f"{file} holds no voxels: its shape is {voxels.shape[1:]} (z, y, x)", COPY_AGAIN)
+    if voxels.dtype.kind not in "buif":
+        raise SamunetError(
+            f"{file} has voxels of type {voxels.dtype}; only real numbers can be read",
+            "save one file per channel, such as case_0000 with the magnitude and case_0001 with the phase",
+        )
+
+
+def _wrong_channels(files: Sequence[Path], got: int, expected: int) -> SamunetError:
+    what = f"{files[0]} has" if len(files) == 1 else f"{files[0]} and {', '.join(file.name for file in files[1:])} have"
+    return SamunetError(
+        f"{what} {got} channel{'s' * (got != 1)}, but channel_names in dataset.json lists {expected}",
+        "give one file per channel (case_0000, case_0001, ...) or one file that holds exactly these channels",
+    )
+
+
+def _rounded(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.7g}" for value in values) + ")"
 
 
 def _floats(values: Sequence[float | None]) -> tuple[float, ...]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
+from samunet.imageio import tiff
 from samunet.imageio.base import (
+    COPY_AGAIN,
     Geometry,
     Image,
     Reader,
@@ -20,48 +22,66 @@ from samunet.imageio.base import (
     to_label,
     without_z_if_2d,
 )
+from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-_GEOMETRY = Geometry(
-    spacing=(1.0, 1.0, 1.0), physical=False, origin=(0.0, 0.0), direction=(1.0, 0.0, 0.0, 1.0), dimension=2
-)
+_LOSSY_ENDINGS = (".jpg", ".jpeg")
+# MPO is what many telephones write into .jpg: a JPEG picture with a second one behind it.
+_LOSSY_FORMATS = ("JPEG", "MPO")
+_FORMATS = ("PNG", "BMP", "JPEG")
 # Pillow's names of pixel formats: black and white, 8-bit grey, and three ways to hold 16-bit grey.
 _GREY = ("1", "L", "I", "I;16", "I;16B")
-_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+_ALPHA = ("LA", "RGBA")
+# Pillow stretches PNG's grey of 2 and 4 bits to 0...255.
+_STRETCHED = {"L;2": 85, "L;4": 17}
+_EXIF_ORIENTATION = 0x0112
+_SAVE_LABEL = (
+    "save it with one channel that holds the label's value 0, 1, 2, ...; with Pillow: "
+    "Image.fromarray(values.astype('uint8')).save(file)"
+)
 
 
 class NaturalImageReader(Reader):
-    """PNG and BMP: grey of 8 or 16 bit is one channel, colour (also by palette) is red, green and blue of 8 bit."""
+    """PNG, BMP and 2D TIFF, and JPEG for images alone.
+
+    Grey of 8 or 16 bit is one channel; colour (also by palette) is red, green and blue of 8 bit.
+    """
 
     name = "NaturalImage2DIO"
-    endings = (".png", ".bmp")
+    endings = (".png", ".bmp", *tiff.TIFF_ENDINGS)
 
-    def read_image(self, files: Sequence[Path]) -> Image:
-        """See :meth:`Reader.read_image`. Pictures with transparency are refused."""
-        return stack_channels([(Path(file), _read_picture(Path(file)), _GEOMETRY) for file in files])
+    @property
+    def image_endings(self) -> tuple[str, ...]:
+        """JPEG too: it is read, but never written, and no label may have it, since it changes values."""
+        return (*self.endings, *_LOSSY_ENDINGS)
+
+    def read_image(
+        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
+    ) -> Image:
+        """See :meth:`Reader.read_image`. Pictures that are transparent somewhere are refused."""
+        wanted = wanted_per_file(channels, len(files))
+        parts = [(Path(file), _read(Path(file), wanted, False), PICTURE_GEOMETRY) for file in files]
+        return stack_channels(parts, channels, tolerate_geometry)
 
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
-        """See :meth:`Reader.read_label`. A picture with a palette gives its indices; colours are refused."""
+        """See :meth:`Reader.read_label`. A palette gives its indices; equal colour components count as grey."""
         file = Path(file)
-        with _opened(file) as picture:
-            if picture.mode not in (*_GREY, "P"):
-                raise SamunetError(
-                    f"{file} has the colour mode {picture.mode}; a label must be grey or have a palette",
-                    "save it with one channel that holds the label's value 0, 1, 2, ...; with Pillow: "
-                    "Image.fromarray(values.astype('uint8')).save(file)",
-                )
-            values = np.asarray(picture)
-        return to_label(values[None, None], file), _GEOMETRY
+        return to_label(_read(file, 1, True), file), PICTURE_GEOMETRY
 
     def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
-        """See :meth:`Reader.write_label`. Grey of 8 bit, or of 16 bit if a value is above 255 (PNG only)."""
+        """See :meth:`Reader.write_label`. Grey of 8 bit, or of 16 bit if a value is above 255 (not in BMP)."""
         from PIL import Image as pillow
 
         file = Path(file)
         values = without_z_if_2d(smallest_unsigned(array), geometry)
-        widest = np.uint8 if file.suffix == ".bmp" else np.uint16
+        if file.suffix.lower() in tiff.TIFF_ENDINGS:
+            tiff.write_pages(values, file)
+            return
+        widest = {".png": np.uint16, ".bmp": np.uint8}.get(file.suffix.lower())
+        if widest is None:
+            raise SamunetError(f"{file}: masks cannot be written as {file.suffix}", "write them as .png")
         if values.max() > np.iinfo(widest).max:
             raise SamunetError(
                 f"{file} cannot hold the label value {values.max()}; {file.suffix} goes up to {np.iinfo(widest).max}"
@@ -70,28 +90,87 @@ class NaturalImageReader(Reader):
             pillow.fromarray(values).save(temporary)
 
     def count_channels(self, file: Path) -> int:
-        """See :meth:`Reader.count_channels`."""
-        with _opened(Path(file)) as picture:
-            return 1 if picture.mode in _GREY else 3
+        """See :meth:`Reader.count_channels`. Transparency does not count."""
+        file = Path(file)
+        if file.suffix.lower() in tiff.TIFF_ENDINGS:
+            return tiff.count_channels(file)
+        with _opened(file) as picture:
+            return 1 if picture.mode in (*_GREY, "LA") else 3
 
 
-def _read_picture(file: Path) -> np.ndarray:
-    """Pixels ``(channels, 1, y, x)``."""
+def _read(file: Path, wanted: int | None, label: bool) -> np.ndarray:
+    """Pixels ``(channels, 1, y, x)``, fitted to ``wanted``; those of a label are indices, not colours."""
+    if file.suffix.lower() in tiff.TIFF_ENDINGS:
+        pages = tiff.read_pages(file, wanted, label)
+        if pages.dimension != 2:
+            raise SamunetError(
+                f"{file} is a stack of {pages.pixels.shape[1]} pictures; NaturalImage2DIO reads single ones",
+                'remove "overwrite_image_reader_writer" from dataset.json, or set it to Tiff3DIO',
+            )
+        return fit_channels(pages.pixels, wanted, pages.alpha, file)
     with _opened(file) as picture:
-        if picture.mode in _WITH_ALPHA:
-            plain = "L" if "L" in picture.mode else "RGB"
-            raise SamunetError(
-                f"{file} has an alpha channel (colour mode {picture.mode}); images must be grey or RGB",
-                f"remove the transparency; with Pillow: Image.open(file).convert('{plain}').save(file)",
-            )
-        if picture.mode in _GREY:
+        # Known only until the pixels are loaded, which reading EXIF may do.
+        raw_mode = _raw_mode(picture)
+        _refuse(picture, raw_mode, file, label)
+        pixels = _pixels(picture, label)
+    if label:
+        pixels = pixels // _STRETCHED.get(raw_mode, 1)
+    fitted = fit_channels(pixels, wanted, len(pixels) in (2, 4), file)
+    if label and len(fitted) != 1:
+        raise SamunetError(f"{file} is a colour picture; a label must be grey or have a palette", _SAVE_LABEL)
+    return fitted
+
+
+def _pixels(picture: Picture, label: bool) -> np.ndarray:
+    """``(channels, 1, y, x)``; the last of two or four channels is transparency."""
+    transparent = picture.info.get("transparency")
+    if picture.mode in _GREY:
+        grey = np.asarray(picture)
+        if transparent is None or label:
+            return grey[None, None]
+        # PNG can declare one grey value to be transparent.
+        opaque = np.iinfo(grey.dtype).max if grey.dtype != bool else 1
+        return np.stack([grey, np.where(grey == transparent, 0, opaque)]).astype(grey.dtype)[:, None]
+    if picture.mode == "P":
+        if label:
             return np.asarray(picture)[None, None]
-        if picture.mode not in ("RGB", "P"):
-            raise SamunetError(
-                f"{file} has the colour mode {picture.mode}; images must be grey or RGB",
-                "convert it; with Pillow: Image.open(file).convert('RGB').save(file)",
-            )
-        return np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0)[:, None]
+        picture = picture.convert("RGB" if transparent is None else "RGBA")
+    elif picture.mode == "RGB" and transparent is not None:
+        picture = picture.convert("RGBA")
+    return np.moveaxis(np.asarray(picture), -1, 0)[:, None]
+
+
+def _refuse(picture: Picture, raw_mode: str, file: Path, label: bool) -> None:
+    """Raise a SamunetError for what Pillow would open, but not as the values that the file holds."""
+    if label and picture.format in _LOSSY_FORMATS:
+        raise SamunetError(
+            f"{file} is a JPEG, which changes label values; labels must be stored without loss",
+            "export the labels again as PNG; a JPEG that was only renamed or converted keeps its wrong values",
+        )
+    if picture.mode not in (*_GREY, *_ALPHA, "P", "RGB"):
+        raise SamunetError(
+            f"{file} has the colour mode {picture.mode}; it must be grey or RGB",
+            "convert it and save it as PNG; with Pillow: Image.open(file).convert('RGB').save('case_0000.png')",
+        )
+    # Pillow keeps the upper eight bits of such pictures and says nothing.
+    if picture.mode in ("RGB", *_ALPHA) and "16" in raw_mode:
+        raise SamunetError(
+            f"{file} has 16 bits per colour; pictures with 16 bits must be grey",
+            "save one grey picture per channel (case_0000.png, case_0001.png, ...), or 8 bits per colour, or a TIFF",
+        )
+    orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    if orientation not in (0, 1):
+        raise SamunetError(
+            f"{file} is stored turned or mirrored, to be righted when it is shown (EXIF orientation {orientation}): "
+            "its mask would not match what is seen",
+            "turn the pixels; with Pillow: ImageOps.exif_transpose(Image.open(file)).save('case_0000.png')",
+        )
+
+
+def _raw_mode(picture: Picture) -> str:
+    """How the pixels lie in the file, such as ``RGB;16B``."""
+    mode = picture.tile[0][3] if picture.tile else ""
+    return mode if isinstance(mode, str) else str(mode[0]) if mode else ""
 
 
 @contextmanager
@@ -100,14 +179,17 @@ def _opened(file: Path) -> Iterator[Picture]:
     from PIL import Image as pillow
 
     try:
-        with pillow.open(file) as picture:
+        with pillow.open(file, formats=_FORMATS) as picture:
             yield picture
     except FileNotFoundError:
         raise SamunetError(f"{file} does not exist") from None
+    except IsADirectoryError:
+        raise SamunetError(f"{file} is a folder, not a picture") from None
+    except pillow.UnidentifiedImageError:
+        what = "is not a picture in PNG, BMP or JPEG format" if file.stat().st_size else "is empty"
+        raise SamunetError(f"{file} {what}", COPY_AGAIN) from None
     except pillow.DecompressionBombError as error:
         raise SamunetError(f"{file} is too large: {error}", "cut the picture into smaller ones") from error
     # Pillow reports broken PNG chunks as SyntaxError and broken BMP headers as ValueError.
     except (OSError, SyntaxError, ValueError) as error:
-        raise SamunetError(
-            f"could not read {file}: {error}", "copy or export the file again, or remove the case"
-        ) from error
+        raise SamunetError(f"could not read {file}: {error}", COPY_AGAIN) from error

@@ -1,8 +1,9 @@
-"""NIfTI-1 in a single file (https://nifti.nimh.nih.gov/nifti-1): headers and writing through nibabel.
+"""NIfTI-1 and NIfTI-2 in a single file (https://nifti.nimh.nih.gov): headers and writing through nibabel.
 
 ITK fills the missing part of a truncated NIfTI file with whatever is in memory and says nothing, and it writes an
 oblique orientation back with other last digits. Here a short or damaged file is an error, and the orientation part of a
-header is kept as it is. What the orientation means is still left to ITK (:mod:`samunet.imageio.simpleitk`).
+header is kept as it is. What the orientation means is left to ITK (:mod:`samunet.imageio.simpleitk`) or to nibabel
+(:func:`affine_geometry`), as the reader's name says.
 """
 
 from __future__ import annotations
@@ -11,50 +12,69 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
+from samunet.imageio.base import COPY_AGAIN, NO_NEIGHBOUR, Geometry, check_spacing
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Header
 
-_HEADER_SIZE = 348
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+# Bytes of a NIfTI-2 header; that of NIfTI-1 is shorter.
+_LONGEST_HEADER = 540
 _VOXEL_TYPES = {"float32", "float64"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-# Behind pixdim[0:4]; the order is that of the numbers in stored geometries.
+_GZIP = zlib.MAX_WBITS + 16
+_MOST_COMPRESSED = 1032  # the format's limit: what a damaged size may make us allocate
+# Behind the version and pixdim[0:4]; the order is that of the numbers in stored geometries.
 _SCALARS = ("xyzt_units", "qform_code", "sform_code", *(f"quatern_{axis}" for axis in "bcd"))
 _SCALARS += tuple(f"qoffset_{axis}" for axis in "xyz")
 _ROWS = ("srow_x", "srow_y", "srow_z")
-_COPY_AGAIN = "copy or export the file again, or remove the case"
+# The format's codes for metres and micrometres; everything else counts as millimetres.
+_MILLIMETRES = {1: 1000.0, 3: 0.001}
+# NIfTI's x and y point to the right and forwards, ITK's to the left and backwards.
+_TO_ITK = np.diag([-1.0, -1.0, 1.0])
 
 
-def read_nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Read the voxels of a ``.nii`` or ``.nii.gz`` file.
+class Nifti(NamedTuple):
+    """A file as read.
 
-    Returns:
-        Voxels ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them), read-only unless
-        scaled, and the 25 numbers that :func:`write_nifti` needs to restore the orientation.
+    Attributes:
+        voxels: ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them), read-only unless
+            scaled.
+        dimension: The file's own number of axes without those of channels, 2 or 3.
+        orientation: The version of the format and the 25 numbers of the header that :func:`write_nifti` restores.
+    """
+
+    voxels: np.ndarray
+    dimension: int
+    orientation: tuple[float, ...]
+
+
+def read_nifti(file: Path) -> Nifti:
+    """Read a ``.nii`` or ``.nii.gz`` file.
 
     Raises:
-        SamunetError: If the file is missing, damaged or truncated, or is not a NIfTI-1 image of real numbers.
+        SamunetError: If the file is missing, damaged or truncated, or is not a NIfTI image of real numbers.
     """
     content = _read_bytes(file)
     header = _parse_header(content, file)
-    number, *sizes = header["dim"].tolist()
-    if not 2 <= number <= 7 or min(sizes[:number]) < 1:
-        message = f"{file} has the dimensions {sizes[: max(number, 1)]}; an image must have two or three axes"
-        raise SamunetError(message, _COPY_AGAIN)
+    sizes = _sizes(header, file)
+    number = len(sizes)
+    # ITK takes a missing spacing for 1 mm and says nothing.
+    check_spacing([abs(float(side)) for side in header["pixdim"][min(number, 3) : 0 : -1]], file)
     # The format stores x fastest; axes beyond the third are channels.
-    sizes = [*sizes[:number], 1]
-    shape, dtype = (math.prod(sizes[3:]), *sizes[2::-1]), header.get_data_dtype()
+    shape, dtype = (math.prod(sizes[3:]), *[*sizes, 1][2::-1]), header.get_data_dtype()
     # The format's own library, too, starts behind the header where the offset is missing or nonsense.
-    start = max(int(np.nan_to_num(header["vox_offset"])), _HEADER_SIZE)
+    start = max(int(np.nan_to_num(header["vox_offset"])), int(header["sizeof_hdr"]))
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) < expected:
         message = f"{file} is truncated: {len(content)} bytes of data where its header announces {expected}"
-        raise SamunetError(message, _COPY_AGAIN)
+        raise SamunetError(message, COPY_AGAIN)
     # A view: nibabel's own array would be a second copy of the image, and float64 if scaled.
     voxels = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
@@ -63,8 +83,55 @@ def read_nifti(file: Path) -> tuple[np.ndarray, tuple[float, ...]]:
         voxels = voxels.astype(np.float32)
         voxels *= slope
         voxels += intercept
-    orientation = [header["pixdim"][:4], *(header[name] for name in _SCALARS + _ROWS)]
-    return voxels, tuple(float(number) for part in orientation for number in np.ravel(part))
+    parts = [header["pixdim"][:4], *(header[name] for name in _SCALARS + _ROWS)]
+    orientation = (float(_version(header)), *(float(number) for part in parts for number in np.ravel(part)))
+    return Nifti(voxels, min(number, 3), orientation)
+
+
+def count_nifti_channels(file: Path) -> int:
+    """Number of channels in a NIfTI file, from its header alone.
+
+    Raises:
+        SamunetError: If the header cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            compressed = stream.read(2) == b"\x1f\x8b"
+        with gzip.open(file) if compressed else file.open("rb") as stream:
+            content = stream.read(_LONGEST_HEADER)
+    except (EOFError, zlib.error, OSError) as error:
+        raise _unreadable(file, error) from error
+    return math.prod(_sizes(_parse_header(content, file), file)[3:])
+
+
+def affine_geometry(image: Nifti, file: Path) -> Geometry:
+    """What nibabel makes of the header: spacing of ``pixdim``, origin and direction of the best affine.
+
+    Unlike ITK this accepts axes that are not at right angles.
+
+    Raises:
+        SamunetError: If the spacing is not positive, or an axis has no direction.
+    """
+    dimension = image.dimension
+    header = _header(image.orientation, image.voxels.shape[: -dimension - 1 : -1])
+    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    spacing = tuple(abs(float(side)) * scale for side in header["pixdim"][dimension:0:-1])
+    check_spacing(spacing, file)
+    affine = header.get_best_affine()
+    columns = _TO_ITK @ affine[:3, :3]
+    lengths = np.linalg.norm(columns, axis=0)
+    if not np.all(np.isfinite(affine)) or lengths.min() == 0:
+        raise SamunetError(f"{file} has an axis without direction in its header", "correct the file's qform or sform")
+    if dimension == 2:
+        spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
+    return Geometry(
+        spacing=spacing,
+        physical=True,
+        origin=tuple((_TO_ITK @ affine[:3, 3] * scale)[:dimension].tolist()),
+        direction=tuple((columns / lengths)[:dimension, :dimension].ravel().tolist()),
+        dimension=dimension,
+        nifti=image.orientation,
+    )
 
 
 def write_nifti(array: np.ndarray, file: Path, orientation: tuple[float, ...]) -> None:
@@ -73,18 +140,32 @@ def write_nifti(array: np.ndarray, file: Path, orientation: tuple[float, ...]) -
     Args:
         array: ``(z, y, x)`` or ``(y, x)`` of an unsigned integer type.
         file: ``.nii`` or ``.nii.gz``.
-        orientation: As :func:`read_nifti` returns it.
+        orientation: Of a :class:`Nifti`; its version of the format is written.
     """
-    from nibabel import Nifti1Image
+    from nibabel import Nifti1Image, Nifti2Image
 
-    image = Nifti1Image(array.T, None, dtype=array.dtype)
+    image = (Nifti2Image if orientation[0] == 2 else Nifti1Image)(array.T, None, dtype=array.dtype)
     # Set in the finished image: its constructor would "repair" unusual values of a given header.
-    image.header["pixdim"][:4] = orientation[:4]
-    for name, value in zip(_SCALARS + _ROWS, [*orientation[4:13], *np.reshape(orientation[13:], (3, 4))], strict=True):
-        image.header[name] = value
+    _restore(image.header, orientation)
     content = image.to_bytes()
     with atomic_path(file) as temporary:
-        temporary.write_bytes(gzip.compress(content, 6, mtime=0) if file.name.endswith(".gz") else content)
+        temporary.write_bytes(gzip.compress(content, 6, mtime=0) if file.name.lower().endswith(".gz") else content)
+
+
+def _header(orientation: tuple[float, ...], sizes: tuple[int, ...]) -> Nifti1Header:
+    from nibabel import Nifti1Header, Nifti2Header
+
+    header = (Nifti2Header if orientation[0] == 2 else Nifti1Header)()
+    header.set_data_shape(sizes)
+    _restore(header, orientation)
+    return header
+
+
+def _restore(header: Nifti1Header, orientation: tuple[float, ...]) -> None:
+    header["pixdim"][:4] = orientation[1:5]
+    values = [*orientation[5:14], *np.reshape(orientation[14:], (3, 4))]
+    for name, value in zip(_SCALARS + _ROWS, values, strict=True):
+        header[name] = value
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -92,24 +173,40 @@ def _read_bytes(file: Path) -> bytes:
     try:
         content = file.read_bytes()
         # Told by the content, not by the name: files called .nii.gz that were never compressed are common.
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SamunetError(f"{file} is damaged or truncated: {error}", _COPY_AGAIN) from error
-    except OSError as error:
-        raise SamunetError(f"could not read {file}: {error.strerror or error}") from error
+        return _decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (EOFError, zlib.error, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _decompress(content: bytes) -> bytes:
+    """What gzip.decompress gives, without its second copy where the file is one piece, as nearly all are."""
+    size = int.from_bytes(content[-4:], "little")  # by the format, of the last piece
+    whole = zlib.decompress(content, _GZIP, min(size, _MOST_COMPRESSED * len(content)) or 1)
+    return whole if len(whole) == size else gzip.decompress(content)
+
+
+def _unreadable(file: Path, error: Exception) -> SamunetError:
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        return SamunetError(f"{file} is damaged or truncated: {error}", COPY_AGAIN)
+    reason = getattr(error, "strerror", None) or error
+    return SamunetError(f"could not read {file}: {reason}", "check that it is there and that you may read it")
 
 
 def _parse_header(content: bytes, file: Path) -> Nifti1Header:
-    from nibabel import Nifti1Header
+    from nibabel import Nifti1Header, Nifti2Header
 
     if not content:
-        raise SamunetError(f"{file} is empty", _COPY_AGAIN)
+        raise SamunetError(f"{file} is empty", COPY_AGAIN)
     # Unchecked: nibabel's check changes unusual orientations.
-    header = Nifti1Header(content[:_HEADER_SIZE], check=False) if len(content) >= _HEADER_SIZE else None
-    if header is None or header["sizeof_hdr"] != _HEADER_SIZE or header["magic"] != b"n+1":
+    for kind, magic in ((Nifti1Header, b"n+1"), (Nifti2Header, b"n+2")):
+        size = kind.template_dtype.itemsize
+        header = kind(content[:size], check=False) if len(content) >= size else None
+        if header is not None and header["sizeof_hdr"] == size and bytes(header["magic"]).startswith(magic):
+            break
+    else:
         raise SamunetError(
-            f"{file} is not a NIfTI-1 image (a single file with header and voxels)",
-            "save it again as NIfTI-1: nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load(file)), file)",
+            f"{file} is not a NIfTI image (a single file with header and voxels)",
+            "save it again as NIfTI: nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load(file)), file)",
         )
     if header.get_value_label("datatype") not in _VOXEL_TYPES:
         raise SamunetError(
@@ -117,3 +214,16 @@ def _parse_header(content: bytes, file: Path) -> Nifti1Header:
             "save one file per channel: case_0000, case_0001, ...",
         )
     return header
+
+
+def _version(header: Nifti1Header) -> int:
+    return 2 if header["sizeof_hdr"] == _LONGEST_HEADER else 1
+
+
+def _sizes(header: Nifti1Header, file: Path) -> list[int]:
+    """Voxels along each axis, x first."""
+    number, *sizes = header["dim"].tolist()
+    if not 2 <= number <= 7 or min(sizes[:number]) < 1:
+        message = f"{file} has the dimensions {sizes[: max(number, 1)]}; an image must have two or three axes"
+        raise SamunetError(message, COPY_AGAIN)
+    return sizes[:number]

@@ -1,40 +1,121 @@
-"""Which reader opens which file ending."""
+"""Which reader opens which file, and which ending a mask gets."""
 
 from __future__ import annotations
 
-import logging
+import difflib
+from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
+from samunet.imageio.dicom import is_dicom_folder
 from samunet.imageio.natural import NaturalImageReader
+from samunet.imageio.nibabel import NibabelReader
+from samunet.imageio.reorient import NibabelReorientingReader, ReorientingReader, SimpleITKReorientingReader
 from samunet.imageio.simpleitk import SimpleITKReader
+from samunet.imageio.tiff import Tiff3DReader
 
-log = logging.getLogger(__name__)
-
-READERS: tuple[Reader, ...] = (SimpleITKReader(), NaturalImageReader())
+# Without a name the first reader with an ending opens it. The names are nnU-Net's.
+READERS: tuple[Reader, ...] = (
+    SimpleITKReader(),
+    Tiff3DReader(),
+    NaturalImageReader(),
+    NibabelReader(),
+    NibabelReorientingReader(),
+    SimpleITKReorientingReader(),
+)
+_IMAGE_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.image_endings))
 
 
 def reader_for(file_ending: str, override: str | None = None) -> Reader:
-    """The reader for a file ending.
+    """The reader for a dataset's file ending.
 
     Args:
-        file_ending: With the leading dot, as in dataset.json.
-        override: A reader's name, ``overwrite_image_reader_writer`` in dataset.json. A name that only nnU-Net knows is
-            ignored with a warning, as nnU-Net does with names that it does not know.
+        file_ending: With the leading dot, as in dataset.json; in any case.
+        override: A reader's name, ``overwrite_image_reader_writer`` in dataset.json.
 
     Raises:
-        SamunetError: If no reader opens the ending, or the one asked for does not.
+        SamunetError: If there is no reader of that name, no reader opens the ending, or the one asked for does not.
     """
     named = [reader for reader in READERS if reader.name == override]
     if override is not None and not named:
-        names = ", ".join(reader.name for reader in READERS)
-        log.warning("there is no reader called %s (there are %s): choosing by file ending", override, names)
+        names = [reader.name for reader in READERS]
+        close = difflib.get_close_matches(override, names, 1, 0.4)
+        raise SamunetError(
+            f"overwrite_image_reader_writer: there is no reader called {override!r}; there are {', '.join(names)}",
+            (f"did you mean {close[0]}? " if close else "") + "Without this key the file ending chooses the reader",
+        )
+    ending = file_ending.lower()
     for reader in named or READERS:
-        if file_ending in reader.endings:
+        if ending in reader.endings:
             return reader
-    allowed = ", ".join(ending for reader in named or READERS for ending in reader.endings)
+    allowed = ", ".join(dict.fromkeys(ending for reader in named or READERS for ending in reader.endings))
+    if ending in _IMAGE_ENDINGS and not named:
+        raise SamunetError(
+            f"{file_ending!r} cannot be a dataset's file_ending: it is lossy, and labels have that ending too; "
+            f"file_ending must be one of {allowed}",
+            'set "file_ending": ".png" in dataset.json and store labels as .png; images to predict may stay '
+            f"{file_ending}",
+        )
     who = f"the reader {override}" if named else "samunet"
     raise SamunetError(
         f"{who} cannot open files ending in {file_ending!r}; file_ending must be one of {allowed}",
         "convert the images and labels without loss (not to JPEG), and set file_ending in dataset.json",
     )
+
+
+def ending_of(file: Path) -> str | None:
+    """The longest known image ending of a file's name, in lower case; None if there is none. Case does not matter."""
+    name = Path(file).name.lower()
+    return max((ending for ending in _IMAGE_ENDINGS if name.endswith(ending)), key=len, default=None)
+
+
+def image_reader_for(path: Path, preferred: Reader) -> Reader:
+    """The reader for an image to predict, which need not have the dataset's ending.
+
+    Args:
+        path: An image file, or a folder with one DICOM series.
+        preferred: The reader that the model's dataset was read with. It is taken if it opens the file; if not, and it
+            reorients volumes, so does the reader that is returned where it can.
+
+    Raises:
+        SamunetError: If no reader opens the file, or the folder holds no DICOM files.
+    """
+    path = Path(path)
+    ending = _image_ending(path)
+    opens_folders = isinstance(preferred, SimpleITKReader) and not isinstance(preferred, NibabelReader)
+    if opens_folders if ending is None else ending in preferred.image_endings:
+        return preferred
+    able = [reader for reader in READERS if ending is None or ending in reader.image_endings]
+    turning = [reader for reader in able if isinstance(reader, ReorientingReader)]
+    # The last of them opens all formats of volumes.
+    return turning[-1] if turning and isinstance(preferred, ReorientingReader) else able[0]
+
+
+def mask_ending(image: Path) -> str:
+    """The ending of a mask for an image: the image's own in lower case, ``.png`` for JPEG, ``.nii.gz`` for DICOM.
+
+    Raises:
+        SamunetError: If no reader opens the image.
+    """
+    ending = _image_ending(Path(image))
+    if ending is None:
+        return ".nii.gz"
+    return ending if any(ending in reader.endings for reader in READERS) else ".png"
+
+
+def _image_ending(path: Path) -> str | None:
+    """The ending of an image file; None for a DICOM folder."""
+    if is_dicom_folder(path):
+        return None
+    if path.is_dir():
+        raise SamunetError(
+            f"{path} is a folder without DICOM files",
+            "give an image file, or the folder that holds the files of one DICOM series (subfolders are not searched)",
+        )
+    ending = ending_of(path)
+    if ending is None:
+        raise SamunetError(
+            f"{path} has none of the endings that can be read: {', '.join(_IMAGE_ENDINGS)}, or a folder with DICOM",
+            "convert the image without loss; a header with separate voxels (.mhd, .nhdr, .hdr) to .mha, .nrrd, .nii.gz",
+        )
+    return ending

@@ -11,92 +11,124 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.imageio.base import (
+    NO_NEIGHBOUR,
     Geometry,
     Image,
     Reader,
+    check_spacing,
     smallest_unsigned,
     stack_channels,
     to_label,
     without_z_if_2d,
 )
-from samunet.imageio.nifti import read_nifti, write_nifti
+from samunet.imageio.dicom import count_components, read_series
+from samunet.imageio.itk import check_complete, itk, itk_format, reason, unreadable
+from samunet.imageio.nifti import NIFTI_ENDINGS, affine_geometry, count_nifti_channels, read_nifti, write_nifti
+from samunet.imageio.nrrd import read_placement, restore_placement
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-_NIFTI_ENDINGS = (".nii.gz", ".nii")
-# nnU-Net's factor for the spacing across a 2D image: large enough that z is always the coarsest axis.
-_NO_NEIGHBOUR = 999.0
-
 
 class SimpleITKReader(Reader):
-    """NIfTI, NRRD and MetaImage, 2D and 3D; axes beyond the third and vector components are channels."""
+    """NIfTI, NRRD, MetaImage and GIPL, 2D and 3D; axes beyond the third and vector components are channels.
+
+    A folder is read as an image if it holds one DICOM series. GIPL has no direction: ITK reads and writes its axes as
+    pointing to the left, back and up, and it is always 3D.
+    """
 
     name = "SimpleITKIO"
-    endings = (*_NIFTI_ENDINGS, ".nrrd", ".mha")
+    endings = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".gipl")
 
-    def read_image(self, files: Sequence[Path]) -> Image:
+    def read_image(
+        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
+    ) -> Image:
         """See :meth:`Reader.read_image`."""
-        return stack_channels([(Path(file), *_read(Path(file))) for file in files])
+        parts = [(Path(file), *self.read_voxels(Path(file))) for file in files]
+        return stack_channels(parts, channels, tolerate_geometry)
 
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """See :meth:`Reader.read_label`."""
-        voxels, geometry = _read(Path(file))
+        voxels, geometry = self.read_voxels(Path(file))
         return to_label(voxels, file), geometry
 
+    def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:
+        """One file's voxels ``(channels, z, y, x)`` in its own number type, and its geometry.
+
+        Raises:
+            SamunetError: If the file cannot be read.
+        """
+        if file.name.lower().endswith(NIFTI_ENDINGS) and not file.is_dir():
+            return _read_nifti(file)
+        if file.is_dir():
+            image = read_series(file)
+        else:
+            check_complete(file)
+            try:
+                image = itk().ReadImage(str(file), imageIO=itk_format(file))
+            except RuntimeError as error:
+                raise unreadable(file, error) from error
+        voxels = itk().GetArrayFromImage(image)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            voxels = np.moveaxis(voxels, -1, 0)
+        dimension = min(image.GetDimension(), 3)
+        spatial = voxels.shape[-dimension:]
+        channels = int(np.prod(voxels.shape[:-dimension], dtype=int))
+        nrrd = read_placement(file, dimension) if file.name.lower().endswith(".nrrd") else None
+        return voxels.reshape(channels, *(1,) * (3 - dimension), *spatial), _geometry(image, file, nrrd=nrrd)
+
     def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
-        """See :meth:`Reader.write_label`."""
+        """See :meth:`Reader.write_label`. GIPL holds values up to 65535."""
         file = Path(file)
         array = without_z_if_2d(smallest_unsigned(array), geometry)
-        if geometry.nifti is not None and file.name.endswith(_NIFTI_ENDINGS):
+        if geometry.nifti is not None and file.name.lower().endswith(NIFTI_ENDINGS):
             write_nifti(array, file, geometry.nifti)
         else:
             _write(array, file, geometry)
 
     def count_channels(self, file: Path) -> int:
         """See :meth:`Reader.count_channels`."""
-        header = _header(Path(file))
+        file = Path(file)
+        if file.name.lower().endswith(NIFTI_ENDINGS):
+            return count_nifti_channels(file)
+        if file.is_dir():
+            return count_components(file)
+        header = _header(file)
         return int(np.prod(header.GetSize()[3:], dtype=int)) * header.GetNumberOfComponents()
 
 
-def _read(file: Path) -> tuple[np.ndarray, Geometry]:
-    """Voxels ``(channels, z, y, x)`` in the file's number type, and geometry."""
-    if file.name.endswith(_NIFTI_ENDINGS):
-        voxels, orientation = read_nifti(file)
-        return voxels, _geometry(_header(file), file, orientation)
-    import SimpleITK as sitk
-
-    try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        raise _unreadable(file, error) from error
-    voxels = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        voxels = np.moveaxis(voxels, -1, 0)
-    spatial = voxels.shape[-min(image.GetDimension(), 3) :]
-    return voxels.reshape(-1, *(1,) * (3 - len(spatial)), *spatial), _geometry(image, file, None)
+def _read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
+    image = read_nifti(file)
+    # ITK knows neither NIfTI-2 nor endings in mixed case.
+    if image.orientation[0] == 2 or not file.name.endswith((*NIFTI_ENDINGS, ".NII", ".NII.GZ")):
+        return image.voxels, affine_geometry(image, file)
+    return image.voxels, _geometry(_header(file), file, nifti=image.orientation)
 
 
 def _header(file: Path) -> sitk.ImageFileReader:
-    import SimpleITK as sitk
-
-    header = sitk.ImageFileReader()
+    header = itk().ImageFileReader()
     header.SetFileName(str(file))
+    header.SetImageIO(itk_format(file))
     try:
         header.ReadImageInformation()
     except RuntimeError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
     return header
 
 
-def _geometry(source: sitk.Image | sitk.ImageFileReader, file: Path, nifti: tuple[float, ...] | None) -> Geometry:
+def _geometry(
+    source: sitk.Image | sitk.ImageFileReader,
+    file: Path,
+    *,
+    nifti: tuple[float, ...] | None = None,
+    nrrd: tuple[str, ...] | None = None,
+) -> Geometry:
     axes = source.GetDimension()
     dimension = min(axes, 3)
     spacing = source.GetSpacing()[:dimension][::-1]
-    if not np.all(np.isfinite(spacing)) or min(spacing) <= 0:
-        raise SamunetError(f"{file} has spacing {spacing} mm; it must be positive", "correct the file's header")
+    check_spacing(spacing, file)
     if dimension == 2:
-        spacing = (_NO_NEIGHBOUR * max(spacing), *spacing)
+        spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
     direction = source.GetDirection()
     rows = [direction[axes * row : axes * row + dimension] for row in range(dimension)]
     return Geometry(
@@ -106,36 +138,21 @@ def _geometry(source: sitk.Image | sitk.ImageFileReader, file: Path, nifti: tupl
         direction=tuple(cosine for row in rows for cosine in row),
         dimension=dimension,
         nifti=nifti,
+        nrrd=nrrd,
     )
 
 
 def _write(array: np.ndarray, file: Path, geometry: Geometry) -> None:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(array)
+    if file.name.lower().endswith(".gipl") and array.dtype == np.uint32:
+        raise SamunetError(f"{file} cannot hold the label value {array.max()}; GIPL goes up to 65535")
+    image = itk().GetImageFromArray(array)
     image.SetSpacing(geometry.spacing[::-1][: geometry.dimension])
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
     try:
         with atomic_path(file) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            itk().WriteImage(image, str(temporary), useCompression=True, imageIO=itk_format(file))
+            if geometry.nrrd is not None and file.name.lower().endswith(".nrrd"):
+                restore_placement(temporary, geometry.nrrd)
     except RuntimeError as error:
-        raise SamunetError(
-            f"could not write {file}: {_reason(error)}", "check the folder and the free space"
-        ) from error
-
-
-def _unreadable(file: Path, error: RuntimeError) -> SamunetError:
-    if not file.is_file():
-        return SamunetError(f"{file} does not exist")
-    if "orthonormal" in str(error):
-        return SamunetError(
-            f"{file} has axes that are not at right angles to each other (its sform is sheared)",
-            "with nibabel: image.set_sform(image.get_qform()), then save; or resample it onto a right-angled grid",
-        )
-    return SamunetError(f"could not read {file}: {_reason(error)}", "copy or export the file again, or remove the case")
-
-
-def _reason(error: RuntimeError) -> str:
-    """ITK's last line: the lines before it name places in its source."""
-    return str(error).strip().splitlines()[-1].strip()
+        raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error

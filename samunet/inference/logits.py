@@ -9,16 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samunet.dataset.labels import Labels
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
 _GAUSSIAN_SIGMA = 1 / 8  # of the window's side, as nnU-Net weighs its tiles
+_BAND_NUMBERS = 1 << 22  # logits that are interpolated at a time
 
 
 class SlicePredictor:
     """Runs one or several models over the slices of prepared cases.
 
-    Memory does not grow with classes times volume: logits exist for one batch of slices at a time.
+    Memory does not grow with classes times volume: logits exist for one batch of windows at a time, and for slices
+    larger than the network's input on a canvas of its resolution, a few slices or one at a time. Beside image and mask,
+    memory depends on the batch, the classes and the network's input, not on the number of slices.
 
     Args:
         models: Their logits are averaged (the folds of a cross-validation).
@@ -27,7 +31,7 @@ class SlicePredictor:
         dtype: Autocast type, or None for float32.
         mirror_axes: In-plane axes (0: y, 1: x) over which predictions are mirrored and averaged; empty for none.
         step_size: Distance of windows as a share of their side, where a slice is larger than the network's input.
-        batch_size: Slices per forward pass.
+        batch_size: Windows per forward pass.
     """
 
     def __init__(
@@ -62,31 +66,49 @@ class SlicePredictor:
         Yields:
             Slice index and ``(classes, *shape)`` float32 on the predictor's device.
         """
-        depth = image.shape[1]
-        for first in range(0, depth, self.batch_size):
-            indices = range(first, min(first + self.batch_size, depth))
-            slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in indices]
-            batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
-            canvas, origin = self._canvas(batch, grid)
-            to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
-            for z, logits in zip(indices, canvas):
-                yield z, sample(logits[None], to_canvas, shape, outside="border")[0]
+        for z, canvas, to_canvas in self._canvases(image, grid, shape):
+            yield z, sample(canvas, to_canvas, shape, outside="border")[0]
 
-    def mask(self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int]) -> np.ndarray:
-        """Class of the largest logit: ``(z, *shape)``, uint8 (uint16 above 255 classes)."""
-        mask = None
-        for z, logits in self.logits(image, grid, shape):
-            if mask is None:
-                mask = np.empty((image.shape[1], *shape), dtype=np.uint8 if len(logits) <= 256 else np.uint16)
-            mask[z] = logits.argmax(0).cpu().numpy()
+    @torch.inference_mode()
+    def mask(self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], labels: Labels) -> np.ndarray:
+        """Label values: ``(z, *shape)``, uint8 (uint16 for values above 255); see :func:`decode`.
+
+        A large slice is interpolated and decoded some rows at a time, so that not even one slice has all its classes
+        on the grid wanted.
+        """
+        mask = np.empty((image.shape[1], *shape), dtype=mask_type(labels))
+        height, width = shape
+        for z, canvas, to_canvas in self._canvases(image, grid, shape):
+            rows = max(1, _BAND_NUMBERS // (canvas.shape[1] * width))
+            for first in range(0, height, rows):
+                band = (min(rows, height - first), width)
+                logits = sample(canvas, to_canvas @ shift(first, 0), band, outside="border")[0]
+                mask[z, first : first + rows] = decode(logits, labels).cpu().numpy()
         return mask
 
-    def _canvas(self, batch: Tensor, grid: SliceGrid) -> tuple[Tensor, tuple[float, float]]:
+    def _canvases(
+        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int]
+    ) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+        """Of every slice its index, logits ``(1, classes, h, w)`` on a canvas, and the map from ``shape`` to it."""
+        depth, starts = image.shape[1], grid.window_starts(self.step_size)
+        # Windows of one slice fill a batch as well as windows of several slices, and need one canvas only.
+        together = max(1, self.batch_size // len(starts))
+        for first in range(0, depth, together):
+            indices = range(first, min(first + together, depth))
+            slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in indices]
+            batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
+            canvas, origin = self._canvas(batch, grid, starts)
+            to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
+            for z, logits in zip(indices, canvas):
+                yield z, logits[None], to_canvas
+
+    def _canvas(
+        self, batch: Tensor, grid: SliceGrid, starts: list[tuple[float, float]]
+    ) -> tuple[Tensor, tuple[float, float]]:
         """Logits over the whole zoomed slices, and where the canvas starts in them."""
-        starts = grid.window_starts(self.step_size)
-        height, width = grid.input_shape
         if len(starts) == 1:
-            return self._window(batch, grid, starts[0]), starts[0]
+            return self._mean_logits(sample(batch, grid.window(starts[0]), grid.input_shape)), starts[0]
+        height, width = grid.input_shape
         origin = tuple(min(axis) for axis in zip(*starts))
         canvas_shape = tuple(
             round(max(axis) - low) + side for axis, low, side in zip(zip(*starts), origin, (height, width))
@@ -94,26 +116,62 @@ class SlicePredictor:
         weight = _gaussian(grid.input_shape).to(self.device)
         total = torch.zeros(canvas_shape, device=self.device)
         canvas = None
-        for y, x in starts:
-            logits = self._window(batch, grid, (y, x))
+        together = max(1, self.batch_size // len(batch))
+        for first in range(0, len(starts), together):
+            group = starts[first : first + together]
+            logits = self._mean_logits(
+                torch.cat([sample(batch, grid.window(start), grid.input_shape) for start in group])
+            )
             if canvas is None:
-                canvas = torch.zeros((*logits.shape[:2], *canvas_shape), device=self.device)
-            row, column = round(y - origin[0]), round(x - origin[1])
-            canvas[:, :, row : row + height, column : column + width] += logits * weight
-            total[row : row + height, column : column + width] += weight
-        return canvas / total, origin
+                canvas = torch.zeros((len(batch), logits.shape[1], *canvas_shape), device=self.device)
+            for (y, x), part in zip(group, logits.split(len(batch))):
+                row, column = round(y - origin[0]), round(x - origin[1])
+                canvas[:, :, row : row + height, column : column + width].addcmul_(part, weight)
+                total[row : row + height, column : column + width] += weight
+        return canvas.div_(total), origin
 
-    def _window(self, batch: Tensor, grid: SliceGrid, start: tuple[float, float]) -> Tensor:
-        """Mean logits of all models and mirrorings for one window: ``(batch, classes, height, width)`` float32."""
-        window = sample(batch, grid.window(start), grid.input_shape)
-        total = 0
-        for flip in self.flips:
-            flipped = window.flip(flip) if flip else window
-            for model in self.models:
-                with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+    def _mean_logits(self, windows: Tensor) -> Tensor:
+        """Mean over all models and mirrorings: ``(batch, classes, height, width)`` float32."""
+        share = 1 / (len(self.flips) * len(self.models))
+        total = None
+        # Around all passes: weights are cast to the lower precision once.
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            for flip in self.flips:
+                flipped = windows.flip(flip) if flip else windows
+                for model in self.models:
                     logits = model(flipped).float()
-                total = total + (logits.flip(flip) if flip else logits)
-        return total / (len(self.flips) * len(self.models))
+                    logits = logits.flip(flip) if flip else logits
+                    total = logits * share if total is None else total.add_(logits, alpha=share)
+        return total
+
+
+def decode(logits: Tensor, labels: Labels) -> Tensor:
+    """Label values of a slice: the class of the largest logit; with regions, those with a probability above one half
+    painted one after the other.
+
+    Args:
+        logits: ``(outputs, height, width)``.
+        labels: The dataset's.
+
+    Returns:
+        ``(height, width)`` integer.
+    """
+    if not labels.has_regions:
+        return logits.max(0).indices  # what argmax gives, several times faster on a CPU
+    painted = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
+    for inside, value in zip(logits > 0, labels.class_order):
+        painted[inside] = value
+    return painted
+
+
+def probabilities(logits: Tensor, labels: Labels) -> Tensor:
+    """Probability of every class (softmax) or region (sigmoid), in the shape of ``logits``."""
+    return torch.sigmoid(logits) if labels.has_regions else logits.softmax(0)
+
+
+def mask_type(labels: Labels) -> type[np.unsignedinteger]:
+    """The number type of predicted masks."""
+    return np.uint8 if labels.values[-1] <= np.iinfo(np.uint8).max else np.uint16
 
 
 def _gaussian(shape: tuple[int, int]) -> Tensor:

@@ -69,8 +69,19 @@ class ModelFolder:
         return self.path / f"fold_{fold}"
 
     def run(self, fold: Fold) -> dict:
-        """A fold's ``run.json``."""
-        return read_json(self.fold(fold) / "run.json")
+        """A fold's ``run.json``.
+
+        Raises:
+            SamunetError: If it is missing, damaged, or names a network that the plans do not have.
+        """
+        path = self.fold(fold) / "run.json"
+        run = read_json(path)
+        if not isinstance(run, dict) or run.get("family") not in self.configuration.networks:
+            raise SamunetError(
+                f"{path} does not say which of the plans' networks was trained (family)",
+                "restore the file, or train this fold anew with --overwrite",
+            )
+        return run
 
     def finished_folds(self, checkpoint: str = "final") -> list[Fold]:
         """Folds that have the checkpoint; a final one exists only when training went to its end."""
@@ -103,7 +114,10 @@ class ModelFolder:
         state = read_tensors(file)
         if network.adaptation == "lora":
             state |= load_adapter(self.fold(fold) / f"adapter_{checkpoint}")
-        model.load_trained_state(state)
+        try:
+            model.load_trained_state(state)
+        except SamunetError as error:
+            raise SamunetError(f"{file}: {error.message}", error.hint) from error
         if network.adaptation == "lora":
             model.image_encoder = merge_lora(model.image_encoder)
         return model.eval()
@@ -120,7 +134,7 @@ def build_network(
 
     return build_model(
         network,
-        num_classes=description.labels.num_classes,
+        num_outputs=description.labels.num_outputs,
         num_channels=len(description.channel_names),
         unit_range=[scheme in UNIT_RANGE_SCHEMES for scheme in configuration.normalization],
         base_state=base_state,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
-from samunet.dataset.layout import Case
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
-from samunet.files import atomic_path, write_json
-from samunet.imageio.base import Geometry, Image
-from samunet.imageio.registry import reader_for
-from samunet.inference.logits import SlicePredictor
+from samunet.files import atomic_path, make_folder, write_json
+from samunet.imageio.base import Geometry, Image, Reader
+from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
+from samunet.inference.logits import SlicePredictor, decode, mask_type, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
@@ -33,6 +33,7 @@ class PredictionOptions:
         step_size: Distance of windows as a share of their side.
         save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
         skip_existing: Leave cases alone whose mask is already there.
+        tolerate_geometry: Only warn where the channels of a case differ in origin or direction.
     """
 
     device: str = "auto"
@@ -40,6 +41,7 @@ class PredictionOptions:
     step_size: float = 0.5
     save_probabilities: bool = False
     skip_existing: bool = False
+    tolerate_geometry: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
@@ -69,6 +71,7 @@ class Predictor:
         self.network = network
         self.description = description
         self.options = options
+        self.reader = reader_for(description.file_ending, description.reader_override)
         device = resolve_device(options.device)
         self.slices = SlicePredictor(
             [model.to(device).eval() for model in models],
@@ -131,12 +134,11 @@ class Predictor:
 
     def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
         """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
-        reader = reader_for(self.description.file_ending, self.description.reader_override)
-        image = reader.read_image([Path(file) for file in files])
+        image, _ = self._read(tuple(Path(file) for file in files))
         return self._predict(image)[0], image.geometry
 
     def predict_cases(self, cases: dict[str, Case], output: Path, *, progress: bool = True) -> list[str]:
-        """Predict cases into a folder: ``CASE`` plus the dataset's file ending, in each input's geometry.
+        """Predict cases into a folder, one mask per case (see :meth:`mask_file`) in the input's geometry.
 
         Args:
             cases: From :func:`samunet.dataset.layout.list_cases`.
@@ -150,49 +152,70 @@ class Predictor:
         """
         from tqdm import tqdm
 
-        output.mkdir(parents=True, exist_ok=True)
-        ending = self.description.file_ending
-        reader = reader_for(ending, self.description.reader_override)
+        make_folder(output)
         todo = [
             case
             for case in cases.values()
-            if not (self.options.skip_existing and self._is_done(output, case.name, ending))
+            if not (self.options.skip_existing and self._is_done(self.mask_file(case, output), case.name))
         ]
         for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
-            with naming_the_case(case.name):
-                image = reader.read_image(case.images)
-                mask, probabilities = self._predict(image)
-                if probabilities is not None:
-                    with atomic_path(output / f"{case.name}.npz") as temporary:
-                        np.savez_compressed(temporary, probabilities=probabilities)
-                reader.write_label(mask, output / f"{case.name}{ending}", image.geometry)
+            self.predict_case(case, self.mask_file(case, output))
         return [case.name for case in todo]
 
-    def _is_done(self, output: Path, name: str, ending: str) -> bool:
-        has_probabilities = (output / f"{name}.npz").is_file()
-        return (output / f"{name}{ending}").is_file() and (has_probabilities or not self.options.save_probabilities)
+    def predict_case(self, case: Case, file: Path) -> None:
+        """Predict one case into a file, whose ending chooses the format; probabilities go beside it.
+
+        Raises:
+            SamunetError: Naming the case, if it cannot be read, predicted or written.
+        """
+        with naming_the_case(case.name):
+            image, reader = self._read(case.images)
+            mask, probability = self._predict(image)
+            if probability is not None:
+                with atomic_path(file.parent / f"{case.name}.npz") as temporary:
+                    np.savez_compressed(temporary, probabilities=probability)
+            writer = image_reader_for(file, reader)
+            writer.write_label(mask, file, image.geometry)
+
+    def mask_file(self, case: Case, output: Path) -> Path:
+        """Where a case's mask goes: its name with its images' ending (``.png`` for JPEG, ``.nii.gz`` for DICOM)."""
+        return output / f"{case.name}{mask_ending(case.images[0])}"
+
+    def _is_done(self, mask: Path, name: str) -> bool:
+        return mask.is_file() and (not self.options.save_probabilities or (mask.parent / f"{name}.npz").is_file())
+
+    def _read(self, files: tuple[Path, ...]) -> tuple[Image, Reader]:
+        reader = image_reader_for(files[0], self.reader)
+        channels = len(self.description.channel_names)
+        image = reader.read_image(files, channels=channels, tolerate_geometry=self.options.tolerate_geometry)
+        if self.plans.physical_spacing and not image.geometry.physical:
+            raise SamunetError(
+                f"{files[0]} has no spacing in millimetres, but the model was trained on images that have",
+                "save it in a medical format, such as .nii.gz, with its true spacing",
+            )
+        return image, reader
 
     def _predict(self, image: Image) -> tuple[np.ndarray, np.ndarray | None]:
         case = prepare_case(image, None, self.plans, self.configuration)
-        record = case.record
+        record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
         depth, *plane = record.cropped_shape
         if not self.options.save_probabilities:
-            return restore_mask(self.slices.mask(case.image, grid, tuple(plane)), record), None
-        classes = self.description.labels.num_classes
-        probabilities = np.empty((classes, depth, *plane), dtype=np.float16)
+            return restore_mask(self.slices.mask(case.image, grid, tuple(plane), labels), record), None
+        mask = np.empty((depth, *plane), dtype=mask_type(labels))
+        probability = np.empty((labels.num_outputs, depth, *plane), dtype=np.float16)
         for z, logits in self.slices.logits(case.image, grid, tuple(plane)):
-            probabilities[:, z] = logits.softmax(0).cpu().numpy()
-        mask = probabilities.argmax(0).astype(np.uint8 if classes <= 256 else np.uint16)
-        mask = restore_mask(mask, record)
-        probabilities = restore_mask(probabilities, record)
-        probabilities[0][probabilities.sum(axis=0) == 0] = 1  # what cropping left out is background
-        return mask, probabilities
+            mask[z] = decode(logits, labels).cpu().numpy()
+            probability[:, z] = probabilities(logits, labels).cpu().numpy()
+        probability = restore_mask(probability, record)
+        if not labels.has_regions:
+            probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
+        return restore_mask(mask, record), probability
 
 
 def write_provenance(output: Path, model: ModelFolder, arguments: dict) -> None:
     """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does)."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     model.plans.write(output / "plans.json")
     write_json(output / "dataset.json", model.description.raw)
     write_json(output / "predict_from_raw_data_args.json", arguments)

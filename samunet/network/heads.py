@@ -1,4 +1,4 @@
-"""The semantic heads: SAM's mask decoder with one mask token per class, without prompts.
+"""The semantic heads: SAM's mask decoder with one mask token per class or region, without prompts.
 
 ``sam`` is the decoder as SAMed uses it. ``detail`` fuses a light convolutional path on the input into its upscaling, so
 that borders need not be told from tokens alone, and gives logits at half the input's resolution.
@@ -20,17 +20,17 @@ _GROUPS = 8
 class SamHead(nn.Module):
     """Class logits from SAM's mask decoder (Kirillov et al. 2023; one token per class: Zhang & Liu 2023, SAMed).
 
-    Token 0 is the background; all tokens compete in a softmax. Parameter names under ``prompt_encoder`` and
-    ``mask_decoder`` are SAM's.
+    Of classes, token 0 is the background and all compete in a softmax; regions are independent. Parameter names under
+    ``prompt_encoder`` and ``mask_decoder`` are SAM's.
 
     Args:
-        num_classes: Classes including background.
+        num_outputs: Classes including background, or regions.
         native_grid: Side of the token grid for which the prompt encoder is built (64 in SAM).
         patch_size: Input pixels per token and side.
         embedding: Channels of the encoder's output.
     """
 
-    def __init__(self, num_classes: int, native_grid: int, patch_size: int, embedding: int = 256) -> None:
+    def __init__(self, num_outputs: int, native_grid: int, patch_size: int, embedding: int = 256) -> None:
         super().__init__()
         self.prompt_encoder = PromptEncoder(
             embed_dim=embedding,
@@ -39,7 +39,7 @@ class SamHead(nn.Module):
             mask_in_chans=16,
         )
         self.mask_decoder = MaskDecoder(
-            num_multimask_outputs=num_classes - 1,
+            num_multimask_outputs=num_outputs - 1,
             transformer=TwoWayTransformer(depth=2, embedding_dim=embedding, mlp_dim=2048, num_heads=8),
             transformer_dim=embedding,
         )
@@ -53,7 +53,7 @@ class SamHead(nn.Module):
             image: ``(batch, 3, patch h, patch w)``, what the encoder saw.
 
         Returns:
-            ``(batch, num_classes, 4 h, 4 w)``.
+            ``(batch, num_outputs, 4 h, 4 w)``.
         """
         decoder = self.mask_decoder
         batch, _, height, width = embedding.shape
@@ -86,11 +86,11 @@ class DetailHead(SamHead):
     end above half the resolution, bilinear steps follow.
 
     Args:
-        num_classes, native_grid, patch_size, embedding: See :class:`SamHead`.
+        num_outputs, native_grid, patch_size, embedding: See :class:`SamHead`.
     """
 
-    def __init__(self, num_classes: int, native_grid: int, patch_size: int, embedding: int = 256) -> None:
-        super().__init__(num_classes, native_grid, patch_size, embedding)
+    def __init__(self, num_outputs: int, native_grid: int, patch_size: int, embedding: int = 256) -> None:
+        super().__init__(num_outputs, native_grid, patch_size, embedding)
         # Resolutions that upscaling reaches, coarse to fine, as divisors of the input's.
         self.scales = [scale for scale in (8, 4, 2) if scale < patch_size]
         channels = {scale: embedding // (4 if scale == patch_size // 2 else 8) for scale in self.scales}

@@ -72,7 +72,7 @@ class SamunetModel(nn.Module):
                 channels are the previous, this and the next slice.
 
         Returns:
-            ``(batch, num_classes, height, width)`` float32.
+            ``(batch, num_outputs, height, width)`` float32.
         """
         prepared = self.input_layer(image)
         logits = self.head(self.image_encoder(prepared), prepared).float()
@@ -108,7 +108,7 @@ class SamunetModel(nn.Module):
 def build_model(
     plan: NetworkPlan,
     *,
-    num_classes: int,
+    num_outputs: int,
     num_channels: int,
     unit_range: list[bool],
     base_state: dict[str, Tensor] | None = None,
@@ -117,7 +117,7 @@ def build_model(
 
     Args:
         plan: The network's plan.
-        num_classes: Classes including background.
+        num_outputs: Classes including background, or regions.
         num_channels: Channels of the dataset's images.
         unit_range: Per channel, whether stored values lie in 0-1 (see :class:`InputLayer`).
         base_state: State dict in SAM's layout, from :func:`samunet.network.checkpoints.load_sam_checkpoint`.
@@ -125,7 +125,7 @@ def build_model(
     """
     facts = encoder_facts(plan.encoder)
     encoder = ImageEncoder(facts)
-    head = HEADS[plan.head](num_classes, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+    head = HEADS[plan.head](num_outputs, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     if base_state is not None:
         load_base(encoder, head, base_state)
     if plan.adaptation == "lora":

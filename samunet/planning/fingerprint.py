@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from samunet.dataset.labels import Labels
-from samunet.dataset.layout import Case, Dataset
+from samunet.dataset.cases import Case, Dataset
+from samunet.dataset.description import Description
 from samunet.errors import SamunetError
 from samunet.files import read_json, write_json
-from samunet.imageio.registry import reader_for
 from samunet.plans import IntensityStatistics, fingerprint_of
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
+from samunet.preprocessing.pieces import pieces, places
 from samunet.workers import map_cases
 
 FILE_NAME = "dataset_fingerprint.json"
@@ -99,21 +99,26 @@ def source_hash(dataset: Dataset) -> str:
     """Hash of the dataset's file names, sizes and modification times, and of its labels and channels."""
     files = [path for case in dataset.cases.values() for path in (*case.images, case.label) if path is not None]
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return fingerprint_of(stamps, list(dataset.description.labels.names), list(dataset.description.channel_names))
+    return fingerprint_of(stamps, dataset.description.labels, list(dataset.description.channel_names))
 
 
-def extract_fingerprint(dataset: Dataset, *, num_workers: int = 0, progress: bool = True) -> Fingerprint:
+def extract_fingerprint(
+    dataset: Dataset, *, num_workers: int = 0, progress: bool = True, tolerate_geometry: bool = False
+) -> Fingerprint:
     """Measure every training case.
+
+    Args:
+        dataset: Loaded and checked.
+        num_workers: Worker processes; 0 means this one.
+        progress: Whether to show a progress bar.
+        tolerate_geometry: See :func:`samunet.preprocessing.case.read_case`.
 
     Raises:
         SamunetError: Naming the case, if one cannot be read or its label does not fit.
     """
-    description = dataset.description
     per_case = FOREGROUND_SAMPLES // len(dataset.cases)
-    jobs = [
-        (case, description.file_ending, description.reader_override, description.labels, per_case)
-        for case in dataset.cases.values()
-    ]
+    description = dataset.description.without_lists()
+    jobs = [(case, description, per_case, tolerate_geometry) for case in dataset.cases.values()]
     results = map_cases(
         _measure_case, list(dataset.cases), jobs, num_workers=num_workers, description="Fingerprint", progress=progress
     )
@@ -135,44 +140,66 @@ def extract_fingerprint(dataset: Dataset, *, num_workers: int = 0, progress: boo
 
 
 def _measure_case(
-    case: Case, ending: str, override: str | None, labels: Labels, samples: int
+    case: Case, description: Description, samples: int, tolerate_geometry: bool
 ) -> tuple[CaseFingerprint, np.ndarray, bool]:
-    """One case's fingerprint, ``(channels, n)`` foreground intensities, and whether its spacing is physical."""
-    image, label = read_case(case, reader_for(ending, override), labels)
-    box = bounding_box(content_mask(image.array))
-    foreground = np.flatnonzero(label > 0)
-    values = label.reshape(-1)[foreground]
-    classes = [value for _, value in labels.foreground]
-    counts = np.bincount(values, minlength=max(classes) + 1)
+    """One case's fingerprint, ``(channels, n)`` foreground intensities, and whether its spacing is physical.
+
+    Holds the image, its label (half a copy of one channel) and less than half a copy more; reading takes more.
+    """
+    image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
+    labels = description.labels
+    if labels.ignore is not None:
+        label[label == labels.ignore] = 0
+    classes = labels.values[1:]
     # The first axis of a case is its slice axis in all but a few datasets; the figure informs, no rule rests on it.
-    planes = foreground // (label.shape[1] * label.shape[2])
-    if len(foreground) > samples:
-        foreground = foreground[np.random.default_rng(_SEED).integers(0, len(foreground), samples)]
-    intensities = image.array.reshape(len(image.array), -1)[:, foreground]
+    counts = np.stack([_count(plane, max(classes) + 1) for plane in label])
+    box = bounding_box(content_mask(image.array))
+    chosen = places(label, lambda piece: piece > 0, lambda number: _draw(number, samples))
+    intensities = image.array.reshape(len(image.array), -1)[:, chosen]
+    integer = all(bool((piece == np.rint(piece)).all()) for (piece,) in pieces(image.array))
+    extrema = [(float(channel.min()), float(channel.max())) for channel in image.array]
+    spacing, physical = list(image.geometry.spacing), image.geometry.physical
+    del image  # its memory is needed for the components
     fingerprint = CaseFingerprint(
-        spacing=list(image.geometry.spacing),
+        spacing=spacing,
         shape=list(label.shape),
         shape_after_crop=[stop - start for start, stop in box],
-        class_voxels={str(value): int(counts[value]) for value in classes},
-        class_slices={str(value): len(np.unique(planes[values == value])) for value in classes},
-        class_components=_component_sizes(crop(label, bounding_box(label > 0)) if len(foreground) else label, classes),
-        integer=bool((image.array == np.rint(image.array)).all()),
-        minimum=[float(channel.min()) for channel in image.array],
-        maximum=[float(channel.max()) for channel in image.array],
+        class_voxels={str(value): int(counts[:, value].sum()) for value in classes},
+        class_slices={str(value): int(np.count_nonzero(counts[:, value])) for value in classes},
+        class_components=_component_sizes(crop(label, bounding_box(label > 0)) if len(chosen) else label, classes),
+        integer=integer,
+        minimum=[minimum for minimum, _ in extrema],
+        maximum=[maximum for _, maximum in extrema],
     )
-    return fingerprint, intensities, image.geometry.physical
+    return fingerprint, intensities, physical
+
+
+def _count(plane: np.ndarray, length: int) -> np.ndarray:
+    """Voxels of each of the values 0 to ``length`` - 1."""
+    return sum(np.bincount(piece, minlength=length) for (piece,) in pieces(plane))
+
+
+def _draw(number: int, samples: int) -> np.ndarray:
+    """Ranks of the foreground voxels whose intensities are kept: all of them, or ``samples`` at random."""
+    if number <= samples:
+        return np.arange(number)
+    return np.sort(np.random.default_rng(_SEED).integers(0, number, samples))
 
 
 def _component_sizes(label: np.ndarray, classes: Sequence[int]) -> dict[str, list[float]]:
     import cc3d
 
-    components = cc3d.connected_components(np.ascontiguousarray(label), connectivity=26)
-    sizes = np.bincount(components.reshape(-1))
-    first = np.zeros(len(sizes), dtype=np.int64)
-    first[components.reshape(-1)] = label.reshape(-1)  # every voxel of a component has the same class
+    label = np.ascontiguousarray(label)
+    components, number = cc3d.connected_components(label, connectivity=26, return_N=True)
+    sizes, classes_of = np.zeros(number + 1, dtype=np.int64), np.zeros(number + 1, dtype=label.dtype)
+    for component, value in pieces(components, label):
+        present = np.bincount(component)
+        sizes[: len(present)] += present
+        classes_of[component] = value  # every voxel of a component has the same class
+    classes_of[0] = 0
     found = {}
     for value in classes:
-        of_class = sizes[(first == value) & (np.arange(len(sizes)) > 0)]
+        of_class = sizes[classes_of == value]
         found[str(value)] = (
             [len(of_class), int(of_class.min()), float(np.median(of_class)), int(of_class.max())]
             if len(of_class)

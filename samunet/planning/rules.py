@@ -47,7 +47,7 @@ def slicing_order(median_spacing: Sequence[float], physical: bool) -> Decision:
 def in_plane_spacing(median_spacing: Sequence[float], order: Sequence[int], physical: bool) -> Decision:
     """Spacing of the stored slices: the median; finer cases are reduced to it (nnU-Net 2d), none is enlarged."""
     if not physical:
-        return None, "no physical spacing: each image is scaled to the network's input as a whole"
+        return None, "no physical spacing: each image is fitted into the network's input, reduced at most fourfold"
     spacing = [float(median_spacing[axis]) for axis in order[1:]]
     return spacing, "median of the training cases; finer cases are reduced to it, coarser ones stay as they are"
 

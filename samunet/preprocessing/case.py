@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from samunet.dataset.labels import Labels
-from samunet.dataset.layout import Case
+from samunet.dataset.cases import Case
+from samunet.dataset.description import Description
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry, Image, Reader
+from samunet.imageio.base import Geometry, Image, check_same_place
+from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.plans import ConfigurationPlan, Plans
 from samunet.preprocessing.crop import Box, bounding_box, content_mask, crop, uncrop
 from samunet.preprocessing.normalize import normalize
+from samunet.preprocessing.pieces import pieces, values_in
 from samunet.preprocessing.resample import reduce_image, reduce_label
 
 OUTSIDE = -1  # label of voxels outside the nonzero mask, where normalisation uses one
@@ -60,42 +62,65 @@ class PreparedCase:
     record: CaseRecord
 
 
-def read_case(case: Case, reader: Reader, labels: Labels) -> tuple[Image, np.ndarray | None]:
+def read_case(
+    case: Case, description: Description, *, tolerate_geometry: bool = False
+) -> tuple[Image, np.ndarray | None]:
     """Read a case's image, and its label if it has one, and check that they belong together.
 
+    Args:
+        case: Its files.
+        description: Of the dataset: number of channels, labels, readers.
+        tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
+
+    Returns:
+        Image, and label ``(z, y, x)`` int16.
+
     Raises:
-        SamunetError: If a file cannot be read, shapes or spacings differ, or the label has unknown values.
+        SamunetError: If a file cannot be read, the number of channels is wrong, shapes, spacings, origins or directions
+            differ, or the label has unknown values.
     """
-    image = reader.read_image(case.images)
+    preferred = reader_for(description.file_ending, description.reader_override)
+    image = image_reader_for(case.images[0], preferred).read_image(
+        case.images, channels=len(description.channel_names), tolerate_geometry=tolerate_geometry
+    )
     if case.label is None:
         return image, None
-    label, geometry = reader.read_label(case.label)
+    label, geometry = preferred.read_label(case.label)
     shape = image.array.shape[1:]
     if label.shape != shape:
         raise SamunetError(
             f"{case.label.name} has shape {label.shape}, its image {shape} (z, y, x)",
             "image and label must lie on the same grid: resample one of them, or remove the case",
         )
-    if not np.allclose(geometry.spacing, image.geometry.spacing, rtol=1e-3):
+    physical = geometry.physical and image.geometry.physical
+    if physical and not np.allclose(geometry.spacing, image.geometry.spacing, rtol=1e-3, atol=0):
         raise SamunetError(
             f"{case.label.name} has spacing {geometry.spacing} mm, its image {image.geometry.spacing} mm (z, y, x)",
             "image and label must lie on the same grid: correct the header of one of them, or remove the case",
         )
-    labels.check(np.unique(label).tolist(), case.label)
-    return image, label
+    if physical:
+        check_same_place(case.label, geometry, case.images[0], image.geometry, tolerate_geometry)
+    description.labels.check(values_in(label), case.label)
+    return image, label.astype(np.int16, order="C")
 
 
 def prepare_case(
-    image: Image, label: np.ndarray | None, plans: Plans, configuration: ConfigurationPlan
+    image: Image,
+    label: np.ndarray | None,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    ignore: int | None = None,
 ) -> PreparedCase:
     """Run all steps on one image, and on its label if there is one.
 
     The order is nnU-Net's: normalisation comes before resampling, so that a resampled mask border does not enter the
-    statistics.
+    statistics. With the image and label that come in, at most four arrays of the case's size are held: two copies of
+    the image as float32 and two of the label as int16. Normalisation inside a mask needs up to one copy more for that.
 
     Args:
         image: As read; its array is not changed.
         label: ``(z, y, x)`` integer in the same geometry.
+        ignore: Label value of voxels without annotation.
 
     Raises:
         SamunetError: If the number of channels is not the plans'.
@@ -105,13 +130,13 @@ def prepare_case(
             f"the image has {len(image.array)} channels, the plans expect {len(configuration.normalization)}"
         )
     axes = plans.transpose_forward
-    array = image.array.transpose(0, *(axis + 1 for axis in axes))
     spacing = [image.geometry.spacing[axis] for axis in axes]
-    mask = content_mask(array)
+    mask = content_mask(image.array)
     box = bounding_box(mask)
-    cropped = np.array(crop(array, box), dtype=np.float32, order="C")
     masked = any(configuration.use_mask_for_norm)
-    inside = _filled(crop(mask, box)) if masked else None
+    inside = np.ascontiguousarray(_filled(crop(mask, box)).transpose(axes)) if masked else None
+    del mask
+    cropped = np.array(crop(image.array, box).transpose(0, *(axis + 1 for axis in axes)), dtype=np.float32, order="C")
     normalize(
         cropped,
         configuration.normalization,
@@ -120,14 +145,18 @@ def prepare_case(
         plans.foreground_intensity_properties_per_channel,
     )
     shape, stored_spacing = stored_shape(cropped.shape[2:], spacing[1:], configuration.spacing)
-    record = CaseRecord(image.geometry, list(axes), list(array.shape[1:]), box, stored_spacing)
+    transposed_shape, transposed_box = ([sides[axis] for axis in axes] for sides in (image.array.shape[1:], box))
+    record = CaseRecord(image.geometry, list(axes), transposed_shape, transposed_box, stored_spacing)
+    reduced = reduce_image(cropped, shape)
+    del cropped  # its memory is needed for the label
     stored_label = None
     if label is not None:
-        stored_label = np.array(crop(label.transpose(axes), box), dtype=np.int16, order="C")
+        stored_label = np.array(crop(label, box).transpose(axes), dtype=np.int16, order="C")
         if masked:
-            stored_label[~inside & (stored_label == 0)] = OUTSIDE
-        stored_label = reduce_label(stored_label, shape)
-    return PreparedCase(reduce_image(cropped, shape), stored_label, record)
+            for values, where in pieces(stored_label, inside):
+                values[~where & (values == 0)] = OUTSIDE
+        stored_label = reduce_label(stored_label, shape, ignore)
+    return PreparedCase(reduced, stored_label, record)
 
 
 def stored_shape(

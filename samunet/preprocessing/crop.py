@@ -6,6 +6,8 @@ from itertools import product
 
 import numpy as np
 
+from samunet.preprocessing.pieces import pieces
+
 Box = list[list[int]]
 
 
@@ -26,7 +28,9 @@ def content_mask(array: np.ndarray) -> np.ndarray:
         corners = {float(channel[corner]) for corner in product((0, -1), repeat=3)}
         if len(corners) > 1:
             return np.ones(array.shape[1:], dtype=bool)
-        mask |= channel != corners.pop()
+        border = corners.pop()
+        for inside, values in pieces(mask, channel):
+            inside |= values != border
     return mask if mask.any() else np.ones_like(mask)
 
 
@@ -45,7 +49,12 @@ def crop(array: np.ndarray, box: Box) -> np.ndarray:
 
 
 def uncrop(array: np.ndarray, box: Box, shape: tuple[int, int, int]) -> np.ndarray:
-    """Undo :func:`crop`: ``array`` inside ``box``, zero outside, over the last three axes."""
+    """Undo :func:`crop`: ``array`` inside ``box``, zero outside, over the last three axes.
+
+    Where the box is everything, this is ``array`` itself.
+    """
+    if array.shape[-3:] == tuple(shape):
+        return array
     from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
 
     full = np.zeros((*array.shape[:-3], *shape), dtype=array.dtype)

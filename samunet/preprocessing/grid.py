@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_SMALLEST_ZOOM = 1 / 4  # of images without spacing: reduced further, small structures would be lost
+
 
 def scaling(zoom: tuple[float, float]) -> np.ndarray:
     """Map from a grid that is ``zoom`` times finer (y, x) to the grid it covers."""
@@ -50,7 +52,9 @@ def sample(images: Tensor, matrix: np.ndarray, shape: tuple[int, int], *, outsid
     return sampled if factors == (1, 1) else F.avg_pool2d(sampled, factors)
 
 
-def sample_label(label: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], *, outside: int) -> np.ndarray:
+def sample_label(
+    label: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], *, outside: int, ignore: int | None = None
+) -> np.ndarray:
     """Interpolate one label slice: of the four neighbours of a position, the class with the largest bilinear weight.
 
     The result equals interpolating every class's indicator linearly and taking the largest, at a cost that does not
@@ -61,6 +65,7 @@ def sample_label(label: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], 
         matrix: ``3 x 3``, output position to input position.
         shape: Output ``(height, width)``.
         outside: Value beyond the slice.
+        ignore: Value of pixels without annotation, which have no vote: a position has it where the nearest pixel has.
     """
     height, width = label.shape
     rows, columns = np.arange(shape[0]), np.arange(shape[1])
@@ -78,8 +83,13 @@ def sample_label(label: np.ndarray, matrix: np.ndarray, shape: tuple[int, int], 
     best, best_score = values[0].copy(), np.full(shape, -1.0, dtype=np.float32)
     for value in values:
         score = sum(weight * (other == value) for weight, other in zip(weights, values))
+        if ignore is not None:
+            score[value == ignore] = -1
         wins = score > best_score
         best[wins], best_score[wins] = value[wins], score[wins]
+    if ignore is not None:
+        nearest = np.choose(np.argmax(np.stack(weights), axis=0), values)
+        best[nearest == ignore] = ignore
     best[far] = outside
     return best
 
@@ -105,10 +115,14 @@ class SliceGrid:
         network_spacing: float | None,
         input_shape: list[int],
     ) -> SliceGrid:
-        """The grid of a case: constant millimetres per network pixel, or, without spacing, the whole image fitted."""
+        """The grid of a case: constant millimetres per network pixel, or, without spacing, the whole image fitted.
+
+        An image that would have to be reduced more than fourfold to fit is reduced fourfold; what does not fit then is
+        tiled in prediction and cropped in training, as a large slice with spacing is.
+        """
         if stored_spacing is None or network_spacing is None:
             fit = min(side / stored for side, stored in zip(input_shape, stored_shape))
-            zoom = (fit, fit)
+            zoom = (max(fit, _SMALLEST_ZOOM),) * 2
         else:
             zoom = (stored_spacing[0] / network_spacing, stored_spacing[1] / network_spacing)
         return SliceGrid(tuple(stored_shape), zoom, tuple(input_shape))

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from samunet.plans import IntensityStatistics
+from samunet.preprocessing.pieces import pieces
 
 _SMALLEST_STD = 1e-8
 
 
 def _zscore(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
-    inside = values if mask is None else values[mask]
-    mean, std = float(inside.mean(dtype=np.float64)), float(inside.std(dtype=np.float64))
+    count = values.size if mask is None else np.count_nonzero(mask)
+    mean = sum(float(piece.sum(dtype=np.float64)) for piece in _inside(values, mask)) / count
+    squares = sum(float(np.square(piece - np.float64(mean)).sum()) for piece in _inside(values, mask))
     values -= mean
-    values /= max(std, _SMALLEST_STD)
+    values /= max(math.sqrt(squares / count), _SMALLEST_STD)
     if mask is not None:
-        values[~mask] = 0
+        for piece, where in pieces(values, mask):
+            piece[~where] = 0
+
+
+def _inside(values: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+    if mask is None:
+        yield from (piece for (piece,) in pieces(values))
+    else:
+        yield from (piece[where] for piece, where in pieces(values, mask))
 
 
 def _ct(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:

@@ -25,24 +25,29 @@ def reduce_image(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return reduced
 
 
-def reduce_label(label: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def reduce_label(label: np.ndarray, shape: tuple[int, int], ignore: int | None = None) -> np.ndarray:
     """Resize every slice of a label map: each class's share of a new pixel is computed, the largest share wins.
 
     Args:
         label: ``(z, y, x)`` integer.
         shape: New ``(y, x)``; at most the present one along each axis.
+        ignore: Value of voxels without annotation. It takes no part in the vote: a new pixel has it where the nearest
+            voxel has. Otherwise thin annotation would drown in it.
     """
     if label.shape[1:] == tuple(shape):
         return label
     reduced = np.empty((label.shape[0], *shape), dtype=label.dtype)
+    centres = [((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(shape, label.shape[1:])]
     for z, plane in enumerate(label):
-        values = np.unique(plane)
+        values = [value for value in np.unique(plane) if value != ignore]
         best = np.full(shape, -1.0, dtype=np.float32)
         for value in values:
             share = _antialiased((plane == value)[None, None].astype(np.float32), shape)[0, 0]
             wins = share > best
             reduced[z][wins] = value
             best[wins] = share[wins]
+        if ignore is not None:
+            reduced[z][plane[np.ix_(*centres)] == ignore] = ignore
     return reduced
 
 

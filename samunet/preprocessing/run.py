@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samunet.dataset.labels import Labels
-from samunet.dataset.layout import Case, Dataset
+from samunet.dataset.cases import Case, Dataset
+from samunet.dataset.description import Description
 from samunet.errors import SamunetError
-from samunet.imageio.registry import reader_for
+from samunet.files import make_folder
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
 from samunet.preprocessing.store import StoredCase, StoreKey, is_stored, stored_plans, write_case
@@ -22,11 +22,13 @@ def preprocess_dataset(
     *,
     num_workers: int = 0,
     progress: bool = True,
+    tolerate_geometry: bool = False,
 ) -> int:
     """Store every training case that is not stored already with the same plans and source files.
 
     Args:
         folder: The dataset's preprocessed folder; slices go to ``folder / configuration.data_identifier``.
+        tolerate_geometry: See :func:`samunet.preprocessing.case.read_case`.
 
     Returns:
         Number of cases stored now; the others were finished before.
@@ -35,23 +37,21 @@ def preprocess_dataset(
         SamunetError: Naming the case that failed. Finished cases stay.
     """
     target = folder / configuration.data_identifier
-    target.mkdir(parents=True, exist_ok=True)
-    decisions = _plans_key(plans, configuration)
+    make_folder(target)
+    decisions = _plans_key(plans, configuration, dataset.description)
     keys = {name: StoreKey(decisions, _files_key(case)) for name, case in dataset.cases.items()}
     todo = [name for name, key in keys.items() if not is_stored(target, name, key)]
-    description = dataset.description
+    description = dataset.description.without_lists()
     jobs = [
-        (dataset.cases[name], description.file_ending, description.reader_override, description.labels,
-         plans, configuration, target, keys[name])
-        for name in todo
-    ]  # fmt: skip
+        (dataset.cases[name], description, plans, configuration, target, keys[name], tolerate_geometry) for name in todo
+    ]
     for _ in map_cases(_store, todo, jobs, num_workers=num_workers, description="Preprocessing", progress=progress):
         pass
     return len(todo)
 
 
 def stored_cases(
-    folder: Path, plans: Plans, configuration: ConfigurationPlan, names: list[str]
+    folder: Path, plans: Plans, configuration: ConfigurationPlan, description: Description, names: list[str]
 ) -> dict[str, StoredCase]:
     """Open the stored cases of a configuration.
 
@@ -59,29 +59,31 @@ def stored_cases(
         SamunetError: If some were never preprocessed, or with other plans.
     """
     target = folder / configuration.data_identifier
-    wanted = _plans_key(plans, configuration)
+    wanted = _plans_key(plans, configuration, description)
     outdated = [name for name in names if stored_plans(target, name) != wanted]
     if outdated:
         raise SamunetError(
             f"{len(outdated)} of {len(names)} cases are not preprocessed with these plans in {target} "
             f"(for example {outdated[0]})",
-            f"samunet_preprocess -d {folder.name} -p {plans.plans_name}",
+            f"samunet_preprocess -d {folder.name} -p {plans.plans_name} -c "
+            f"{configuration.data_identifier.removeprefix(f'{plans.plans_name}_')}",
         )
     return {name: StoredCase(target, name) for name in names}
 
 
 def _store(
     case: Case,
-    ending: str,
-    override: str | None,
-    labels: Labels,
+    description: Description,
     plans: Plans,
     configuration: ConfigurationPlan,
     target: Path,
     key: StoreKey,
+    tolerate_geometry: bool,
 ) -> None:
-    image, label = read_case(case, reader_for(ending, override), labels)
-    write_case(target, case.name, prepare_case(image, label, plans, configuration), key)
+    image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
+    prepared = prepare_case(image, label, plans, configuration, description.labels.ignore)
+    del image, label  # their memory is needed for compression
+    write_case(target, case.name, prepared, key, description.labels.ignore)
 
 
 def _files_key(case: Case) -> str:
@@ -90,8 +92,8 @@ def _files_key(case: Case) -> str:
     return fingerprint_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
 
 
-def _plans_key(plans: Plans, configuration: ConfigurationPlan) -> str:
-    """Hash of the decisions about preprocessing alone."""
+def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Description) -> str:
+    """Hash of the decisions about preprocessing alone, and of the ignore label, which stored places depend on."""
     # Only CT uses the dataset's statistics: other cases need not be made again when a case joins the dataset.
     statistics = plans.foreground_intensity_properties_per_channel if "ct" in configuration.normalization else {}
     return fingerprint_of(
@@ -100,4 +102,5 @@ def _plans_key(plans: Plans, configuration: ConfigurationPlan) -> str:
         configuration.normalization,
         configuration.use_mask_for_norm,
         {channel: vars(values) for channel, values in statistics.items()},
+        description.labels.ignore,
     )

@@ -10,12 +10,15 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json, write_json
 from samunet.preprocessing.case import CaseRecord, PreparedCase
+from samunet.preprocessing.pieces import places, values_in
 
 _CHUNK_BYTES = 1 << 18
 _ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
@@ -31,7 +34,7 @@ class StoreKey:
     files: str
 
 
-def write_case(folder: Path, name: str, case: PreparedCase, key: StoreKey) -> None:
+def write_case(folder: Path, name: str, case: PreparedCase, key: StoreKey, ignore: int | None = None) -> None:
     """Store a preprocessed case with its label.
 
     Args:
@@ -39,47 +42,65 @@ def write_case(folder: Path, name: str, case: PreparedCase, key: StoreKey) -> No
         name: Case name.
         case: What :func:`samunet.preprocessing.case.prepare_case` made, with a label.
         key: What the stored data depend on; see :func:`is_stored`.
+        ignore: Label value of voxels without annotation.
     """
     (folder / f"{name}.json").unlink(missing_ok=True)  # from here until its end the case is unfinished
-    fits_half = float(np.abs(case.image).max(initial=0)) < _HALF_MAX
+    fits_half = max(-float(case.image.min()), float(case.image.max())) < _HALF_MAX
     _write_array(folder / f"{name}.b2nd", case.image.astype(np.float16 if fits_half else np.float32))
     fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
     _write_array(folder / f"{name}_seg.b2nd", case.label.astype(np.int8 if fits_byte else np.int16))
     with atomic_path(folder / f"{name}_locations.npz") as temporary:
-        np.savez(temporary, **{str(value): places for value, places in class_locations(case.label).items()})
+        np.savez(temporary, **{str(value): places for value, places in class_locations(case.label, ignore).items()})
     write_json(folder / f"{name}.json", {"key": asdict(key), "record": case.record.to_json()})
 
 
 def is_stored(folder: Path, name: str, key: StoreKey) -> bool:
     """Whether the case was stored completely, from the same source files and with the same plans."""
     complete = all((folder / f"{name}{ending}").is_file() for ending in _ENDINGS)
-    return complete and read_json(folder / f"{name}.json").get("key") == asdict(key)
+    return complete and _stored_key(folder, name) == asdict(key)
 
 
 def stored_plans(folder: Path, name: str) -> str | None:
     """Hash of the decisions a case was stored with (``StoreKey.plans``), or None if it is not stored."""
+    return _stored_key(folder, name).get("plans")
+
+
+def _stored_key(folder: Path, name: str) -> dict[str, Any]:
+    """What a case was stored with; nothing if its record is missing or damaged, so that it is made again."""
     path = folder / f"{name}.json"
-    return read_json(path).get("key", {}).get("plans") if path.is_file() else None
+    try:
+        record = read_json(path) if path.is_file() else {}
+    except SamunetError:
+        return {}
+    key = record.get("key") if isinstance(record, dict) else None
+    return key if isinstance(key, dict) else {}
 
 
-def class_locations(label: np.ndarray) -> dict[int, np.ndarray]:
+def class_locations(label: np.ndarray, ignore: int | None = None) -> dict[int, np.ndarray]:
     """Up to :data:`MAX_LOCATIONS` voxels of every foreground class, drawn evenly over the class.
 
     Args:
         label: ``(z, y, x)`` integer; values below 1 are background.
+        ignore: Value of voxels without annotation. With one, key 0 has places in the annotated background, so that
+            training finds them in sparsely annotated volumes.
 
     Returns:
         Class value to ``(n, 3)`` int32 positions ``z, y, x``. Absent classes have no entry.
     """
-    flat = np.flatnonzero(label > 0)
-    values = label.reshape(-1)[flat]
+    lowest = 1 if ignore is None else 0
     found = {}
-    for value in np.unique(values):
-        places = flat[values == value]
-        if len(places) > MAX_LOCATIONS:
-            places = places[np.linspace(0, len(places) - 1, MAX_LOCATIONS).astype(np.int64)]
-        found[int(value)] = np.stack(np.unravel_index(places, label.shape), axis=1).astype(np.int32)
+    for value in values_in(label):
+        if value >= lowest and value != ignore:
+            chosen = places(label, lambda piece, value=value: piece == value, _evenly)
+            found[value] = np.stack(np.unravel_index(chosen, label.shape), axis=1).astype(np.int32)
     return found
+
+
+def _evenly(number: int) -> np.ndarray:
+    """Ranks spread evenly over ``number`` voxels: all of them, or :data:`MAX_LOCATIONS`."""
+    if number <= MAX_LOCATIONS:
+        return np.arange(number)
+    return np.linspace(0, number - 1, MAX_LOCATIONS).astype(np.int64)
 
 
 @dataclass
@@ -114,8 +135,12 @@ class StoredCase:
     @cached_property
     def class_locations(self) -> dict[int, np.ndarray]:
         """Class value to ``(n, 3)`` positions ``z, y, x``."""
-        with np.load(self.folder / f"{self.name}_locations.npz", allow_pickle=False) as places:
-            return {int(value): places[value] for value in places.files}
+        path = self.folder / f"{self.name}_locations.npz"
+        try:
+            with np.load(path, allow_pickle=False) as places:
+                return {int(value): places[value] for value in places.files}
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+            raise _damaged(path) from error
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -155,7 +180,10 @@ def _open_array(path: Path):
     try:
         return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
     except (RuntimeError, OSError, ValueError) as error:
-        raise SamunetError(
-            f"the stored slices {path} are missing or damaged",
-            f"delete {path} and run samunet_plan_and_preprocess again",
-        ) from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> SamunetError:
+    return SamunetError(
+        f"the stored slices {path} are missing or damaged", f"delete {path} and run samunet_plan_and_preprocess again"
+    )

@@ -36,6 +36,7 @@ class AffineWindowTransform(AbstractTransform):
         rotation: Largest angle in radians, drawn evenly to both sides.
         scale: Smallest and largest size of the content relative to the image's own.
         p_rotation, p_scale: Probabilities; 0 for neither.
+        ignore: Label value of pixels without annotation.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class AffineWindowTransform(AbstractTransform):
         scale: tuple[float, float] = (0.7, 1.4),
         p_rotation: float = 0.2,
         p_scale: float = 0.2,
+        ignore: int | None = None,
     ) -> None:
         self.shape = tuple(shape)
         self.rotation = rotation
         self.scale = scale
         self.p_rotation = p_rotation
         self.p_scale = p_scale
+        self.ignore = ignore
 
     def draw(self) -> np.ndarray:
         """Random rotation and scaling about the window's centre, as a ``3 x 3`` map from output to window positions."""
@@ -72,7 +75,7 @@ class AffineWindowTransform(AbstractTransform):
         matrix = data_dict["window"] @ self.draw()
         images = torch.from_numpy(np.ascontiguousarray(data_dict["data"], dtype=np.float32))
         data_dict["data"] = sample(images, matrix, self.shape).numpy()
-        label = sample_label(data_dict["seg"][0, 0], matrix, self.shape, outside=OUTSIDE)
+        label = sample_label(data_dict["seg"][0, 0], matrix, self.shape, outside=OUTSIDE, ignore=self.ignore)
         data_dict["seg"] = label[None, None]
         return data_dict
 
@@ -94,7 +97,13 @@ class MaskOutsideTransform(AbstractTransform):
         return data_dict
 
 
-def training_transforms(shape: Sequence[int], mirror_axes: Sequence[int], masked: Sequence[int], per_channel: bool):
+def training_transforms(
+    shape: Sequence[int],
+    mirror_axes: Sequence[int],
+    masked: Sequence[int],
+    per_channel: bool,
+    ignore: int | None = None,
+) -> Compose:
     """nnU-Net's 2D training augmentation.
 
     Args:
@@ -102,6 +111,7 @@ def training_transforms(shape: Sequence[int], mirror_axes: Sequence[int], masked
         mirror_axes: In-plane axes that may be mirrored.
         masked: Channels whose values outside the nonzero mask stay 0.
         per_channel: Whether channels are different modalities, changed independently; neighbouring slices are not.
+        ignore: Label value of pixels without annotation.
 
     Returns:
         A batchgenerators ``Compose``, to be called with ``data``, ``seg`` and ``window`` of one item.
@@ -110,7 +120,7 @@ def training_transforms(shape: Sequence[int], mirror_axes: Sequence[int], masked
     rotation = np.pi if max(shape) / min(shape) <= 1.5 else np.pi / 12
     half = 0.5 if per_channel else 1.0
     transforms = [
-        AffineWindowTransform(shape, rotation),
+        AffineWindowTransform(shape, rotation, ignore=ignore),
         GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_sample=0.1, per_channel=per_channel),
         GaussianBlurTransform(
             (0.5, 1.0), different_sigma_per_channel=per_channel, p_per_sample=0.2, p_per_channel=half

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import numpy as np
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
+from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
 from samunet.training.augmentation import seeded, training_transforms
+from samunet.workers import interrupts_held, prepare_worker
 
 Batch = dict[str, np.ndarray]
 
@@ -31,6 +35,7 @@ class SliceLoader(SlimDataLoaderBase):
         batch_size: Items per batch.
         seed: With iteration and index, all that randomness depends on.
         first: Iteration of the first batch.
+        ignore: Label value of voxels without annotation; with one, every window is centred on an annotated voxel.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class SliceLoader(SlimDataLoaderBase):
         batch_size: int,
         seed: int,
         first: int = 0,
+        ignore: int | None = None,
     ) -> None:
         super().__init__(cases, batch_size)
         self.names = sorted(cases)
@@ -49,11 +55,12 @@ class SliceLoader(SlimDataLoaderBase):
         self.neighbours = network.input_channels == "neighbours"
         self.seed = seed
         self.next_iteration = first
+        self.ignore = ignore
         masked = [channel for channel, used in enumerate(configuration.use_mask_for_norm) if used]
         if self.neighbours and masked:
             masked = [0, 1, 2]
         self.transforms = training_transforms(
-            network.input_shape, configuration.mirror_axes, masked, per_channel=not self.neighbours
+            network.input_shape, configuration.mirror_axes, masked, per_channel=not self.neighbours, ignore=ignore
         )
 
     def generate_train_batch(self) -> Batch:
@@ -73,15 +80,25 @@ class SliceLoader(SlimDataLoaderBase):
         depth, height, width = case.shape
         grid = SliceGrid.of((height, width), case.record.stored_spacing, self.network.spacing, self.network.input_shape)
         centre = None
-        if case.class_locations and draw.random() < self.foreground_share:
-            places = case.class_locations[draw.choice(sorted(case.class_locations))]
-            z, *centre = (int(place) for place in places[draw.integers(len(places))])
+        places = self._places(case, draw.random() < self.foreground_share)
+        if places:
+            chosen = places[draw.choice(sorted(places))]
+            z, *centre = (int(place) for place in chosen[draw.integers(len(chosen))])
         else:
             z = int(draw.integers(depth))
         start = _window_start(grid, centre, draw)
         image = slice_with_context(case.image, z, depth, self.neighbours)
         with seeded(self.seed, iteration, index):
             return self.transforms(data=image[None], seg=case.label(z, z + 1)[None], window=grid.window(start))
+
+    def _places(self, case: StoredCase, foreground: bool) -> dict[int, np.ndarray]:
+        """Places by class, of which one becomes the centre; none where any slice and window will do."""
+        if foreground:
+            found = {value: places for value, places in case.class_locations.items() if value > 0}
+            if found:
+                return found
+        # Elsewhere in a sparsely annotated volume, most windows would teach nothing.
+        return case.class_locations if self.ignore is not None else {}
 
 
 def _window_start(grid: SliceGrid, centre: list[int] | None, draw: np.random.Generator) -> tuple[float, float]:
@@ -92,7 +109,8 @@ def _window_start(grid: SliceGrid, centre: list[int] | None, draw: np.random.Gen
         if centre is not None:
             wanted = (centre[axis] + 0.5) * grid.zoom[axis] - grid.input_shape[axis] / 2
             position = min(max(wanted, low), high)
-        start.append(position)
+        # Whole pixels: where nothing is enlarged, half of one would blur the image and lose single annotated pixels.
+        start.append(min(max(round(position), low), high))
     return start[0], start[1]
 
 
@@ -113,9 +131,15 @@ def batches(loader: SliceLoader, first: int, num_workers: int) -> Iterator[Batch
         try:
             while True:
                 while len(waiting) < 2 * num_workers:
-                    waiting.append(pool.submit(_worker_batch, iteration))
+                    with interrupts_held():
+                        waiting.append(pool.submit(_worker_batch, iteration))
                     iteration += 1
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise SamunetError(
+                "a process that prepares batches was killed, most likely because memory ran out",
+                "the same command goes on from the last checkpoint; use fewer processes: --num_workers 1",
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -127,6 +151,9 @@ def _start_worker(loader: SliceLoader) -> None:
     global _worker_loader
     import torch
 
+    prepare_worker()
+    # After a signal the training takes its last step, saves, and then ends its workers itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     _worker_loader = loader
 

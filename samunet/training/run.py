@@ -15,13 +15,15 @@ from samunet.dataset.splits import fold_cases, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
-from samunet.evaluation.summary import evaluate_folder
+from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
 from samunet.inference.predictor import PredictionOptions, Predictor
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
+from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
 from samunet.preprocessing.run import stored_cases
+from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
 from samunet.training.trainer import Trainer
 
@@ -57,39 +59,42 @@ def train_fold(
     source = paths.preprocessed_folder() / dataset_name
     plans, description = _read_plans(source, plans_name), read_description(source)
     configuration = plans.configuration(configuration_name)
-    names = sorted(read_json(source / FINGERPRINT_FILE)["cases"])
+    names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
     train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
-    trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
-    if options.validation_only and not trained:
-        raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
-    validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
-    if validated and not options.validation_only:
-        raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
-    _prepare_folder(model, fold, plans, description, source, choice, options)
-    log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
-    log.info("network: %s", choice.why)
-    if not trained:
-        trainer = Trainer(
-            folder=folder,
-            configuration=configuration,
-            network=choice.network,
-            description=description,
-            train=stored_cases(source, plans, configuration, train),
-            validation=stored_cases(source, plans, configuration, validation),
-            options=options,
-            identity=fingerprint_of(
-                _decisions(plans, configuration_name), choice.family, list(description.labels.names), train
-            ),
-            run=run | _run_facts(choice, fold, dataset_name),
-            progress=progress,
-        )
-        trainer.train()
-    if validation:
-        _validate(model, fold, dataset_name, validation, options, progress)
+    with training_lock(folder):
+        trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
+        if options.validation_only and not trained:
+            raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
+        validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
+        if validated and not options.validation_only:
+            raise SamunetError(
+                f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again"
+            )
+        _prepare_folder(model, fold, plans, description, source, choice, options)
+        log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
+        log.info("network: %s", choice.why)
+        if not trained:
+            trainer = Trainer(
+                folder=folder,
+                configuration=configuration,
+                network=choice.network,
+                description=description,
+                train=stored_cases(source, plans, configuration, description, train),
+                validation=stored_cases(source, plans, configuration, description, validation),
+                options=options,
+                identity=fingerprint_of(
+                    _decisions(plans, configuration_name), choice.family, description.labels, train
+                ),
+                run=run | _run_facts(choice, fold, dataset_name),
+                progress=progress,
+            )
+            trainer.train()
+        if validation:
+            _validate(model, fold, dataset_name, validation, options, progress)
     return folder
 
 
@@ -207,18 +212,22 @@ def _validate(
     """Predict the fold's own validation cases as a user would, and score just these."""
     dataset = load_dataset(dataset_name)
     folder = model.fold(fold) / "validation"
+    # What differs in origin or direction was accepted when the dataset was preprocessed.
     prediction = PredictionOptions(
-        device=options.device, save_probabilities=options.save_probabilities, skip_existing=not options.validation_only
+        device=options.device,
+        save_probabilities=options.save_probabilities,
+        skip_existing=not options.validation_only,
+        tolerate_geometry=True,
     )
     predictor = Predictor.from_folder(model.path, [fold], options=prediction)
-    predictor.predict_cases({name: dataset.cases[name] for name in names}, folder, progress=progress)
-    summary = evaluate_folder(
-        folder,
-        dataset.folder / "labelsTr",
-        dataset.description.labels,
-        dataset.description.file_ending,
-        dataset.description.reader_override,
-        cases=names,
+    cases = {name: dataset.cases[name] for name in names}
+    predictor.predict_cases(cases, folder, progress=progress)
+    description = dataset.description
+    summary = evaluate_files(
+        {name: (predictor.mask_file(case, folder), case.label) for name, case in cases.items()},
+        description.labels,
+        description.file_ending,
+        description.reader_override,
     )
     write_json(folder / "summary.json", summary)
     log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])

@@ -57,15 +57,19 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
     path = folder / LATEST
     if not path.is_file():
         return Progress(setup=setup)
-    tensors = read_tensors(path)
-    with safe_open(path, "pt") as stream:
-        progress = Progress(**json.loads(stream.metadata()["progress"]))
+    try:
+        tensors = read_tensors(path)
+        with safe_open(path, "pt") as stream:
+            progress = Progress(**json.loads((stream.metadata() or {})["progress"]))
+    except (SamunetError, ValueError, KeyError, TypeError) as error:
+        what = error.message if isinstance(error, SamunetError) else f"{path} is no checkpoint of a running training"
+        raise SamunetError(what, "add --overwrite to train this fold anew") from error
     changed = [key for key in setup if progress.setup.get(key) != setup[key]]
     if changed:
         was = ", ".join(f"{key} {progress.setup.get(key)!r} (now {setup[key]!r})" for key in changed)
         raise SamunetError(
-            f"{folder.name} was started with another setup: {was}",
-            "give the same flags to go on, or --overwrite to start this fold anew",
+            f"{folder} was started with another setup: {was}",
+            "give the same flags to go on, or add --overwrite to train this fold anew",
         )
     model.load_trained_state(_with_prefix(tensors, "model."))
     for index, (parameter, _) in enumerate(_optimizer_items(optimizer)):

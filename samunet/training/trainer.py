@@ -26,7 +26,7 @@ from samunet.preprocessing.store import StoredCase
 from samunet.training.interruption import StopRequest
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import epoch_line, plot
-from samunet.training.loss import segmentation_loss
+from samunet.training.loss import SegmentationLoss
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import Budget, format_duration
 from samunet.training.state import LATEST, load_latest, save_latest, save_model
@@ -79,13 +79,17 @@ class Trainer:
         num_slices = sum(case.shape[0] for case in train.values())
         self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
         self.budget = self._plan_budget()
-        self.loader = SliceLoader(train, configuration, network, self.batch_size, options.seed)
+        self.labels = description.labels
+        self.loader = SliceLoader(
+            train, configuration, network, self.batch_size, options.seed, ignore=self.labels.ignore
+        )
         self.monitored = _monitored(validation or train)
         self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
         self.model = build_network(configuration, network, description, self._base()).to(self.device)
         if options.pretrained:
             self._start_from(options.pretrained)
+        self.loss = SegmentationLoss(self.labels).to(self.device)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, network.weight_decay), lr=network.learning_rate
         )
@@ -165,7 +169,7 @@ class Trainer:
                 for part, target in zip(images.split(self.micro_batch), labels.split(self.micro_batch)):
                     with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                         logits = self.model(part)
-                    loss = segmentation_loss(logits.float(), target) * (len(part) / len(images))
+                    loss = self.loss(logits.float(), target) * (len(part) / len(images))
                     self.scaler.scale(loss).backward()
                     total += float(loss.detach())
                 return total
@@ -212,13 +216,13 @@ class Trainer:
             dtype=self.dtype,
             batch_size=self.micro_batch,
         )
-        classes = self.description.labels.num_classes
+        regions = [region for _, region in self.labels.foreground]
         scores = []
         for case in self.monitored.values():
             shape = case.shape[1:]
             grid = SliceGrid.of(shape, case.record.stored_spacing, self.network.spacing, self.network.input_shape)
-            mask = predictor.mask(case.image(), grid, shape)
-            counts = confusion_counts(mask, np.maximum(case.label(), 0), classes)
+            mask = predictor.mask(case.image(), grid, shape, self.labels)
+            counts = confusion_counts(mask, case.label(), regions, self.labels.ignore)
             scores.append([dice(count) for count in counts])
         self.model.train()
         per_class = [np.mean(column[~np.isnan(column)]) for column in np.array(scores).T if not np.isnan(column).all()]

@@ -1,0 +1,271 @@
+"""The complete check of a dataset: every file of every case is read once, and everything that is wrong is collected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from samunet.dataset.cases import Case, Dataset
+from samunet.dataset.check_report import CheckReport
+from samunet.dataset.description import Description
+from samunet.dataset.problems import Problem, shortened
+from samunet.dataset.training_files import find_images
+from samunet.errors import SamunetError
+from samunet.imageio.base import Geometry, check_same_place
+from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.workers import map_cases
+
+_SPACING_TOLERANCE = 1e-3  # relative, as readers have it
+_COARSEST_PIXEL = 100.0  # mm; no scanner has such pixels, but headers with micrometres in place of millimetres do
+_TEST = "imagesTs: "
+
+
+@dataclass
+class _Inspection:
+    """What reading one case gave: findings, voxels of every label value, and a hash of the voxels."""
+
+    problems: list[Problem] = field(default_factory=list)
+    values: dict[int, int] = field(default_factory=dict)
+    content: str | None = None
+
+
+def complete_check(
+    dataset: Dataset, *, num_workers: int = 0, progress: bool = True, tolerate_geometry: bool = False
+) -> CheckReport:
+    """Read all training cases, and all cases of imagesTs, and collect what is wrong with any of them.
+
+    What is wrong in imagesTs is a warning, since training does not need it. One channel of one case is in memory at a
+    time, in each worker.
+
+    Args:
+        dataset: From :func:`samunet.dataset.layout.read_dataset`; its ``problems`` become part of the report.
+        num_workers: Worker processes; 0 means this one.
+        progress: Whether to show a progress bar.
+        tolerate_geometry: Other origins and directions of channels and labels are warnings instead of errors.
+    """
+    description = dataset.description
+    test_cases, test_problems = _test_cases(dataset)
+    everything = dataset.cases | {f"{_TEST}{name}": case for name, case in test_cases.items()}
+    # Workers get a copy for each case: what grows with the number of cases stays here.
+    lean = replace(description, raw={}, files=None, groups=None)
+    jobs = [(case, lean, tolerate_geometry) for case in everything.values()]
+    inspected: dict[str, _Inspection] = dict(
+        map_cases(
+            _inspect, list(everything), jobs, num_workers=num_workers, description="Checking", progress=progress
+        )
+    )  # fmt: skip
+    inspected = {name: inspected[name] for name in everything}
+    voxels, cases = Counter(), Counter()
+    for name in dataset.cases:
+        voxels.update(inspected[name].values)
+        cases.update(inspected[name].values.keys())
+    problems = dataset.problems + test_problems
+    for name, inspection in inspected.items():
+        test = name.startswith(_TEST)
+        problems += [replace(row, where=name, warning=row.warning or test) for row in inspection.problems]
+    problems += _identical_images({name: inspection.content for name, inspection in inspected.items()})
+    problems += _absent_classes(description, voxels)
+    return CheckReport(
+        dataset=dataset.name,
+        cases=len(dataset.cases),
+        test_cases=len(test_cases),
+        problems=sorted(problems, key=lambda problem: problem.warning),
+        labels=description.labels,
+        voxels=dict(sorted(voxels.items())),
+        cases_with=dict(sorted(cases.items())),
+    )
+
+
+def _test_cases(dataset: Dataset) -> tuple[dict[str, Case], list[Problem]]:
+    folder = dataset.folder / "imagesTs"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return {}, []
+    images, problems = find_images(folder, dataset.description)
+    problems = [replace(problem, where=f"{_TEST}{problem.where}", warning=True) for problem in problems]
+    return {name: Case(name, files, None) for name, files in images.items()}, problems
+
+
+def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _Inspection:
+    found = _Inspection()
+    first = None
+    try:
+        first = _inspect_image(case, description, tolerate_geometry, found)
+        if case.label is not None:
+            _inspect_label(case.label, first, description, tolerate_geometry, found)
+    except MemoryError:
+        fix = "close other programs, or check with fewer worker processes: -np 1"
+        found.problems.append(Problem("memory ran out while reading", case.name, case.name, fix))
+    return found
+
+
+_Grid = tuple[Path, tuple[int, ...], Geometry]
+
+
+def _inspect_image(
+    case: Case, description: Description, tolerate_geometry: bool, found: _Inspection
+) -> _Grid | None:  # fmt: skip
+    """Look at the channels one after the other; returns the first readable file's grid."""
+    preferred = reader_for(description.file_ending, description.reader_override)
+    expected = len(description.channel_names)
+    first, hashes, constant, total = None, [], [], 0
+    for file in case.images:
+        try:
+            image = image_reader_for(file, preferred).read_image(
+                [file], channels=expected if len(case.images) == 1 else None
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
+            found.problems.append(_unusable(case.name, file, error))
+            continue
+        shape = image.array.shape[1:]
+        if first is None:
+            first = file, shape, image.geometry
+            found.problems += _implausible_spacing(case.name, first)
+        else:
+            found.problems += _differences(case.name, (file, shape, image.geometry), first, tolerate_geometry)
+        for channel in image.array:
+            if channel.min() == channel.max():
+                constant.append(f"{file.name} (everywhere {channel.flat[0]:g})")
+            hashes.append(blake2b(np.ascontiguousarray(channel), digest_size=16).hexdigest() + str(shape))
+        total += len(image.array)
+        del image
+    if constant:
+        fix = "look at the file: the export may have failed; remove the case if it shows nothing"
+        found.problems.append(Problem("constant channels:", case.name, "; ".join(constant), fix, warning=True))
+    complete = len(case.images) > 1 and not found.problems and total != expected
+    if complete:
+        try:
+            image_reader_for(case.images[0], preferred).read_image(case.images, channels=expected)
+        except SamunetError as error:
+            found.problems.append(_unusable(case.name, case.images[0], error))
+    if len(case.images) > 1 and len(set(hashes)) < len(hashes) and not constant:
+        fix = "look whether a file was copied under the name of another channel"
+        listed = ", ".join(file.name for file in case.images)
+        found.problems.append(Problem("channels with the same voxels:", case.name, listed, fix, warning=True))
+    if len(hashes) >= expected and len(constant) < len(hashes):
+        found.content = " ".join(hashes)
+    return first
+
+
+def _inspect_label(
+    file: Path, first: _Grid | None, description: Description, tolerate_geometry: bool, found: _Inspection
+) -> None:
+    reader, name = reader_for(description.file_ending, description.reader_override), file.name
+    try:
+        label, geometry = reader.read_label(file)
+    except MemoryError:
+        raise
+    except Exception as error:
+        found.problems.append(_unusable(name, file, error))
+        return
+    if first is not None:
+        found.problems += _differences(name, (file, label.shape, geometry), first, tolerate_geometry)
+    found.values = _count_values(label)
+    try:
+        description.labels.check(found.values, file)
+    except SamunetError as error:
+        found.problems.append(_unusable(name, file, error))
+        return
+    if not set(found.values) - {0, description.labels.ignore}:
+        what = "only background" if description.labels.ignore not in found.values else "only background and ignore"
+        fix = "right if the case is healthy; else annotate it, or remove it"
+        found.problems.append(Problem("labels without any structure:", name, f"{name} has {what}", fix, warning=True))
+
+
+def _count_values(label: np.ndarray) -> dict[int, int]:
+    if label.min() >= 0 and label.max() < 1 << 16:
+        counts = np.bincount(label.reshape(-1))
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, counts = np.unique(label, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist()))
+
+
+def _unusable(name: str, file: Path, error: Exception) -> Problem:
+    if isinstance(error, SamunetError):
+        return Problem("cannot be used:", name, error.message, error.hint or "")
+    detail = f"{file}: {type(error).__name__}: {error}"
+    return Problem("cannot be used:", name, detail, "copy or export the file again, or remove the case")
+
+
+def _differences(name: str, grid: _Grid, first: _Grid, tolerate_geometry: bool) -> list[Problem]:
+    """Where a file's grid is not that of the case's first image file."""
+    (file, shape, geometry), (first_file, first_shape, first_geometry) = grid, first
+    fix = "all files of a case must lie on the same grid: resample the file, or remove the case"
+    if shape != first_shape:
+        detail = f"{file.name} has {shape} (z, y, x), but {first_file.name} has {first_shape}"
+        return [Problem("different shapes:", name, detail, fix)]
+    problems = []
+    physical = geometry.physical and first_geometry.physical
+    own, spacing = geometry.spacing, first_geometry.spacing
+    if physical and not np.allclose(own, spacing, rtol=_SPACING_TOLERANCE, atol=0):
+        detail = f"{file.name} has {_numbers(own)} mm (z, y, x), but {first_file.name} has {_numbers(spacing)} mm"
+        fix = "correct the header of one of them, or resample it, or remove the case"
+        problems.append(Problem("different spacings:", name, detail, fix))
+    try:
+        check_same_place(file, geometry, first_file, first_geometry, tolerate_geometry=False)
+    except SamunetError as error:
+        fix = "tolerated: that of the first file is used" if tolerate_geometry else error.hint or ""
+        problems.append(Problem("another place:", name, error.message, fix, warning=tolerate_geometry))
+    return problems
+
+
+def _implausible_spacing(name: str, grid: _Grid) -> list[Problem]:
+    file, _, geometry = grid
+    # The coarsest axis is that of the slices.
+    in_plane = sorted(geometry.spacing)[1]
+    if not geometry.physical or in_plane <= _COARSEST_PIXEL:
+        return []
+    detail = f"{file.name} has {_numbers(geometry.spacing)} mm (z, y, x)"
+    fix = "spacing must be in millimetres: correct the header"
+    return [Problem("implausible spacing:", name, detail, fix, warning=True)]
+
+
+def _identical_images(contents: Mapping[str, str | None]) -> list[Problem]:
+    """Cases with the same voxels: twice in training, or in training and imagesTs."""
+    groups: dict[str, list[str]] = {}
+    for name, content in contents.items():
+        if content is not None:
+            groups.setdefault(content, []).append(name)
+    problems = []
+    for names in groups.values():
+        training = [name for name in names if not name.startswith(_TEST)]
+        test = [name.removeprefix(_TEST) for name in names if name.startswith(_TEST)]
+        if len(training) > 1:
+            fix = 'remove all but one, or give them one group in dataset.json ("groups"), so that no fold '
+            fix += "is validated on what it was trained on"
+            detail = shortened(training)
+            problems.append(Problem("the same image under several names:", training[0], detail, fix, warning=True))
+        if training and test:
+            fix = "remove it from one of them: its test result would say nothing"
+            detail = f"{training[0]} is {shortened(test)} of imagesTs"
+            problems.append(Problem("test images that are trained on:", training[0], detail, fix, warning=True))
+    return problems
+
+
+def _absent_classes(description: Description, voxels: Mapping[int, int]) -> list[Problem]:
+    labels = description.labels
+    absent = [name for name, region in labels.foreground if not any(voxels.get(value) for value in region)]
+    if not absent or not voxels:
+        return []
+    unknown = labels.unknown(voxels)
+    detail = ", ".join(f'"{name}"' for name in absent)
+    if unknown:
+        fix = f"the files hold the values {_listed(voxels)}: number the labels in dataset.json and in the files alike"
+        detail += f", while files hold {_listed(unknown)}, which dataset.json does not list"
+        return [Problem("labels that occur in no file:", "labels", detail, fix)]
+    fix = "remove them from labels in dataset.json, or add cases that have them: they cannot be learnt"
+    return [Problem("labels that occur in no file:", "labels", detail, fix, warning=True)]
+
+
+def _listed(values: Iterable[int]) -> str:
+    return shortened([str(value) for value in values])
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"

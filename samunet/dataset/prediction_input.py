@@ -1,0 +1,188 @@
+"""Which images are to be predicted, and what their cases are called."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from samunet.dataset.cases import Case, alike, case_and_channel, duplicate, visible
+from samunet.dataset.channels import channel_problem, count_channels, number_problem
+from samunet.dataset.description import Description
+from samunet.dataset.problems import Problem, raise_problems, shortened
+from samunet.dataset.training_files import image_endings
+from samunet.errors import SamunetError, UsageError
+from samunet.imageio.base import Reader
+from samunet.imageio.registry import ending_of, image_reader_for, is_dicom_folder, reader_for
+
+log = logging.getLogger(__name__)
+
+Source = Path | Sequence[Path | Sequence[Path]]
+
+
+def list_cases(source: Source, description: Description) -> dict[str, Case]:
+    """The cases to predict, without labels, sorted by name.
+
+    A case's name is its files' name without ending and channel number: ``scan`` for ``scan_0000.nii.gz`` and, where one
+    file holds all channels, for ``scan.nii.gz``. A DICOM series is a folder, and its case is named like the folder.
+    Endings may be other ones than the training's.
+
+    Args:
+        source: A folder of images; a folder that is a DICOM series, or whose folders are; one file; a list of files,
+            whose names tell which belong together (channels that lie beside a file need not be listed); or a list of
+            lists, each with the files of one case in channel order.
+        description: Of the dataset that the model was trained on.
+
+    Raises:
+        UsageError: If a path does not exist, or nothing is given.
+        SamunetError: If nothing matches, two files would be the same case, or a case has not the model's channels; at
+            most five offenders are listed.
+    """
+    preferred = reader_for(description.file_ending, description.reader_override)
+    if isinstance(source, (str, Path)):
+        path = _existing(source)
+        if path.is_dir():
+            return _cases(_images_of(path, description), path, description, preferred, beside=False)
+        found, where = [path], path
+    elif not source:
+        raise UsageError("there is nothing to predict: the list of files is empty")
+    elif all(isinstance(item, (str, Path)) for item in source):
+        found, where = [_existing(item) for item in source], Path(source[0]).parent
+    else:
+        return _cases_as_given(source, description, preferred)
+    for path in found:
+        if path.is_dir() and not is_dicom_folder(path):
+            raise UsageError(f"{path} is a folder, but no DICOM series", "give a folder of images alone: -i imagesTs")
+        image_reader_for(path, preferred)  # raises for a file that nothing reads
+    return _cases(found, where, description, preferred, beside=True)
+
+
+def prediction_hint(description: Description) -> str:
+    """What the files of a case to be predicted must be called."""
+    ending, names = description.file_ending, description.channel_names
+    if len(names) == 1:
+        return f"images must be called case_0000{ending} or case{ending}, one for each case"
+    return (
+        f"the model expects {len(names)} channels ({', '.join(names)}): case_0000{ending} to "
+        f"case_{len(names) - 1:04d}{ending}, or one file case{ending} that holds all of them"
+    )
+
+
+def _existing(item: str | Path) -> Path:
+    path = Path(item).expanduser()
+    if not path.exists():
+        raise UsageError(f"{item} does not exist", "give a folder of images, or image files")
+    return path
+
+
+def _images_of(folder: Path, description: Description) -> list[Path]:
+    """The files and DICOM series in a folder; those of the training's kind alone if there are some."""
+    entries = visible(folder)
+    images = [entry for entry in entries if entry.is_file() and ending_of(entry)]
+    endings = image_endings(description)
+    like_training = [image for image in images if ending_of(image) in endings]
+    if not like_training and is_dicom_folder(folder):
+        return [folder]
+    series = [entry for entry in entries if entry.is_dir() and is_dicom_folder(entry)]
+    chosen = like_training + series or images
+    left_out = [image.name for image in images if image not in chosen]
+    if left_out:
+        log.warning(
+            "%s: %d images of another kind than %s are left out: %s",
+            folder, len(left_out), description.file_ending, shortened(left_out),
+        )  # fmt: skip
+    if not chosen:
+        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+        got = f"it holds {shortened(names)}" if names else "it is empty"
+        raise SamunetError(f"{folder} has no images: {got}", prediction_hint(description))
+    return chosen
+
+
+def _cases(
+    found: Sequence[Path], where: Path, description: Description, preferred: Reader, *, beside: bool
+) -> dict[str, Case]:
+    grouped, problems = _grouped(found, len(description.channel_names), preferred, beside)
+    problems += alike(grouped)
+    hint = prediction_hint(description)
+    for name, files in grouped.items():
+        wrong = channel_problem(name, files, description, preferred, hint, thorough=True)
+        problems += [wrong] if wrong else []
+    raise_problems(problems, where)
+    return {name: Case(name, tuple(grouped[name].values()), None) for name in sorted(grouped)}
+
+
+def _grouped(
+    found: Sequence[Path], channels: int, preferred: Reader, beside: bool
+) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
+    """Files by case and channel number.
+
+    The four digits at the end of a name need not be a channel's number: where a case would lack channel 0000 and each
+    of its files holds all channels, they belong to the name (``frame_0017.png``).
+    """
+    numbered: dict[str, dict[int, Path]] = {}
+    plain: list[Path] = []
+    problems: list[Problem] = []
+    for path in sorted(dict.fromkeys(found)):
+        parsed = case_and_channel(_stem(path))
+        if parsed is None:
+            plain.append(path)
+            continue
+        name, channel = parsed
+        first = numbered.setdefault(name, {}).setdefault(channel, path)
+        if first is not path:
+            problems.append(duplicate(name, _told_apart(first, path)))
+    for name, files in list(numbered.items()):
+        if beside and channels > 1:
+            _add_channels_beside(name, files, channels, preferred)
+        if 0 not in files and (channels == 1 or all(count_channels(f, preferred) == channels for f in files.values())):
+            plain += numbered.pop(name).values()
+    for path in plain:
+        name = _stem(path)
+        first = numbered.setdefault(name, {0: path}).get(0, path)
+        if first is not path:
+            problems.append(duplicate(name, _told_apart(first, path)))
+    return {name: dict(sorted(files.items())) for name, files in sorted(numbered.items())}, problems
+
+
+def _add_channels_beside(name: str, files: dict[int, Path], channels: int, preferred: Reader) -> None:
+    """Complete a case of which some channels are given with those that lie in the same folder."""
+    given = next(iter(files.values()))
+    if set(files) == set(range(channels)) or count_channels(given, preferred) == channels:
+        return
+    for path in visible(given.parent):
+        parsed = case_and_channel(_stem(path)) if ending_of(path) or path.is_dir() else None
+        if parsed and parsed[0] == name and parsed[1] < channels and (path.is_dir() == given.is_dir()):
+            files.setdefault(parsed[1], path)
+
+
+def _cases_as_given(
+    source: Sequence[Path | Sequence[Path]], description: Description, preferred: Reader
+) -> dict[str, Case]:
+    """Cases of which each one's files are listed."""
+    cases: dict[str, Case] = {}
+    problems: list[Problem] = []
+    hint = prediction_hint(description)
+    for item in source:
+        files = tuple(_existing(path) for path in ([item] if isinstance(item, (str, Path)) else item))
+        if not files:
+            raise UsageError("a case without files was given", hint)
+        parsed = case_and_channel(_stem(files[0]))
+        # Of a single file, only 0000 is surely a channel's number.
+        name = parsed[0] if parsed and (len(files) > 1 or parsed[1] == 0) else _stem(files[0])
+        if name in cases:
+            problems.append(duplicate(name, _told_apart(cases[name].images[0], files[0])))
+        cases[name] = Case(name, files, None)
+        wrong = number_problem(name, files, description, preferred, hint, thorough=True)
+        problems += [wrong] if wrong else []
+    raise_problems(problems + alike(cases), "the cases given")
+    return {name: cases[name] for name in sorted(cases)}
+
+
+def _stem(path: Path) -> str:
+    ending = None if path.is_dir() else ending_of(path)
+    return path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
+
+
+def _told_apart(first: Path, second: Path) -> list[str]:
+    """Names of two files; with their folders if the names are the same."""
+    return [first.name, second.name] if first.name != second.name else [str(first), str(second)]

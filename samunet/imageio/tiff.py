@@ -1,0 +1,285 @@
+"""TIFF volumes and pictures through tifffile, with nnU-Net's JSON file beside a volume for its spacing.
+
+``case_0000.tif`` finds its spacing in ``case_0000.json`` or ``case.json``, ``case.tif`` in ``case.json``:
+``{"spacing": [z, y, x]}`` in millimetres. Spacing in other places (ImageJ, OME) is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from struct import error as struct_error
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from samunet.errors import SamunetError
+from samunet.files import atomic_path, read_json, write_json
+from samunet.imageio.base import (
+    COPY_AGAIN,
+    Geometry,
+    Image,
+    Reader,
+    check_spacing,
+    smallest_unsigned,
+    stack_channels,
+    to_label,
+    without_z_if_2d,
+)
+from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPageSeries
+
+log = logging.getLogger(__name__)
+
+TIFF_ENDINGS = (".tif", ".tiff")
+
+_CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
+_SAVE_AGAIN = "save it again; with tifffile: imwrite(file, array, photometric='minisblack', compression='zlib')"
+# Numbers of the format's definition (TIFF 6.0): kinds of pixels, and extra samples that are transparency.
+_ZERO_IS_WHITE, _PALETTE = 0, 3
+_ALPHA_SAMPLES = (1, 2)
+
+
+class Pages(NamedTuple):
+    """A TIFF file as read.
+
+    Attributes:
+        pixels: ``(channels, z, y, x)`` in the file's number type.
+        dimension: 3 for a stack of pages, 2 for a single one.
+        alpha: Whether the last channel is transparency.
+    """
+
+    pixels: np.ndarray
+    dimension: int
+    alpha: bool
+
+
+class Tiff3DReader(Reader):
+    """Stacks of grey or colour pages, and single ones as pictures; BigTIFF too.
+
+    A file without a stated spacing has the spacing (1, 1, 1), which means nothing; for a stack that is a warning.
+    """
+
+    name = "Tiff3DIO"
+    endings = TIFF_ENDINGS
+
+    def read_image(
+        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
+    ) -> Image:
+        """See :meth:`Reader.read_image`. Single pages are fitted to ``channels`` as pictures are; stacks are not."""
+        wanted = wanted_per_file(channels, len(files))
+        parts = []
+        for file in map(Path, files):
+            pages = read_pages(file, wanted)
+            pixels = fit_channels(pages.pixels, wanted if pages.dimension == 2 else None, pages.alpha, file)
+            parts.append((file, pixels, _geometry(file, pages.dimension)))
+        return stack_channels(parts, channels, tolerate_geometry)
+
+    def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
+        """See :meth:`Reader.read_label`. A palette gives its indices; equal colour components count as grey."""
+        file = Path(file)
+        pages = read_pages(file, 1, label=True)
+        return to_label(fit_channels(pages.pixels, 1, pages.alpha, file), file), _geometry(file, pages.dimension)
+
+    def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """See :meth:`Reader.write_label`. A stated spacing is written into the JSON file beside it."""
+        file = Path(file)
+        values = without_z_if_2d(smallest_unsigned(array), geometry)
+        sidecar = file.with_suffix(".json")
+        if geometry.physical:
+            if sidecar.exists() and _spacing(sidecar) is None:
+                raise SamunetError(
+                    f"{sidecar} is in the way: the spacing of {file.name} belongs there", "rename it, or the case"
+                )
+            # First, so that a mask is never without its spacing.
+            write_json(sidecar, {"spacing": list(geometry.spacing)})
+        elif sidecar.exists() and _spacing(sidecar) is not None:
+            sidecar.unlink()
+        write_pages(values, file)
+
+    def count_channels(self, file: Path) -> int:
+        """See :meth:`Reader.count_channels`. Transparency does not count."""
+        return count_channels(Path(file))
+
+
+def read_pages(file: Path, wanted: int | None, label: bool = False) -> Pages:
+    """Read a TIFF file; a palette gives red, green and blue of 8 bit, or its indices for a label.
+
+    Args:
+        file: The file.
+        wanted: How many channels it should have, if that is known. ImageJ's format does not tell channels from slices
+            where a program has not named them: pages that it calls channels are slices if one channel is wanted.
+        label: Whether it holds labels.
+
+    Raises:
+        SamunetError: If the file is missing, damaged, compressed in a way that cannot be read, or holds several images.
+    """
+    with _opened(file) as tiff:
+        series = _series(tiff, file)
+        page = series.keyframe
+        try:
+            array = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            array = _through_pillow(file, series, error)
+        axes = "ZYX" if wanted == 1 and series.axes == "CYX" else series.axes
+        pixels, dimension = _canonical(array, axes, file)
+        if page.photometric == _PALETTE and not label:
+            # Eight of the 16 bits of a colour: some programs leave the lower ones empty.
+            pixels = (page.colormap >> 8).astype(np.uint8)[:, pixels[0]]
+        return Pages(pixels, dimension, _has_alpha(series))
+
+
+def count_channels(file: Path) -> int:
+    """See :meth:`samunet.imageio.base.Reader.count_channels`."""
+    with _opened(file) as tiff:
+        series = _series(tiff, file)
+        if series.keyframe.photometric == _PALETTE:
+            return 3
+        sizes = [size for axis, size in zip(series.axes, series.shape) if axis in "CS"]
+        return int(np.prod(sizes, dtype=int)) - _has_alpha(series)
+
+
+def write_pages(values: np.ndarray, file: Path) -> None:
+    """Write ``(z, y, x)`` or ``(y, x)`` atomically as grey pages with lossless compression."""
+    from tifffile import imwrite
+
+    with atomic_path(file) as temporary:
+        imwrite(
+            temporary,
+            values,
+            photometric="minisblack",
+            compression="zlib",
+            metadata={"axes": "ZYX"[3 - values.ndim :]},
+        )
+
+
+def _series(tiff: TiffFile, file: Path) -> TiffPageSeries:
+    if len(tiff.series) != 1:
+        shapes = ", ".join(str(series.shape) for series in tiff.series[:4])
+        raise SamunetError(f"{file} holds {len(tiff.series)} images (shapes {shapes}); it must hold one", _SAVE_AGAIN)
+    return tiff.series[0]
+
+
+def _has_alpha(series: TiffPageSeries) -> bool:
+    samples = series.keyframe.extrasamples
+    return "S" in series.axes and len(samples) == 1 and int(samples[0]) in _ALPHA_SAMPLES
+
+
+def _canonical(array: np.ndarray, axes: str, file: Path) -> tuple[np.ndarray, int]:
+    """Bring tifffile's axes into the order ``(channels, z, y, x)``; also the file's dimension."""
+    for axis in reversed(range(len(axes))):
+        if array.shape[axis] == 1 and axes[axis] not in "YX":
+            array, axes = array.squeeze(axis), axes[:axis] + axes[axis + 1 :]
+    channels = [axis for axis in axes if axis in "CS"]
+    depth = [axis for axis in axes if axis not in "CSYX"]
+    if "Y" not in axes or "X" not in axes or len(channels) > 1 or len(depth) > 1:
+        raise SamunetError(
+            f"{file} has axes {axes} of sizes {array.shape}; it must be one picture or one stack (z, y, x)",
+            "save one file per time point and channel: case_0000.tif, case_0001.tif, ...",
+        )
+    order = [axes.index(axis) for axis in (*channels, *depth, "Y", "X")]
+    array = array.transpose(order)
+    sizes = array.shape
+    return array.reshape(sizes[0] if channels else 1, sizes[-3] if depth else 1, *sizes[-2:]), 2 + len(depth)
+
+
+def _through_pillow(file: Path, series: TiffPageSeries, error: ValueError) -> np.ndarray:
+    """Decode what tifffile leaves to another package, such as LZW, page by page with Pillow."""
+    from PIL import Image as pillow
+    from PIL import ImageSequence
+
+    try:
+        # Pillow would invert pages whose zero is white.
+        if series.keyframe.photometric != _ZERO_IS_WHITE:
+            with pillow.open(file, formats=["TIFF"]) as picture:
+                array = np.stack([np.asarray(page) for page in ImageSequence.Iterator(picture)])
+            if array.size == np.prod(series.shape) and array.dtype == series.dtype:
+                return array.reshape(series.shape)
+    except (OSError, SyntaxError, ValueError):
+        pass
+    compression = getattr(series.keyframe.compression, "name", series.keyframe.compression)
+    raise SamunetError(f"{file} has a compression ({compression}) that cannot be read", _SAVE_AGAIN) from error
+
+
+def _geometry(file: Path, dimension: int) -> Geometry:
+    names = dict.fromkeys([file.stem, _CHANNEL_SUFFIX.sub("", file.stem)])
+    found = (_spacing(file.with_name(f"{name}.json")) for name in names)
+    spacing = next((spacing for spacing in found if spacing is not None), None)
+    if spacing is None and dimension == 2:
+        return PICTURE_GEOMETRY
+    if spacing is None:
+        _warn_once(file.parent)
+    return Geometry(
+        spacing=spacing or (1.0, 1.0, 1.0),
+        physical=spacing is not None,
+        origin=(0.0,) * dimension,
+        direction=tuple(np.eye(dimension).ravel().tolist()),
+        dimension=dimension,
+    )
+
+
+def _spacing(sidecar: Path) -> tuple[float, float, float] | None:
+    """The spacing that a JSON file states; None without the file, or if it is about something else."""
+    content = read_json(sidecar) if sidecar.is_file() else None
+    if not isinstance(content, dict) or "spacing" not in content:
+        return None
+    spacing = content["spacing"]
+    numbers = isinstance(spacing, list) and all(type(side) in (int, float) for side in spacing)
+    if not numbers or len(spacing) != 3:
+        raise SamunetError(f'{sidecar}: "spacing" is {spacing!r}', "it must be three numbers in mm: [z, y, x]")
+    check_spacing(spacing, sidecar)
+    return tuple(map(float, spacing))
+
+
+@cache
+def _warn_once(folder: Path) -> None:
+    log.warning(
+        '%s holds TIFF volumes without spacing: 1, 1, 1 is used. State it in CASE.json beside each: {"spacing": [z, y, '
+        "x]} in mm",
+        folder,
+    )
+
+
+class _Complaints(logging.Handler):
+    """tifffile only logs that pages are missing, and goes on with those that are there."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[TiffFile]:
+    """Open a TIFF; whatever tifffile raises or logs on damaged files becomes an error that names the file."""
+    from tifffile import TiffFile, TiffFileError
+
+    logger, complaints = logging.getLogger("tifffile"), _Complaints()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(complaints)
+    try:
+        with TiffFile(file) as tiff:
+            yield tiff
+    except FileNotFoundError:
+        raise SamunetError(f"{file} does not exist") from None
+    except IsADirectoryError:
+        raise SamunetError(f"{file} is a folder, not a TIFF file") from None
+    # tifffile trusts what it reads: a damaged file ends in whatever the next step raises.
+    except (TiffFileError, OSError, ValueError, zlib.error, KeyError, IndexError, TypeError, struct_error) as error:
+        raise SamunetError(f"could not read {file}: {error}", COPY_AGAIN) from error
+    finally:
+        logger.removeHandler(complaints)
+        logger.propagate = propagate
+    if complaints.messages:
+        raise SamunetError(f"{file} is damaged or truncated: {complaints.messages[0]}", COPY_AGAIN)

@@ -1,0 +1,235 @@
+"""TIFF: stacks and pictures, spacing in a JSON file beside them, and what cannot be decoded."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as pillow
+
+from samunet.errors import SamunetError
+from samunet.imageio.registry import reader_for
+
+RANDOM = np.random.default_rng(0)
+VOLUME = RANDOM.integers(0, 60000, (4, 5, 6)).astype(np.uint16)
+COLOUR = RANDOM.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def reader():
+    return reader_for(".tif")
+
+
+@pytest.fixture
+def as_pictures():
+    return reader_for(".tif", "NaturalImage2DIO")
+
+
+def spacing_beside(path, spacing):
+    path.write_text(json.dumps({"spacing": spacing}))
+
+
+@pytest.mark.parametrize("name", ["case_0000", "case"])
+@pytest.mark.parametrize("ending", [".tif", ".tiff", ".TIF"])
+def test_a_volume_and_its_mask_keep_the_spacing(reader, tmp_path, name, ending):
+    path, mask = tmp_path / f"case_0000{ending}", tmp_path / f"mask{ending}"
+    tifffile.imwrite(path, VOLUME, photometric="minisblack")
+    spacing_beside(tmp_path / f"{name}.json", [2, 0.5, 0.25])
+    image = reader.read_image([path], channels=1)
+    assert np.array_equal(image.array[0], VOLUME)
+    assert image.geometry.spacing == (2.0, 0.5, 0.25)
+    assert image.geometry.physical
+    assert image.geometry.dimension == 3
+    reader.write_label(VOLUME % 3, mask, image.geometry)
+    label, geometry = reader.read_label(mask)
+    assert np.array_equal(label, VOLUME % 3)
+    assert geometry == image.geometry
+    assert tifffile.imread(mask).dtype == np.uint8
+    assert np.array_equal(tifffile.imread(mask), VOLUME % 3)
+
+
+def test_a_volume_without_spacing_is_read_with_one_warning(reader, tmp_path, caplog):
+    for name in "ab":
+        tifffile.imwrite(tmp_path / f"{name}.tif", VOLUME, photometric="minisblack")
+        geometry = reader.read_image([tmp_path / f"{name}.tif"]).geometry
+        assert geometry.spacing == (1.0, 1.0, 1.0)
+        assert not geometry.physical
+    assert caplog.text.count("without spacing") == 1
+    reader.write_label(VOLUME, tmp_path / "m.tif", geometry)
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [([1, 2], "three numbers"), ("1 1 1", "three numbers"), ([1, 2, None], "three numbers"), ([1, 0, 1], "positive")],
+)
+def test_a_senseless_spacing_is_refused(reader, tmp_path, spacing, message):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME, photometric="minisblack")
+    spacing_beside(tmp_path / "a.json", spacing)
+    with pytest.raises(SamunetError, match=rf"a.json(.|\n)*{message}"):
+        reader.read_image([tmp_path / "a.tif"])
+
+
+def test_another_json_file_of_that_name_is_left_alone(reader, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME, photometric="minisblack")
+    (tmp_path / "a.json").write_text('{"shapes": []}')
+    geometry = reader.read_image([tmp_path / "a.tif"]).geometry
+    assert not geometry.physical
+    spacing_beside(tmp_path / "b.json", [1, 2, 3])
+    tifffile.imwrite(tmp_path / "b.tif", VOLUME, photometric="minisblack")
+    stated = reader.read_image([tmp_path / "b.tif"]).geometry
+    with pytest.raises(SamunetError, match=r"a.json is in the way"):
+        reader.write_label(VOLUME, tmp_path / "a.tif", stated)
+    assert (tmp_path / "a.json").read_text() == '{"shapes": []}'
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tif"), VOLUME)
+
+
+def test_a_spacing_of_an_earlier_mask_does_not_stay(reader, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME, photometric="minisblack")
+    spacing_beside(tmp_path / "m.json", [1, 2, 3])
+    reader.write_label(VOLUME, tmp_path / "m.tif", reader.read_image([tmp_path / "a.tif"]).geometry)
+    assert reader.read_label(tmp_path / "m.tif")[1].spacing == (1.0, 1.0, 1.0)
+
+
+BANDS = COLOUR.transpose(2, 0, 1)[:, None]
+RGB = {"photometric": "rgb"}
+PLANAR = {**RGB, "planarconfig": "separate"}
+OPAQUE = np.dstack([COLOUR, np.full((5, 6), 255, np.uint8)])
+FOUR = np.dstack([COLOUR, COLOUR[..., 0]])
+TWO = np.stack([VOLUME, VOLUME + 1])
+WRITTEN = {
+    # array, options of tifffile, channels that are expected, channels (z, y, x)
+    "picture": (VOLUME[0], {}, 1, VOLUME[:1][None]),
+    "picture, 3": (VOLUME[0], {}, 3, np.stack([VOLUME[:1]] * 3)),
+    "float picture": (VOLUME[0] / np.float32(2), {}, 1, VOLUME[:1][None] / 2),
+    "one bit": (VOLUME[0] > 30000, {}, 1, VOLUME[:1][None] > 30000),
+    "RGB": (COLOUR, RGB, 3, BANDS),
+    "RGB of 16 bit": (COLOUR.astype(np.uint16) * 200, RGB, 3, BANDS * 200.0),
+    "planar RGB": (COLOUR.transpose(2, 0, 1), PLANAR, 3, BANDS),
+    "greys as RGB": (np.dstack([COLOUR[..., 0]] * 3), RGB, 1, COLOUR[None, None, ..., 0]),
+    "opaque RGBA": (OPAQUE, {**RGB, "extrasamples": ["unassalpha"]}, 3, BANDS),
+    "four channels": (FOUR, {**RGB, "extrasamples": ["unspecified"]}, 4, FOUR.transpose(2, 0, 1)[:, None]),
+    "BigTIFF": (VOLUME, {"bigtiff": True}, 1, VOLUME[None]),
+    "big-endian": (VOLUME, {"byteorder": ">"}, 1, VOLUME[None]),
+    "compressed": (VOLUME, {"compression": "zlib", "predictor": True}, 1, VOLUME[None]),
+    "tiles": (VOLUME, {"tile": (16, 16)}, 1, VOLUME[None]),
+    "plain pages": (VOLUME, {"metadata": None}, 1, VOLUME[None]),
+    "named axes": (VOLUME, {"metadata": {"axes": "ZYX"}}, 1, VOLUME[None]),
+    "ImageJ": (VOLUME, {"imagej": True, "metadata": {"axes": "ZYX"}}, 1, VOLUME[None]),
+    "ImageJ, two channels": (TWO.swapaxes(0, 1), {"imagej": True}, 2, TWO),
+    "OME": (VOLUME, {"ome": True, "metadata": {"axes": "ZYX"}}, 1, VOLUME[None]),
+    "stack of RGB": (np.stack([COLOUR] * 4), RGB, 3, np.stack([COLOUR] * 4).transpose(3, 0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_every_kind_of_file(reader, tmp_path, kind):
+    array, options, channels, expected = WRITTEN[kind]
+    tifffile.imwrite(tmp_path / "a.tif", array, **{"photometric": "minisblack", **options})
+    image = reader.read_image([tmp_path / "a.tif"], channels=channels)
+    assert np.array_equal(image.array, expected)
+    assert image.geometry.dimension == (2 if expected.shape[1] == 1 else 3)
+    if "3" not in kind and "greys" not in kind:
+        assert reader.count_channels(tmp_path / "a.tif") == channels
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg"])
+def test_compressions_of_pillow(reader, tmp_path, compression):
+    pages = [pillow.fromarray(page) for page in VOLUME]
+    if compression == "jpeg":
+        pages = [pillow.fromarray((page >> 8).astype(np.uint8)) for page in VOLUME]
+    pages[0].save(tmp_path / "a.tif", compression=compression, save_all=True, append_images=pages[1:])
+    got = reader.read_image([tmp_path / "a.tif"]).array[0]
+    if compression == "jpeg":
+        assert np.abs(got - (VOLUME >> 8)).max() < 60
+    else:
+        assert np.array_equal(got, VOLUME)
+
+
+def test_a_compression_that_nothing_here_decodes_is_named(reader, tmp_path):
+    pillow.fromarray(VOLUME[0] > 9).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    entry = content.index(np.array([259, 3], "<u2").tobytes())  # tag of the compression, a single short
+    content[entry + 8 : entry + 10] = np.array([34712], "<u2").tobytes()  # JPEG 2000
+    (tmp_path / "a.tif").write_bytes(bytes(content))
+    with pytest.raises(SamunetError, match=r"a.tif has a compression \(JPEG2000\) that cannot be read(.|\n)*zlib"):
+        reader.read_image([tmp_path / "a.tif"])
+
+
+def test_a_palette_is_colour_in_an_image_and_index_in_a_label(reader, as_pictures, tmp_path):
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    picture = pillow.fromarray(indices)
+    picture.putpalette([0, 0, 0, 255, 10, 20, 30, 255, 40])
+    picture.save(tmp_path / "a.tif")
+    for each in (reader, as_pictures):
+        assert np.array_equal(each.read_label(tmp_path / "a.tif")[0], indices[None])
+        assert np.array_equal(each.read_image([tmp_path / "a.tif"]).array[:, 0, 0, 1], [255, 10, 20])
+        assert each.count_channels(tmp_path / "a.tif") == 3
+
+
+def test_transparency_and_colour_are_refused(reader, as_pictures, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.dstack([COLOUR, COLOUR[..., 0]]), photometric="rgb", extrasamples=[2])
+    tifffile.imwrite(tmp_path / "b.tif", COLOUR, photometric="rgb")
+    for each in (reader, as_pictures):
+        with pytest.raises(SamunetError, match=r"a.tif has an alpha channel"):
+            each.read_image([tmp_path / "a.tif"])
+        with pytest.raises(SamunetError, match=r"b.tif"):
+            each.read_label(tmp_path / "b.tif")
+        with pytest.raises(SamunetError, match=r"b.tif has 3 channels, .* lists 1"):
+            each.read_image([tmp_path / "b.tif"], channels=1)
+
+
+def test_a_grey_volume_is_not_repeated_for_colours(reader, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME, photometric="minisblack")
+    with pytest.raises(SamunetError, match=r"a.tif has 1 channel, .* lists 3"):
+        reader.read_image([tmp_path / "a.tif"], channels=3)
+
+
+def test_pictures_as_pictures(as_pictures, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME[0])
+    spacing_beside(tmp_path / "a.json", [1, 2, 3])
+    image = as_pictures.read_image([tmp_path / "a.tif"])
+    assert np.array_equal(image.array, VOLUME[:1][None])
+    assert not image.geometry.physical
+    as_pictures.write_label(VOLUME[:1], tmp_path / "b.tif", image.geometry)
+    assert np.array_equal(as_pictures.read_label(tmp_path / "b.tif")[0], VOLUME[:1])
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME, photometric="minisblack")
+    with pytest.raises(SamunetError, match=r"a.tif is a stack of 4 pictures(.|\n)*Tiff3DIO"):
+        as_pictures.read_image([tmp_path / "a.tif"])
+
+
+def test_several_images_and_too_many_axes_are_refused(reader, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(VOLUME[0])
+        writer.write(VOLUME[0, :3])
+    with pytest.raises(SamunetError, match=r"a.tif holds 2 images"):
+        reader.read_image([tmp_path / "a.tif"])
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([VOLUME] * 2), imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(SamunetError, match=r"b.tif has axes TZYX"):
+        reader.read_image([tmp_path / "b.tif"])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("damage", ["empty", "text", "missing", "folder", *(f"cut {tenth}" for tenth in range(1, 10))])
+def test_damaged_files_are_named_and_the_console_stays_quiet(reader, tmp_path, capfd, compression, damage):
+    path = tmp_path / "bad.tif"
+    tifffile.imwrite(path, np.tile(VOLUME, (1, 8, 8)), photometric="minisblack", compression=compression)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        cut = content[: len(content) * int(damage[4:]) // 10] if damage.startswith("cut") else b""
+        path.write_bytes(b"hello " * 99 if damage == "text" else cut)
+    with pytest.raises(SamunetError, match=r"bad\.tif"):
+        reader.read_image([path])
+    with pytest.raises(SamunetError, match=r"bad\.tif"):
+        reader.read_label(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pages_of_unnamed_kind_are_channels_only_where_several_are_wanted(reader, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME, imagej=True)
+    assert reader.read_image([tmp_path / "a.tif"], channels=1).array.shape == (1, 4, 5, 6)
+    assert reader.read_image([tmp_path / "a.tif"], channels=4).array.shape == (4, 1, 5, 6)
+    assert np.array_equal(reader.read_label(tmp_path / "a.tif")[0], VOLUME)
