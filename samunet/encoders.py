@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from samunet.errors import UsageError
@@ -26,6 +26,8 @@ class EncoderFacts:
         convolutional_stem: True if tokens come from a small stack of convolutions instead of one strided projection.
         pixel_mean, pixel_std: Statistics of the input the encoder was trained on, on 0-255.
         checkpoint_file, checkpoint_url: Where its weights are published; None if there are none.
+        checkpoint_bytes, checkpoint_sha256: What the published file is checked against; None if not known.
+        checkpoint_licence: Of the weights.
         window: Side of the attention windows in tokens.
         embedding: Channels of the encoder's output (256 in every SAM).
     """
@@ -43,6 +45,9 @@ class EncoderFacts:
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
     checkpoint_file: str | None = None
     checkpoint_url: str | None = None
+    checkpoint_bytes: int | None = None
+    checkpoint_sha256: str | None = None
+    checkpoint_licence: str | None = None
     window: int = 14
     embedding: int = 256
 
@@ -52,6 +57,8 @@ class EncoderFacts:
         return self.checkpoint_file is not None
 
 
+# Sizes and SHA-256 as independent users of the files recorded them (micro-sam's table among others). The digits in the
+# names of Meta's files are not of the SHA-256: they begin the MD5.
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 ENCODERS: dict[str, EncoderFacts] = {
@@ -60,19 +67,38 @@ ENCODERS: dict[str, EncoderFacts] = {
         EncoderFacts(
             "vit_b", "sam", 768, 12, 12, (2, 5, 8, 11), 16, 1024,
             checkpoint_file="sam_vit_b_01ec64.pth", checkpoint_url=_META + "sam_vit_b_01ec64.pth",
+            checkpoint_bytes=375_042_383, checkpoint_licence="Apache-2.0",
+            checkpoint_sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         ),
         EncoderFacts(
             "vit_l", "sam", 1024, 24, 16, (5, 11, 17, 23), 16, 1024,
             checkpoint_file="sam_vit_l_0b3195.pth", checkpoint_url=_META + "sam_vit_l_0b3195.pth",
+            checkpoint_bytes=1_249_524_607, checkpoint_licence="Apache-2.0",
+            checkpoint_sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         ),
         EncoderFacts(
             "vit_h", "sam", 1280, 32, 16, (7, 15, 23, 31), 16, 1024,
             checkpoint_file="sam_vit_h_4b8939.pth", checkpoint_url=_META + "sam_vit_h_4b8939.pth",
+            checkpoint_bytes=2_564_550_879, checkpoint_licence="Apache-2.0",
+            checkpoint_sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
         EncoderFacts(
             "small", "bundled", 192, 8, 3, (3, 7), 16, 224, window=7,
             convolutional_stem=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(63.75, 63.75, 63.75),
         ),
+    )
+}  # fmt: skip
+
+# Published files by the name that samunet_download_checkpoint takes: those of the encoders, and files made for one of
+# them by others. MedSAM (Ma et al. 2024) was trained on pictures scaled to 0-1, without a mean and deviation.
+CHECKPOINTS: dict[str, EncoderFacts] = {name: facts for name, facts in ENCODERS.items() if facts.pretrained} | {
+    "medsam": replace(
+        ENCODERS["vit_b"],
+        pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0),
+        checkpoint_file="medsam_vit_b.pth",
+        checkpoint_url="https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
+        checkpoint_bytes=375_049_145, checkpoint_licence="CC-BY-4.0",
+        checkpoint_sha256="34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
     )
 }  # fmt: skip
 

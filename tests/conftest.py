@@ -7,6 +7,13 @@ import pytest
 import SimpleITK as sitk
 
 
+@pytest.fixture(autouse=True)
+def no_downloads(monkeypatch):
+    """No test reaches the internet: published checkpoints have https addresses, and nothing listens at this proxy."""
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
 @pytest.fixture
 def samunet_folders(tmp_path, monkeypatch):
     """Sets samunet_raw, samunet_preprocessed and samunet_results to ``raw`` and so on in the folder it returns."""

@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
     parser.add_argument("-encoder", help="vit_b, vit_l, vit_h or small, as planned (default: what this machine allows)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="base weights: any file in SAM's layout")
     length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")
@@ -58,6 +59,7 @@ def _run(arguments: argparse.Namespace) -> None:
     workers = arguments.num_workers
     options = api.TrainingOptions(
         encoder=arguments.encoder,
+        checkpoint=arguments.checkpoint,
         epochs=arguments.epochs,
         iterations=arguments.iterations,
         seconds=parse_duration(arguments.time_budget) if arguments.time_budget else None,

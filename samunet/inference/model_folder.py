@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.dataset.description import Description, description_from_json
-from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import read_json
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
@@ -22,6 +21,7 @@ from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from samunet.network.base_weights import BaseWeights
     from samunet.network.model import SamunetModel
 
 TRAINER_NAME = "samunetTrainer"
@@ -100,6 +100,7 @@ class ModelFolder:
 
     def _load_fold(self, fold: Fold, checkpoint: str) -> SamunetModel:
         from samunet.network.adapters import load_adapter, merge_lora
+        from samunet.network.base_weights import base_weights
 
         file = self.fold(fold) / f"checkpoint_{checkpoint}.safetensors"
         if not file.is_file():
@@ -110,7 +111,8 @@ class ModelFolder:
             )
         run = self.run(fold)
         network = self.configuration.networks[run["family"]]
-        model = build_network(self.configuration, network, self.description, base_weights(network, run.get("base")))
+        base = base_weights(network.encoder, run.get("base"))
+        model = build_network(self.configuration, network, self.description, base)
         state = read_tensors(file)
         if network.adaptation == "lora":
             state |= load_adapter(self.fold(fold) / f"adapter_{checkpoint}")
@@ -127,7 +129,7 @@ def build_network(
     configuration: ConfigurationPlan,
     network: NetworkPlan,
     description: Description,
-    base_state: dict[str, Tensor] | None,
+    base: BaseWeights | None,
 ) -> SamunetModel:
     """Build the network for a dataset, ready to train or to be filled from a checkpoint."""
     from samunet.network.model import build_model
@@ -137,29 +139,9 @@ def build_network(
         num_outputs=description.labels.num_outputs,
         num_channels=len(description.channel_names),
         unit_range=[scheme in UNIT_RANGE_SCHEMES for scheme in configuration.normalization],
-        base_state=base_state,
+        base_state=base.state if base else None,
+        pixel_statistics=(base.record["pixel_mean"], base.record["pixel_std"]) if base else None,
     )
-
-
-def base_weights(network: NetworkPlan, recorded: dict | None = None) -> dict[str, Tensor] | None:
-    """The frozen base of a network: a published checkpoint, or None where everything was trained.
-
-    Args:
-        network: The network's plan.
-        recorded: ``run.json``'s ``base``, to check that the weights are those of the training.
-    """
-    from samunet.network.checkpoints import file_hash, load_sam_checkpoint, require_checkpoint
-
-    facts = encoder_facts(network.encoder)
-    if not facts.pretrained:
-        return None
-    path = require_checkpoint(facts)
-    if recorded and recorded["sha256"] != file_hash(path):
-        raise SamunetError(
-            f"{path} is not the file this model was trained on ({recorded['file']} with another content)",
-            "put the original checkpoint there",
-        )
-    return load_sam_checkpoint(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

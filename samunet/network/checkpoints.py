@@ -1,22 +1,30 @@
-"""Published checkpoints in SAM's layout: where they are, reading them safely, and putting them into our modules."""
+"""Checkpoints in SAM's layout: reading them safely, and putting them into our modules, strictly."""
 
 from __future__ import annotations
 
-import hashlib
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from samunet import paths
-from samunet.encoders import EncoderFacts
+from samunet.encoders import CHECKPOINTS, EncoderFacts
 from samunet.errors import SamunetError
+from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 
 # SAMed gives every class a mask token of its own, so SAM's three tokens and what hangs on them are left behind.
 _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
+# Keys under which training scripts put the state dict; the last is nnU-Net's, read to say so.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "module", "network_weights")
+_PARTS = r"(?:image_encoder|prompt_encoder|mask_decoder)\."
+_PREFIX = re.compile(rf"^(?:(?:module|model|sam|sam_model|_orig_mod)\.)+(?={_PARTS})")
+# Buffers that some files hold and SAM's own do not: the encoder's facts have them.
+_STATISTICS = ("pixel_mean", "pixel_std")
 
 
 def find_checkpoint(facts: EncoderFacts) -> Path | None:
@@ -27,39 +35,40 @@ def find_checkpoint(facts: EncoderFacts) -> Path | None:
     return path if path.is_file() else None
 
 
-def require_checkpoint(facts: EncoderFacts) -> Path:
-    """Like :func:`find_checkpoint`.
-
-    Raises:
-        SamunetError: If the file is not there; says where to get it and where to put it.
-    """
-    path = find_checkpoint(facts)
-    if path is None:
-        folder = paths.checkpoints_folder()
-        raise SamunetError(
-            f"the weights of {facts.name} are not in {folder}",
-            f"get {facts.checkpoint_url} and put it at {folder / facts.checkpoint_file}, or use -encoder small",
-        )
-    return path
-
-
 def load_sam_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a ``.pth`` state dict in SAM's layout without running any code that it may contain.
+    """Read a state dict from a ``.pth`` or ``.safetensors`` file without running any code that it may contain.
+
+    What training scripts put around a state dict (a dict with ``model`` or ``state_dict``, names that begin with
+    ``module.`` or ``sam.``) is taken off.
 
     Raises:
-        SamunetError: If the file is missing, truncated, or holds anything but tensors by name.
+        SamunetError: If the file is missing, truncated, no checkpoint, or holds anything but tensors by name.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SamunetError(f"the checkpoint {path} does not exist") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise SamunetError(
-            f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}", "download the file again"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    content = _read(path)
+    while isinstance(content, dict) and (wrapped := [key for key in _WRAPPERS if isinstance(content.get(key), dict)]):
+        content = content[wrapped[0]]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise SamunetError(f"{path} does not hold a state dict (tensors by name)", "use a checkpoint in SAM's layout")
+    state: dict[str, Tensor] = {}
+    for name, value in content.items():
+        short = _PREFIX.sub("", str(name))
+        if short in state:
+            raise SamunetError(f"{path} holds {short} twice, with different prefixes", "use a file with one model")
+        if short not in _STATISTICS:
+            state[short] = value
     return state
+
+
+def check_fits(facts: EncoderFacts, state: dict[str, Tensor], path: Path) -> None:
+    """Check that a state dict is a whole checkpoint of an encoder, before anything is built.
+
+    Raises:
+        SamunetError: Listing what is missing, unexpected or of another shape, and what the file seems to be.
+    """
+    with torch.device("meta"):  # shapes without memory or time
+        encoder = ImageEncoder(facts)
+        head = SamHead(4, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+    _check(_given(state), _expected(encoder, head), facts.name, str(path))
 
 
 def load_base(encoder: ImageEncoder, head: SamHead, state: dict[str, Tensor]) -> None:
@@ -71,41 +80,76 @@ def load_base(encoder: ImageEncoder, head: SamHead, state: dict[str, Tensor]) ->
     Raises:
         SamunetError: Listing what is missing, unexpected or of another shape.
     """
-    targets = {"image_encoder": encoder, "prompt_encoder": head.prompt_encoder, "mask_decoder": head.mask_decoder}
-    expected = {
-        f"{part}.{name}": value
-        for part, module in targets.items()
-        for name, value in module.state_dict().items()
-        if not (part == "mask_decoder" and name.startswith(_CLASS_SPECIFIC))
-    }
-    given = {
-        name: value
-        for name, value in state.items()
-        if not name.removeprefix("mask_decoder.").startswith(_CLASS_SPECIFIC)
-    }
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - given.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(given.keys() - expected.keys())]
-    problems += [
-        f"shape of {name}: {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & given.keys())
-        if given[name].shape != expected[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise SamunetError(
-            f"the checkpoint does not fit this encoder:\n  {shown}", "choose the encoder it was made for"
-        )
-    for part, module in targets.items():
+    given = _given(state)
+    _check(given, _expected(encoder, head), "this encoder", "the checkpoint")
+    for part, module in _modules(encoder, head).items():
         prefix = part + "."
         module.load_state_dict(
             {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}, strict=False
         )
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
+def _read(path: Path) -> Any:
+    """The file's content: tensors in dicts, nothing that could run."""
+    if not path.is_file():
+        raise SamunetError(f"the checkpoint {path} does not exist" + (" as a file" if path.exists() else ""))
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        start = stream.read(512)
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise SamunetError(f"{path} is a web page, not a checkpoint", f"get the file itself{_again(path)}")
+    if start.startswith(b"version https://git-lfs"):
+        raise SamunetError(f"{path} is a Git LFS pointer, not the file itself", "fetch it: git lfs pull")
+    try:
+        if start[8:9] == b"{":  # safetensors begin with the length of their JSON header
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything while it is parsed
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise SamunetError(
+                f"{path} holds more than tensors, which samunet does not load because it could run code",
+                "where it was made: torch.save(model.state_dict(), FILE)",
+            ) from error
+        raise SamunetError(
+            f"{path} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): {first_line}",
+            f"get the file again{_again(path)}",
+        ) from error
+
+
+def _again(path: Path) -> str:
+    names = [name for name, facts in CHECKPOINTS.items() if facts.checkpoint_file == path.name]
+    return f": samunet_download_checkpoint {names[0]} --force" if names else ""
+
+
+def _modules(encoder: ImageEncoder, head: SamHead) -> dict[str, torch.nn.Module]:
+    return {"image_encoder": encoder, "prompt_encoder": head.prompt_encoder, "mask_decoder": head.mask_decoder}
+
+
+def _expected(encoder: ImageEncoder, head: SamHead) -> dict[str, Tensor]:
+    state = {
+        f"{part}.{name}": value
+        for part, module in _modules(encoder, head).items()
+        for name, value in module.state_dict().items()
+    }
+    return _given(state)
+
+
+def _given(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in state.items()
+        if not name.removeprefix("mask_decoder.").startswith(_CLASS_SPECIFIC)
+    }
+
+
+def _check(given: dict[str, Tensor], expected: dict[str, Tensor], encoder: str, source: str) -> None:
+    shapes = {name: tuple(value.shape) for name, value in given.items()}
+    problems = compare(shapes, {name: tuple(value.shape) for name, value in expected.items()})
+    if not problems:
+        return
+    kind = describe(shapes)
+    what = f"; it seems to be {kind.what}" if kind and kind.encoder != encoder else ""
+    hint = kind.hint if kind and kind.encoder != encoder else "choose the encoder that it was made for"
+    raise SamunetError(f"{source} does not fit {encoder}{what}:\n  " + "\n  ".join(problems), hint)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samunet.encoders import EncoderFacts, encoder_facts
+from samunet.encoders import SAM_PIXEL_MEAN, SAM_PIXEL_STD, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.network.adapters import add_lora
 from samunet.network.checkpoints import load_base
@@ -18,8 +20,9 @@ from samunet.plans import NetworkPlan
 class InputLayer(nn.Module):
     """Stored channels to the three the encoder expects, with the encoder's own pixel statistics.
 
-    Standardised channels (z-score, CT) already have the mean and deviation that normalised pictures have, so they pass
-    as they are; channels on 0-1 are brought to 0-255 and normalised with the statistics the encoder was trained with.
+    Channels on 0-1 are brought to 0-255 and normalised with the statistics the encoder was trained with. Standardised
+    channels (z-score, CT) have the mean and deviation of pictures normalised as SAM's are: SAM gets them as they are,
+    an encoder pretrained with other statistics (MedSAM: pictures on 0-1) what it would have got of such pictures.
 
     Args:
         facts: The encoder's facts.
@@ -34,9 +37,13 @@ class InputLayer(nn.Module):
         indices = torch.arange(3) if mapping == "as_they_are" else torch.ones(num_channels, dtype=torch.long)
         mean = torch.tensor(facts.pixel_mean)[indices] / 255
         std = torch.tensor(facts.pixel_std)[indices] / 255
-        keep = torch.tensor([0.0 if unit else 1.0 for unit in unit_range])
-        self.register_buffer("mean", (mean * (1 - keep)).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", (std * (1 - keep) + keep).view(1, -1, 1, 1), persistent=False)
+        sam_mean, sam_std = (torch.tensor(value)[indices] / 255 for value in (SAM_PIXEL_MEAN, SAM_PIXEL_STD))
+        standard_mean, standard_std = (mean - sam_mean) / sam_std, std / sam_std
+        if not facts.pretrained:  # random weights have learned no statistics
+            standard_mean, standard_std = torch.zeros_like(mean), torch.ones_like(std)
+        unit = torch.tensor(unit_range)
+        self.register_buffer("mean", torch.where(unit, mean, standard_mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.where(unit, std, standard_std).view(1, -1, 1, 1), persistent=False)
         if mapping == "projection":
             self.projection = nn.Conv2d(num_channels, 3, 1)
             nn.init.constant_(self.projection.weight, 1 / num_channels)
@@ -112,6 +119,7 @@ def build_model(
     num_channels: int,
     unit_range: list[bool],
     base_state: dict[str, Tensor] | None = None,
+    pixel_statistics: tuple[list[float], list[float]] | None = None,
 ) -> SamunetModel:
     """Build the network of a plan.
 
@@ -122,8 +130,11 @@ def build_model(
         unit_range: Per channel, whether stored values lie in 0-1 (see :class:`InputLayer`).
         base_state: State dict in SAM's layout, from :func:`samunet.network.checkpoints.load_sam_checkpoint`.
             Without it the encoder is random.
+        pixel_statistics: Mean and deviation per channel, on 0-255, that go with these weights; None for the encoder's.
     """
     facts = encoder_facts(plan.encoder)
+    if pixel_statistics:
+        facts = replace(facts, pixel_mean=tuple(pixel_statistics[0]), pixel_std=tuple(pixel_statistics[1]))
     encoder = ImageEncoder(facts)
     head = HEADS[plan.head](num_outputs, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     if base_state is not None:

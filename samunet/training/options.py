@@ -14,6 +14,7 @@ class TrainingOptions:
 
     Attributes:
         encoder: Encoder to use; None leaves it to the plans and the machine.
+        checkpoint: File with base weights in SAM's layout, instead of the encoder's published one.
         epochs, iterations, seconds: Length of the training; at most one of them.
         batch_size: Images per step.
         learning_rate: Peak.
@@ -28,6 +29,7 @@ class TrainingOptions:
     """
 
     encoder: str | None = None
+    checkpoint: Path | None = None
     epochs: int | None = None
     iterations: int | None = None
     seconds: float | None = None

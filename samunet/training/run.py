@@ -19,6 +19,7 @@ from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
 from samunet.inference.predictor import PredictionOptions, Predictor
+from samunet.network.base_weights import base_weights
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
@@ -74,7 +75,17 @@ def train_fold(
             raise SamunetError(
                 f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again"
             )
-        _prepare_folder(model, fold, plans, description, source, choice, options)
+        _check_other_folds(model, fold, plans, source, choice, options)
+        base = None
+        if not trained:  # before anything is written or, with --overwrite, removed
+            base = base_weights(
+                choice.network.encoder,
+                run.get("base") or _base_of_other_folds(model, fold, choice.network.encoder),
+                options.checkpoint,
+                may_download=True,
+                progress=progress,
+            )
+        _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
         log.info("network: %s", choice.why)
         if not trained:
@@ -90,8 +101,10 @@ def train_fold(
                     _decisions(plans, configuration_name), choice.family, description.labels, train
                 ),
                 run=run | _run_facts(choice, fold, dataset_name),
+                base=base,
                 progress=progress,
             )
+            del base  # the model holds its own copy: up to 2.5 GB less during the training
             trainer.train()
         if validation:
             _validate(model, fold, dataset_name, validation, options, progress)
@@ -112,14 +125,15 @@ def _read_plans(source: Path, plans_name: str) -> Plans:
 def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
     """Which of the configuration's networks to train: as asked; as before; or by what this machine has."""
     from samunet.network.checkpoints import find_checkpoint
+    from samunet.network.downloads import can_download
 
     networks = configuration.networks
     planned = {network.encoder: family for family, network in networks.items()}
     sam = networks["sam"].encoder
-    wanted = options.encoder or run.get("encoder") or plans.encoder
+    wanted = options.encoder or run.get("encoder") or (sam if options.checkpoint else plans.encoder)
     if wanted == "auto":
         gpu = resolve_device(options.device).type != "cpu"
-        weights = find_checkpoint(encoder_facts(sam)) is not None
+        weights = find_checkpoint(encoder_facts(sam)) is not None or (gpu and can_download(encoder_facts(sam)))
         wanted = sam if gpu and weights else networks["bundled"].encoder
         if wanted == sam:
             why = f"there is a GPU and {sam}'s checkpoint; -encoder {networks['bundled'].encoder} for the small one"
@@ -130,7 +144,8 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
             why = f"{lacking}; -encoder {sam} would choose SAM"
     else:
         encoder_facts(wanted)
-        why = "as asked" if options.encoder else "as planned" if not run else "as this fold began"
+        given = "for --checkpoint" if options.checkpoint else "as planned"
+        why = "as asked" if options.encoder else "as this fold began" if run else given
     if wanted not in planned:
         raise UsageError(
             f"these plans hold networks for {' and '.join(planned)}, not for {wanted}",
@@ -138,6 +153,11 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
         )
     family = planned[wanted]
     network = networks[family]
+    if options.checkpoint and not encoder_facts(wanted).pretrained:
+        raise UsageError(
+            f"--checkpoint gives base weights to a SAM encoder; {wanted} ({why}) starts from random ones",
+            f"use -encoder {sam}, or leave out --checkpoint",
+        )
     if family == "bundled":
         why += f". {wanted} starts from random weights: everything trains"
     if options.batch_size:
@@ -147,16 +167,10 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     return _Choice(family, network, f"{wanted} ({why})")
 
 
-def _prepare_folder(
-    model: ModelFolder,
-    fold: Fold,
-    plans: Plans,
-    description: Description,
-    source: Path,
-    choice: _Choice,
-    options: TrainingOptions,
+def _check_other_folds(
+    model: ModelFolder, fold: Fold, plans: Plans, source: Path, choice: _Choice, options: TrainingOptions
 ) -> None:
-    """Make the model's and the fold's folders; refuse to mix plans or encoders."""
+    """Refuse to mix plans or encoders within a model."""
     folder = model.fold(fold)
     others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
     begun = others or ((folder / "run.json").is_file() and not options.overwrite)
@@ -174,12 +188,25 @@ def _prepare_folder(
                 f"{path.parent.name} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
                 f"all folds of a model use one encoder: add -encoder {encoder}",
             )
-    if options.overwrite and folder.is_dir():
+
+
+def _prepare_folder(
+    model: ModelFolder, fold: Fold, plans: Plans, description: Description, source: Path, overwrite: bool
+) -> None:
+    """Make the model's and the fold's folders, and put what the model was planned from beside them."""
+    folder = model.fold(fold)
+    if overwrite and folder.is_dir():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plans.write(model.path / "plans.json")
     write_json(model.path / "dataset.json", description.raw)
     write_json(model.path / "dataset_fingerprint.json", read_json(source / FINGERPRINT_FILE))
+
+
+def _base_of_other_folds(model: ModelFolder, fold: Fold, encoder: str) -> dict | None:
+    """Base weights that the model's other folds began with: all folds share them."""
+    others = [read_json(path) for path in model.path.glob("fold_*/run.json") if path.parent != model.fold(fold)]
+    return next((run["base"] for run in others if run.get("encoder") == encoder and run.get("base")), None)
 
 
 def _decisions(plans: Plans, configuration_name: str) -> dict:

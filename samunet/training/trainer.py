@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, resolve_device
-from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
-from samunet.inference.model_folder import base_weights, build_network, read_tensors
+from samunet.inference.model_folder import build_network, read_tensors
+from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
@@ -49,6 +49,7 @@ class Trainer:
         options: The user's choices.
         identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
         run: Content of ``run.json`` so far; measured choices in it are kept.
+        base: The encoder's base weights; None to look them up.
         progress: Whether to show a progress bar.
     """
 
@@ -64,6 +65,7 @@ class Trainer:
         options: TrainingOptions,
         identity: str,
         run: dict,
+        base: BaseWeights | None = None,
         progress: bool = True,
     ) -> None:
         self.folder = folder
@@ -86,7 +88,10 @@ class Trainer:
         self.monitored = _monitored(validation or train)
         self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
-        self.model = build_network(configuration, network, description, self._base()).to(self.device)
+        base = base or base_weights(network.encoder, run.get("base"), options.checkpoint)
+        if base:
+            self.run["base"] = base.record
+        self.model = build_network(configuration, network, description, base).to(self.device)
         if options.pretrained:
             self._start_from(options.pretrained)
         self.loss = SegmentationLoss(self.labels).to(self.device)
@@ -251,15 +256,6 @@ class Trainer:
             return Budget(iterations=options.iterations or options.epochs * self.epoch_iterations)
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         return Budget(iterations=-(-self.network.training_images[kind] // self.batch_size))
-
-    def _base(self) -> dict[str, Tensor] | None:
-        from samunet.network.checkpoints import file_hash, find_checkpoint
-
-        base = base_weights(self.network, self.run.get("base"))
-        if base is not None and "base" not in self.run:
-            path = find_checkpoint(encoder_facts(self.network.encoder))
-            self.run["base"] = {"file": path.name, "sha256": file_hash(path)}
-        return base
 
     def _start_from(self, path: Path) -> None:
         """Take over every tensor of another model that fits; the class-specific ones need not."""

@@ -1,0 +1,153 @@
+"""The frozen base of a network: which file it comes from, and how that file is found again."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samunet import paths
+from samunet.encoders import CHECKPOINTS, EncoderFacts, encoder_facts
+from samunet.errors import SamunetError
+from samunet.files import file_hash
+from samunet.network import downloads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Base weights in memory.
+
+    Attributes:
+        state: Tensors by SAM's names.
+        record: ``base`` of ``run.json``: file, size and hash, the pixel statistics that go with it, and the path if
+            the user gave one.
+    """
+
+    state: dict[str, Tensor]
+    record: dict
+
+
+def base_weights(
+    encoder: str,
+    recorded: dict | None = None,
+    checkpoint: Path | None = None,
+    *,
+    may_download: bool = False,
+    progress: bool = True,
+) -> BaseWeights | None:
+    """Find, read and check an encoder's base weights.
+
+    Args:
+        encoder: Its name.
+        recorded: ``base`` of the ``run.json`` of a training that began with some; only that file will do, wherever it
+            is now.
+        checkpoint: The user's choice instead of the published file.
+        may_download: Whether a published file that is missing is downloaded.
+        progress: Whether a download shows a progress bar.
+
+    Returns:
+        The weights, checked to fit strictly; None for an encoder that starts from random weights.
+
+    Raises:
+        SamunetError: If the file is missing, damaged, made for something else, or not the recorded one.
+    """
+    from samunet.network.checkpoints import check_fits, find_checkpoint, load_sam_checkpoint
+
+    facts = encoder_facts(encoder)
+    if not facts.pretrained:
+        return None
+    given = checkpoint.expanduser().resolve() if checkpoint else None
+    if recorded:
+        path = _recorded_file(recorded, given, may_download, progress)
+    else:
+        path = given or find_checkpoint(facts) or _missing(facts, may_download, progress)
+    state = load_sam_checkpoint(path)
+    check_fits(facts, state, path)
+    record = _record(path, facts)
+    if recorded:
+        return BaseWeights(state, record | recorded)
+    published = _published(record["sha256"])
+    if given:
+        record["path"] = str(given)
+        log.info(
+            "base weights: %s, %s", given,
+            f"published by {published.checkpoint_url}" if published else f"used with the pixel statistics of {encoder}",
+        )  # fmt: skip
+    elif published is None and facts.checkpoint_sha256:
+        log.warning("%s is not the published file of that name; it is used as it is", path)
+    return BaseWeights(state, record)
+
+
+def _record(path: Path, facts: EncoderFacts) -> dict:
+    sha256 = file_hash(path)
+    statistics = _published(sha256) or facts
+    return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "pixel_mean": list(statistics.pixel_mean),
+        "pixel_std": list(statistics.pixel_std),
+    }
+
+
+def _published(sha256: str) -> EncoderFacts | None:
+    return next((facts for facts in CHECKPOINTS.values() if facts.checkpoint_sha256 == sha256), None)
+
+
+def _missing(facts: EncoderFacts, may_download: bool, progress: bool) -> Path:
+    folder = paths.checkpoints_folder()
+    if may_download:
+        log.info("the weights of %s are not in %s", facts.name, folder)
+        try:
+            return downloads.download(facts, progress=progress)
+        except SamunetError as error:
+            raise SamunetError(error.message, f"{error.hint}, or use -encoder small") from error
+    raise SamunetError(
+        f"the weights of {facts.name} are not in {folder}",
+        f"samunet_download_checkpoint {facts.name}, or get {facts.checkpoint_url} and put it at "
+        f"{folder / facts.checkpoint_file}, or use -encoder small",
+    )
+
+
+def _recorded_file(recorded: dict, given: Path | None, may_download: bool, progress: bool) -> Path:
+    """The file that a training began with: given, where it was, by its name, or any with its content."""
+    wanted = f"{recorded['file']} (SHA-256 {recorded['sha256'][:12]}…)"
+    if given and not _has_content(given, recorded):
+        raise SamunetError(
+            f"this model was begun with {wanted}; {given} has another content, and what was trained on one base does "
+            "not work on another",
+            f"give --checkpoint /path/to/{recorded['file']} or leave it out, or train another model: plan under "
+            "another name, or use --overwrite on all its folds",
+        )
+    folder = paths.checkpoints_folder()
+    candidates = [given, Path(recorded["path"]) if recorded.get("path") else None, folder / recorded["file"]]
+    candidates += sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    for path in candidates:
+        if path is not None and _has_content(path, recorded):
+            return path
+    published = _published(recorded["sha256"])
+    if published and may_download and not (folder / published.checkpoint_file).exists():
+        return downloads.download(published, progress=progress)
+    names = [name for name, facts in CHECKPOINTS.items() if facts is published]
+    command = f"samunet_download_checkpoint {names[0]}, or " if names else ""
+    where = f" or back at {recorded['path']}" if recorded.get("path") else ""
+    raise SamunetError(
+        f"this model needs its base weights {wanted}, and no file with that content is in {folder}",
+        f"{command}put the original file into that folder{where}",
+    )
+
+
+def _has_content(path: Path, recorded: dict) -> bool:
+    """Whether a file is the recorded one; sizes are compared first, because a hash reads the whole file."""
+    try:
+        if path.stat().st_size != recorded.get("bytes", path.stat().st_size):
+            return False
+        return path.is_file() and file_hash(path) == recorded["sha256"]
+    except OSError:
+        return False
