@@ -17,6 +17,8 @@ COMMANDS = {
     "samunet_predict": "predict",
     "samunet_evaluate_folder": "evaluate_folder",
     "samunet_evaluate_simple": "evaluate_simple",
+    "samunet_merge_adapter": "merge_adapter",
+    "samunet_import_samed": "import_samed",
     "samunet_demo": "demo",
 }
 

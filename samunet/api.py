@@ -40,6 +40,8 @@ __all__ = [
     "TrainingOptions",
     "evaluate",
     "extract_fingerprint",
+    "import_samed",
+    "merge_adapter",
     "plan_and_preprocess",
     "plan_experiment",
     "predict",
@@ -235,6 +237,38 @@ def evaluate(predictions: str | Path, references: str | Path, dataset_json: str 
     )
     write_json(Path(predictions) / "summary.json", summary)
     return summary
+
+
+def merge_adapter(
+    dataset: str | int,
+    configuration: str,
+    fold: int | str,
+    output: str | Path,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    checkpoint: str = "final",
+) -> Path:
+    """Write a trained fold as a plain SAM checkpoint, LoRA folded in; see :mod:`samunet.inference.sam_export`."""
+    from samunet.inference.model_folder import ModelFolder, model_folder_name
+    from samunet.inference.sam_export import export_sam
+
+    folder = paths.results_folder() / find_dataset(dataset) / model_folder_name(plans_name, configuration)
+    if not (folder / "plans.json").is_file():
+        there = ", ".join(path.parent.name for path in folder.parent.glob("samunetTrainer__*/plans.json")) or "none"
+        raise UsageError(f"there is no trained model {folder.name} in {folder.parent} (models there: {there})")
+    return export_sam(ModelFolder(folder), fold, checkpoint, Path(output))
+
+
+def import_samed(file: str | Path, **options: Any) -> Path:
+    """Make a model folder of a checkpoint that SAMed published; returns it.
+
+    Args:
+        file: The ``.pth`` file.
+        options: Fields of :class:`samunet.training.samed_import.SamedImport`.
+    """
+    from samunet.training.samed_import import SamedImport, import_checkpoint
+
+    return import_checkpoint(Path(file), SamedImport(**options))
 
 
 def _extract(dataset: Dataset, clean: bool, num_workers: int | None, progress: bool) -> Fingerprint:

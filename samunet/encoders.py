@@ -51,6 +51,11 @@ class EncoderFacts:
         """Whether published weights exist for this encoder."""
         return self.checkpoint_file is not None
 
+    @property
+    def attention_blocks(self) -> int:
+        """How many blocks with attention there are to adapt."""
+        return self.depth
+
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
 

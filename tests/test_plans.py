@@ -99,7 +99,7 @@ def sam(data):
         (lambda data: data["configurations"]["2d"].update(normalization=["zscroe"]), "normalization"),
         (lambda data: sam(data).update(batch_size="4"), r"networks\.sam\.batch_size: .*integer.*got '4'"),
         (lambda data: sam(data).update(batchsize=4), r"networks\.sam\.batchsize: .*Unexpected"),
-        (lambda data: sam(data).update(adaptation="adapter"), r"networks\.sam\.adaptation: .*'lora' or 'full'"),
+        (lambda data: sam(data).update(adaptation="vpt"), r"networks\.sam\.adaptation: .*'adapter' or 'full'"),
         (lambda data: sam(data)["lora"].update(targets=["q", "w"]), r"networks\.sam\.lora\.targets\.1: "),
         (lambda data: sam(data)["lora"].update(dropout=0.1), r"networks\.sam\.lora\.dropout: .*Unexpected"),
     ],

@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images per step (default: the plan's)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: the plan's)")
+    parser.add_argument("--num_cases", type=int, metavar="N", help="train on N of the fold's cases, drawn by the seed")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument(
         "--num_workers",
@@ -66,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         num_workers=default_workers() if workers is None else workers,
         device=arguments.device,
+        num_cases=arguments.num_cases,
         pretrained=arguments.pretrained,
         overwrite=arguments.overwrite,
         validation_only=arguments.val,

@@ -88,7 +88,7 @@ class ModelFolder:
         return [self._load_fold(fold, checkpoint) for fold in folds]
 
     def _load_fold(self, fold: Fold, checkpoint: str) -> SamunetModel:
-        from samunet.network.adapters import load_adapter, merge_lora
+        from samunet.network.adapters import load_adapters, merge_adapters
 
         file = self.fold(fold) / f"checkpoint_{checkpoint}.safetensors"
         if not file.is_file():
@@ -100,12 +100,8 @@ class ModelFolder:
         run = self.run(fold)
         network = self.configuration.networks[run["family"]]
         model = build_network(self.configuration, network, self.description, base_weights(network, run.get("base")))
-        state = read_tensors(file)
-        if network.adaptation == "lora":
-            state |= load_adapter(self.fold(fold) / f"adapter_{checkpoint}")
-        model.load_trained_state(state)
-        if network.adaptation == "lora":
-            model.image_encoder = merge_lora(model.image_encoder)
+        model.load_trained_state(read_tensors(file) | load_adapters(model, self.fold(fold), checkpoint))
+        merge_adapters(model)
         return model.eval()
 
 

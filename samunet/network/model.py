@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.network.adapters import add_lora
+from samunet.network.bottleneck import add_encoder_adapters
 from samunet.network.checkpoints import load_base
 from samunet.network.heads import HEADS, SamHead
 from samunet.network.image_encoder import ImageEncoder
@@ -64,19 +67,29 @@ class SamunetModel(nn.Module):
         self.head = head
         self.has_base = has_base
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Class logits at the network's input resolution.
+    def forward(self, image: Tensor, *, upsample: bool = True) -> Tensor:
+        """Class logits, at the network's input resolution or as the head gives them.
 
         Args:
             image: ``(batch, channels, height, width)`` as the preprocessing made it; with ``neighbours`` the three
                 channels are the previous, this and the next slice.
+            upsample: False for the head's own resolution (a quarter of the input's for ``sam``).
 
         Returns:
             ``(batch, num_classes, height, width)`` float32.
         """
         prepared = self.input_layer(image)
         logits = self.head(self.image_encoder(prepared), prepared).float()
+        if not upsample:
+            return logits
         return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
+
+    def trained_parameters(self) -> dict[str, int]:
+        """How many parameters train, by part: ``input_layer``, ``image_encoder``, ``head``."""
+        return {
+            name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+            for name, part in self.named_children()
+        }
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors a fold must store: what trains, and without base weights also what stays as it was drawn."""
@@ -124,11 +137,18 @@ def build_model(
             Without it the encoder is random.
     """
     facts = encoder_facts(plan.encoder)
+    if plan.recipe == "samed":  # its networks see values on 0-1 as they are
+        facts = replace(facts, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0))
     encoder = ImageEncoder(facts)
     head = HEADS[plan.head](num_classes, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     if base_state is not None:
         load_base(encoder, head, base_state)
-    if plan.adaptation == "lora":
+    if plan.components == "decoder":
+        encoder.requires_grad_(False)
+    elif plan.lora:
         encoder = add_lora(encoder, plan.lora)
+    elif plan.adapter:
+        add_encoder_adapters(encoder, plan.adapter)
+    head.adapt(plan.lora, plan.adapter)
     input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
     return SamunetModel(input_layer, encoder, head, has_base=base_state is not None)
