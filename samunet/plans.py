@@ -146,7 +146,9 @@ class ConfigurationPlan:
     data_identifier: str
     spacing: list[float] | None
     median_shape: list[int]
-    normalization: list[Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "nonorm"]]
+    normalization: list[
+        Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "nonorm"]
+    ]
     use_mask_for_norm: list[bool]
     mirror_axes: list[int]
     foreground_share: float

@@ -210,7 +210,7 @@ def test_every_combination(plan, tmp_path):
 
 
 def test_samed_s_parameter_counts():
-    """SAMed, ViT-B, 8 classes: 147,456 + 4,759,945 with the IoU head, which no loss reaches; without it 133,897 less."""
+    """SAMed, ViT-B, 8 classes: 147,456 + 4,759,945 with the IoU head, of which 133,897 no loss reaches."""
     with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "vit_b", replace(ENCODERS["vit_b"], width=768, depth=12, heads=12, native_size=1024))
         samed = build_model(make_plan(), num_classes=9, num_channels=1, unit_range=[False])
@@ -385,7 +385,8 @@ def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatc
     # The base is exchanged after training: refused at prediction.
     changed = {"image_encoder.pos_embed": base_state("vit_b")["image_encoder.pos_embed"] + 1}
     torch.save(base_state("vit_b") | changed, tmp_path / "weights" / "sam_vit_b_01ec64.pth")
-    assert predict.main(["-i", str(dataset / "imagesTs"), "-o", str(tmp_path / "x"), "-d", "998", "-p", "adapters"]) == 1
+    again = ["-i", str(dataset / "imagesTs"), "-o", str(tmp_path / "x"), "-d", "998", "-p", "adapters"]
+    assert predict.main(again) == 1
     assert "is not the file this model was trained on" in capsys.readouterr().err
     assert plan_experiment.main([*common, "-lora_targets", "q", "w"]) == 2
     assert "got 'w'" in capsys.readouterr().err

@@ -54,19 +54,25 @@ def add_adaptation(parser: argparse.ArgumentParser) -> None:
     """How SAM is adapted; part of the planner's flags."""
     group = parser.add_argument_group("adaptation of SAM (give plans of each kind a name: -overwrite_plans_name)")
     group.add_argument("-adaptation", metavar="NAME", help="lora, adapter or full (default: lora for pretrained SAM)")
-    group.add_argument("-components", metavar="NAME", help="encoder_decoder (default) or decoder: the encoder is frozen")
+    group.add_argument(
+        "-components", metavar="NAME", help="encoder_decoder (default) or decoder: the encoder is frozen"
+    )
     group.add_argument("-lora_rank", type=int, metavar="R", help="default: 4")
     group.add_argument("-lora_alpha", type=int, metavar="A", help="default: the rank")
     group.add_argument(
         "-lora_targets", nargs="+", metavar="NAME", help="q k v proj mlp, or attention: q k v proj (default: q v)"
     )
     group.add_argument("-lora_blocks", nargs="+", metavar="B", help="all (default), last_half, or numbers from 0")
-    group.add_argument("--lora_decoder", action="store_true", help="LoRA in the decoder instead of training it (SAMed_s)")
+    group.add_argument(
+        "--lora_decoder", action="store_true", help="LoRA in the decoder instead of training it (SAMed_s)"
+    )
     group.add_argument("--dora", action="store_true", help="weight-decomposed LoRA")
     group.add_argument("--rslora", action="store_true", help="rank-stabilised LoRA")
     group.add_argument("-adapter_reduction", type=int, metavar="N", help="channels by bottleneck channels (default: 4)")
     group.add_argument("-adapter_blocks", nargs="+", metavar="B", help="as -lora_blocks")
-    group.add_argument("-recipe", default="samunet", metavar="NAME", help="samunet (default) or samed: train as SAMed does")
+    group.add_argument(
+        "-recipe", default="samunet", metavar="NAME", help="samunet (default) or samed: train as SAMed does"
+    )
 
 
 def add_preprocess(parser: argparse.ArgumentParser) -> None:

@@ -177,7 +177,7 @@ def load_adapter(part: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def load_adapters(model: nn.Module, folder: Path, kind: str) -> dict[str, Tensor]:
-    """Read what :func:`save_adapters` wrote, as entries of the model's trained state; errors as :func:`load_adapter`."""
+    """Read what :func:`save_adapters` wrote as entries of the trained state; errors as in :func:`load_adapter`."""
     return {
         f"{name}.{key}": value
         for name, part in peft_parts(model).items()

@@ -217,7 +217,10 @@ def recipe(name: str, facts: EncoderFacts) -> Decision:
             "given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on 0-1, "
             "AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)"
         )
-    return "samunet", "the default" if name == "samunet" else f"SAMed is made of a pretrained SAM, which {facts.name} is not"
+    return (
+        "samunet",
+        "the default" if name == "samunet" else f"SAMed trains a pretrained SAM, which {facts.name} is not",
+    )
 
 
 def training_images(num_slices: int) -> Decision:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PLANS_NAME = "samedPlans"
 CONFIGURATION = "2d"
 FOLD = "all"
+_ENCODERS = ("vit_b", "vit_l", "vit_h")
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
 
 
 def _check(options: SamedImport, facts: EncoderFacts) -> None:
-    if facts.family != "sam" or facts.convolutional_stem:
-        raise UsageError(f"SAMed has no models of the encoder {facts.name}", "use --encoder vit_b, vit_l or vit_h")
+    if facts.name not in _ENCODERS:
+        raise UsageError(f"SAMed has no models of the encoder {facts.name}", f"use one of: {', '.join(_ENCODERS)}")
     rules.parse_image_size(options.image_size, facts)
     if options.num_classes < 1:
         raise UsageError(f"--num_classes must be 1 or more, without the background, got {options.num_classes}")
@@ -125,13 +126,14 @@ def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
     if not matrices:
         raise SamunetError(
             f"{file} has no tensors w_a_000, w_b_000, ...: it is no checkpoint of SAMed's",
-            "a SAM checkpoint needs no import; give the file that SAMed's training wrote, or that its authors published",
+            "a SAM checkpoint needs no import; give a file that SAMed's training wrote",
         )
     blocks = len(matrices) / 4
     width = given[min(matrices)].shape[-1]
     if blocks != facts.depth or width != facts.width:
         raise SamunetError(
-            f"{file} adapts {blocks:g} blocks of width {width}, but {facts.name} has {facts.depth} of width {facts.width}",
+            f"{file} adapts {blocks:g} blocks of width {width}, but {facts.name} has {facts.depth} of width "
+            f"{facts.width}",
             "choose the encoder it was made for: --encoder",
         )
     return len(given[min(matrices)])
@@ -169,12 +171,12 @@ def _check_tensors(
 def _check_base(given: dict[str, Tensor], base: dict[str, Tensor], facts: EncoderFacts, file: Path) -> None:
     """SAMed stores the whole prompt encoder, of which only ``no_mask_embed`` trains: the rest is its base's."""
     for name, value in given.items():
-        if name.startswith("prompt_encoder.") and "no_mask_embed" not in name:
-            if not torch.allclose(value.float(), base[name].float(), atol=1e-6):
-                raise SamunetError(
-                    f"{file} was made for another base than {facts.checkpoint_file}: {name} differs",
-                    f"put the SAM checkpoint that it was trained on at {require_checkpoint(facts)}",
-                )
+        frozen = name.startswith("prompt_encoder.") and "no_mask_embed" not in name
+        if frozen and not torch.allclose(value.float(), base[name].float(), atol=1e-6):
+            raise SamunetError(
+                f"{file} was made for another base than {facts.checkpoint_file}: {name} differs",
+                f"put the SAM checkpoint that it was trained on at {require_checkpoint(facts)}",
+            )
 
 
 def _dataset_json(options: SamedImport) -> dict:

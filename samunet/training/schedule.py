@@ -41,7 +41,6 @@ class Budget:
             return max(progress / warm_up, 0.01)
         return ((1 - progress) / (1 - warm_up)) ** _POWER
 
-
     def samed_learning_rate_factor(self, iteration: int, elapsed: float) -> float:
         """SAMed's multiplier: warm-up over 250 iterations, power-0.9 decay to a zero that lies a quarter past the end.
 
