@@ -9,52 +9,60 @@ from torch import Tensor, nn
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder
-from samunet.network.image_encoder import ImageEncoder
+from samunet.network.sam_modules import Attention
+from samunet.network.tiny_vit import BiasedAttention
 from samunet.plans import LoraPlan
 
 
 class SplitQKV(nn.Module):
-    """SAM's fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
+    """A fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
 
     Args:
         fused: ``nn.Linear(channels, 3 * channels)``; its values are copied.
+        groups: Its output channels are ``groups`` runs of (q, k, v): 1 in SAM, one per attention head in TinyViT.
     """
 
-    def __init__(self, fused: nn.Linear) -> None:
+    def __init__(self, fused: nn.Linear, groups: int = 1) -> None:
         super().__init__()
         channels = fused.in_features
+        self.groups = groups
         for index, name in enumerate("qkv"):
             part = nn.Linear(channels, channels, device=fused.weight.device, dtype=fused.weight.dtype)
-            rows = slice(index * channels, (index + 1) * channels)
             with torch.no_grad():
-                part.weight.copy_(fused.weight[rows])
-                part.bias.copy_(fused.bias[rows])
+                part.weight.copy_(fused.weight.view(groups, 3, -1, channels)[:, index].reshape(channels, channels))
+                part.bias.copy_(fused.bias.view(groups, 3, -1)[:, index].reshape(channels))
             setattr(self, name, part)
 
     @property
     def bias(self) -> Tensor:
         """``(3 * channels,)``: what a zero token is projected to (LoRA has no bias of its own)."""
-        return torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        return self._interleave([self.q.bias, self.k.bias, self.v.bias], -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``(..., channels)`` to ``(..., 3 * channels)``."""
-        return torch.cat([self.q(tokens), self.k(tokens), self.v(tokens)], dim=-1)
+        """``(..., channels)`` to ``(..., 3 * channels)``, in the order of the fused projection."""
+        return self._interleave([self.q(tokens), self.k(tokens), self.v(tokens)], -1)
 
     def fuse(self) -> nn.Linear:
-        """The equivalent fused projection, with SAM's parameter names. LoRA must have been merged before."""
+        """The equivalent fused projection, with its published names. LoRA must have been merged before."""
         channels = self.q.in_features
         fused = nn.Linear(channels, 3 * channels, device=self.q.weight.device, dtype=self.q.weight.dtype)
         with torch.no_grad():
-            fused.weight.copy_(torch.cat([self.q.weight, self.k.weight, self.v.weight]))
+            fused.weight.copy_(self._interleave([self.q.weight, self.k.weight, self.v.weight], 0))
             fused.bias.copy_(self.bias)
         return fused
 
+    def _interleave(self, parts: list[Tensor], dim: int) -> Tensor:
+        if self.groups == 1:
+            return torch.cat(parts, dim=dim)
+        runs = [run for group in zip(*(part.chunk(self.groups, dim) for part in parts)) for run in group]
+        return torch.cat(runs, dim=dim)
 
-def add_lora(encoder: ImageEncoder, plan: LoraPlan) -> nn.Module:
+
+def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
     """Freeze ``encoder`` and put LoRA on q and v of every block.
 
     Args:
-        encoder: Changed in place: its ``qkv`` layers are split.
+        encoder: An image encoder, changed in place: its ``qkv`` layers are split.
         plan: Rank, alpha and targets (Hu et al. 2021; SAMed: rank 4, alpha 4, A Kaiming uniform, B zero).
 
     Returns:
@@ -62,28 +70,33 @@ def add_lora(encoder: ImageEncoder, plan: LoraPlan) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
-    for block in encoder.blocks:
-        block.attn.qkv = SplitQKV(block.attn.qkv)
+    for attention in _attentions(encoder):
+        groups = attention.num_heads if isinstance(attention, BiasedAttention) else 1
+        attention.qkv = SplitQKV(attention.qkv, groups)
     config = LoraConfig(
         r=plan.rank,
         lora_alpha=plan.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=rf"blocks\.\d+\.attn\.qkv\.({'|'.join(plan.targets)})",
+        target_modules=rf"(layers\.\d+\.)?blocks\.\d+\.attn\.qkv\.({'|'.join(plan.targets)})",
     )
     return get_peft_model(encoder, config)
 
 
-def merge_lora(encoder: nn.Module) -> ImageEncoder:
-    """Fold LoRA into the frozen weights and fuse q, k and v again: SAM's own parameter names come back.
+def merge_lora(encoder: nn.Module) -> nn.Module:
+    """Fold LoRA into the frozen weights and fuse q, k and v again: the encoder's own parameter names come back.
 
     Args:
         encoder: What :func:`add_lora` returned. It must not be used afterwards.
     """
     merged = encoder.merge_and_unload()
-    for block in merged.blocks:
-        block.attn.qkv = block.attn.qkv.fuse()
+    for attention in _attentions(merged):
+        attention.qkv = attention.qkv.fuse()
     return merged
+
+
+def _attentions(encoder: nn.Module) -> list[nn.Module]:
+    return [module for module in encoder.modules() if isinstance(module, (Attention, BiasedAttention))]
 
 
 def save_adapter(encoder: nn.Module, folder: Path) -> None:
