@@ -13,13 +13,31 @@ SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of a hierarchical encoder.
+
+    Attributes:
+        width, depth, heads: Channels, blocks and attention heads of the stage.
+        window: Side of its attention windows in tokens; 0 for a stage of convolutions.
+        stride: Input pixels per token and side.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    window: int
+    stride: int
+
+
+@dataclass(frozen=True)
 class EncoderFacts:
     """What is fixed about an encoder.
 
     Attributes:
         name: What ``-encoder`` takes.
-        family: ``sam`` for encoders with Meta's published weights, ``bundled`` for the one that needs no download.
-        width, depth, heads: Of the vision transformer.
+        family: ``sam`` for encoders with published weights in SAM's layout, ``bundled`` for the one that needs no
+            download.
+        width, depth, heads: Of the vision transformer; with ``stages``, of the last one.
         global_blocks: Indices of the blocks with global attention; all others attend within windows.
         patch_size: Input pixels per token and side.
         native_size: Side in pixels of the square input whose token grid ``pos_embed`` has.
@@ -28,6 +46,7 @@ class EncoderFacts:
         checkpoint_file, checkpoint_url: Where its weights are published; None if there are none.
         window: Side of the attention windows in tokens.
         embedding: Channels of the encoder's output (256 in every SAM).
+        stages: Of TinyViT, first to last; empty for a plain vision transformer.
     """
 
     name: str
@@ -45,6 +64,7 @@ class EncoderFacts:
     checkpoint_url: str | None = None
     window: int = 14
     embedding: int = 256
+    stages: tuple[Stage, ...] = ()
 
     @property
     def pretrained(self) -> bool:
@@ -54,7 +74,7 @@ class EncoderFacts:
     @property
     def attention_blocks(self) -> int:
         """How many blocks with attention there are to adapt."""
-        return self.depth
+        return sum(stage.depth for stage in self.stages if stage.window) if self.stages else self.depth
 
 
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -73,6 +93,17 @@ ENCODERS: dict[str, EncoderFacts] = {
         EncoderFacts(
             "vit_h", "sam", 1280, 32, 16, (7, 15, 23, 31), 16, 1024,
             checkpoint_file="sam_vit_h_4b8939.pth", checkpoint_url=_META + "sam_vit_h_4b8939.pth",
+        ),
+        EncoderFacts(
+            "vit_t", "sam", 320, 2, 10, (), 16, 1024, window=7,
+            checkpoint_file="mobile_sam.pt",  # Apache-2.0
+            checkpoint_url="https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
+            stages=(
+                Stage(64, 2, 2, window=0, stride=4),
+                Stage(128, 2, 4, window=7, stride=8),
+                Stage(160, 6, 5, window=14, stride=16),
+                Stage(320, 2, 10, window=7, stride=16),
+            ),
         ),
         EncoderFacts(
             "small", "bundled", 192, 8, 3, (3, 7), 16, 224, window=7,

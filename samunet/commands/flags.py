@@ -29,7 +29,9 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
         "-gpu_memory_target", type=float, default=8.0, metavar="GB", help="memory a training step may take (default: 8)"
     )
     parser.add_argument(
-        "-encoder", default="auto", help="vit_b, vit_l, vit_h or small; auto (default) leaves it to samunet_train"
+        "-encoder",
+        default="auto",
+        help="vit_b, vit_l, vit_h, vit_t (MobileSAM) or small; auto (default) leaves it to samunet_train",
     )
     parser.add_argument(
         "-image_size", type=int, metavar="PX", help="long side of the network's input in pixels (default: a rule)"

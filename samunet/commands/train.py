@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
-    parser.add_argument("-encoder", help="vit_b, vit_l, vit_h or small, as planned (default: what this machine allows)")
+    parser.add_argument(
+        "-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: what this machine allows)"
+    )
     length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder, read_json
 from samunet.network.image_encoder import attention_blocks
+from samunet.network.tiny_vit import BiasedAttention
 from samunet.plans import LoraPlan, adapted_blocks
 
 # Names in SAM's blocks, and where they differ in TinyViT's.
@@ -25,40 +26,47 @@ _FOLDERS = {"image_encoder": "adapter_{}", "head.mask_decoder.transformer": "ada
 
 
 class SplitQKV(nn.Module):
-    """SAM's fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
+    """A fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
 
     Args:
         fused: ``nn.Linear(channels, 3 * channels)``; its values are copied.
+        groups: Its output channels are ``groups`` runs of (q, k, v): 1 in SAM, one per attention head in TinyViT.
     """
 
-    def __init__(self, fused: nn.Linear) -> None:
+    def __init__(self, fused: nn.Linear, groups: int = 1) -> None:
         super().__init__()
         channels = fused.in_features
+        self.groups = groups
         for index, name in enumerate("qkv"):
             part = nn.Linear(channels, channels, device=fused.weight.device, dtype=fused.weight.dtype)
-            rows = slice(index * channels, (index + 1) * channels)
             with torch.no_grad():
-                part.weight.copy_(fused.weight[rows])
-                part.bias.copy_(fused.bias[rows])
+                part.weight.copy_(fused.weight.view(groups, 3, -1, channels)[:, index].reshape(channels, channels))
+                part.bias.copy_(fused.bias.view(groups, 3, -1)[:, index].reshape(channels))
             setattr(self, name, part)
 
     @property
     def bias(self) -> Tensor:
         """``(3 * channels,)``: what a zero token is projected to (LoRA has no bias of its own)."""
-        return torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        return self._interleave([self.q.bias, self.k.bias, self.v.bias], -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``(..., channels)`` to ``(..., 3 * channels)``."""
-        return torch.cat([self.q(tokens), self.k(tokens), self.v(tokens)], dim=-1)
+        """``(..., channels)`` to ``(..., 3 * channels)``, in the order of the fused projection."""
+        return self._interleave([self.q(tokens), self.k(tokens), self.v(tokens)], -1)
 
     def fuse(self) -> nn.Linear:
-        """The equivalent fused projection, with SAM's parameter names. LoRA must have been merged before."""
+        """The equivalent fused projection, with its published names. LoRA must have been merged before."""
         channels = self.q.in_features
         fused = nn.Linear(channels, 3 * channels, device=self.q.weight.device, dtype=self.q.weight.dtype)
         with torch.no_grad():
-            fused.weight.copy_(torch.cat([self.q.weight, self.k.weight, self.v.weight]))
+            fused.weight.copy_(self._interleave([self.q.weight, self.k.weight, self.v.weight], 0))
             fused.bias.copy_(self.bias)
         return fused
+
+    def _interleave(self, parts: list[Tensor], dim: int) -> Tensor:
+        if self.groups == 1:
+            return torch.cat(parts, dim=dim)
+        runs = [run for group in zip(*(part.chunk(self.groups, dim) for part in parts)) for run in group]
+        return torch.cat(runs, dim=dim)
 
 
 def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
@@ -75,7 +83,8 @@ def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
 
     blocks = attention_blocks(encoder)
     for block in blocks.values():
-        block.attn.qkv = SplitQKV(block.attn.qkv)
+        groups = block.attn.num_heads if isinstance(block.attn, BiasedAttention) else 1
+        block.attn.qkv = SplitQKV(block.attn.qkv, groups)
     names = [list(blocks)[index] for index in adapted_blocks(plan.blocks, len(blocks))]
     parts = [_ENCODER_PARTS[target] for target in plan.targets]
     return get_peft_model(encoder, _config(plan, rf"({'|'.join(map(re.escape, names))})\.({'|'.join(parts)})"))

@@ -7,13 +7,12 @@ import pickle
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samunet import paths
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 
 # SAMed gives every class a mask token of its own, so SAM's three tokens and what hangs on them are left behind.
 _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
@@ -62,7 +61,7 @@ def load_sam_checkpoint(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_base(encoder: ImageEncoder, head: SamHead, state: dict[str, Tensor]) -> None:
+def load_base(encoder: nn.Module, head: SamHead, state: dict[str, Tensor]) -> None:
     """Put a SAM state dict into an encoder and a head, strictly.
 
     Every tensor of the encoder, the prompt encoder and the class-independent part of the mask decoder must be there

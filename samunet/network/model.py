@@ -15,6 +15,7 @@ from samunet.network.bottleneck import add_encoder_adapters
 from samunet.network.checkpoints import load_base
 from samunet.network.heads import HEADS, SamHead
 from samunet.network.image_encoder import ImageEncoder
+from samunet.network.tiny_vit import TinyViT
 from samunet.plans import NetworkPlan
 
 
@@ -96,7 +97,12 @@ class SamunetModel(nn.Module):
         state = self.state_dict()
         if not self.has_base:
             return state
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = set()
+        for prefix, module in self.named_modules():
+            own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
+            if own:  # running statistics go with the weights beside them
+                own |= {name for name, _ in module.named_buffers(recurse=False)}
+            trained |= {f"{prefix}.{name}" if prefix else name for name in own}
         return {name: value for name, value in state.items() if name in trained}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -139,7 +145,7 @@ def build_model(
     facts = encoder_facts(plan.encoder)
     if plan.recipe == "samed":  # its networks see values on 0-1 as they are
         facts = replace(facts, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0))
-    encoder = ImageEncoder(facts)
+    encoder = TinyViT(facts) if facts.stages else ImageEncoder(facts)
     head = HEADS[plan.head](num_classes, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     if base_state is not None:
         load_base(encoder, head, base_state)
