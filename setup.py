@@ -18,6 +18,8 @@ COMMANDS = {
     "samunet_evaluate_folder": "evaluate_folder",
     "samunet_evaluate_simple": "evaluate_simple",
     "samunet_download_checkpoint": "download_checkpoint",
+    "samunet_merge_adapter": "merge_adapter",
+    "samunet_import_samed": "import_samed",
     "samunet_demo": "demo",
 }
 

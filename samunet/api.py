@@ -15,12 +15,13 @@ Datasets are named as on the command line: ``27``, ``"027"`` or ``"Dataset027_AC
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset, read_dataset
+from samunet.dataset.prediction_input import as_paths, flat
 from samunet.dataset.splits import load_or_make_splits, lopsided_folds
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
@@ -40,6 +41,8 @@ __all__ = [
     "TrainingOptions",
     "evaluate",
     "extract_fingerprint",
+    "import_samed",
+    "merge_adapter",
     "plan_and_preprocess",
     "plan_experiment",
     "predict",
@@ -95,7 +98,7 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
     """
     from samunet.dataset.description import read_description
     from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
-    from samunet.planning.planner import PlannerOptions, plan
+    from samunet.planning.planner import PlannerOptions, keep_own_configurations, plan
 
     name = find_dataset(dataset)
     options = options or PlannerOptions()
@@ -104,7 +107,7 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
         raise SamunetError(f"{name} has no fingerprint in {folder}", f"samunet_extract_fingerprint -d {_number(name)}")
     plans = plan(name, read_description(folder), read_fingerprint(folder / FILE_NAME), options)
     path = folder / f"{options.plans_name}.json"
-    _keep_own_configurations(path, plans)
+    keep_own_configurations(path, plans)
     plans.write(path)
     log.info("plans written to %s", path)
     for network in plans.configuration("2d").networks.values():
@@ -218,11 +221,11 @@ def predict(
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
 
-    sources, output = _paths(source), Path(output)
-    first = next(_flat([sources]), None)
+    sources, output = as_paths(source), Path(output)
+    first = next(flat([sources]), None)
     if first is None:
         raise UsageError("there is nothing to predict: the list of files is empty")
-    missing = next((path for path in _flat([sources]) if not path.exists()), None)
+    missing = next((path for path in flat([sources]) if not path.exists()), None)
     if missing is not None:
         raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: -i imagesTs")
     model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
@@ -264,16 +267,33 @@ def evaluate(predictions: str | Path, references: str | Path, dataset_json: str 
     return summary
 
 
-def _paths(source: Any) -> Any:
-    """``source`` with every text as a path."""
-    if isinstance(source, (str, Path)):
-        return Path(source)
-    return [_paths(item) for item in source]
+def merge_adapter(
+    dataset: str | int,
+    configuration: str,
+    fold: int | str,
+    output: str | Path,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    checkpoint: str = "final",
+) -> Path:
+    """Write a trained fold as a plain SAM checkpoint, LoRA folded in; see :mod:`samunet.inference.sam_export`."""
+    from samunet.inference.model_folder import ModelFolder, model_folder_name
+    from samunet.inference.sam_export import export_sam
+
+    folder = paths.results_folder() / find_dataset(dataset) / model_folder_name(plans_name, configuration)
+    return export_sam(ModelFolder(folder), fold, checkpoint, Path(output))
 
 
-def _flat(sources: Sequence[Any]) -> Iterator[Path]:
-    for item in sources:
-        yield from [item] if isinstance(item, Path) else _flat(item)
+def import_samed(file: str | Path, **options: Any) -> Path:
+    """Make a model folder of a checkpoint that SAMed published; returns it.
+
+    Args:
+        file: The ``.pth`` file.
+        options: Fields of :class:`samunet.training.samed_import.SamedImport`.
+    """
+    from samunet.training.samed_import import SamedImport, import_checkpoint
+
+    return import_checkpoint(Path(file), SamedImport(**options))
 
 
 def _load(
@@ -363,18 +383,6 @@ def _preprocess(
         kept = len(dataset.cases) - made
         where = folder / configuration.data_identifier
         log.info("%s: %d cases stored in %s%s", name, made, where, f", {kept} were up to date" if kept else "")
-
-
-def _keep_own_configurations(path: Path, plans: Plans) -> None:
-    """Carry over configurations that are in an older plans file and that the planner never makes itself."""
-    from samunet.planning.rules import SAM_INPUT_SIZES
-
-    if not path.is_file():
-        return
-    planned = {"2d", *(f"2d_{size}" for size in SAM_INPUT_SIZES)}
-    for name, configuration in read_json(path).get("configurations", {}).items():
-        if name not in planned:
-            plans.configurations[name] = configuration
 
 
 def _report_splits(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:

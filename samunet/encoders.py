@@ -13,13 +13,31 @@ SAM_PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of a hierarchical encoder.
+
+    Attributes:
+        width, depth, heads: Channels, blocks and attention heads of the stage.
+        window: Side of its attention windows in tokens; 0 for a stage of convolutions.
+        stride: Input pixels per token and side.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    window: int
+    stride: int
+
+
+@dataclass(frozen=True)
 class EncoderFacts:
     """What is fixed about an encoder.
 
     Attributes:
         name: What ``-encoder`` takes.
-        family: ``sam`` for encoders with Meta's published weights, ``bundled`` for the one that needs no download.
-        width, depth, heads: Of the vision transformer.
+        family: ``sam`` for encoders with published weights in SAM's layout, ``bundled`` for the one that needs no
+            download.
+        width, depth, heads: Of the vision transformer; with ``stages``, of the last one.
         global_blocks: Indices of the blocks with global attention; all others attend within windows.
         patch_size: Input pixels per token and side.
         native_size: Side in pixels of the square input whose token grid ``pos_embed`` has.
@@ -30,6 +48,7 @@ class EncoderFacts:
         checkpoint_licence: Of the weights.
         window: Side of the attention windows in tokens.
         embedding: Channels of the encoder's output (256 in every SAM).
+        stages: Of TinyViT, first to last; empty for a plain vision transformer.
     """
 
     name: str
@@ -50,16 +69,23 @@ class EncoderFacts:
     checkpoint_licence: str | None = None
     window: int = 14
     embedding: int = 256
+    stages: tuple[Stage, ...] = ()
 
     @property
     def pretrained(self) -> bool:
         """Whether published weights exist for this encoder."""
         return self.checkpoint_file is not None
 
+    @property
+    def attention_blocks(self) -> int:
+        """How many blocks with attention there are to adapt."""
+        return sum(stage.depth for stage in self.stages if stage.window) if self.stages else self.depth
+
 
 # Sizes and SHA-256 as independent users of the files recorded them (micro-sam's table among others). The digits in the
 # names of Meta's files are not of the SHA-256: they begin the MD5.
 _META = "https://dl.fbaipublicfiles.com/segment_anything/"
+_MOBILE_SAM = "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/"
 
 ENCODERS: dict[str, EncoderFacts] = {
     facts.name: facts
@@ -81,6 +107,18 @@ ENCODERS: dict[str, EncoderFacts] = {
             checkpoint_file="sam_vit_h_4b8939.pth", checkpoint_url=_META + "sam_vit_h_4b8939.pth",
             checkpoint_bytes=2_564_550_879, checkpoint_licence="Apache-2.0",
             checkpoint_sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+        EncoderFacts(
+            "vit_t", "sam", 320, 2, 10, (), 16, 1024, window=7,
+            checkpoint_file="mobile_sam.pt", checkpoint_url=_MOBILE_SAM + "weights/mobile_sam.pt",
+            checkpoint_bytes=40_728_226, checkpoint_licence="Apache-2.0",
+            checkpoint_sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            stages=(
+                Stage(64, 2, 2, window=0, stride=4),
+                Stage(128, 2, 4, window=7, stride=8),
+                Stage(160, 6, 5, window=14, stride=16),
+                Stage(320, 2, 10, window=7, stride=16),
+            ),
         ),
         EncoderFacts(
             "small", "bundled", 192, 8, 3, (3, 7), 16, 224, window=7,

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Interval, Len
 
@@ -27,6 +27,9 @@ Positive = Annotated[float, Gt(0)]
 AtLeastOne = Annotated[int, Ge(1)]
 Axis = Annotated[int, Interval(ge=0, le=2)]
 InPlaneAxis = Annotated[int, Interval(ge=0, le=1)]
+LoraTarget = Literal["q", "k", "v", "proj", "mlp"]
+LORA_TARGETS: tuple[str, ...] = get_args(LoraTarget)
+Blocks = Literal["all", "last_half"] | list[int]
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,39 @@ class IntensityStatistics:
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """Low-rank adaptation: ``rank``, ``alpha`` and which of q, k, v it targets."""
+    """Low-rank adaptation (Hu et al. 2021); the defaults are SAMed's.
+
+    Attributes:
+        rank, alpha: The update is ``alpha / rank * B A``, or ``alpha / sqrt(rank) * B A`` with ``rslora``.
+        targets: What is adapted in a block: q, k, v and output projection (``proj``) of its attention, its ``mlp``.
+        blocks: Which of the encoder's attention blocks: ``all``, ``last_half``, or indices.
+        decoder: Whether the mask decoder's transformer is frozen and adapted as well (SAMed_s) instead of trained.
+        dora: Learn the columns' magnitudes apart from their directions (Liu et al. 2024).
+        rslora: Scale with the root of the rank (Kalajdzievski 2023).
+    """
 
     __pydantic_config__: ClassVar[dict] = _STRICT
     rank: AtLeastOne = 4
     alpha: AtLeastOne = 4
-    targets: Annotated[list[Literal["q", "k", "v"]], Len(1)] = field(default_factory=lambda: ["q", "v"])
+    targets: Annotated[list[LoraTarget], Len(1)] = field(default_factory=lambda: ["q", "v"])
+    blocks: Blocks = "all"
+    decoder: bool = False
+    dora: bool = False
+    rslora: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """Bottleneck adapters (Houlsby et al. 2019), placed as Gu et al. (2024) place them, in encoder and decoder.
+
+    Attributes:
+        reduction: Channels of a block divided by those of its bottlenecks.
+        blocks: Which of the encoder's attention blocks: ``all``, ``last_half``, or indices.
+    """
+
+    __pydantic_config__: ClassVar[dict] = _STRICT
+    reduction: AtLeastOne = 4
+    blocks: Blocks = "all"
 
 
 @dataclass(frozen=True)
@@ -63,8 +93,9 @@ class NetworkPlan:
         spacing: Millimetres per input pixel (the same along both axes); None without physical spacing, where the long
             side of each image is scaled to the input, or reduced fourfold if it is still larger then.
         head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with a convolutional path).
-        adaptation: ``lora`` (frozen encoder with LoRA, head trained) or ``full`` (everything trains).
-        lora: Its settings; None unless ``adaptation`` is ``lora``.
+        adaptation: ``lora`` or ``adapter`` (SAM's weights stay, small modules beside them train) or ``full`` (SAM's
+            weights train). What is new, such as the class tokens, always trains.
+        lora, adapter: Settings; None unless ``adaptation`` has that name.
         input_channels: How stored channels become the encoder's three: ``neighbours`` (previous, this and next slice),
             ``repeat`` (one channel three times), ``as_they_are`` (three channels), ``projection`` (a trained
             combination of any number).
@@ -73,6 +104,8 @@ class NetworkPlan:
         training_images: Images drawn in a whole training where the user states no budget, per kind of device.
         memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
         training_gflops: Predicted work per training image, in 10^9 floating-point operations.
+        components: What is adapted: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
+        recipe: How the network is trained: ``samunet``, or ``samed`` (SAMed's loss, schedule and input range).
         why: Reasons.
     """
 
@@ -81,7 +114,7 @@ class NetworkPlan:
     input_shape: Annotated[list[AtLeastOne], Len(2, 2)]
     spacing: Positive | None
     head: Literal["sam", "detail"]
-    adaptation: Literal["lora", "full"]
+    adaptation: Literal["lora", "adapter", "full"]
     lora: LoraPlan | None
     input_channels: Literal["neighbours", "repeat", "as_they_are", "projection"]
     batch_size: AtLeastOne
@@ -91,6 +124,9 @@ class NetworkPlan:
     training_images: Annotated[dict[Literal["cpu", "gpu"], AtLeastOne], Len(2)]
     memory_bytes: int
     training_gflops: float
+    adapter: AdapterPlan | None = None
+    components: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
+    recipe: Literal["samunet", "samed"] = "samunet"
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -114,7 +150,9 @@ class ConfigurationPlan:
     data_identifier: str
     spacing: Annotated[list[Positive], Len(2, 2)] | None
     median_shape: Annotated[list[AtLeastOne], Len(3, 3)]
-    normalization: list[Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "nonorm"]]
+    normalization: list[
+        Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "nonorm"]
+    ]
     use_mask_for_norm: list[bool]
     mirror_axes: list[InPlaneAxis]
     foreground_share: Annotated[float, Interval(ge=0, le=1)]
@@ -228,6 +266,40 @@ def fingerprint_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def adaptation_problems(
+    encoder: str, adaptation: str, components: str, lora: LoraPlan | None, adapter: AdapterPlan | None
+) -> Iterator[tuple[str, str]]:
+    """Keys of a network's adaptation that do not fit each other or the encoder, each with what is wrong."""
+    for key, settings in (("lora", lora), ("adapter", adapter)):
+        if (settings is None) == (adaptation == key):
+            yield key, f"must {'' if adaptation == key else 'not '}be given with the adaptation {adaptation!r}"
+    if lora and len(set(lora.targets)) != len(lora.targets):
+        yield "lora.targets", f"must not repeat a name, got {lora.targets}"
+    if lora and components == "decoder" and not lora.decoder:
+        yield "lora.decoder", "must be true where only the decoder is adapted"
+    facts = ENCODERS.get(encoder)
+    if facts is None:
+        return
+    if not facts.pretrained and (adaptation != "full" or components != "encoder_decoder"):
+        yield (
+            "adaptation",
+            f"{adaptation!r} of {components!r} would freeze {encoder}, which has no pretrained weights and would stay "
+            "random: it must be 'full' of 'encoder_decoder'",
+        )
+    for key, settings in (("lora", lora), ("adapter", adapter)):
+        if settings and isinstance(settings.blocks, list):
+            given, count = settings.blocks, facts.attention_blocks
+            if not given or len(set(given)) != len(given) or not all(0 <= index < count for index in given):
+                yield f"{key}.blocks", f"must be different numbers from 0 to {count - 1} for {encoder}, got {given}"
+
+
+def adapted_blocks(blocks: str | list[int], count: int) -> list[int]:
+    """Indices of the blocks that ``blocks`` of a :class:`LoraPlan` or :class:`AdapterPlan` means, of ``count``."""
+    if isinstance(blocks, list):
+        return sorted(blocks)
+    return list(range(count // 2 if blocks == "last_half" else 0, count))
+
+
 def _validate(kind: type, data: Any, where: str) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
@@ -248,8 +320,9 @@ def _network_contradictions(family: str, network: NetworkPlan, physical: bool) -
         yield "encoder", f"must be one of {known}, got {network.encoder!r}"
     elif any(side % facts.patch_size for side in network.input_shape):
         yield "input_shape", f"must be multiples of the encoder's patch, {facts.patch_size}, got {network.input_shape}"
-    if (network.lora is None) != (network.adaptation != "lora"):
-        yield "lora", f"must {'be null' if network.lora else 'not be null'} with the adaptation {network.adaptation!r}"
+    yield from adaptation_problems(
+        network.encoder, network.adaptation, network.components, network.lora, network.adapter
+    )
     if (network.spacing is None) == physical:
         yield "spacing", "must be a number with physical_spacing, and null without"
 

@@ -131,7 +131,7 @@ TRAINING = [
     Row("plans with lora of rank 0", plan("networks.sam.lora.rank", 0), TRAIN, ("networks.sam.lora.rank", "0"),
         repaired=False),
     Row("plans with lora where everything trains", plan("networks.sam.adaptation", "full"), TRAIN,
-        ("networks.sam.lora", "null"), repaired=False),
+        ("networks.sam.lora", "must not be given"), repaired=False),
     Row("a finished fold", nothing, AGAIN, ("is finished", "--overwrite", "--val"), repaired=False),
     Row("validation of a fold that was never trained", nothing, TRAIN + " --val", ("no finished training", "--val"), 2,
         repaired=False),

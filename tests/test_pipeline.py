@@ -215,7 +215,7 @@ def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
         (train, ["998", "2d", "7"], "no fold 7"),
         (train, ["998", "2d", "first"], "no fold"),
         (train, ["998", "2d", "0", "--time_budget", "soon"], "20m"),
-        (train, ["998", "2d", "0", "-encoder", "vit_x"], "vit_b, vit_l, vit_h, small"),
+        (train, ["998", "2d", "0", "-encoder", "vit_x"], "vit_b, vit_l, vit_h, vit_t, small"),
         (train, ["998", "2d", "0", "-encoder", "vit_l"], "samunet_plan_experiment"),
         (train, ["998", "2d", "0", "-p", "otherPlans"], "no plans called otherPlans"),
         (plan_and_preprocess, ["-d", "5"], "no dataset"),

@@ -164,7 +164,7 @@ def test_a_given_image_size(size):
 
 
 def test_a_given_encoder():
-    for encoder, sam in (("vit_l", "vit_l"), ("vit_h", "vit_h"), ("small", "vit_b"), ("auto", "vit_b")):
+    for encoder, sam in (("vit_h", "vit_h"), ("vit_t", "vit_t"), ("small", "vit_b"), ("auto", "vit_b")):
         plans = make_plan(encoder=encoder)
         assert plans.encoder == encoder
         networks = plans.configuration("2d").networks

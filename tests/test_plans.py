@@ -101,7 +101,7 @@ def sam(data):
         (lambda data: data["configurations"]["2d"].update(normalization=["zscroe"]), "normalization"),
         (lambda data: sam(data).update(batch_size="4"), r"networks\.sam\.batch_size: .*integer.*got '4'"),
         (lambda data: sam(data).update(batchsize=4), r"networks\.sam\.batchsize: .*Unexpected"),
-        (lambda data: sam(data).update(adaptation="adapter"), r"networks\.sam\.adaptation: .*'lora' or 'full'"),
+        (lambda data: sam(data).update(adaptation="vpt"), r"networks\.sam\.adaptation: .*'adapter' or 'full'"),
         (lambda data: sam(data)["lora"].update(targets=["q", "w"]), r"networks\.sam\.lora\.targets\.1: "),
         (lambda data: sam(data)["lora"].update(dropout=0.1), r"networks\.sam\.lora\.dropout: .*Unexpected"),
         (lambda data: data.update(transpose_forward=[0, 0, 1]), r"transpose_forward .*once, got \[0, 0, 1\]"),
@@ -140,8 +140,8 @@ def sam(data):
         (lambda data: sam(data).update(weight_decay=-1), r"networks\.sam\.weight_decay: .*equal to 0"),
         (lambda data: sam(data)["lora"].update(rank=0), r"networks\.sam\.lora\.rank: .*equal to 1"),
         (lambda data: sam(data)["lora"].update(targets=[]), r"networks\.sam\.lora\.targets: .*at least 1"),
-        (lambda data: sam(data).update(lora=None), r"networks\.sam\.lora must not be null"),
-        (lambda data: sam(data).update(adaptation="full"), r"networks\.sam\.lora must be null"),
+        (lambda data: sam(data).update(lora=None), r"networks\.sam\.lora must be given with"),
+        (lambda data: sam(data).update(adaptation="full"), r"networks\.sam\.lora must not be given with"),
     ],
 )
 def test_what_is_wrong_is_named(path, change, expected):

@@ -130,8 +130,12 @@ def test_input_shape(side, extent, patch, expected):
 
 
 def test_adaptation():
-    assert decided(rules.adaptation(VIT_B)) == ("lora", LoraPlan(rank=4, alpha=4, targets=["q", "v"]))
-    assert decided(rules.adaptation(SMALL)) == ("full", None)
+    sam, small = decided(rules.adaptation(VIT_B)), decided(rules.adaptation(SMALL))
+    assert sam == {
+        "adaptation": "lora", "components": "encoder_decoder", "lora": LoraPlan(rank=4, alpha=4, targets=["q", "v"]),
+        "adapter": None,
+    }  # fmt: skip
+    assert small == {"adaptation": "full", "components": "encoder_decoder", "lora": None, "adapter": None}
 
 
 @pytest.mark.parametrize(

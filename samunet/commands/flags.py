@@ -43,7 +43,9 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
         "-gpu_memory_target", type=float, default=8.0, metavar="GB", help="memory a training step may take (default: 8)"
     )
     parser.add_argument(
-        "-encoder", default="auto", help="vit_b, vit_l, vit_h or small; auto (default) leaves it to samunet_train"
+        "-encoder",
+        default="auto",
+        help="vit_b, vit_l, vit_h, vit_t (MobileSAM) or small; auto (default) leaves it to samunet_train",
     )
     parser.add_argument(
         "-image_size", type=int, metavar="PX", help="long side of the network's input in pixels (default: a rule)"
@@ -60,6 +62,32 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_PLANS_NAME,
         metavar="NAME",
         help=f"plans' name (default: {DEFAULT_PLANS_NAME})",
+    )
+    add_adaptation(parser)
+
+
+def add_adaptation(parser: argparse.ArgumentParser) -> None:
+    """How SAM is adapted; part of the planner's flags."""
+    group = parser.add_argument_group("adaptation of SAM (give plans of each kind a name: -overwrite_plans_name)")
+    group.add_argument("-adaptation", metavar="NAME", help="lora, adapter or full (default: lora for pretrained SAM)")
+    group.add_argument(
+        "-components", metavar="NAME", help="encoder_decoder (default) or decoder: the encoder is frozen"
+    )
+    group.add_argument("-lora_rank", type=int, metavar="R", help="default: 4")
+    group.add_argument("-lora_alpha", type=int, metavar="A", help="default: the rank")
+    group.add_argument(
+        "-lora_targets", nargs="+", metavar="NAME", help="q k v proj mlp, or attention: q k v proj (default: q v)"
+    )
+    group.add_argument("-lora_blocks", nargs="+", metavar="B", help="all (default), last_half, or numbers from 0")
+    group.add_argument(
+        "--lora_decoder", action="store_true", help="LoRA in the decoder instead of training it (SAMed_s)"
+    )
+    group.add_argument("--dora", action="store_true", help="weight-decomposed LoRA")
+    group.add_argument("--rslora", action="store_true", help="rank-stabilised LoRA")
+    group.add_argument("-adapter_reduction", type=int, metavar="N", help="channels by bottleneck channels (default: 4)")
+    group.add_argument("-adapter_blocks", nargs="+", metavar="B", help="as -lora_blocks")
+    group.add_argument(
+        "-recipe", default="samunet", metavar="NAME", help="samunet (default) or samed: train as SAMed does"
     )
 
 
@@ -85,4 +113,52 @@ def planner_options(arguments: argparse.Namespace):
         encoder=arguments.encoder,
         image_size=arguments.image_size,
         target_spacing=arguments.overwrite_target_spacing,
+        adaptation=arguments.adaptation,
+        components=arguments.components,
+        lora=_lora(arguments),
+        adapter=_adapter(arguments),
+        recipe=arguments.recipe,
     )
+
+
+def _lora(arguments: argparse.Namespace):
+    """The :class:`samunet.plans.LoraPlan` that the flags ask for; None if none of them is given."""
+    from samunet.plans import LoraPlan
+
+    given = {
+        "rank": arguments.lora_rank,
+        "alpha": arguments.lora_alpha if arguments.lora_alpha is not None else arguments.lora_rank,
+        "targets": arguments.lora_targets and _targets(arguments.lora_targets),
+        "blocks": _blocks("-lora_blocks", arguments.lora_blocks),
+        "decoder": arguments.lora_decoder or None,
+        "dora": arguments.dora or None,
+        "rslora": arguments.rslora or None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    return LoraPlan(**given) if given else None
+
+
+def _adapter(arguments: argparse.Namespace):
+    from samunet.plans import AdapterPlan
+
+    given = {
+        "reduction": arguments.adapter_reduction,
+        "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks),
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    return AdapterPlan(**given) if given else None
+
+
+def _targets(words: list[str]) -> list[str]:
+    names = [name for word in words for name in (("q", "k", "v", "proj") if word == "attention" else (word,))]
+    return list(dict.fromkeys(names))
+
+
+def _blocks(flag: str, words: list[str] | None) -> str | list[int] | None:
+    from samunet.errors import UsageError
+
+    if words is None or words in (["all"], ["last_half"]):
+        return words and words[0]
+    if not all(word.isdecimal() for word in words):
+        raise UsageError(f"{flag} must be all, last_half or numbers of blocks, got {' '.join(words)!r}")
+    return [int(word) for word in words]

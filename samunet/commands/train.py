@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
-    parser.add_argument("-encoder", help="vit_b, vit_l, vit_h or small, as planned (default: what this machine allows)")
+    parser.add_argument(
+        "-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: what this machine allows)"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="base weights: any file in SAM's layout")
     length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
     length.add_argument("--epochs", type=int, metavar="N")
@@ -26,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images per step (default: the plan's)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: the plan's)")
+    parser.add_argument("--num_cases", type=int, metavar="N", help="train on N of the fold's cases, drawn by the seed")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument(
         "--num_workers",
@@ -68,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         num_workers=default_workers() if workers is None else workers,
         device=arguments.device,
+        num_cases=arguments.num_cases,
         pretrained=arguments.pretrained,
         overwrite=arguments.overwrite,
         validation_only=arguments.val,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from samunet.dataset.cases import Case, alike, case_and_channel, duplicate, visible
 from samunet.dataset.channels import channel_problem, count_channels, number_problem
@@ -55,6 +56,19 @@ def list_cases(source: Source, description: Description) -> dict[str, Case]:
             raise UsageError(f"{path} is a folder, but no DICOM series", "give a folder of images alone: -i imagesTs")
         image_reader_for(path, preferred)  # raises for a file that nothing reads
     return _cases(found, where, description, preferred, beside=True)
+
+
+def as_paths(source: Any) -> Any:
+    """``source`` with every text as a path."""
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    return [as_paths(item) for item in source]
+
+
+def flat(sources: Sequence[Any]) -> Iterator[Path]:
+    """The paths of nested sequences, one after the other."""
+    for item in sources:
+        yield from [item] if isinstance(item, Path) else flat(item)
 
 
 def prediction_hint(description: Description) -> str:

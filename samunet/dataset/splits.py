@@ -161,6 +161,37 @@ def fold_cases(splits: Splits, fold: int | str, case_names: Sequence[str]) -> tu
     return list(splits[fold]["train"]), list(splits[fold]["val"])
 
 
+def few_cases(names: Sequence[str], count: int, seed: int, groups: Mapping[str, str] | None) -> list[str]:
+    """A fixed part of the training cases, for training with few annotations.
+
+    Groups (patients) take turns in an order drawn by ``seed``, so that as many of them as possible take part, evenly.
+    A smaller ``count`` gives a part of what a larger one gives.
+
+    Args:
+        names: Training cases of a fold.
+        count: How many to keep.
+        seed: Of the draw; the same cases and seed give the same part.
+        groups: Case to patient; None where every case stands for itself.
+
+    Returns:
+        ``count`` names, sorted.
+
+    Raises:
+        UsageError: If there are fewer cases, or ``count`` is not positive.
+    """
+    if not 1 <= count <= len(names):
+        raise UsageError(f"--num_cases must be 1 to {len(names)}, the training cases of this fold, got {count}")
+    random = np.random.RandomState(seed)
+    units = {name: (groups or {}).get(name, name) for name in names}
+    order = {unit: place for place, unit in enumerate(random.permutation(sorted(set(units.values()))).tolist())}
+    taken: Counter[str] = Counter()
+    turns = []
+    for name in random.permutation(sorted(names)).tolist():
+        turns.append((taken[units[name]], order[units[name]], name))
+        taken[units[name]] += 1
+    return sorted(name for _, _, name in sorted(turns)[:count])
+
+
 def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
     """Which unit each case belongs to, and what to call such a unit."""
     if groups is None:

@@ -99,7 +99,7 @@ class ModelFolder:
         return [self._load_fold(fold, checkpoint) for fold in folds]
 
     def _load_fold(self, fold: Fold, checkpoint: str) -> SamunetModel:
-        from samunet.network.adapters import load_adapter, merge_lora
+        from samunet.network.adapters import load_adapters, merge_adapters
         from samunet.network.base_weights import base_weights
 
         file = self.fold(fold) / f"checkpoint_{checkpoint}.safetensors"
@@ -113,15 +113,12 @@ class ModelFolder:
         network = self.configuration.networks[run["family"]]
         base = base_weights(network.encoder, run.get("base"))
         model = build_network(self.configuration, network, self.description, base)
-        state = read_tensors(file)
-        if network.adaptation == "lora":
-            state |= load_adapter(self.fold(fold) / f"adapter_{checkpoint}")
+        state = read_tensors(file) | load_adapters(model, self.fold(fold), checkpoint)
         try:
             model.load_trained_state(state)
         except SamunetError as error:
             raise SamunetError(f"{file}: {error.message}", error.hint) from error
-        if network.adaptation == "lora":
-            model.image_encoder = merge_lora(model.image_encoder)
+        merge_adapters(model)
         return model.eval()
 
 

@@ -1,111 +1,212 @@
-"""Low-rank adaptation of the image encoder through peft, exactly as SAMed places it: on q and v of every block."""
+"""Low-rank adaptation through peft of the image encoder and the mask decoder's transformer, as SAMed places it."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_folder
-from samunet.network.image_encoder import ImageEncoder
-from samunet.plans import LoraPlan
+from samunet.files import atomic_folder, read_json
+from samunet.network.image_encoder import attention_blocks
+from samunet.network.tiny_vit import BiasedAttention
+from samunet.plans import LoraPlan, adapted_blocks
+
+# Names in SAM's blocks, and where they differ in TinyViT's.
+_ENCODER_PARTS = {name: rf"attn\.qkv\.{name}" for name in "qkv"} | {
+    "proj": r"attn\.proj",
+    "mlp": r"mlp\.(lin1|lin2|fc1|fc2)",
+}
+_DECODER_PARTS = {name: [f"{name}_proj"] for name in "qkv"} | {"proj": ["out_proj"], "mlp": ["lin1", "lin2"]}
+# Parts of a network that may hold LoRA, and the folder of each in a fold.
+_FOLDERS = {"image_encoder": "adapter_{}", "head.mask_decoder.transformer": "adapter_{}_decoder"}
 
 
 class SplitQKV(nn.Module):
-    """SAM's fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
+    """A fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
 
     Args:
         fused: ``nn.Linear(channels, 3 * channels)``; its values are copied.
+        groups: Its output channels are ``groups`` runs of (q, k, v): 1 in SAM, one per attention head in TinyViT.
     """
 
-    def __init__(self, fused: nn.Linear) -> None:
+    def __init__(self, fused: nn.Linear, groups: int = 1) -> None:
         super().__init__()
         channels = fused.in_features
+        self.groups = groups
         for index, name in enumerate("qkv"):
             part = nn.Linear(channels, channels, device=fused.weight.device, dtype=fused.weight.dtype)
-            rows = slice(index * channels, (index + 1) * channels)
             with torch.no_grad():
-                part.weight.copy_(fused.weight[rows])
-                part.bias.copy_(fused.bias[rows])
+                part.weight.copy_(fused.weight.view(groups, 3, -1, channels)[:, index].reshape(channels, channels))
+                part.bias.copy_(fused.bias.view(groups, 3, -1)[:, index].reshape(channels))
             setattr(self, name, part)
 
     @property
     def bias(self) -> Tensor:
         """``(3 * channels,)``: what a zero token is projected to (LoRA has no bias of its own)."""
-        return torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        return self._interleave([self.q.bias, self.k.bias, self.v.bias], -1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``(..., channels)`` to ``(..., 3 * channels)``."""
-        return torch.cat([self.q(tokens), self.k(tokens), self.v(tokens)], dim=-1)
+        """``(..., channels)`` to ``(..., 3 * channels)``, in the order of the fused projection."""
+        return self._interleave([self.q(tokens), self.k(tokens), self.v(tokens)], -1)
 
     def fuse(self) -> nn.Linear:
-        """The equivalent fused projection, with SAM's parameter names. LoRA must have been merged before."""
+        """The equivalent fused projection, with its published names. LoRA must have been merged before."""
         channels = self.q.in_features
         fused = nn.Linear(channels, 3 * channels, device=self.q.weight.device, dtype=self.q.weight.dtype)
         with torch.no_grad():
-            fused.weight.copy_(torch.cat([self.q.weight, self.k.weight, self.v.weight]))
+            fused.weight.copy_(self._interleave([self.q.weight, self.k.weight, self.v.weight], 0))
             fused.bias.copy_(self.bias)
         return fused
 
+    def _interleave(self, parts: list[Tensor], dim: int) -> Tensor:
+        if self.groups == 1:
+            return torch.cat(parts, dim=dim)
+        runs = [run for group in zip(*(part.chunk(self.groups, dim) for part in parts)) for run in group]
+        return torch.cat(runs, dim=dim)
 
-def add_lora(encoder: ImageEncoder, plan: LoraPlan) -> nn.Module:
-    """Freeze ``encoder`` and put LoRA on q and v of every block.
+
+def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
+    """Freeze ``encoder`` and put LoRA into the planned blocks.
 
     Args:
-        encoder: Changed in place: its ``qkv`` layers are split.
-        plan: Rank, alpha and targets (Hu et al. 2021; SAMed: rank 4, alpha 4, A Kaiming uniform, B zero).
+        encoder: Changed in place: the ``qkv`` layers of all its blocks are split.
+        plan: Its defaults are SAMed: rank 4, alpha 4, q and v of every block, A Kaiming uniform, B zero.
 
     Returns:
         A ``peft.PeftModel`` around the encoder, whose ``save_pretrained`` writes peft's own format.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    for block in encoder.blocks:
-        block.attn.qkv = SplitQKV(block.attn.qkv)
-    config = LoraConfig(
+    blocks = attention_blocks(encoder)
+    for block in blocks.values():
+        groups = block.attn.num_heads if isinstance(block.attn, BiasedAttention) else 1
+        block.attn.qkv = SplitQKV(block.attn.qkv, groups)
+    names = [list(blocks)[index] for index in adapted_blocks(plan.blocks, len(blocks))]
+    parts = [_ENCODER_PARTS[target] for target in plan.targets]
+    return get_peft_model(encoder, _config(plan, rf"({'|'.join(map(re.escape, names))})\.({'|'.join(parts)})"))
+
+
+def add_decoder_lora(transformer: nn.Module, plan: LoraPlan) -> nn.Module:
+    """Freeze the mask decoder's transformer and put LoRA into all its attentions, and MLPs if planned (SAMed_s).
+
+    Returns:
+        A ``peft.PeftModel`` around the transformer.
+    """
+    from peft import get_peft_model
+
+    return get_peft_model(transformer, _config(plan, [part for name in plan.targets for part in _DECODER_PARTS[name]]))
+
+
+def _config(plan: LoraPlan, target_modules: str | list[str]):
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=plan.rank,
         lora_alpha=plan.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=rf"blocks\.\d+\.attn\.qkv\.({'|'.join(plan.targets)})",
+        use_dora=plan.dora,
+        use_rslora=plan.rslora,
+        target_modules=target_modules,
     )
-    return get_peft_model(encoder, config)
 
 
-def merge_lora(encoder: nn.Module) -> ImageEncoder:
-    """Fold LoRA into the frozen weights and fuse q, k and v again: SAM's own parameter names come back.
+def peft_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network that hold LoRA, by their names in it."""
+    parts = {name: model.get_submodule(name) for name in _FOLDERS}
+    return {name: part for name, part in parts.items() if hasattr(part, "peft_config")}
+
+
+def merge_lora(part: nn.Module) -> nn.Module:
+    """Fold LoRA into the frozen weights, and q, k and v into one again: SAM's own parameter names come back.
 
     Args:
-        encoder: What :func:`add_lora` returned. It must not be used afterwards.
+        part: What :func:`add_lora` or :func:`add_decoder_lora` returned. It must not be used afterwards.
     """
-    merged = encoder.merge_and_unload()
-    for block in merged.blocks:
+    merged = part.merge_and_unload()
+    for block in attention_blocks(merged).values():
         block.attn.qkv = block.attn.qkv.fuse()
     return merged
 
 
-def save_adapter(encoder: nn.Module, folder: Path) -> None:
+def merge_adapters(model: nn.Module) -> None:
+    """:func:`merge_lora` for every part of a :class:`samunet.network.model.SamunetModel` that holds LoRA, in place."""
+    for name, part in peft_parts(model).items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, merge_lora(part))
+
+
+def save_adapter(part: nn.Module, folder: Path) -> None:
     """Write LoRA in peft's own format (``adapter_config.json``, ``adapter_model.safetensors``), atomically."""
     with atomic_folder(folder) as temporary:
-        encoder.save_pretrained(temporary)
+        part.save_pretrained(temporary)
 
 
-def load_adapter(folder: Path) -> dict[str, Tensor]:
-    """Read what :func:`save_adapter` wrote, as entries of a model's trained state.
+def save_adapters(model: nn.Module, folder: Path, kind: str) -> None:
+    """:func:`save_adapter` for every part of a network that holds LoRA.
+
+    Args:
+        model: The network.
+        folder: Of the fold.
+        kind: ``final`` or ``best``.
+    """
+    for name, part in peft_parts(model).items():
+        save_adapter(part, folder / _FOLDERS[name].format(kind))
+
+
+def load_adapter(part: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Read what :func:`save_adapter` wrote, by the names of the part's parameters.
 
     Raises:
-        SamunetError: If the adapter's files are missing or damaged.
+        SamunetError: If files are missing or damaged, or were made for another network than ``part``.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _check_config(folder / "adapter_config.json", part.peft_config["default"].to_dict())
     path = folder / "adapter_model.safetensors"
     try:
-        tensors = load_file(path)
+        tensors = {_name_in_model(key): value for key, value in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error
-    # peft leaves the adapter's name out of the file: in the model it stands before the last part.
-    named = {".default.".join(name.rsplit(".", 1)): value for name, value in tensors.items()}
-    return {f"image_encoder.{name}": value for name, value in named.items()}
+    own = {key: value.shape for key, value in part.named_parameters() if value.requires_grad}
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [key for key in own if key in tensors and own[key] != tensors[key].shape]
+    if wrong:
+        raise SamunetError(
+            f"{path} was made for another network: {len(wrong)} of its tensors are missing, unknown or of another "
+            f"shape, for example {wrong[0]}",
+            "use the adapter with the encoder and the plans it was trained with",
+        )
+    return tensors
+
+
+def load_adapters(model: nn.Module, folder: Path, kind: str) -> dict[str, Tensor]:
+    """Read what :func:`save_adapters` wrote as entries of the trained state; errors as in :func:`load_adapter`."""
+    return {
+        f"{name}.{key}": value
+        for name, part in peft_parts(model).items()
+        for key, value in load_adapter(part, folder / _FOLDERS[name].format(kind)).items()
+    }
+
+
+def _name_in_model(key: str) -> str:
+    # peft leaves the adapter's name out of the file, and of a magnitude (DoRA) also the last part.
+    if key.endswith("lora_magnitude_vector"):
+        return f"{key}.default.weight"
+    return ".default.".join(key.rsplit(".", 1))
+
+
+def _check_config(path: Path, planned: dict[str, Any]) -> None:
+    """Refuse an adapter whose settings are not the plan's: alpha, for one, is in no tensor's shape."""
+    given = read_json(path)
+    for key in ("r", "lora_alpha", "use_dora", "use_rslora"):
+        if given.get(key) != planned[key]:
+            raise SamunetError(
+                f"{path}: {key} is {given.get(key)!r}, but the plans say {planned[key]!r}",
+                "use the adapter with the plans it was trained with",
+            )

@@ -9,6 +9,9 @@ Two differences from segment_anything's forward, neither of which changes the ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,24 +30,40 @@ def block_attention(attention: Attention, tokens: Tensor, window: int) -> Tensor
     Returns:
         Tensor of the shape of ``tokens``.
     """
-    batch, height, width, channels = tokens.shape
     qkv = attention.qkv(tokens)
-    if window == 0 or height == width == window:
-        attended = _attend(attention, qkv)
-    else:
-        padded_height, padded_width = (-(-side // window) * window for side in (height, width))
-        if (padded_height, padded_width) != (height, width):
-            padded = attention.qkv.bias.to(qkv.dtype).expand(batch, padded_height, padded_width, 3 * channels).clone()
-            padded[:, :height, :width] = qkv
-            qkv = padded
-        rows, columns = padded_height // window, padded_width // window
-        qkv = qkv.view(batch, rows, window, columns, window, 3 * channels).transpose(2, 3)
-        attended = _attend(attention, qkv.reshape(batch * rows * columns, window, window, 3 * channels))
-        attended = attended.view(batch, rows, columns, window, window, channels).transpose(2, 3)
-        attended = attended.reshape(batch, padded_height, padded_width, channels)
-        # A linear layer on a strided view would copy its weight for every row of it.
-        attended = attended[:, :height, :width].contiguous()
+    attend = partial(_attend, attention)
+    # A padded token is zero after the norm.
+    attended = in_windows(qkv, attention.qkv.bias, window, attend) if window else attend(qkv)
     return attention.proj(attended)
+
+
+def in_windows(qkv: Tensor, padding: Tensor, window: int, attend: Callable[[Tensor], Tensor]) -> Tensor:
+    """Attention within square windows; the token grid is padded at the bottom and right to whole windows.
+
+    Args:
+        qkv: Projected tokens ``(batch, height, width, 3 * channels)``.
+        padding: ``(3 * channels,)``, what a padded token is projected to: it takes part in the attention.
+        window: Side of the windows in tokens.
+        attend: ``(n, window, window, 3 * channels)`` to ``(n, window, window, channels)``.
+
+    Returns:
+        ``(batch, height, width, channels)``.
+    """
+    batch, height, width, channels = qkv.shape
+    if height == width == window:
+        return attend(qkv)
+    padded_height, padded_width = (-(-side // window) * window for side in (height, width))
+    if (padded_height, padded_width) != (height, width):
+        padded = padding.to(qkv.dtype).expand(batch, padded_height, padded_width, channels).clone()
+        padded[:, :height, :width] = qkv
+        qkv = padded
+    rows, columns = padded_height // window, padded_width // window
+    qkv = qkv.view(batch, rows, window, columns, window, channels).transpose(2, 3)
+    attended = attend(qkv.reshape(batch * rows * columns, window, window, channels))
+    attended = attended.view(batch, rows, columns, window, window, channels // 3).transpose(2, 3)
+    attended = attended.reshape(batch, padded_height, padded_width, channels // 3)
+    # A linear layer on a strided view would copy its weight for every row of it.
+    return attended[:, :height, :width].contiguous()
 
 
 def _attend(attention: Attention, qkv: Tensor) -> Tensor:
@@ -54,12 +73,25 @@ def _attend(attention: Attention, qkv: Tensor) -> Tensor:
     heads = attention.num_heads
     q, k, v = qkv.view(count, height * width, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
     bias = relative_position_bias(q, attention.rel_pos_h, attention.rel_pos_w, (height, width))
+    attended = attend_with_bias(q, k, v, bias)
+    return attended.transpose(1, 2).reshape(count, height, width, channels)
+
+
+def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention with an additive bias on the scores, in the form that is fastest on the device.
+
+    Args:
+        q, k, v: ``(n, heads, tokens, head channels)``, unscaled.
+        bias: Broadcastable to ``(n, heads, tokens, tokens)``.
+
+    Returns:
+        Tensor of the shape of ``q``.
+    """
     if bias.device.type == "cpu":
         # PyTorch has no fused backward for a mask with gradient on CPU; its fallback is slower than the plain form.
-        attended = torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1).to(v.dtype) @ v
-    else:
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return attended.transpose(1, 2).reshape(count, height, width, channels)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return torch.softmax(scores + bias, dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def relative_position_bias(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samunet import paths
 from samunet.encoders import CHECKPOINTS, EncoderFacts
 from samunet.errors import SamunetError
+from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 
 # SAMed gives every class a mask token of its own, so SAM's three tokens and what hangs on them are left behind.
 _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
@@ -66,12 +66,12 @@ def check_fits(facts: EncoderFacts, state: dict[str, Tensor], path: Path) -> Non
         SamunetError: Listing what is missing, unexpected or of another shape, and what the file seems to be.
     """
     with torch.device("meta"):  # shapes without memory or time
-        encoder = ImageEncoder(facts)
+        encoder = build_encoder(facts)
         head = SamHead(4, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     _check(_given(state), _expected(encoder, head), facts.name, str(path))
 
 
-def load_base(encoder: ImageEncoder, head: SamHead, state: dict[str, Tensor]) -> None:
+def load_base(encoder: nn.Module, head: SamHead, state: dict[str, Tensor]) -> None:
     """Put a SAM state dict into an encoder and a head, strictly.
 
     Every tensor of the encoder, the prompt encoder and the class-independent part of the mask decoder must be there
@@ -123,11 +123,11 @@ def _again(path: Path) -> str:
     return f": samunet_download_checkpoint {names[0]} --force" if names else ""
 
 
-def _modules(encoder: ImageEncoder, head: SamHead) -> dict[str, torch.nn.Module]:
+def _modules(encoder: nn.Module, head: SamHead) -> dict[str, nn.Module]:
     return {"image_encoder": encoder, "prompt_encoder": head.prompt_encoder, "mask_decoder": head.mask_decoder}
 
 
-def _expected(encoder: ImageEncoder, head: SamHead) -> dict[str, Tensor]:
+def _expected(encoder: nn.Module, head: SamHead) -> dict[str, Tensor]:
     state = {
         f"{part}.{name}": value
         for part, module in _modules(encoder, head).items()

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samunet.network.adapters import add_decoder_lora
+from samunet.network.bottleneck import add_decoder_adapters
 from samunet.network.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
+from samunet.plans import AdapterPlan, LoraPlan
 
 _GROUPS = 8
 
@@ -70,6 +73,16 @@ class SamHead(nn.Module):
     def upscale(self, source: Tensor, image: Tensor) -> Tensor:
         """Decoded tokens ``(batch, channels, h, w)`` to features ``(batch, channels / 8, 4 h, 4 w)``."""
         return self.mask_decoder.output_upscaling(source)
+
+    def adapt(self, lora: LoraPlan | None, adapter: AdapterPlan | None) -> None:
+        """Freeze the transformer and adapt it as planned; all else goes on training (SAMed_s).
+
+        Tokens and hypernetworks are new with every dataset, so nothing that stands after the transformer is frozen.
+        """
+        if lora and lora.decoder:
+            self.mask_decoder.transformer = add_decoder_lora(self.mask_decoder.transformer, lora)
+        if adapter:
+            add_decoder_adapters(self.mask_decoder.transformer, adapter)
 
     def _freeze_what_gets_no_gradient(self) -> None:
         """Prompts and mask-quality prediction play no part here: an optimizer must not see their parameters."""

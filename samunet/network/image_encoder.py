@@ -92,6 +92,11 @@ class ConvolutionalStem(nn.Module):
         return self.proj(self.layers(image)).permute(0, 2, 3, 1)
 
 
+def attention_blocks(encoder: nn.Module) -> dict[str, nn.Module]:
+    """An encoder's blocks with attention by name, in the order of the forward pass."""
+    return {name: module for name, module in encoder.named_modules() if hasattr(module, "attn")}
+
+
 def _run_block(block: Block, tokens: Tensor) -> Tensor:
     tokens = tokens + block_attention(block.attn, block.norm1(tokens), block.window_size)
     return tokens + block.mlp(block.norm2(tokens))

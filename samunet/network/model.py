@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from samunet.encoders import SAM_PIXEL_MEAN, SAM_PIXEL_STD, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.network.adapters import add_lora
+from samunet.network.bottleneck import add_encoder_adapters
+from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoints import load_base
 from samunet.network.heads import HEADS, SamHead
-from samunet.network.image_encoder import ImageEncoder
 from samunet.plans import NetworkPlan
 
 
@@ -71,26 +72,41 @@ class SamunetModel(nn.Module):
         self.head = head
         self.has_base = has_base
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Class logits at the network's input resolution.
+    def forward(self, image: Tensor, *, upsample: bool = True) -> Tensor:
+        """Class logits, at the network's input resolution or as the head gives them.
 
         Args:
             image: ``(batch, channels, height, width)`` as the preprocessing made it; with ``neighbours`` the three
                 channels are the previous, this and the next slice.
+            upsample: False for the head's own resolution (a quarter of the input's for ``sam``).
 
         Returns:
             ``(batch, num_outputs, height, width)`` float32.
         """
         prepared = self.input_layer(image)
         logits = self.head(self.image_encoder(prepared), prepared).float()
+        if not upsample:
+            return logits
         return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
+
+    def trained_parameters(self) -> dict[str, int]:
+        """How many parameters train, by part: ``input_layer``, ``image_encoder``, ``head``."""
+        return {
+            name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+            for name, part in self.named_children()
+        }
 
     def trained_state(self) -> dict[str, Tensor]:
         """The tensors a fold must store: what trains, and without base weights also what stays as it was drawn."""
         state = self.state_dict()
         if not self.has_base:
             return state
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = set()
+        for prefix, module in self.named_modules():
+            own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
+            if own:  # running statistics go with the weights beside them
+                own |= {name for name, _ in module.named_buffers(recurse=False)}
+            trained |= {f"{prefix}.{name}" if prefix else name for name in own}
         return {name: value for name, value in state.items() if name in trained}
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -135,11 +151,19 @@ def build_model(
     facts = encoder_facts(plan.encoder)
     if pixel_statistics:
         facts = replace(facts, pixel_mean=tuple(pixel_statistics[0]), pixel_std=tuple(pixel_statistics[1]))
-    encoder = ImageEncoder(facts)
+    if plan.recipe == "samed":  # its networks see every channel's values as they are
+        facts = replace(facts, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0))
+        unit_range = [True] * num_channels
+    encoder = build_encoder(facts)
     head = HEADS[plan.head](num_outputs, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
     if base_state is not None:
         load_base(encoder, head, base_state)
-    if plan.adaptation == "lora":
+    if plan.components == "decoder":
+        encoder.requires_grad_(False)
+    elif plan.lora:
         encoder = add_lora(encoder, plan.lora)
+    elif plan.adapter:
+        add_encoder_adapters(encoder, plan.adapter)
+    head.adapt(plan.lora, plan.adapter)
     input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
     return SamunetModel(input_layer, encoder, head, has_base=base_state is not None)

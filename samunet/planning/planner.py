@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from samunet import __version__
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import UsageError
+from samunet.files import read_json
 from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import Fingerprint
-from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans
+from samunet.plans import DEFAULT_PLANS_NAME, AdapterPlan, ConfigurationPlan, LoraPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import stored_shape
 
 DEFAULT_SAM = "vit_b"
@@ -30,6 +32,9 @@ class PlannerOptions:
         encoder: ``auto`` or an encoder's name.
         image_size: Long side of the network's input in pixels.
         target_spacing: In-plane and slice spacing ``[z, y, x]`` in mm instead of the median.
+        adaptation, components, lora, adapter: Fields of a network's plan. With the encoder ``auto`` they are meant for
+            SAM; the small encoder is planned by the rules.
+        recipe: ``samunet``, or ``samed`` for SAMed's training of SAM.
     """
 
     plans_name: str = DEFAULT_PLANS_NAME
@@ -37,6 +42,11 @@ class PlannerOptions:
     encoder: str = "auto"
     image_size: int | None = None
     target_spacing: list[float] | None = None
+    adaptation: str | None = None
+    components: str | None = None
+    lora: LoraPlan | None = None
+    adapter: AdapterPlan | None = None
+    recipe: str = "samunet"
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     Raises:
         UsageError: If an option does not fit the dataset or the encoder.
     """
-    _check(options, fingerprint)
+    _check(options, description, fingerprint)
     physical = fingerprint.physical_spacing
     median = [float(value) for value in np.median(fingerprint.spacings, axis=0)]
     target = options.target_spacing or median
@@ -71,7 +81,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     pixel = float(np.median(pixels))
     channels, channels_why = rules.input_channels(len(description.channel_names), target[order[0]], pixel, physical)
     slices = _Slices(median_shape, extent, pixel if physical else None, int(shapes[:, 0].sum()), channels, channels_why)
-    schemes = _normalization(description, fingerprint)
+    schemes = _normalization(description, fingerprint, unit_range=options.recipe == "samed")
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
     )
@@ -117,46 +127,69 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     )
 
 
+def keep_own_configurations(path: Path, plans: Plans) -> None:
+    """Carry over configurations that are in an older plans file and that the planner never makes itself."""
+    if not path.is_file():
+        return
+    planned = {"2d", *(f"2d_{size}" for size in rules.SAM_INPUT_SIZES)}
+    for name, configuration in read_json(path).get("configurations", {}).items():
+        if name not in planned:
+            plans.configurations[name] = configuration
+
+
 def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
     """Plan one encoder family's network for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
-    (adaptation, lora), adaptation_why = rules.adaptation(facts)
     asked = options.encoder == "auto" or encoder_facts(options.encoder).family == facts.family
+    meant = asked and (facts.pretrained or options.encoder != "auto")
+    flags = (options.adaptation, options.components, options.lora, options.adapter) if meant else ()
+    adapted, adaptation_why = rules.adaptation(facts, *flags)
+    recipe, recipe_why = rules.recipe(options.recipe, facts)
+    samed = recipe == "samed"
     size = rules.parse_image_size(options.image_size, facts) if asked else None
     size_why = "given by -image_size"
     if size is None:
         allowed = [
             side
             for side in rules.SAM_INPUT_SIZES
-            if _memory(facts, _shape(side, slices, facts), adaptation, 1) <= budget
+            if _estimate(facts, _shape(side, slices, facts), adapted).for_batch(1) <= budget
         ] or [rules.SAM_INPUT_SIZES[-1]]
         size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed)
+        if samed:
+            size, size_why = rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
     shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
-    estimate = resources.estimate(facts, shape, adaptation)
-    (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget)
+    estimate = _estimate(facts, shape, adapted)
+    effective = {"effective": rules.SAMED_BATCH} if samed else {}
+    (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, **effective)
     head, head_why = rules.head(facts)
-    rate, rate_why = rules.learning_rate(adaptation)
+    rate, rate_why = rules.learning_rate(
+        adapted["adaptation"], adapted["components"], facts.pretrained, batch * accumulation
+    )
+    channels, channels_why = slices.input_channels, slices.input_channels_why
+    if samed and channels == "neighbours":
+        channels, channels_why = "repeat", "one channel three times: SAMed's"
     images, images_why = rules.training_images(slices.count)
     return NetworkPlan(
         encoder=facts.name,
         input_shape=shape,
         spacing=max(slices.extent) / size if slices.stored_pixel is not None else None,
         head=head,
-        adaptation=adaptation,
-        lora=lora,
-        input_channels=slices.input_channels,
+        **adapted,
+        input_channels=channels,
         batch_size=batch,
         accumulation=accumulation,
         learning_rate=rate,
         weight_decay=0.1,
         training_images=images,
-        memory_bytes=estimate.fixed_bytes + batch * estimate.image_bytes,
+        memory_bytes=estimate.for_batch(batch),
         training_gflops=round(estimate.training_flops / 1e9, 1),
+        recipe=recipe,
         why={
             "input_shape": f"{size_why}; {shape_why}",
             "head": head_why,
             "adaptation": adaptation_why,
-            "input_channels": slices.input_channels_why,
+            "recipe": recipe_why,
+            "input_channels": channels_why,
             "batch_size": batch_why,
             "learning_rate": rate_why,
             "training_images": images_why,
@@ -171,10 +204,8 @@ def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) 
         if size >= max(sam.input_shape):
             continue
         other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size, encoder=sam.encoder))
-        changed = {
-            key: value for key, value in asdict(other).items() if key not in ("why",) and value != getattr(sam, key)
-        }
-        changed.pop("lora", None)
+        base = asdict(sam)
+        changed = {key: value for key, value in asdict(other).items() if key != "why" and value != base[key]}
         smaller[f"2d_{size}"] = {
             "inherits_from": "2d",
             "networks": {"sam": {**changed, "why": {"input_shape": f"{size} px: less memory and time than 2d"}}},
@@ -193,11 +224,11 @@ def _stored(fingerprint: Fingerprint, order: list[int], spacing: list[float] | N
     return np.array(shapes), np.array(pixels)
 
 
-def _normalization(description: Description, fingerprint: Fingerprint) -> list[tuple[str, str]]:
+def _normalization(description: Description, fingerprint: Fingerprint, unit_range: bool) -> list[tuple[str, str]]:
     cases = fingerprint.cases.values()
     return [
         rules.normalization_scheme(
-            name, max(case.maximum[index] for case in cases), all(case.integer for case in cases)
+            name, max(case.maximum[index] for case in cases), all(case.integer for case in cases), unit_range
         )
         for index, name in enumerate(description.channel_names)
     ]
@@ -207,9 +238,10 @@ def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
     return rules.input_shape(size, slices.extent, facts.patch_size)[0]
 
 
-def _memory(facts: EncoderFacts, shape: list[int], adaptation: str, batch: int) -> int:
-    estimate = resources.estimate(facts, shape, adaptation)
-    return estimate.fixed_bytes + batch * estimate.image_bytes
+def _estimate(facts: EncoderFacts, shape: list[int], adapted: dict) -> resources.Estimate:
+    settings = adapted["lora"] or adapted["adapter"]
+    blocks = settings.blocks if settings else "all"
+    return resources.estimate(facts, shape, adapted["adaptation"], adapted["components"], blocks)
 
 
 def _names(family: str) -> list[str]:
@@ -218,9 +250,20 @@ def _names(family: str) -> list[str]:
     return [name for name, facts in ENCODERS.items() if facts.family == family]
 
 
-def _check(options: PlannerOptions, fingerprint: Fingerprint) -> None:
+def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
+    if options.recipe == "samed" and (description.labels.has_regions or description.labels.ignore is not None):
+        what = "regions" if description.labels.has_regions else "an ignore label"
+        raise UsageError(
+            f"-recipe samed: SAMed's loss knows classes that exclude each other, and dataset.json has {what}",
+            "leave out -recipe",
+        )
     if options.encoder != "auto":
         encoder_facts(options.encoder)
+        if options.recipe == "samed" and encoder_facts(options.encoder).family != "sam":
+            raise UsageError(
+                f"-recipe samed trains a pretrained SAM, which {options.encoder} is not",
+                "use -encoder vit_b, or leave out -recipe",
+            )
     if options.gpu_memory_target_gb <= 0:
         raise UsageError(f"-gpu_memory_target must be positive, got {options.gpu_memory_target_gb:g}")
     if options.target_spacing is not None:

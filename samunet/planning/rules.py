@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
-from samunet.plans import LoraPlan
+from samunet.plans import LORA_TARGETS, AdapterPlan, LoraPlan, adaptation_problems
 
 Decision = tuple  # (value, reason)
 
@@ -22,7 +23,11 @@ SMALL_INPUT_SIZES = (112, 224)
 _LARGEST_ENLARGING = 2.0
 NEIGHBOUR_SPACING_LIMIT = 5.0
 _EFFECTIVE_BATCH = 12
-_LEARNING_RATES = {"lora": 5e-3, "full": 1e-3}  # at a batch of 24
+SAMED_BATCH = 24
+SAMED_INPUT_SIZE = 512
+RECIPES = ("samunet", "samed")
+# At a batch of 24. Decoder and LoRA: SAMed. Adapters: Gu et al.
+_LEARNING_RATES = {"lora": 5e-3, "the decoder": 5e-3, "adapter": 1e-3, "full": 1e-3, "pretrained weights in full": 3e-4}
 _REFERENCE_BATCH = 24
 _CHANNEL_SCHEMES = {
     "ct": "ct",
@@ -52,9 +57,16 @@ def in_plane_spacing(median_spacing: Sequence[float], order: Sequence[int], phys
     return spacing, "median of the training cases; finer cases are reduced to it, coarser ones stay as they are"
 
 
-def normalization_scheme(channel_name: str, largest: float, integer: bool) -> Decision:
-    """Normalisation of one channel by its name (nnU-Net's names, and 8-bit or 16-bit pictures)."""
+def normalization_scheme(channel_name: str, largest: float, integer: bool, unit_range: bool = False) -> Decision:
+    """Normalisation of one channel by its name (nnU-Net's names, and 8-bit or 16-bit pictures).
+
+    With ``unit_range`` (SAMed's input) CT and channels that would get a z-score are brought to 0-1 instead.
+    """
     name = channel_name.casefold()
+    if unit_range and name == "ct":
+        return "ct_to_0_1", "CT, clipped to the foreground's 0.5 and 99.5 percentiles, on 0-1 as in SAMed"
+    if unit_range and (name == "zscore" or name not in {*_CHANNEL_SCHEMES, *_PICTURE_CHANNELS}):
+        return "rescale_to_0_1", f"{channel_name!r} on 0-1, image by image, as SAMed's input is"
     if name in _CHANNEL_SCHEMES:
         return _CHANNEL_SCHEMES[name], f"the channel is called {channel_name!r}"
     if name in _PICTURE_CHANNELS:
@@ -119,14 +131,50 @@ def input_shape(long_side: int, extent: Sequence[float], patch: int) -> Decision
     return shape, f"proportions of the median slice ({extent[0]:.4g} x {extent[1]:.4g}) in whole patches of {patch} px"
 
 
-def adaptation(facts: EncoderFacts) -> Decision:
-    """LoRA on q and v of every block for pretrained encoders (SAMed); everything trains where weights are random."""
-    if facts.pretrained:
-        return (
-            "lora",
-            LoraPlan(),
-        ), "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
-    return ("full", None), "no pretrained weights: a random encoder is never frozen"
+def adaptation(
+    facts: EncoderFacts,
+    name: str | None = None,
+    components: str | None = None,
+    lora: LoraPlan | None = None,
+    adapter: AdapterPlan | None = None,
+) -> Decision:
+    """How the network is adapted: LoRA on q and v of every block for pretrained encoders (SAMed), else everything.
+
+    Args:
+        facts: The encoder.
+        name, components, lora, adapter: What the user asked for; None where the rule decides.
+
+    Returns:
+        The fields ``adaptation``, ``components``, ``lora`` and ``adapter`` of a network's plan, and the reason.
+
+    Raises:
+        UsageError: If what was asked for does not fit together or the encoder.
+    """
+    asked = any(value is not None for value in (name, components, lora, adapter))
+    name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.pretrained else "full")
+    _one_of("-adaptation", name, ("lora", "adapter", "full"))
+    components = components or "encoder_decoder"
+    _one_of("-components", components, ("encoder_decoder", "decoder"))
+    if name == "lora":
+        lora = lora or LoraPlan()
+        lora = replace(lora, decoder=lora.decoder or components == "decoder")
+        for target in lora.targets:
+            _one_of("-lora_targets", target, LORA_TARGETS)
+        for flag, value in (("-lora_rank", lora.rank), ("-lora_alpha", lora.alpha)):
+            if value < 1:
+                raise UsageError(f"{flag} must be 1 or more, got {value}")
+    if name == "adapter":
+        adapter = adapter or AdapterPlan()
+        if adapter.reduction < 1:
+            raise UsageError(f"-adapter_reduction must be 1 or more, got {adapter.reduction}")
+    for key, problem in adaptation_problems(facts.name, name, components, lora, adapter):
+        raise UsageError(f"{key} {problem}", "change or leave out -adaptation and the flags that belong to it")
+    chosen = {"adaptation": name, "components": components, "lora": lora, "adapter": adapter}
+    if asked:
+        return chosen, "given by -adaptation, -components and the flags that belong to them"
+    if name == "lora":
+        return chosen, "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
+    return chosen, "no pretrained weights: a random encoder is never frozen"
 
 
 def head(facts: EncoderFacts) -> Decision:
@@ -136,22 +184,42 @@ def head(facts: EncoderFacts) -> Decision:
     return "detail", "borders are learnt sooner with a convolutional path than from random tokens alone (measured)"
 
 
-def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int) -> Decision:
-    """Images per step within the memory target, and accumulation up to an effective batch of 12 (SAMed)."""
+def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int, effective: int = _EFFECTIVE_BATCH) -> Decision:
+    """Images per step within the memory target, and accumulation up to an effective batch of 12 (SAMed: 24)."""
     fitting = max(1, (budget - bytes_fixed) // max(1, bytes_per_image))
-    size = next(size for size in (12, 6, 4, 3, 2, 1) if size <= fitting)
-    return (size, _EFFECTIVE_BATCH // size), (
-        f"{fitting} images fit into {budget / 1e9:.3g} GB; {_EFFECTIVE_BATCH} make one update"
-    )
+    size = next(size for size in range(effective, 0, -1) if effective % size == 0 and size <= fitting)
+    return (size, effective // size), f"{fitting} images fit into {budget / 1e9:.3g} GB; {effective} make one update"
 
 
-def learning_rate(adaptation_name: str) -> Decision:
-    """Peak learning rate by adaptation, scaled with the square root of the effective batch."""
-    base = _LEARNING_RATES[adaptation_name]
-    rate = float(f"{base * math.sqrt(_EFFECTIVE_BATCH / _REFERENCE_BATCH):.2g}")
+def learning_rate(
+    adaptation_name: str, components: str = "encoder_decoder", pretrained: bool = False, batch: int = _EFFECTIVE_BATCH
+) -> Decision:
+    """Peak learning rate by what trains, scaled with the square root of the effective batch."""
+    kind = adaptation_name
+    if adaptation_name == "full" and components == "decoder":
+        kind = "the decoder"
+    elif adaptation_name == "full" and pretrained:
+        kind = "pretrained weights in full"
+    base = _LEARNING_RATES[kind]
+    rate = float(f"{base * math.sqrt(batch / _REFERENCE_BATCH):.2g}")
+    return rate, f"{base:g} at a batch of {_REFERENCE_BATCH} for {kind}, scaled with the square root of the batch"
+
+
+def recipe(name: str, facts: EncoderFacts) -> Decision:
+    """How a network is trained: samunet's way, or SAMed's for a pretrained SAM.
+
+    Raises:
+        UsageError: If there is no such recipe.
+    """
+    _one_of("-recipe", name, tuple(RECIPES))
+    if name == "samed" and facts.family == "sam":
+        return "samed", (
+            "given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on 0-1, "
+            "AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)"
+        )
     return (
-        rate,
-        f"{base:g} at a batch of {_REFERENCE_BATCH} for {adaptation_name}, scaled with the square root of the batch",
+        "samunet",
+        "the default" if name == "samunet" else f"SAMed trains a pretrained SAM, which {facts.name} is not",
     )
 
 
@@ -204,3 +272,8 @@ def parse_image_size(size: int | None, facts: EncoderFacts) -> int | None:
             f"use a multiple of {facts.patch_size}, at least {2 * facts.patch_size}",
         )
     return size
+
+
+def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")

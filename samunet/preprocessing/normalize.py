@@ -37,6 +37,13 @@ def _ct(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatis
     values /= max(statistics.std, _SMALLEST_STD)
 
 
+def _ct_to_unit(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
+    low, high = statistics.percentile_00_5, statistics.percentile_99_5
+    np.clip(values, low, high, out=values)
+    values -= low
+    values /= max(high - low, _SMALLEST_STD)
+
+
 def _rescale(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
     low, high = float(values.min()), float(values.max())
     values -= low
@@ -60,9 +67,10 @@ SCHEMES: dict[str, Callable[[np.ndarray, np.ndarray | None, IntensityStatistics]
     "divide_by_255": _divide_by(255.0),
     "divide_by_65535": _divide_by(65535.0),
     "rescale_to_0_1": _rescale,
+    "ct_to_0_1": _ct_to_unit,
     "nonorm": _none,
 }
-UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1"})
+UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1"})
 
 
 def normalize(
@@ -77,7 +85,8 @@ def normalize(
     Args:
         array: ``(channels, z, y, x)`` float32.
         schemes: Keys of :data:`SCHEMES`, one per channel. ``zscore`` uses this image's mean and standard deviation;
-            ``ct`` clips to the training foreground's 0.5 and 99.5 percentiles and uses its mean and deviation.
+            ``ct`` clips to the training foreground's 0.5 and 99.5 percentiles and uses its mean and deviation;
+            ``ct_to_0_1`` maps these percentiles to 0 and 1.
         use_mask: Per channel, whether a z-score is taken inside ``mask`` only; outside becomes 0.
         mask: Boolean ``(z, y, x)``; needed where ``use_mask`` is true.
         statistics: Of the training foreground, by channel index as text.

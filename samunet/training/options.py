@@ -21,6 +21,7 @@ class TrainingOptions:
         seed: All randomness depends on it.
         num_workers: Processes that prepare batches; 0 for none.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
         pretrained: A ``checkpoint_*.safetensors`` of another training to start from.
         overwrite: Start anew where this fold was already trained.
         validation_only: Only (re)do the final validation.
@@ -38,6 +39,7 @@ class TrainingOptions:
     seed: int = 12345
     num_workers: int = 0
     device: str = "auto"
+    num_cases: int | None = None
     pretrained: Path | None = None
     overwrite: bool = False
     validation_only: bool = False
@@ -48,7 +50,7 @@ class TrainingOptions:
         given = [name for name in ("epochs", "iterations", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"give one of --epochs, --iterations and --time_budget, not {len(given)} of them")
-        for name in ("epochs", "iterations", "seconds", "batch_size", "learning_rate"):
+        for name in ("epochs", "iterations", "seconds", "batch_size", "learning_rate", "num_cases"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be positive, got {value:g}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from samunet import __version__, paths
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import load_dataset
-from samunet.dataset.splits import fold_cases, load_or_make_splits
+from samunet.dataset.splits import few_cases, fold_cases, infer_groups, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
@@ -62,6 +62,8 @@ def train_fold(
     configuration = plans.configuration(configuration_name)
     names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
     train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
+    if options.num_cases:
+        train = few_cases(train, options.num_cases, options.seed, description.groups or infer_groups(names))
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
@@ -88,6 +90,8 @@ def train_fold(
         _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
         log.info("network: %s", choice.why)
+        if options.num_cases:
+            log.info("%d training cases: %s", len(train), ", ".join(train))
         if not trained:
             trainer = Trainer(
                 folder=folder,
@@ -100,7 +104,7 @@ def train_fold(
                 identity=fingerprint_of(
                     _decisions(plans, configuration_name), choice.family, description.labels, train
                 ),
-                run=run | _run_facts(choice, fold, dataset_name),
+                run=run | _run_facts(choice, fold, dataset_name) | {"training_cases": train},
                 base=base,
                 progress=progress,
             )

@@ -10,6 +10,7 @@ from samunet.errors import UsageError
 _WARM_UP_ITERATIONS = 250
 _WARM_UP_SHARE = 0.05
 _POWER = 0.9
+_SAMED_END = 1.25  # SAMed plans 200 epochs and stops after 160
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -39,6 +40,22 @@ class Budget:
         elif progress < warm_up:
             return max(progress / warm_up, 0.01)
         return ((1 - progress) / (1 - warm_up)) ** _POWER
+
+    def samed_learning_rate_factor(self, iteration: int, elapsed: float) -> float:
+        """SAMed's multiplier: warm-up over 250 iterations, power-0.9 decay to a zero that lies a quarter past the end.
+
+        A training of fewer iterations ends within the warm-up. Under a budget of time the warm-up takes 5 % of it.
+        """
+        if not self.iterations:
+            progress = self.progress(iteration, elapsed)
+            if progress < _WARM_UP_SHARE:
+                return max(progress / _WARM_UP_SHARE, 0.01)
+            return (1 - (progress - _WARM_UP_SHARE) / _SAMED_END) ** _POWER
+        # There the rate is set after an update, for the next one; so the first two updates share theirs.
+        before = max(iteration - 1, 0)
+        if before < _WARM_UP_ITERATIONS:
+            return (before + 1) / _WARM_UP_ITERATIONS
+        return (1 - (before - _WARM_UP_ITERATIONS) / (_SAMED_END * self.iterations)) ** _POWER
 
 
 def parse_duration(text: str) -> float:

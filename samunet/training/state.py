@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.inference.model_folder import read_tensors
-from samunet.network.adapters import save_adapter
+from samunet.network.adapters import save_adapters
 from samunet.network.model import SamunetModel
 
 LATEST = "checkpoint_latest.safetensors"
@@ -89,10 +89,8 @@ def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
         model: The trained model.
         kind: ``final`` or ``best``.
     """
-    state = model.trained_state()
-    if hasattr(model.image_encoder, "peft_config"):
-        save_adapter(model.image_encoder, folder / f"adapter_{kind}")
-        state = {name: value for name, value in state.items() if ".lora_" not in name}
+    save_adapters(model, folder, kind)
+    state = {name: value for name, value in model.trained_state().items() if ".lora_" not in name}
     _write(folder / f"checkpoint_{kind}.safetensors", state, {})
 
 

@@ -28,6 +28,7 @@ from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import epoch_line, plot
 from samunet.training.loss import SegmentationLoss
 from samunet.training.options import TrainingOptions
+from samunet.training.samed import SamedLoss
 from samunet.training.schedule import Budget, format_duration
 from samunet.training.state import LATEST, load_latest, save_latest, save_model
 
@@ -94,9 +95,10 @@ class Trainer:
         self.model = build_network(configuration, network, description, base).to(self.device)
         if options.pretrained:
             self._start_from(options.pretrained)
-        self.loss = SegmentationLoss(self.labels).to(self.device)
+        self.samed = network.recipe == "samed"
+        self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, network.weight_decay), lr=network.learning_rate
+            _parameter_groups(self.model, network.weight_decay, everything=self.samed), lr=network.learning_rate
         )
         self.setup = {
             "identity": identity,
@@ -148,7 +150,8 @@ class Trainer:
 
     def _step(self, batch: dict[str, np.ndarray]) -> float:
         """One update from one batch; returns its loss."""
-        factor = self.budget.learning_rate_factor(self.state.iteration, self.state.elapsed)
+        schedule = self.budget.samed_learning_rate_factor if self.samed else self.budget.learning_rate_factor
+        factor = schedule(self.state.iteration, self.state.elapsed)
         for group in self.optimizer.param_groups:
             group["lr"] = self.network.learning_rate * factor
         images = torch.from_numpy(batch["data"]).to(self.device)
@@ -159,8 +162,9 @@ class Trainer:
                 f"the loss became {loss} at iteration {self.state.iteration}",
                 f"use a lower learning rate: --lr {self.network.learning_rate / 3:.1e} --overwrite",
             )
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self._trained(), _CLIP_NORM)
+        if not self.samed:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._trained(), _CLIP_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +177,7 @@ class Trainer:
                 total = 0.0
                 for part, target in zip(images.split(self.micro_batch), labels.split(self.micro_batch)):
                     with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                        logits = self.model(part)
+                        logits = self.model(part, upsample=not self.samed)
                     loss = self.loss(logits.float(), target) * (len(part) / len(images))
                     self.scaler.scale(loss).backward()
                     total += float(loss.detach())
@@ -277,8 +281,11 @@ class Trainer:
         """Seconds of one update, from passes whose gradients are thrown away."""
         batch = self.loader.batch(0)
         images, labels = (torch.from_numpy(batch[key][: self.micro_batch]).to(self.device) for key in ("data", "seg"))
+        running = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         seconds = min(self._timed_pass(images, labels) for _ in range(3))
         self.optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(running[name])  # statistics of a batch normalisation that trains
         return seconds * self.batch_size / len(images)
 
     def _timed_pass(self, images: Tensor, labels: Tensor) -> float:
@@ -290,14 +297,18 @@ class Trainer:
         """Say what will happen and how long it takes, before it starts; write it to run.json."""
         step = self._measure_step()
         self.run |= {"seed": self.options.seed, "setup": self.setup, "threads": torch.get_num_threads()}
-        self.run |= {"measured_step_seconds": round(step, 4)}
+        self.run |= {"measured_step_seconds": round(step, 4), "trained_parameters": self.model.trained_parameters()}
         self.run |= {"device": str(self.device), "monitored": sorted(self.monitored)}
         write_json(self.folder / "run.json", self.run)
-        trained = sum(parameter.numel() for parameter in self._trained())
         log.info(
-            "input %d x %d px, batch %d x %d, %s on %s, %.2f million parameters trained",
+            "input %d x %d px, batch %d x %d, %s on %s",
             *self.network.input_shape, self.micro_batch, self.network.accumulation, self.run["dtype"], self.device,
-            trained / 1e6,
+        )  # fmt: skip
+        trained = self.run["trained_parameters"]
+        parts = ", ".join(f"{name} {count:,}" for name, count in trained.items() if count)
+        log.info(
+            "%s of %s trained: %s parameters (%s)",
+            self.network.adaptation, self.network.components, f"{sum(trained.values()):,}", parts,
         )  # fmt: skip
         if self.budget.seconds:
             length = f"{format_duration(self.budget.seconds)}, about {self.budget.seconds / step:.0f} iterations"
@@ -347,17 +358,18 @@ def _monitored(cases: dict[str, StoredCase]) -> dict[str, StoredCase]:
     return chosen
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms, positions and tokens do not."""
+def _parameter_groups(model: nn.Module, weight_decay: float, *, everything: bool = False) -> list[dict]:
+    """Matrices decay; biases, norms, positions and tokens do so only with ``everything`` (SAMed)."""
     matrices = {
         id(module.weight)
         for module in model.modules()
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    others = weight_decay if everything else 0.0
     return [
         {"params": [parameter for parameter in trained if id(parameter) in matrices], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if id(parameter) not in matrices], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if id(parameter) not in matrices], "weight_decay": others},
     ]
 
 

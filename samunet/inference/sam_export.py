@@ -1,0 +1,85 @@
+"""A trained fold as a plain SAM checkpoint, for programs that know SAM and not samunet."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_path
+from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.network.base_weights import base_weights
+
+log = logging.getLogger(__name__)
+
+_QUALITY = "mask_decoder.iou_prediction_head."
+
+
+def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) -> Path:
+    """Write a fold in SAM's layout, LoRA folded in, with SAM's parameter names.
+
+    It has one mask token per class, so in segment_anything its ``MaskDecoder`` has ``num_multimask_outputs`` equal to
+    the number of classes without background. Mask quality is not trained here: its last layer is written as zeros.
+
+    Args:
+        model: The trained model.
+        fold: Which fold.
+        checkpoint: ``final`` or ``best``.
+        output: A ``.pth`` or ``.safetensors`` file; an existing one is replaced.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UsageError: If the file has another ending, or there is no such model.
+        SamunetError: If the network has parts that SAM's layout has no place for, or the fold cannot be loaded.
+    """
+    if output.suffix not in (".pth", ".safetensors"):
+        raise UsageError(f"{output} must end in .pth or .safetensors", "the ending chooses the format")
+    folder = model.path
+    if not (folder / "plans.json").is_file():
+        there = ", ".join(path.parent.name for path in folder.parent.glob("samunetTrainer__*/plans.json")) or "none"
+        raise UsageError(f"there is no trained model {folder.name} in {folder.parent} (models there: {there})")
+    (loaded,) = model.load([fold], checkpoint)
+    run = model.run(fold)
+    network = model.configuration.networks[run["family"]]
+    foreign = [
+        what
+        for what, there in (
+            (f"the encoder {network.encoder}, which is no SAM,", not encoder_facts(network.encoder).pretrained),
+            ("bottleneck adapters, which cannot be folded into weights", network.adapter is not None),
+            (f"the head {network.head!r}", network.head != "sam"),
+            ("a projection of the input channels", network.input_channels == "projection"),
+        )
+        if there
+    ]
+    if foreign:
+        raise SamunetError(
+            f"fold {fold} of {model.path} has {' and '.join(foreign)}: a plain SAM checkpoint has no place for that",
+            "train with a pretrained SAM and -adaptation lora or full, or predict with samunet_predict",
+        )
+    state = {f"image_encoder.{name}": value for name, value in loaded.image_encoder.state_dict().items()}
+    state |= {name: value.clone() for name, value in loaded.head.state_dict().items()}
+    base = base_weights(network.encoder, run.get("base")).state
+    for name in [name for name in state if name.startswith(_QUALITY)]:
+        fitting = name in base and base[name].shape == state[name].shape
+        state[name] = base[name].clone() if fitting else state[name].zero_()
+    state = {name: value.detach().contiguous() for name, value in state.items()}
+    with atomic_path(output) as temporary:
+        _write(state, temporary)
+    log.info("%d tensors written to %s", len(state), output)
+    if network.recipe == "samed":
+        log.info("its input: values on 0-1, without a mean and deviation (SAMed)")
+    return output
+
+
+def _write(state: dict, path: Path) -> None:
+    if path.suffix == ".pth":
+        import torch
+
+        torch.save(state, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, path)

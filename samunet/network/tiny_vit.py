@@ -1,0 +1,243 @@
+"""MobileSAM's image encoder at any input size: TinyViT (Wu et al. 2022) with SAM's neck (Zhang et al. 2023).
+
+Parameter names are those of the published checkpoint, and so is the output at 1024 x 1024 px. Two things differ from
+the published code, neither of which changes the output: only real tokens are projected to q, k and v (a padded one is
+zero before its norm, so its projection is one vector for all of them), and a batch normalisation whose statistics are
+fixed is folded into the convolution before it, which saves a pass over memory and the tensor kept for it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samunet.encoders import EncoderFacts, Stage
+from samunet.network.attention import attend_with_bias, in_windows
+from samunet.network.sam_modules import LayerNorm2d
+
+_EXPANSION = 4  # of channels, in the MLPs as in the convolutional blocks
+_IMAGENET_CLASSES = 1000
+
+
+class TinyViT(nn.Module):
+    """A convolutional stage, then stages of attention within windows, each on a grid of its own.
+
+    Args:
+        facts: The encoder to build; its ``stages`` say all.
+    """
+
+    def __init__(self, facts: EncoderFacts) -> None:
+        super().__init__()
+        stages = facts.stages
+        self.patch_size = facts.patch_size
+        self.patch_embed = PatchEmbedding(stages[0].width)
+        self.layers = nn.ModuleList(
+            StageLayer(stage, following) for stage, following in zip(stages, [*stages[1:], None])
+        )
+        width = stages[-1].width
+        # TinyViT's classifier is published with the encoder and has no part in it: kept so that checkpoints load
+        # strictly and go back out whole, frozen because no gradient reaches it.
+        self.norm_head = nn.LayerNorm(width).requires_grad_(False)
+        self.head = nn.Linear(width, _IMAGENET_CLASSES).requires_grad_(False)
+        self.neck = nn.Sequential(
+            nn.Conv2d(width, facts.embedding, 1, bias=False),
+            LayerNorm2d(facts.embedding),
+            nn.Conv2d(facts.embedding, facts.embedding, 3, padding=1, bias=False),
+            LayerNorm2d(facts.embedding),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            image: ``(batch, 3, height, width)``, normalised with the encoder's pixel statistics.
+
+        Returns:
+            ``(batch, embedding, height / patch, width / patch)``.
+        """
+        # Tokens lie in memory as attention wants them, channels last, and convolutions are no slower for it.
+        features = self.patch_embed(image.contiguous(memory_format=torch.channels_last))
+        for layer in self.layers:
+            features = layer(features)
+        return self.neck(features)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias and batch normalisation.
+
+    Batch statistics are taken, and running ones updated, only in training mode *and* where the normalisation's own
+    weight trains: statistics that drift under frozen weights would change an encoder that is meant to stay as it is.
+
+    Args:
+        inner, outer: Channels.
+        kernel: Side in pixels; padded to keep the size at a stride of 1.
+        stride, groups: Of the convolution.
+    """
+
+    def __init__(self, inner: int, outer: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(outer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(batch, inner, h, w)`` to ``(batch, outer, h / stride, w / stride)``."""
+        conv, norm = self.c, self.bn
+        if self.training and norm.weight.requires_grad:
+            return norm(conv(features))
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = conv.weight * scale.view(-1, 1, 1, 1)
+        bias = norm.bias - norm.running_mean * scale
+        return F.conv2d(features, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+
+
+class PatchEmbedding(nn.Module):
+    """Two convolutions of stride 2.
+
+    Args:
+        width: Channels of the output.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(ConvNorm(3, width // 2, 3, stride=2), nn.GELU(), ConvNorm(width // 2, width, 3, 2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(batch, 3, height, width)`` to ``(batch, width, height / 4, width / 4)``."""
+        return self.seq(image)
+
+
+class StageLayer(nn.Module):
+    """The blocks of one stage, and the way to the next one's grid and width.
+
+    Args:
+        stage: This stage.
+        following: The next one; None after the last.
+    """
+
+    def __init__(self, stage: Stage, following: Stage | None) -> None:
+        super().__init__()
+        block = AttentionBlock if stage.window else ConvolutionalBlock
+        self.blocks = nn.ModuleList(block(stage) for _ in range(stage.depth))
+        self.downsample = None if following is None else Downsample(stage, following)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(batch, channels, h, w)`` to the next stage's channels and grid."""
+        for block in self.blocks:
+            features = block(features)
+        return features if self.downsample is None else self.downsample(features)
+
+
+class ConvolutionalBlock(nn.Module):
+    """MobileNet's inverted residual: widen, convolve each channel, narrow (Sandler et al. 2018).
+
+    Args:
+        stage: The stage it belongs to.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        inner = stage.width * _EXPANSION
+        self.conv1 = ConvNorm(stage.width, inner)
+        self.conv2 = ConvNorm(inner, inner, 3, groups=inner)
+        self.conv3 = ConvNorm(inner, stage.width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(batch, channels, h, w)`` to the same shape."""
+        return F.gelu(features + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(features))))))
+
+
+class Downsample(nn.Module):
+    """To the next stage's width and grid (the same grid where the strides are equal).
+
+    Args:
+        stage, following: The stages it leads from and to.
+    """
+
+    def __init__(self, stage: Stage, following: Stage) -> None:
+        super().__init__()
+        width = following.width
+        self.conv1 = ConvNorm(stage.width, width)
+        self.conv2 = ConvNorm(width, width, 3, stride=following.stride // stage.stride, groups=width)
+        self.conv3 = ConvNorm(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(batch, channels, h, w)`` to the next stage's channels and grid."""
+        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(features)))))
+
+
+class AttentionBlock(nn.Module):
+    """Attention within windows, a convolution of each channel that connects the windows, and an MLP.
+
+    Args:
+        stage: The stage it belongs to.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.attn = BiasedAttention(stage.width, stage.heads, stage.window)
+        self.mlp = Mlp(stage.width)
+        self.local_conv = ConvNorm(stage.width, stage.width, 3, groups=stage.width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(batch, channels, h, w)`` to the same shape."""
+        tokens = features.permute(0, 2, 3, 1)
+        tokens = tokens + self.attn(tokens)
+        tokens = self.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return (tokens + self.mlp(tokens)).permute(0, 3, 1, 2)
+
+
+class Mlp(nn.Module):
+    """Norm and two linear layers.
+
+    Args:
+        width: Channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, width * _EXPANSION)
+        self.fc2 = nn.Linear(width * _EXPANSION, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., channels)`` to the same shape."""
+        return self.fc2(F.gelu(self.fc1(self.norm(tokens))))
+
+
+class BiasedAttention(nn.Module):
+    """Self-attention within windows, with one learnt bias per head and distance (LeViT, Graham et al. 2021).
+
+    The fused projection's output channels are head by head (q, k, v of head 0, q, k, v of head 1, ...).
+
+    Args:
+        width: Channels.
+        num_heads: Attention heads.
+        window: Side of the windows in tokens.
+    """
+
+    def __init__(self, width: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window**2))
+        y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
+        distances = (y[:, None] - y).abs() * window + (x[:, None] - x).abs()
+        self.register_buffer("distances", distances, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(batch, h, w, channels)`` to the same shape."""
+        # The published code pads with zeros before the norm, which turns them into its bias.
+        padding = self.qkv(self.norm.bias)
+        return self.proj(in_windows(self.qkv(self.norm(tokens)), padding, self.window, self._attend))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """``(n, window, window, 3 c)`` to ``(n, window, window, c)``."""
+        count, height, width, channels = qkv.shape
+        q, k, v = qkv.view(count, height * width, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        bias = self.attention_biases[:, self.distances].to(q.dtype).unsqueeze(0)
+        attended = attend_with_bias(q, k, v, bias)
+        return attended.transpose(1, 2).reshape(count, height, width, channels // 3)

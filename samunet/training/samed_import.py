@@ -1,0 +1,224 @@
+"""Checkpoints that SAMed (Zhang & Liu 2023) published, as model folders to predict with."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samunet import __version__, paths
+from samunet.dataset.description import description_from_json
+from samunet.encoders import EncoderFacts, encoder_facts
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_folder, file_hash, write_json
+from samunet.imageio.registry import reader_for
+from samunet.inference.model_folder import build_network, model_folder_name
+from samunet.network.base_weights import base_weights
+from samunet.network.checkpoints import load_sam_checkpoint
+from samunet.planning import resources, rules
+from samunet.plans import ConfigurationPlan, IntensityStatistics, LoraPlan, NetworkPlan, Plans
+from samunet.training.state import save_model
+
+log = logging.getLogger(__name__)
+
+PLANS_NAME = "samedPlans"
+CONFIGURATION = "2d"
+FOLD = "all"
+_ENCODERS = ("vit_b", "vit_l", "vit_h")
+
+
+@dataclass(frozen=True)
+class SamedImport:
+    """What the file does not say. The defaults are those of SAMed's published models of abdominal CT.
+
+    Attributes:
+        encoder: ``vit_b``, ``vit_l`` or ``vit_h``.
+        image_size: Side of the network's input in pixels.
+        num_classes: Without background.
+        dataset: Name of the folder in ``samunet_results``.
+        labels: Names of the classes; None for ``class_1`` and so on.
+        intensity_range: Values that become 0 and 1; beyond them the image is clipped.
+        file_ending: Of the images to predict.
+    """
+
+    encoder: str = "vit_b"
+    image_size: int = 512
+    num_classes: int = 8
+    dataset: str = "Dataset900_SAMed"
+    labels: list[str] | None = None
+    intensity_range: tuple[float, float] = (-125.0, 275.0)
+    file_ending: str = ".nii.gz"
+
+
+def import_checkpoint(file: Path, options: SamedImport) -> Path:
+    """Write a model folder whose fold ``all`` gives SAMed's logits; returns it.
+
+    SAM's own checkpoint of the encoder must be there, as for prediction.
+
+    Raises:
+        UsageError: If an option does not fit.
+        SamunetError: If the file is no checkpoint of SAMed's for this encoder, number of classes and base, or the
+            folder exists.
+    """
+    facts = encoder_facts(options.encoder)
+    _check(options, facts)
+    description = description_from_json(_dataset_json(options), "the imported model's dataset.json")
+    folder = paths.results_folder() / options.dataset / model_folder_name(PLANS_NAME, CONFIGURATION)
+    if folder.exists():
+        raise SamunetError(f"{folder} exists", "remove it, or choose another name: -d Dataset901_SAMed")
+    given = load_sam_checkpoint(file)
+    rank = _rank(given, facts, file)
+    plans = _plans(options, facts, rank)
+    configuration = plans.configuration(CONFIGURATION)
+    network = configuration.networks["sam"]
+    base = base_weights(facts.name)
+    model = build_network(configuration, network, description, base)
+    _check_tensors(given, model.head.state_dict(), facts, options, file)
+    _check_base(given, base.state, facts, file)
+    state = {f"head.{name}": value.detach() for name, value in given.items() if not name.startswith("w_")}
+    # SAMed numbers its matrices q of block 0, v of block 0, q of block 1, ...
+    for index in range(2 * facts.depth):
+        layer = f"image_encoder.base_model.model.blocks.{index // 2}.attn.qkv.{'qv'[index % 2]}"
+        for name in "ab":
+            state[f"{layer}.lora_{name.upper()}.default.weight"] = given[f"w_{name}_{index:03d}"].detach()
+    wanted = model.trained_state()
+    model.load_trained_state({name: value for name, value in state.items() if name in wanted})
+    with atomic_folder(folder) as temporary:
+        plans.write(temporary / "plans.json")
+        write_json(temporary / "dataset.json", description.raw)
+        fold = temporary / f"fold_{FOLD}"
+        run = {
+            "dataset": options.dataset,
+            "fold": FOLD,
+            "encoder": facts.name,
+            "family": "sam",
+            "base": base.record,
+            "imported_from": {"file": file.name, "sha256": file_hash(file)},
+            "versions": {"samunet": __version__, "torch": torch.__version__},
+        }
+        save_model(fold, model, "final")
+        write_json(fold / "run.json", run)
+    log.info("rank %d, %d classes without background, imported to %s", rank, options.num_classes, folder)
+    return folder
+
+
+def _check(options: SamedImport, facts: EncoderFacts) -> None:
+    if facts.name not in _ENCODERS:
+        raise UsageError(f"SAMed has no models of the encoder {facts.name}", f"use one of: {', '.join(_ENCODERS)}")
+    rules.parse_image_size(options.image_size, facts)
+    if options.num_classes < 1:
+        raise UsageError(f"--num_classes must be 1 or more, without the background, got {options.num_classes}")
+    if options.labels is not None and len(set(options.labels) - {"background"}) != options.num_classes:
+        raise UsageError(f"--labels must be {options.num_classes} different names, got {len(options.labels)}")
+    if "ignore" in (options.labels or ()):
+        raise UsageError("--labels: ignore is not the name of a class", "give the class another name")
+    if not paths.DATASET_NAME.match(options.dataset):
+        raise UsageError(f"-d must look like Dataset900_SAMed, got {options.dataset!r}")
+    if options.intensity_range[0] >= options.intensity_range[1]:
+        raise UsageError(f"--intensity_range must be two numbers in order, got {options.intensity_range}")
+
+
+def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
+    """Rank of the file's LoRA, once it is sure that the file has LoRA of this encoder."""
+    matrices = [name for name in given if re.fullmatch(r"w_[ab]_\d{3}", name)]
+    if not matrices:
+        raise SamunetError(
+            f"{file} has no tensors w_a_000, w_b_000, ...: it is no checkpoint of SAMed's",
+            "a SAM checkpoint needs no import; give a file that SAMed's training wrote",
+        )
+    blocks = len(matrices) / 4
+    width = given[min(matrices)].shape[-1]
+    if blocks != facts.depth or width != facts.width:
+        raise SamunetError(
+            f"{file} adapts {blocks:g} blocks of width {width}, but {facts.name} has {facts.depth} of width "
+            f"{facts.width}",
+            "choose the encoder it was made for: --encoder",
+        )
+    return len(given[min(matrices)])
+
+
+def _check_tensors(
+    given: dict[str, Tensor], head: dict[str, Tensor], facts: EncoderFacts, options: SamedImport, file: Path
+) -> None:
+    rank = len(given["w_a_000"])
+    expected = {name: tuple(value.shape) for name, value in head.items()}
+    expected |= {f"w_a_{index:03d}": (rank, facts.width) for index in range(2 * facts.depth)}
+    expected |= {f"w_b_{index:03d}": (facts.width, rank) for index in range(2 * facts.depth)}
+    tokens = given.get("mask_decoder.mask_tokens.weight")
+    if tokens is not None and len(tokens) != options.num_classes + 1:
+        raise SamunetError(
+            f"{file} has {len(tokens) - 1} classes besides the background, not {options.num_classes}",
+            f"use --num_classes {len(tokens) - 1}",
+        )
+    shapes = {name: tuple(value.shape) for name, value in given.items()}
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - shapes.keys())]
+    problems += [f"unexpected: {name}" for name in sorted(shapes.keys() - expected.keys())]
+    problems += [
+        f"shape of {name}: {shapes[name]}, expected {expected[name]}"
+        for name in sorted(expected.keys() & shapes.keys())
+        if shapes[name] != expected[name]
+    ]
+    if problems:
+        more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
+        raise SamunetError(
+            f"{file} is no checkpoint of SAMed's for {facts.name}:\n  " + "\n  ".join(problems[:8] + more),
+            "files of SAMed_s, with LoRA in the decoder, cannot be imported",
+        )
+
+
+def _check_base(given: dict[str, Tensor], base: dict[str, Tensor], facts: EncoderFacts, file: Path) -> None:
+    """SAMed stores the whole prompt encoder, of which only ``no_mask_embed`` trains: the rest is its base's."""
+    for name, value in given.items():
+        frozen = name.startswith("prompt_encoder.") and "no_mask_embed" not in name
+        if frozen and not torch.allclose(value.float(), base[name].float(), atol=1e-6):
+            raise SamunetError(
+                f"{file} was made for another base than {facts.checkpoint_file}: {name} differs",
+                f"put the SAM checkpoint that it was trained on into {paths.checkpoints_folder()}",
+            )
+
+
+def _dataset_json(options: SamedImport) -> dict:
+    names = options.labels or [f"class_{value}" for value in range(1, options.num_classes + 1)]
+    return {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0} | {name: value for value, name in enumerate(names, 1)},
+        "numTraining": 0,
+        "file_ending": options.file_ending,
+    }
+
+
+def _plans(options: SamedImport, facts: EncoderFacts, rank: int) -> Plans:
+    """Plans that prepare images as SAMed does: whole slices, scaled to the input, on 0-1, one channel three times."""
+    why = {"adaptation": "imported from SAMed"}
+    networks = {}
+    for family, encoder, side in (("sam", facts, options.image_size), ("bundled", encoder_facts("small"), 224)):
+        sam = family == "sam"
+        estimate = resources.estimate(encoder, [side, side], "lora" if sam else "full")
+        networks[family] = NetworkPlan(
+            encoder=encoder.name, input_shape=[side, side], spacing=None, head="sam" if sam else "detail",
+            adaptation="lora" if sam else "full", lora=LoraPlan(rank, rank) if sam else None, input_channels="repeat",
+            batch_size=4, accumulation=6, learning_rate=5e-3 if sam else 1e-3, weight_decay=0.1,
+            training_images={"cpu": 16_000, "gpu": 48_000}, memory_bytes=estimate.for_batch(4),
+            training_gflops=round(estimate.training_flops / 1e9, 1), recipe="samed" if sam else "samunet", why=why,
+        )  # fmt: skip
+    configuration = ConfigurationPlan(
+        data_identifier=f"{PLANS_NAME}_2d", spacing=None, median_shape=[1, options.image_size, options.image_size],
+        normalization=["ct_to_0_1"], use_mask_for_norm=[False], mirror_axes=[], foreground_share=0.33,
+        networks=networks, why=why,
+    )  # fmt: skip
+    low, high = (float(value) for value in options.intensity_range)
+    middle = (low + high) / 2
+    return Plans(
+        dataset_name=options.dataset, plans_name=PLANS_NAME, samunet_version=__version__,
+        image_reader=reader_for(options.file_ending, None).name, physical_spacing=False,
+        original_median_spacing=[1.0, 1.0, 1.0], original_median_shape=[1, options.image_size, options.image_size],
+        transpose_forward=[0, 1, 2],
+        foreground_intensity_properties_per_channel={
+            "0": IntensityStatistics(middle, middle, high - low, low, high, low, high)
+        },
+        gpu_memory_target_gb=8.0, encoder=facts.name, configurations={CONFIGURATION: asdict(configuration)}, why=why,
+    )  # fmt: skip

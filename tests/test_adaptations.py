@@ -1,0 +1,394 @@
+"""Every way to adapt SAM: what trains, what is saved, what comes back, and what is refused."""
+
+import json
+import zlib
+from dataclasses import asdict, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from samunet.commands import plan_and_preprocess, plan_experiment, predict, train
+from samunet.encoders import ENCODERS
+from samunet.errors import SamunetError, UsageError
+from samunet.inference.model_folder import read_tensors
+from samunet.network.adapters import load_adapters, merge_adapters
+from samunet.network.heads import SamHead
+from samunet.network.model import build_model
+from samunet.planning import resources, rules
+from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
+from samunet.training.state import save_model
+from samunet.training.trainer import _parameter_groups
+
+CLASSES = 3
+NAMES = [name for name in ("vit_h", "vit_b", "vit_t", "small") if name in ENCODERS]
+ALL_TARGETS = ["q", "k", "v", "proj", "mlp"]
+
+
+@pytest.fixture(autouse=True)
+def reduced(monkeypatch):
+    """Few and narrow blocks: one encoder of each kind, with windows and global attention."""
+    smaller = {
+        "vit_b": {"width": 48, "depth": 4, "heads": 3, "global_blocks": (1,), "native_size": 256},
+        "vit_h": {"width": 32, "depth": 3, "heads": 2, "global_blocks": (2,), "native_size": 256},
+        "small": {"width": 64, "depth": 2, "heads": 2},
+    }
+    for name, changes in smaller.items():
+        monkeypatch.setitem(ENCODERS, name, replace(ENCODERS[name], **changes))
+
+
+def make_plan(encoder="vit_b", adaptation="lora", components="encoder_decoder", head="sam", **settings) -> NetworkPlan:
+    lora = LoraPlan(**{"decoder": components == "decoder", **settings}) if adaptation == "lora" else None
+    return NetworkPlan(
+        encoder=encoder, input_shape=[64, 64], spacing=1.0, head=head, adaptation=adaptation, components=components,
+        lora=lora, adapter=AdapterPlan(**settings) if adaptation == "adapter" else None, input_channels="repeat",
+        batch_size=2, accumulation=1, learning_rate=1e-3, weight_decay=0.1, training_images={"cpu": 1, "gpu": 1},
+        memory_bytes=0, training_gflops=0.0,
+    )  # fmt: skip
+
+
+@cache
+def base_state(encoder: str) -> dict[str, torch.Tensor]:
+    """A checkpoint in SAM's layout with values in every tensor, as if pretrained."""
+    model = build_model(make_plan(encoder, "full"), num_outputs=4, num_channels=1, unit_range=[False])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(parameter.shape)
+            scale = 1 / np.sqrt(np.prod(parameter.shape[1:])) if parameter.ndim >= 2 else 0.1
+            one = 1.0 if ("norm" in name or ".bn." in name) and name.endswith("weight") else 0.0
+            parameter.copy_(torch.from_numpy(values * scale + one).float())
+    return {name.removeprefix("head."): value for name, value in model.state_dict().items()}
+
+
+def build(plan: NetworkPlan, base=None, classes=CLASSES, seed=0):
+    torch.manual_seed(seed)
+    base = base_state(plan.encoder) if base is None else base
+    return build_model(plan, num_outputs=classes, num_channels=1, unit_range=[False], base_state=base)
+
+
+def trained_steps(model, steps=2, rate=0.05):
+    """Train on noise; returns the optimizer as the trainer makes it. LoRA's A has no gradient before B leaves zero."""
+    optimizer = torch.optim.SGD(_parameter_groups(model, 0.1), lr=rate)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        image = torch.randn(2, 1, 64, 64, generator=generator)
+        target = torch.randint(0, CLASSES, (2, 64, 64), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(image), target).backward()
+        optimizer.step()
+    return optimizer
+
+
+def encoder_formula(plan: NetworkPlan) -> int:
+    """Trained parameters of a SAM encoder by arithmetic alone."""
+    facts = ENCODERS[plan.encoder]
+    d, blocks = facts.width, facts.depth
+    if plan.components == "decoder" or plan.adaptation == "full":
+        raise NotImplementedError
+    settings = plan.lora or plan.adapter
+    if settings.blocks == "last_half":
+        blocks -= facts.depth // 2
+    elif isinstance(settings.blocks, list):
+        blocks = len(settings.blocks)
+    if plan.adapter:
+        inner = d // plan.adapter.reduction
+        return blocks * 2 * (d * inner + inner + inner * d + d)
+    r = plan.lora.rank
+    low_rank = {"q": 2 * r * d, "k": 2 * r * d, "v": 2 * r * d, "proj": 2 * r * d, "mlp": 2 * r * (d + 4 * d)}
+    magnitudes = {"q": d, "k": d, "v": d, "proj": d, "mlp": 4 * d + d}
+    return blocks * sum(low_rank[t] + magnitudes[t] * plan.lora.dora for t in plan.lora.targets)
+
+
+def decoder_formula(plan: NetworkPlan, classes: int, iou_head: bool = False) -> int:
+    """Trained parameters of SAM's decoder with one token per class, by arithmetic alone."""
+    transformer = 3_291_264
+    if plan.adapter:
+        inner = 256 // plan.adapter.reduction
+        transformer = 2 * 2 * (256 * inner + inner + inner * 256 + 256)
+    elif plan.lora and plan.lora.decoder:
+        r, dora = plan.lora.rank, plan.lora.dora
+        # (inputs, outputs) of self-attention and of the three kinds of cross-attention, which halve the channels.
+        wide = {"q": (256, 256), "k": (256, 256), "v": (256, 256), "proj": (256, 256)}
+        half = {"q": (256, 128), "k": (256, 128), "v": (256, 128), "proj": (128, 256)}
+        transformer = 0
+        for target in plan.lora.targets:
+            linears = [(256, 2048), (2048, 256)] * 2 if target == "mlp" else [wide[target]] * 2 + [half[target]] * 5
+            transformer += sum(r * (inner + outer) + outer * dora for inner, outer in linears)
+    upscaling, iou_token, no_mask = 73_952, 256, 256
+    per_class = 256 + 139_808
+    quality = 2 * (256 * 256 + 256) + 257 * classes if iou_head else 0
+    return transformer + upscaling + iou_token + no_mask + per_class * classes + quality
+
+
+VARIANTS = {
+    "SAMed_s": {"decoder": True},
+    "qkv, rank 8": {"rank": 8, "alpha": 16, "targets": ["q", "k", "v"]},
+    "attention and mlp": {"targets": ALL_TARGETS, "decoder": True},
+    "last half": {"blocks": "last_half"},
+    "listed blocks": {"blocks": [0, 3]},
+    "dora": {"dora": True, "decoder": True},
+    "rslora": {"rslora": True, "alpha": 8},
+}
+TABLE = [
+    pytest.param(
+        make_plan(name, adaptation, components),
+        id=f"{name}-{adaptation}-{components}",
+        marks=[pytest.mark.slow] if name == "vit_h" else [],  # of one kind with vit_b
+    )
+    for name in NAMES
+    for adaptation in ("lora", "adapter", "full")
+    for components in ("encoder_decoder", "decoder")
+]
+TABLE += [pytest.param(make_plan(**changes), id=name) for name, changes in VARIANTS.items()]
+TABLE += [
+    pytest.param(make_plan(adaptation="adapter", reduction=8, blocks=[1]), id="adapter in one block"),
+    pytest.param(make_plan(adaptation="adapter", head="detail"), id="adapter, detail head"),
+    pytest.param(make_plan(components="decoder", head="detail"), id="lora, detail head"),
+]
+
+
+@pytest.mark.parametrize("plan", TABLE)
+def test_every_combination(plan, tmp_path):
+    base = base_state(plan.encoder)
+    model = build(plan, base)
+    image = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        before = model.eval()(image)
+        unadapted = build(make_plan(plan.encoder, "full", head=plan.head), base)
+        unadapted.load_state_dict(
+            {name: value for name, value in model.state_dict().items() if name in unadapted.state_dict()}, strict=False
+        )
+        assert torch.allclose(before, unadapted.eval()(image), atol=1e-4)  # what is added starts as nothing
+    model.train()
+
+    optimizer = trained_steps(model)
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimized = {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
+    assert optimized == with_gradient
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == with_gradient
+    new = ("lora_", ".adapter.", "mask_tokens", "output_hypernetworks_mlps", "head.path", "head.mix")
+    assert {name for name in names.values() if any(part in name for part in new)} <= optimized
+    # The encoder and the decoder train where, and only where, the plan says so.
+    encoder = {name for name in optimized if name.startswith("image_encoder.")}
+    assert bool(encoder) == (plan.components == "encoder_decoder")
+    if plan.adaptation != "full":
+        assert all("lora_" in name or ".adapter." in name for name in encoder)
+    counts = model.trained_parameters()
+    if plan.head == "sam":
+        assert counts["head"] == decoder_formula(plan, CLASSES)
+    if plan.components == "decoder":
+        assert counts["image_encoder"] == 0
+    elif plan.adaptation != "full" and plan.encoder != "vit_t":
+        assert counts["image_encoder"] == encoder_formula(plan)
+
+    save_model(tmp_path, model, "final")
+    with torch.no_grad():
+        expected = model.eval()(image)
+    assert not torch.allclose(expected, before, atol=1e-3)
+    state = read_tensors(tmp_path / "checkpoint_final.safetensors")
+    loaded = build(plan, base, seed=99)
+    assert not any("lora_" in name for name in state)
+    assert {path.name for path in tmp_path.iterdir()} - {"checkpoint_final.safetensors"} == {
+        name
+        for name, there in (
+            ("adapter_final", plan.lora and plan.components == "encoder_decoder"),
+            ("adapter_final_decoder", plan.lora and plan.lora.decoder),
+        )
+        if there
+    }
+    loaded.load_trained_state(state | load_adapters(loaded, tmp_path, "final"))
+    loaded.eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(image), expected, atol=1e-5)
+        merge_adapters(loaded)
+        assert torch.allclose(loaded(image), expected, atol=1e-5)
+    if plan.adaptation != "adapter" and plan.head == "sam":
+        assert loaded.state_dict().keys() == unadapted.state_dict().keys()  # SAM's own
+
+
+def test_samed_s_parameter_counts():
+    """SAMed, ViT-B, 8 classes: 147,456 + 4,759,945 with the IoU head, of which 133,897 no loss reaches."""
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, "vit_b", replace(ENCODERS["vit_b"], width=768, depth=12, heads=12, native_size=1024))
+        samed = build_model(make_plan(), num_outputs=9, num_channels=1, unit_range=[False])
+        samed_s = build_model(make_plan(decoder=True), num_outputs=9, num_channels=1, unit_range=[False])
+        adapters = build_model(make_plan(adaptation="adapter"), num_outputs=9, num_channels=1, unit_range=[False])
+        assert encoder_formula(make_plan()) == 147_456
+        assert encoder_formula(make_plan(adaptation="adapter")) == 12 * 591_744
+    decoder = sum(parameter.numel() for parameter in samed.head.mask_decoder.parameters())
+    assert decoder == 4_759_945 == decoder_formula(make_plan(), 9, iou_head=True) - 256
+    assert samed.trained_parameters() == {
+        "input_layer": 0, "image_encoder": 147_456, "head": 4_759_945 - 133_897 + 256,
+    }  # fmt: skip
+    assert samed_s.trained_parameters()["head"] == 23_552 + 1_468_681 - 133_897 + 256
+    assert adapters.trained_parameters()["image_encoder"] == 12 * 2 * 295_872
+    assert adapters.trained_parameters()["head"] == 132_352 + 1_468_681 - 133_897 + 256
+
+
+def test_size_of_a_fold(tmp_path):
+    """SAMed's setting, ViT-B with 8 classes: at most 19 MiB in the files of a fold's model."""
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, "vit_b", replace(ENCODERS["vit_b"], width=768, depth=12, heads=12, native_size=1024))
+        model = build_model(make_plan(), num_outputs=9, num_channels=1, unit_range=[False])
+    model.has_base = True
+    save_model(tmp_path, model.to_empty(device="cpu"), "final")
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 4 * (147_456 + 4_626_304) < size <= 19 * 2**20
+
+
+def test_adapter_stands_where_gu_et_al_put_it():
+    """Against the block's forward written out, with adapters that are not zero."""
+    model = build(make_plan(adaptation="adapter"))
+    block = model.image_encoder.blocks[1]
+    for adapter in (block.attn.proj.adapter, block.mlp.adapter):
+        torch.nn.init.normal_(adapter.up.weight)
+    from samunet.network.attention import block_attention
+    from samunet.network.image_encoder import _run_block
+
+    def bottleneck(adapter, x):
+        return F.linear(F.gelu(F.linear(x, adapter.down.weight, adapter.down.bias)), adapter.up.weight, adapter.up.bias)
+
+    tokens = torch.randn(1, 4, 4, 48)
+    with torch.no_grad():
+        plain = build(make_plan(adaptation="full")).image_encoder.blocks[1]
+        attended = block_attention(plain.attn, plain.norm1(tokens), plain.window_size)
+        x = tokens + attended + bottleneck(block.attn.proj.adapter, attended)
+        normed = plain.norm2(x)
+        expected = x + plain.mlp(normed) + 0.5 * bottleneck(block.mlp.adapter, normed)
+        assert torch.allclose(_run_block(block, tokens), expected, atol=1e-4)
+
+        layer = model.head.mask_decoder.transformer.layers[1]
+        reference = SamHead(CLASSES, 16, 16).mask_decoder.transformer.layers[1]
+        reference.load_state_dict(layer.state_dict(), strict=False)
+        shared, beside = layer.norm2.adapter, layer.mlp.adapter
+        for adapter in (shared, beside):
+            torch.nn.init.normal_(adapter.up.weight)
+        queries, keys, places, image_places = (torch.randn(1, n, 256) for n in (4, 16, 4, 16))
+        q = queries + places
+        a = reference.norm1(queries + reference.self_attn(q=q, k=q, v=queries))
+        s = a + reference.cross_attn_token_to_image(q=a + places, k=keys + image_places, v=keys)
+        b = reference.norm2(s + bottleneck(shared, s))
+        c = reference.norm3(b + reference.mlp(b) + 0.5 * bottleneck(beside, b))
+        t = keys + reference.cross_attn_image_to_token(q=keys + image_places, k=c + places, v=c)
+        out_queries, out_keys = layer(queries, keys, places, image_places)
+        assert torch.allclose(out_queries, c, atol=1e-4)
+        assert torch.allclose(out_keys, reference.norm4(t + bottleneck(shared, t)), atol=1e-4)
+
+
+def test_rslora_and_alpha_scale_as_published():
+    for settings, scale in (({"alpha": 8}, 8 / 4), ({"alpha": 8, "rslora": True}, 8 / 4**0.5)):
+        part = build(make_plan(**settings)).image_encoder.base_model.model.blocks[0].attn.qkv.q
+        torch.nn.init.normal_(part.lora_B["default"].weight)
+        x = torch.randn(2, 48)
+        update = part.lora_B["default"].weight @ part.lora_A["default"].weight * scale
+        assert torch.allclose(part(x), part.base_layer(x) + x @ update.T, atol=1e-4)
+
+
+def test_an_adapter_of_another_network_is_refused(tmp_path):
+    save_model(tmp_path, build(make_plan(alpha=8)), "final")
+    with pytest.raises(SamunetError, match="lora_alpha is 8, but the plans say 4"):
+        load_adapters(build(make_plan()), tmp_path, "final")
+    save_model(tmp_path, build(make_plan("vit_h")), "final")
+    with pytest.raises(SamunetError, match="made for another network"):
+        load_adapters(build(make_plan()), tmp_path, "final")
+    save_model(tmp_path, build(make_plan(targets=["q"])), "final")
+    with pytest.raises(SamunetError, match="made for another network"):
+        load_adapters(build(make_plan()), tmp_path, "final")
+
+
+def test_another_number_of_classes_is_refused(tmp_path):
+    save_model(tmp_path, build(make_plan(), classes=4), "final")
+    loaded = build(make_plan())
+    state = read_tensors(tmp_path / "checkpoint_final.safetensors") | load_adapters(loaded, tmp_path, "final")
+    with pytest.raises(SamunetError, match="other plans or classes"):
+        loaded.load_trained_state(state)
+
+
+VIT_B, SMALL = ENCODERS["vit_b"], ENCODERS["small"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "arguments", "expected"),
+    [
+        (VIT_B, {"name": "prompt"}, "-adaptation must be one of lora, adapter, full, got 'prompt'"),
+        (VIT_B, {"components": "encoder"}, "-components must be one of encoder_decoder, decoder"),
+        (VIT_B, {"lora": LoraPlan(targets=["q", "x"])}, "-lora_targets must be one of q, k, v, proj, mlp, got 'x'"),
+        (VIT_B, {"lora": LoraPlan(rank=0)}, "-lora_rank must be 1 or more"),
+        (VIT_B, {"lora": LoraPlan(blocks=[1, 12])}, "lora.blocks must be different numbers from 0 to 3 for vit_b"),
+        (VIT_B, {"adapter": AdapterPlan(blocks=[1, 1])}, "adapter.blocks must be different numbers"),
+        (VIT_B, {"name": "full", "lora": LoraPlan()}, "lora must not be given with the adaptation 'full'"),
+        (VIT_B, {"lora": LoraPlan(), "adapter": AdapterPlan()}, "adapter must not be given"),
+        (SMALL, {"name": "lora"}, "would freeze small, which has no pretrained weights"),
+        (SMALL, {"name": "full", "components": "decoder"}, "would freeze small"),
+    ],
+)
+def test_what_does_not_fit_is_refused(facts, arguments, expected):
+    with pytest.raises(UsageError) as error:
+        rules.adaptation(facts, **arguments)
+    assert expected in str(error.value)
+
+
+def test_rules_by_kind():
+    lora, _ = rules.adaptation(VIT_B, components="decoder")
+    assert lora["lora"].decoder
+    assert rules.adaptation(VIT_B, name="adapter")[0]["adapter"] == AdapterPlan()
+    assert rules.adaptation(VIT_B, adapter=AdapterPlan(reduction=8))[0]["adaptation"] == "adapter"
+    rates = {
+        kind: rules.learning_rate(*kind, pretrained=True, batch=24)[0]
+        for kind in (("lora",), ("adapter",), ("full",), ("full", "decoder"))
+    }
+    assert list(rates.values()) == [5e-3, 1e-3, 3e-4, 5e-3]
+
+
+def test_less_is_kept_where_less_is_adapted():
+    whole, half, none = (
+        resources.estimate(VIT_B, [1024, 1024], "lora", components, blocks)
+        for components, blocks in (("encoder_decoder", "all"), ("encoder_decoder", "last_half"), ("decoder", "all"))
+    )
+    assert none.image_bytes < half.image_bytes < whole.image_bytes
+    assert none.training_flops < half.training_flops < whole.training_flops
+    everything = resources.estimate(VIT_B, [1024, 1024], "full")
+    assert none.fixed_bytes == whole.fixed_bytes < everything.fixed_bytes
+
+
+@pytest.mark.slow
+def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatch, capsys):
+    """Two adaptations side by side under plans of their own, trained and predicted with as a user would."""
+    monkeypatch.setenv("samunet_checkpoints", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    torch.save(base_state("vit_b"), tmp_path / "weights" / "sam_vit_b_01ec64.pth")
+    dataset = tiny_dataset()
+    common = ["-d", "998", "-encoder", "vit_b", "-image_size", "64"]
+    flags = {
+        "decoderDora": ["-components", "decoder", "--dora", "-lora_rank", "2", "-lora_targets", "attention", "mlp"],
+        "adapters": ["-adaptation", "adapter", "-adapter_blocks", "last_half"],
+    }
+    for name, chosen in flags.items():
+        assert plan_and_preprocess.main([*common, *chosen, "-overwrite_plans_name", name]) == 0
+        assert train.main(["998", "2d", "0", "-p", name, "--iterations", "2", "--batch_size", "2"]) == 0
+        messages = capsys.readouterr().err
+        fold = next((samunet_folders / "results").glob(f"*/samunetTrainer__{name}__2d")) / "fold_0"
+        run = json.loads((fold / "run.json").read_text())
+        plan = json.loads((fold.parent / "plans.json").read_text())["configurations"]["2d"]["networks"]["sam"]
+        assert f"{sum(run['trained_parameters'].values()):,} parameters" in messages
+        assert (fold / "adapter_final_decoder" / "adapter_config.json").is_file() == (name == "decoderDora")
+        output = tmp_path / name
+        assert predict.main(["-i", str(dataset / "imagesTs"), "-o", str(output), "-d", "998", "-p", name]) == 0
+        assert len(list(output.glob("*.nii.gz"))) == 2
+        if name == "decoderDora":
+            assert plan["lora"] == asdict(LoraPlan(2, 2, ALL_TARGETS, "all", True, True))
+        else:
+            assert plan["adapter"] == {"reduction": 4, "blocks": "last_half"}
+    # The base is exchanged after training: refused at prediction.
+    changed = {"image_encoder.pos_embed": base_state("vit_b")["image_encoder.pos_embed"] + 1}
+    torch.save(base_state("vit_b") | changed, tmp_path / "weights" / "sam_vit_b_01ec64.pth")
+    again = ["-i", str(dataset / "imagesTs"), "-o", str(tmp_path / "x"), "-d", "998", "-p", "adapters"]
+    assert predict.main(again) == 1
+    assert "needs its base weights sam_vit_b_01ec64.pth" in capsys.readouterr().err
+    assert plan_experiment.main([*common, "-lora_targets", "q", "w"]) == 2
+    assert "got 'w'" in capsys.readouterr().err
+    assert plan_experiment.main(["-d", "998", "-encoder", "small", "-adaptation", "lora"]) == 2
+    assert "no pretrained weights" in capsys.readouterr().err
