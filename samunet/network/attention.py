@@ -4,15 +4,18 @@ Two differences from segment_anything's forward, neither of which changes the ou
 
 - The reference pads the token grid to whole windows before the qkv projection. A padded token is zero after the norm,
   so its q, k and v are the projection's bias: here only real tokens are projected, and the bias is padded in.
-- Scores and softmax run in PyTorch's fused attention; the decomposed relative position enters as additive bias.
+- Scores never exist as a whole on a CPU (:mod:`samunet.network.chunked_attention`); elsewhere PyTorch's fused attention
+  takes the decomposed relative position as an additive bias.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from samunet.network.chunked_attention import chunked_attention
+from samunet.network.projection import project_qkv
 from samunet.network.sam_modules import Attention, get_rel_pos
 
 
@@ -28,62 +31,73 @@ def block_attention(attention: Attention, tokens: Tensor, window: int) -> Tensor
         Tensor of the shape of ``tokens``.
     """
     batch, height, width, channels = tokens.shape
-    qkv = attention.qkv(tokens)
-    if window == 0 or height == width == window:
-        attended = _attend(attention, qkv)
-    else:
-        padded_height, padded_width = (-(-side // window) * window for side in (height, width))
-        if (padded_height, padded_width) != (height, width):
-            padded = attention.qkv.bias.to(qkv.dtype).expand(batch, padded_height, padded_width, 3 * channels).clone()
-            padded[:, :height, :width] = qkv
-            qkv = padded
-        rows, columns = padded_height // window, padded_width // window
-        qkv = qkv.view(batch, rows, window, columns, window, 3 * channels).transpose(2, 3)
-        attended = _attend(attention, qkv.reshape(batch * rows * columns, window, window, 3 * channels))
-        attended = attended.view(batch, rows, columns, window, window, channels).transpose(2, 3)
-        attended = attended.reshape(batch, padded_height, padded_width, channels)
-        # A linear layer on a strided view would copy its weight for every row of it.
-        attended = attended[:, :height, :width].contiguous()
-    return attention.proj(attended)
-
-
-def _attend(attention: Attention, qkv: Tensor) -> Tensor:
-    """Multi-head attention with decomposed relative position: ``(n, h, w, 3 c)`` to ``(n, h, w, c)``."""
-    count, height, width, channels = qkv.shape
-    channels //= 3
+    qkv = project_qkv(attention.qkv, tokens)
+    sides = (window, window) if window else (height, width)
+    padded = [-(-length // side) * side for length, side in zip((height, width), sides)]
+    qkv = _pad_with_bias(qkv, attention.qkv.bias, padded)
+    rows, columns = padded[0] // sides[0], padded[1] // sides[1]
     heads = attention.num_heads
-    q, k, v = qkv.view(count, height * width, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
-    bias = relative_position_bias(q, attention.rel_pos_h, attention.rel_pos_w, (height, width))
-    if bias.device.type == "cpu":
-        # PyTorch has no fused backward for a mask with gradient on CPU; its fallback is slower than the plain form.
-        attended = torch.softmax((q * attention.scale) @ k.transpose(-2, -1) + bias, dim=-1).to(v.dtype) @ v
-    else:
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return attended.transpose(1, 2).reshape(count, height, width, channels)
+    # Heads and windows become the batch of a matrix product, in one copy.
+    parts = qkv.view(3, batch, rows, sides[0], columns, sides[1], heads, channels // heads)
+    parts = parts.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(3, -1, sides[0] * sides[1], channels // heads)
+    attended = attend(*parts.unbind(), attention, sides)
+    attended = attended.view(batch, rows, columns, heads, *sides, channels // heads).permute(0, 1, 4, 2, 5, 3, 6)
+    attended = attended.reshape(batch, *padded, channels)
+    # A linear layer on a strided view would copy its weight for every row of it.
+    return attention.proj(attended[:, :height, :width].contiguous())
 
 
-def relative_position_bias(
-    q: Tensor, rel_pos_h: nn.Parameter, rel_pos_w: nn.Parameter, grid: tuple[int, int]
-) -> Tensor:
-    """Decomposed relative position (Li et al., MViTv2; SAM's ``add_decomposed_rel_pos``) as additive bias.
+def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, grid: tuple[int, int]) -> Tensor:
+    """Attention with decomposed relative position.
 
     Args:
-        q: Unscaled queries ``(n, heads, height * width, head channels)``.
-        rel_pos_h, rel_pos_w: Tables ``(2 * side - 1, head channels)``; interpolated where the grid differs.
+        q, k, v: ``(n, height * width, head channels)``, one matrix for every head, window and image.
+        attention: Gives scale and relative positions.
         grid: ``(height, width)`` in tokens.
 
     Returns:
-        ``(n, heads, height * width, height * width)``.
+        ``(n, height * width, head channels)``.
+    """
+    along_h, along_w = relative_positions(q, attention, grid)
+    if q.device.type == "cpu":
+        return chunked_attention(q * attention.scale, k, v, along_h, along_w)
+    bias = (along_h.unsqueeze(-1) + along_w.unsqueeze(-2)).flatten(2)
+    split = [part.unflatten(0, (-1, attention.num_heads)) for part in (q, k, v, bias)]
+    return F.scaled_dot_product_attention(*split).flatten(0, 1)
+
+
+def relative_positions(q: Tensor, attention: Attention, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Decomposed relative position (Li et al., MViTv2; SAM's ``add_decomposed_rel_pos``), its two parts.
+
+    Args:
+        q: Unscaled queries ``(n, height * width, head channels)``.
+        attention: Its tables ``(2 * side - 1, head channels)`` are interpolated where the grid differs.
+        grid: ``(height, width)`` in tokens.
+
+    Returns:
+        ``(n, height * width, height)`` and ``(n, height * width, width)``: what a query adds to the scores of all keys
+        in a row, and of all keys in a column.
     """
     height, width = grid
-    count, heads, _, channels = q.shape
-    table_h = get_rel_pos(height, height, rel_pos_h).to(q.dtype)
-    table_w = get_rel_pos(width, width, rel_pos_w).to(q.dtype)
-    rows = q.reshape(count * heads, height, width, channels)
+    count, _, channels = q.shape
+    table_h = get_rel_pos(height, height, attention.rel_pos_h).to(q.dtype)
+    table_w = get_rel_pos(width, width, attention.rel_pos_w).to(q.dtype)
+    places = q.view(count, height, width, channels)
     # One batched product per axis: all queries of row y meet matrix y of the table, and likewise for columns.
-    along_h = rows.transpose(0, 1).reshape(height, -1, channels) @ table_h.transpose(1, 2)
-    along_w = rows.permute(2, 0, 1, 3).reshape(width, -1, channels) @ table_w.transpose(1, 2)
-    along_h = along_h.view(height, count * heads, width, height).transpose(0, 1).contiguous()
-    along_w = along_w.view(width, count * heads, height, width).permute(1, 2, 0, 3).contiguous()
-    bias = along_h.unsqueeze(-1) + along_w.unsqueeze(-2)
-    return bias.view(count, heads, height * width, height * width)
+    along_h = places.transpose(0, 1).reshape(height, -1, channels) @ table_h.transpose(1, 2)
+    along_w = places.permute(2, 0, 1, 3).reshape(width, -1, channels) @ table_w.transpose(1, 2)
+    along_h = along_h.view(height, count, width, height).transpose(0, 1).reshape(count, -1, height)
+    along_w = along_w.view(width, count, height, width).permute(1, 2, 0, 3).reshape(count, -1, width)
+    return along_h, along_w
+
+
+def _pad_with_bias(qkv: Tensor, bias: Tensor, padded: list[int]) -> Tensor:
+    """Bring ``(3, batch, height, width, c)`` to ``padded`` height and width: the projection of tokens that are zero."""
+    bias = bias.to(qkv.dtype).view(3, 1, 1, 1, -1)
+    for axis in (2, 3):
+        shape = list(qkv.shape)
+        shape[axis] = padded[axis - 2] - shape[axis]
+        if shape[axis]:
+            # Concatenation, because its gradient is a view.
+            qkv = torch.cat([qkv, bias.expand(shape)], axis)
+    return qkv

@@ -54,7 +54,8 @@ class ImageEncoder(ImageEncoderViT):
             ``(batch, embedding, height / patch, width / patch)``.
         """
         tokens = self.patch_embed(image)
-        tokens = tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])
+        # The projection leaves channels far apart in memory; every norm would copy the tokens.
+        tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
         for block in self.blocks:
             tokens = _run_block(block, tokens)
         return self.neck(tokens.permute(0, 3, 1, 2))
@@ -67,6 +68,21 @@ class ImageEncoder(ImageEncoderViT):
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                     nn.init.zeros_(module.bias)
+
+
+def hold_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen linear and convolutional layers in the number format they are computed in.
+
+    Autocast converts a frozen float32 weight at every call, and both copies take memory. Norms and positions stay in
+    float32, as does whatever trains. The change is for good: merge adapters into float32 weights, not into these.
+
+    Args:
+        encoder: Changed in place.
+        dtype: What autocast computes in.
+    """
+    for module in encoder.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not any(p.requires_grad for p in module.parameters()):
+            module.to(dtype)
 
 
 class ConvolutionalStem(nn.Module):
@@ -93,8 +109,14 @@ class ConvolutionalStem(nn.Module):
 
 
 def _run_block(block: Block, tokens: Tensor) -> Tensor:
-    tokens = tokens + block_attention(block.attn, block.norm1(tokens), block.window_size)
-    return tokens + block.mlp(block.norm2(tokens))
+    tokens = tokens + block_attention(block.attn, _to_autocast(block.norm1(tokens)), block.window_size)
+    return tokens + block.mlp(_to_autocast(block.norm2(tokens)))
+
+
+def _to_autocast(tokens: Tensor) -> Tensor:
+    """What autocast would do in every linear layer on its own, once."""
+    device = tokens.device.type
+    return tokens.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tokens
 
 
 def _interpolate_positions(positions: Tensor, grid: torch.Size) -> Tensor:
