@@ -4,8 +4,8 @@ Two differences from segment_anything's forward, neither of which changes the ou
 
 - The reference pads the token grid to whole windows before the qkv projection. A padded token is zero after the norm,
   so its q, k and v are the projection's bias: here only real tokens are projected, and the bias is padded in.
-- Scores never exist as a whole on a CPU (:mod:`samunet.network.chunked_attention`); elsewhere PyTorch's fused attention
-  takes the decomposed relative position as an additive bias.
+- Scores never exist as a whole: on a CPU they come in chunks (:mod:`samunet.network.chunked_attention`), elsewhere
+  PyTorch's fused attention computes them from queries and keys that carry the decomposed relative position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samunet.network.chunked_attention import chunked_attention
+from samunet.network.chunked_attention import chunked_attention, key_places
 from samunet.network.projection import project_qkv
 from samunet.network.sam_modules import Attention, get_rel_pos
 
@@ -59,11 +59,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, grid: tuple[in
         ``(n, height * width, head channels)``.
     """
     along_h, along_w = relative_positions(q, attention, grid)
-    if q.device.type == "cpu":
-        return chunked_attention(q * attention.scale, k, v, along_h, along_w)
-    bias = (along_h.unsqueeze(-1) + along_w.unsqueeze(-2)).flatten(2)
-    split = [part.unflatten(0, (-1, attention.num_heads)) for part in (q, k, v, bias)]
-    return F.scaled_dot_product_attention(*split).flatten(0, 1)
+    if attention_form(q.device) == "chunked":
+        return chunked_attention(q, k, v, along_h, along_w, attention.scale)
+    return _fused_attention(q * attention.scale, k, v, along_h, along_w, attention.num_heads)
+
+
+def attention_form(device: torch.device) -> str:
+    """How scores are computed on a device: ``chunked``, or ``fused`` in PyTorch's own attention."""
+    return "chunked" if device.type == "cpu" else "fused"
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, along_h: Tensor, along_w: Tensor, heads: int) -> Tensor:
+    """The same without chunks. v is padded because flash attention wants one width of q, k and v; q is scaled."""
+    channels = v.shape[-1]
+    places = key_places(along_h.shape[-1], along_w.shape[-1], k).expand(len(k), -1, -1)
+    q, k = torch.cat([q, along_h, along_w], 2), torch.cat([k, places], 2)
+    v = F.pad(v, (0, q.shape[-1] - channels))
+    q, k, v = (part.unflatten(0, (-1, heads)) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels].flatten(0, 1)
 
 
 def relative_positions(q: Tensor, attention: Attention, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
