@@ -5,9 +5,12 @@ Every variant runs in a process of its own, on the same weights and the same ima
 
     python benchmarks/sam_step.py --encoder vit_b --size 1024 --batch 1 --json step.json
 
-The times are the best of ``--repeats`` after one run to warm up. A step is forward, a mean square as loss, backward, and
-AdamW on the LoRA matrices; the forward pass runs without gradients. Peak memory is the resident memory's peak less what
-was resident before the model was built (on a GPU: the peak of allocated memory).
+The times are the best of ``--repeats`` after one run to warm up. A step is forward, a mean square as loss, backward,
+and AdamW on the LoRA matrices; the forward pass runs without gradients. Peak memory is the peak of resident memory less
+what was resident before the model was built (on a GPU: the peak of allocated memory).
+
+Threads wait actively (``OMP_WAIT_POLICY=ACTIVE``) on a quiet machine and passively on a busy one (load above 0.5),
+unless the variable is set; the result says which.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 VARIANTS = {"reference": "float32", "samunet": "bfloat16", "samunet_float32": "float32"}
@@ -54,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 def compare(arguments: argparse.Namespace) -> dict:
     """Measure every variant in a process of its own and set them against each other."""
     environment = dict(os.environ)
-    # Threads that wait actively answer at once, but steal the cores where other programs compute too.
+    # Threads that wait actively answer at once, but take the cores from other programs.
     busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE" if busy else "ACTIVE")
     result: dict = {key: getattr(arguments, key) for key in ("encoder", "size", "batch")}
@@ -109,7 +113,7 @@ def measure_matmul(side: int = 4096) -> dict:
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(side, side, device=device).to(dtype)
-        seconds = best_time(lambda: matrix @ matrix, 3, device)
+        seconds = best_time(partial(torch.mm, matrix, matrix), 3, device)
         rates[f"{str(dtype).removeprefix('torch.')}_gflops"] = 2 * side**3 / seconds / 1e9
     return rates | {"threads": torch.get_num_threads(), "device": str(device), "torch": torch.__version__}
 
@@ -174,8 +178,6 @@ def samunet_encoder(arguments: argparse.Namespace, dtype):
 
 def reference_encoder(arguments: argparse.Namespace, dtype):
     """segment_anything's encoder, its positions interpolated as SAMed does, with SAMed's LoRA; always float32."""
-    from functools import partial
-
     import torch.nn.functional as F
     from torch import nn
 
