@@ -96,7 +96,7 @@ def plain_attention(q, k, v, along_h, along_w, scale):
 @pytest.mark.parametrize("shape", [(7, 12, 3, 5), (2, 90, 4, 40), (2, 90, 40, 4)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_chunked_attention_equals_the_plain_form(shape, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(chunked, "_CHUNK_SCORES", 3000)
+    monkeypatch.setattr(chunked, "_CHUNK_BYTES", 3000 * dtype.itemsize)
     inputs = attention_inputs(*shape, 16, dtype)
     exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
     ours, expected = chunked.chunked_attention(*inputs, 0.25), plain_attention(*exact, 0.25)
@@ -112,11 +112,10 @@ def test_fused_attention_equals_the_chunked_form():
     assert relative_error(_fused_attention(q * 0.5, *rest, 3), chunked.chunked_attention(q, *rest, 0.5)) < 1e-5
 
 
-def test_chunks_cover_every_query_once(monkeypatch):
-    monkeypatch.setattr(chunked, "_CHUNK_SCORES", 100)
+def test_chunks_cover_every_query_once():
     for count, queries, keys in ((5, 4, 6), (3, 17, 9), (2, 3, 500), (1, 10, 10)):
         seen = torch.zeros(count, queries)
-        for chunk, _ in chunked._chunks(count, queries, keys):
+        for chunk, _ in chunked._chunks(count, queries, keys, 100):
             seen[chunk] += 1
             assert seen[chunk].numel() * keys <= max(100, keys)
         assert (seen == 1).all()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_CHUNK_SCORES = 1 << 21
+_CHUNK_BYTES = 1 << 22
 # Adding the bias to 16-bit scores is slow where its rows are shorter than a vector of the CPU: then the bias enters
 # through the matrix product.
 _SHORT_ROW = 32
@@ -50,7 +50,7 @@ class _ChunkedAttention(torch.autograd.Function):
         ctx.scale = scale
         out = torch.empty(q.shape[:2] + v.shape[2:], dtype=q.dtype, device=q.device)
         scores = _Scores(q, k, along_h, along_w, scale)
-        for chunk, matrix in _chunks(q.shape[0], q.shape[1], k.shape[1]):
+        for chunk, matrix in _chunks(len(q), q.shape[1], k.shape[1], _CHUNK_BYTES // q.itemsize):
             _, _, weights = scores.softmax(chunk, matrix)
             torch.matmul(weights, v[matrix], out=out[chunk])
         return out
@@ -64,7 +64,7 @@ class _ChunkedAttention(torch.autograd.Function):
         # Sums over chunks in float32: each chunk's part is rounded only once.
         k_grad, v_grad = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (k, v))
         scores = _Scores(q, k, along_h, along_w, ctx.scale)
-        for chunk, matrix in _chunks(q.shape[0], q.shape[1], k.shape[1]):
+        for chunk, matrix in _chunks(len(q), q.shape[1], k.shape[1], _CHUNK_BYTES // q.itemsize):
             queries, keys, weights = scores.softmax(chunk, matrix)
             v_grad[matrix] += weights.mT @ gradient[chunk]
             change = scores.gradient(weights, gradient[chunk], v[matrix])
@@ -119,14 +119,19 @@ class _Scores:
         return self.memory[index][:size].view(shape)
 
 
-def _chunks(count: int, queries: int, keys: int) -> Iterator[tuple]:
-    """Indices of queries and of the matrices they belong to: several whole matrices, or rows of one."""
-    together = _CHUNK_SCORES // (queries * keys)
+def _chunks(count: int, queries: int, keys: int, scores: int) -> Iterator[tuple]:
+    """Indices of queries and of the matrices they belong to: several whole matrices, or rows of one.
+
+    Args:
+        count, queries, keys: Matrices, and the shape of each.
+        scores: At most so many in a chunk, but at least a row.
+    """
+    together = scores // (queries * keys)
     if together > 1:
         for start in range(0, count, together):
             yield slice(start, start + together), slice(start, start + together)
         return
-    rows = max(1, _CHUNK_SCORES // keys)
+    rows = max(1, scores // keys)
     for matrix in range(count):
         for start in range(0, queries, rows):
             yield (matrix, slice(start, start + rows)), matrix
