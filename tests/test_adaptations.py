@@ -16,6 +16,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.inference.model_folder import read_tensors
 from samunet.network.adapters import load_adapters, merge_adapters
 from samunet.network.heads import SamHead
+from samunet.network.image_encoder import hold_frozen
 from samunet.network.model import build_model
 from samunet.planning import resources, rules
 from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
@@ -63,8 +64,8 @@ def base_state(encoder: str) -> dict[str, torch.Tensor]:
 
 
 def build(plan: NetworkPlan, base=None, classes=CLASSES, seed=0):
-    torch.manual_seed(seed)
     base = base_state(plan.encoder) if base is None else base
+    torch.manual_seed(seed)
     return build_model(plan, num_outputs=classes, num_channels=1, unit_range=[False], base_state=base)
 
 
@@ -285,6 +286,41 @@ def test_rslora_and_alpha_scale_as_published():
         x = torch.randn(2, 48)
         update = part.lora_B["default"].weight @ part.lora_A["default"].weight * scale
         assert torch.allclose(part(x), part.base_layer(x) + x @ update.T, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        make_plan(),
+        make_plan(dora=True, targets=ALL_TARGETS, decoder=True),
+        make_plan(adaptation="adapter", blocks=[1]),
+        make_plan(components="decoder"),
+        make_plan("vit_t", rslora=True, blocks="last_half"),
+        make_plan("vit_t", adaptation="adapter"),
+        make_plan("vit_t", adaptation="full"),
+    ],
+    ids=["lora", "dora", "adapter", "decoder", "vit_t lora", "vit_t adapter", "vit_t full"],
+)
+def test_frozen_weights_may_be_held_in_bfloat16(plan):
+    """As the trainer holds them: output and gradients stay near those of float32."""
+    exact, held = build(plan), build(plan)
+    hold_frozen(held.image_encoder, torch.bfloat16)
+    trained = [name for name, parameter in exact.named_parameters() if parameter.requires_grad]
+    assert {held.get_parameter(name).dtype for name in trained} == {torch.float32}
+    if plan.adaptation != "full":
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        layers = [module for module in held.image_encoder.modules() if isinstance(module, kinds)]
+        frozen = {p.dtype for layer in layers for p in layer.parameters(recurse=False) if not p.requires_grad}
+        assert frozen == {torch.bfloat16}
+    image = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = held(image)
+    expected = exact(image)
+    assert float((ours - expected).norm() / expected.norm()) < 0.05
+    for output in (ours, expected):
+        F.cross_entropy(output, torch.zeros(2, 64, 64, dtype=torch.long)).backward()
+    gradients = [torch.cat([model.get_parameter(name).grad.flatten() for name in trained]) for model in (held, exact)]
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 0.15
 
 
 def test_an_adapter_of_another_network_is_refused(tmp_path):

@@ -22,11 +22,10 @@ from samunet.commands import plan_and_preprocess, predict, train
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
 from samunet.network.adapters import SplitQKV, add_lora, merge_lora
-from samunet.network.attention import attend_with_bias
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
 from samunet.network.heads import SamHead
 from samunet.network.model import build_model
-from samunet.network.tiny_vit import TinyViT
+from samunet.network.tiny_vit import TinyViT, attend_with_bias
 from samunet.planning import resources
 from samunet.plans import LoraPlan, NetworkPlan
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts
 from samunet.network.attention import block_attention
+from samunet.network.projection import to_autocast
 from samunet.network.sam_modules import Block, ImageEncoderViT
 
 
@@ -54,7 +55,8 @@ class ImageEncoder(ImageEncoderViT):
             ``(batch, embedding, height / patch, width / patch)``.
         """
         tokens = self.patch_embed(image)
-        tokens = tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])
+        # The projection leaves channels far apart in memory; every norm would copy the tokens.
+        tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
         for block in self.blocks:
             tokens = _run_block(block, tokens)
         return self.neck(tokens.permute(0, 3, 1, 2))
@@ -67,6 +69,23 @@ class ImageEncoder(ImageEncoderViT):
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                     nn.init.zeros_(module.bias)
+
+
+def hold_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen linear and convolutional layers in the number format they are computed in.
+
+    Autocast converts a frozen float32 weight at every call, and both copies take memory. Norms and positions stay in
+    float32, as does whatever trains. The change is for good: merge adapters into float32 weights, not into these.
+
+    Args:
+        encoder: Changed in place.
+        dtype: What autocast computes in.
+    """
+    for module in encoder.modules():
+        own = list(module.parameters(recurse=False))  # not those of an adapter that hangs on the layer
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not any(parameter.requires_grad for parameter in own):
+            for parameter in own:
+                parameter.data = parameter.data.to(dtype)
 
 
 class ConvolutionalStem(nn.Module):
@@ -98,8 +117,8 @@ def attention_blocks(encoder: nn.Module) -> dict[str, nn.Module]:
 
 
 def _run_block(block: Block, tokens: Tensor) -> Tensor:
-    tokens = tokens + block_attention(block.attn, block.norm1(tokens), block.window_size)
-    return tokens + block.mlp(block.norm2(tokens))
+    tokens = tokens + block_attention(block.attn, to_autocast(block.norm1(tokens)), block.window_size)
+    return tokens + block.mlp(to_autocast(block.norm2(tokens)))
 
 
 def _interpolate_positions(positions: Tensor, grid: torch.Size) -> Tensor:

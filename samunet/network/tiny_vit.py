@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts, Stage
-from samunet.network.attention import attend_with_bias, in_windows
+from samunet.network.attention import in_windows
+from samunet.network.projection import project_qkv, to_autocast
 from samunet.network.sam_modules import LayerNorm2d
 
 _EXPANSION = 4  # of channels, in the MLPs as in the convolutional blocks
@@ -230,14 +231,33 @@ class BiasedAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``(batch, h, w, channels)`` to the same shape."""
+        heads, sides = self.num_heads, (self.window, self.window)
         # The published code pads with zeros before the norm, which turns them into its bias.
-        padding = self.qkv(self.norm.bias)
-        return self.proj(in_windows(self.qkv(self.norm(tokens)), padding, self.window, self._attend))
+        padding = project_qkv(self.qkv, to_autocast(self.norm.bias), heads)
+        qkv = project_qkv(self.qkv, to_autocast(self.norm(tokens)), heads)
+        return self.proj(in_windows(qkv, padding, sides, heads, self._attend))
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """``(n, window, window, 3 c)`` to ``(n, window, window, c)``."""
-        count, height, width, channels = qkv.shape
-        q, k, v = qkv.view(count, height * width, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``(n * heads, window^2, head channels)`` each to the same shape."""
         bias = self.attention_biases[:, self.distances].to(q.dtype).unsqueeze(0)
-        attended = attend_with_bias(q, k, v, bias)
-        return attended.transpose(1, 2).reshape(count, height, width, channels // 3)
+        q, k, v = (part.unflatten(0, (-1, self.num_heads)) for part in (q, k, v))
+        return attend_with_bias(q, k, v, bias).flatten(0, 1)
+
+
+def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention with an additive bias on the scores, in the form that is fastest on the device.
+
+    The bias is no sum of two parts as in SAM, and windows are small: chunks would save nothing.
+
+    Args:
+        q, k, v: ``(n, heads, tokens, head channels)``, unscaled.
+        bias: Broadcastable to ``(n, heads, tokens, tokens)``.
+
+    Returns:
+        Tensor of the shape of ``q``.
+    """
+    if bias.device.type == "cpu":
+        # PyTorch has no fused backward for a mask with gradient on CPU; its fallback is slower than the plain form.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return torch.softmax(scores + bias, dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -1,24 +1,34 @@
-"""A first model of memory and time, from the encoder's dimensions alone. Measurements replace its time at training."""
+"""Memory and work of a training step, from the encoder's dimensions alone. A measured time replaces it at training.
+
+Memory is a sum of parts: weights with their gradients and optimizer, what blocks, neck and head keep for the backward
+pass, and what exists only for a moment. ``documentation/benchmarks.md`` compares the sum with measured peaks.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from samunet.encoders import EncoderFacts, Stage
 from samunet.plans import Blocks, adapted_blocks
 
 _HEAD_PARAMETERS = 4_200_000
 _BYTES_FULL = 16  # value, gradient and two moments of a trained float32 parameter
-_BYTES_FROZEN = 4
-# Activations kept for the backward pass, in values of 2 bytes: per token and channel of one block (norms, qkv,
-# attention output, projection, the MLP's four-fold width before and after its activation), and per attention score
-# (score, softmax). Fitted to SAMed's published 8.8 GB at 1024 px and 2.2 GB at 512 px, float32, ViT-B, halved.
+_BYTES_FROZEN = 2  # a frozen weight is kept in the 16-bit format it is computed in
+_HALF, _SINGLE = 2, 4
+# Measured with vit_b at 448 to 1024 px (benchmarks/step_memory.py): what neck, detail head and loss keep for a token;
+# what exists for a moment, for a token and channel; and on a CPU the libraries' own memory, and resident bytes for one
+# in use, because the C library keeps the gaps between what is freed and what stays.
+_HEAD_BYTES_PER_TOKEN = 52_000
+_PASSING_BYTES = 40
+_CPU_LIBRARY_BYTES = 70_000_000
+_CPU_RESIDENT_SHARE = 1.5
+# Of TinyViT, in 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention and
+# of a convolutional one, and per attention score.
 _VALUES_PER_TOKEN = 20
+_VALUES_PER_TOKEN_CONVOLVED = 27
 _VALUES_PER_SCORE = 3
-_VALUES_PER_TOKEN_CONVOLVED = 27  # of a convolutional block, counted in PyTorch's saved tensors
-_DECODER_VALUES_PER_TOKEN = 6000
-_ACTIVATION_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -40,77 +50,135 @@ def estimate(
     adaptation: str,
     components: str = "encoder_decoder",
     blocks: Blocks = "all",
+    *,
+    device: Literal["cpu", "gpu"] = "gpu",
 ) -> Estimate:
-    """Predict a training step's memory and work.
+    """Predict a training step's memory and work, computed in a 16-bit format.
 
     Args:
         facts: The encoder.
         input_shape: ``[height, width]`` in pixels.
         adaptation: ``full``, ``lora`` or ``adapter``.
         components: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
-        blocks: Of the encoder, which are adapted: gradients go back as far as the first of them.
+        blocks: Of the encoder, which are adapted. What lies before the first of them keeps nothing.
+        device: Attention keeps less on a CPU; there the result is resident memory, on a GPU allocated memory.
     """
-    parts = _parts(facts, input_shape)
-    tokens = parts[-1].tokens
-    encoder_parameters = sum(12 * part.depth * part.width**2 for part in parts)
-    parameters = encoder_parameters + _HEAD_PARAMETERS
     adapted = adapted_blocks(blocks, facts.attention_blocks) if components == "encoder_decoder" else []
-    share = 1 - adapted[0] / facts.attention_blocks if adapted else 0.0  # of the blocks that gradients go through
-    frozen = 0 if adaptation == "full" and adapted else encoder_parameters
-    # Unless everything trains, no gradient reaches the blocks before the first attention that is adapted.
-    stem_share = 1.0 if adaptation == "full" and adapted else 0.0
-    kept = sum(part.activations * (share if part.scores else stem_share) for part in parts)
-    # A frozen encoder keeps nothing for the backward pass: one block's values exist at a time.
-    encoder_values = max(kept, max(part.activations / part.depth for part in parts))
-    values = encoder_values + tokens * _DECODER_VALUES_PER_TOKEN
-    encoder_flops = sum(part.flops for part in parts)
-    decoder_flops = 2 * tokens * 3_000_000
-    backward = 2.0 if adaptation == "full" else 1.3
+    first = adapted[0] if adapted else facts.attention_blocks
+    full = adaptation == "full" and bool(adapted)
+    kept, passing = encoder_bytes(facts, input_shape, first, full, device)
+    forward, backward = encoder_operations(facts, input_shape, first)
+    tokens = math.prod(side // facts.patch_size for side in input_shape)
+    head = 2 * tokens * 3_000_000
+    fixed = weight_bytes(facts, full)
+    image = kept + passing + tokens * _HEAD_BYTES_PER_TOKEN
+    if device == "cpu":
+        fixed, image = fixed + _CPU_LIBRARY_BYTES, round(image * _CPU_RESIDENT_SHARE)
     return Estimate(
-        fixed_bytes=(parameters - frozen) * _BYTES_FULL + frozen * _BYTES_FROZEN,
-        image_bytes=int(values * _ACTIVATION_BYTES),
-        training_flops=encoder_flops * (1 + share * backward) + decoder_flops * (1 + backward),
+        fixed_bytes=fixed,
+        image_bytes=image,
+        training_flops=forward + (2 * forward if full else backward) + 3 * head,
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Blocks of one width on one grid; ``scores`` per head, over all its blocks (0 without attention)."""
-
-    tokens: int
-    width: int
-    depth: int
-    heads: int
-    scores: int
-
-    @property
-    def activations(self) -> int:
-        """Values kept for the backward pass."""
-        per_token = _VALUES_PER_TOKEN if self.scores else _VALUES_PER_TOKEN_CONVOLVED
-        return self.tokens * self.width * self.depth * per_token + self.scores * self.heads * _VALUES_PER_SCORE
-
-    @property
-    def flops(self) -> int:
-        """Of a forward pass: 12 width^2 weights per token and block, and two products per score."""
-        return 24 * self.tokens * self.depth * self.width**2 + 4 * self.scores * self.width
+def weight_bytes(facts: EncoderFacts, full: bool) -> int:
+    """Weights, gradients, optimizer: 12 width^2 weights a block, positions, and the head, which always trains."""
+    blocks = sum(12 * stage.depth * stage.width**2 for stage in facts.stages or [facts])
+    positions = 0 if facts.stages else (facts.native_size // facts.patch_size) ** 2 * facts.width
+    encoder = (blocks + positions) * _BYTES_FULL if full else blocks * _BYTES_FROZEN + positions * _SINGLE
+    return encoder + _HEAD_PARAMETERS * _BYTES_FULL
 
 
-def _parts(facts: EncoderFacts, input_shape: list[int]) -> list[_Part]:
+def encoder_bytes(
+    facts: EncoderFacts, input_shape: list[int], first: int, full: bool, device: Literal["cpu", "gpu"]
+) -> tuple[int, int]:
+    """What the encoder keeps for the backward pass of one image, and what exists for a moment.
+
+    Args:
+        facts: The encoder.
+        input_shape: ``[height, width]`` in pixels.
+        first: The first block with attention that is adapted.
+        full: Whether everything trains.
+        device: Where.
+    """
     if facts.stages:
-        return [_stage_part(stage, input_shape) for stage in facts.stages]
+        each = [_stage_block_bytes(stage, input_shape) for stage in facts.stages for _ in range(stage.depth)]
+        # Convolutional blocks come before all attention: unless everything trains, no gradient reaches them.
+        kept = sum(each if full else each[len(each) - facts.attention_blocks :][first:])
+        return kept, max(0, max(each) - kept)
     grid = [side // facts.patch_size for side in input_shape]
-    tokens = math.prod(grid)
-    in_windows = facts.depth - len(facts.global_blocks)
-    scores = len(facts.global_blocks) * tokens**2 + in_windows * _window_scores(*grid, facts.window)
-    return [_Part(tokens, facts.width, facts.depth, facts.heads, scores)]
+    kept = sum(block_bytes(facts, grid, index, full, device) for index in range(first, facts.depth))
+    return kept, math.prod(grid) * facts.width * _PASSING_BYTES
 
 
-def _stage_part(stage: Stage, input_shape: list[int]) -> _Part:
+def block_bytes(facts: EncoderFacts, grid: list[int], index: int, full: bool, device: Literal["cpu", "gpu"]) -> int:
+    """What one block keeps for the backward pass of one image.
+
+    Per token and channel: the input of both norms in float32, the projection's input, and that of the MLP's activation
+    (four times as wide); with everything trained, also the inputs of the other linear layers. Attention keeps q, k and
+    v of the padded grid and its bias along both axes; PyTorch's fused attention keeps them and its output, all as wide
+    as q with the bias.
+    """
+    in_windows = index not in facts.global_blocks
+    sides = [facts.window, facts.window] if in_windows else grid
+    padded = math.prod(-(-length // side) * side for length, side in zip(grid, sides))
+    tokens, channels = math.prod(grid), facts.width // facts.heads
+    linear = tokens * facts.width * (2 * _SINGLE + _HALF + 4 * _HALF)
+    if full:
+        linear += tokens * facts.width * (1 + 1 + 4) * _HALF
+    per_head = 3 * channels + (sum(sides) if device == "cpu" else 4 * (channels + sum(sides)))
+    return linear + padded * facts.heads * per_head * _HALF
+
+
+def _stage_block_bytes(stage: Stage, input_shape: list[int]) -> int:
+    """What one block of TinyViT keeps, on its own grid, padded to whole windows."""
     grid = [side // stage.stride for side in input_shape]
-    scores = stage.depth * _window_scores(*grid, stage.window)
-    return _Part(math.prod(grid), stage.width, stage.depth, stage.heads, scores)
+    per_token = _VALUES_PER_TOKEN if stage.window else _VALUES_PER_TOKEN_CONVOLVED
+    windows = math.prod(-(-side // stage.window) for side in grid) if stage.window else 0
+    scores = windows * stage.window**4
+    return (math.prod(grid) * stage.width * per_token + scores * stage.heads * _VALUES_PER_SCORE) * _HALF
 
 
-def _window_scores(height: int, width: int, window: int) -> int:
-    """Attention scores of one block and head on a grid padded to whole windows; 0 without windows."""
-    return -(-height // window) * -(-width // window) * window**4 if window else 0
+def encoder_operations(facts: EncoderFacts, input_shape: list[int], first: int = 0) -> tuple[float, float]:
+    """Floating-point operations of the encoder for one image: forward, and backward with a frozen base.
+
+    Counted on the unpadded token grid and without recomputation: projections (12 width^2 weights a block), two matrix
+    products a score forward and four backward, relative positions, patch embedding and neck.
+
+    Args:
+        facts: The encoder.
+        input_shape: ``[height, width]`` in pixels.
+        first: The first block with attention that is adapted, where the backward pass ends (with LoRA, at its queries
+            and values); their number if none is.
+    """
+    if facts.stages:
+        return _stage_operations(facts, input_shape, first)
+    grid = [side // facts.patch_size for side in input_shape]
+    tokens, width = math.prod(grid), facts.width
+    linear = 24 * tokens * width**2
+    neck = 2 * tokens * facts.embedding * (width + 9 * facts.embedding)
+    forward, backward = 2.0 * tokens * 3 * facts.patch_size**2 * width + neck, float(neck)
+    for index in range(facts.depth):
+        in_windows = index not in facts.global_blocks
+        scores = math.prod(_squares(side, facts.window) for side in grid) if in_windows else tokens**2
+        positions = 2 * tokens * width * (2 * facts.window if in_windows else sum(grid))
+        attention = 4 * scores * width
+        forward += linear + attention + positions
+        if index >= first:
+            backward += linear + 2 * attention + positions
+    return forward, backward - 6 * tokens * width**2 if first < facts.depth else 0.0
+
+
+def _squares(side: int, window: int) -> int:
+    """Pairs of tokens of one axis that share a window."""
+    return side // window * window**2 + (side % window) ** 2
+
+
+def _stage_operations(facts: EncoderFacts, input_shape: list[int], first: int) -> tuple[float, float]:
+    """The same of TinyViT, by blocks: with a frozen base, a block's backward pass costs 1.3 times its forward pass."""
+    each = []
+    for stage in facts.stages:
+        grid = [side // stage.stride for side in input_shape]
+        scores = math.prod(_squares(side, stage.window) for side in grid) if stage.window else 0
+        each += [24.0 * math.prod(grid) * stage.width**2 + 4 * scores * stage.width] * stage.depth
+    return sum(each), 1.3 * sum(each[len(each) - facts.attention_blocks :][first:])

@@ -20,6 +20,7 @@ from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.model_folder import build_network, read_tensors
 from samunet.network.base_weights import BaseWeights, base_weights
+from samunet.network.image_encoder import hold_frozen
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
@@ -110,6 +111,8 @@ class Trainer:
         }
         self.state = load_latest(folder, self.model, self.optimizer, self.setup)
         self.dtype = self._choose_dtype()
+        if self.dtype is not None:
+            hold_frozen(self.model.image_encoder, self.dtype)
         self.scaler = torch.amp.GradScaler(enabled=self.dtype is torch.float16)
 
     def train(self) -> None:
