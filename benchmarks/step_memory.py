@@ -19,7 +19,7 @@ from sam_step import peak_resident_bytes, pick_device, resident_bytes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--encoder", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
+    parser.add_argument("--encoder", default="vit_b", choices=["vit_b", "vit_l", "vit_h", "vit_t"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[448, 672, 1024])
     parser.add_argument("--head", default="detail", choices=["sam", "detail"])
     parser.add_argument("--blocks", choices=["all", "last_half"], help="one row only, in this process")
