@@ -117,12 +117,12 @@ def test_a_killed_training_blocks_nobody(tmp_path):
 def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
     import errno
 
-    from samunet.training import lock
+    from samunet import locks
 
     def fail(descriptor):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock, "_lock", fail)
+    monkeypatch.setattr(locks, "_lock", fail)
     with training_lock(tmp_path / "fold_0"):
         pass
     assert "never train one fold twice at once" in caplog.text
