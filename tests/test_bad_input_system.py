@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bad_input import FOLD, PLAN, PREDICT, STORE, TRAIN, assert_readable, full_disk, hashes, make_project, replace
 
 from samunet.errors import SamunetError
@@ -174,7 +175,8 @@ def start(command, module, owner, name, call=1, seconds=60.0):
     script = PAUSE.format(module=module, owner=owner, name=name, call=call, seconds=seconds, command=program)
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        # Sums of floats depend on the number of threads: the same as in this process.
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}, start_new_session=True,
     )  # fmt: skip
     line = process.stdout.readline()
     assert line == "READY\n", line + process.stderr.read()

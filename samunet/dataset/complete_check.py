@@ -51,8 +51,7 @@ def complete_check(
     description = dataset.description
     test_cases, test_problems = _test_cases(dataset)
     everything = dataset.cases | {f"{_TEST}{name}": case for name, case in test_cases.items()}
-    # Workers get a copy for each case: what grows with the number of cases stays here.
-    lean = replace(description, raw={}, files=None, groups=None)
+    lean = description.without_lists()
     jobs = [(case, lean, tolerate_geometry) for case in everything.values()]
     inspected: dict[str, _Inspection] = dict(
         map_cases(
@@ -112,12 +111,12 @@ def _inspect_image(
     """Look at the channels one after the other; returns the first readable file's grid."""
     preferred = reader_for(description.file_ending, description.reader_override)
     expected = len(description.channel_names)
+    # One file per channel, or one that holds all of them; of other numbers the quick check has told.
+    per_file = {1: expected, expected: 1}.get(len(case.images))
     first, hashes, constant, total = None, [], [], 0
     for file in case.images:
         try:
-            image = image_reader_for(file, preferred).read_image(
-                [file], channels=expected if len(case.images) == 1 else None
-            )
+            image = image_reader_for(file, preferred).read_image([file], channels=per_file)
         except MemoryError:
             raise
         except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
