@@ -59,6 +59,8 @@ trainer = nnUNetTrainer(plans | {"continue_training": False}, "2d", 0, dataset, 
 (pre / "nnUNetPlans_2d").mkdir()
 (pre / "nnUNetPlans_2d" / "a.b2nd").touch()
 trainer.initialize()
+# Sets the axes that the checkpoint lets prediction mirror.
+trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
 model = Path(trainer.output_folder_base)
 shutil.copy(pre / "nnUNetPlans.json", model / "plans.json")
 shutil.copy(pre / "dataset.json", model / "dataset.json")
