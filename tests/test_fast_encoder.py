@@ -21,7 +21,7 @@ from samunet.network.image_encoder import ImageEncoder, hold_frozen
 from samunet.network.projection import _fusible, project_qkv
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.planning import resources
-from samunet.plans import LoraPlan
+from samunet.plans import LoraPlan, NetworkPlan
 
 REDUCED = replace(ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256)
 # The first window block and the first global block of the larger encoders, at full width.
@@ -229,6 +229,19 @@ def test_kept_memory_is_what_the_blocks_formula_says(size):
     assert everything - half == pytest.approx(sum(predicted[:2]), rel=0.03)
     # What the neck keeps, in the same units: 16-bit values of its width and of 256 channels.
     assert half == pytest.approx(sum(predicted[2:]), rel=0.15)
+
+
+def test_a_plans_step_is_estimated_for_the_device_it_runs_on():
+    lora = LoraPlan(blocks="last_half")
+    network = NetworkPlan(
+        encoder="vit_b", input_shape=[448, 448], spacing=1.0, head="detail", adaptation="lora", lora=lora,
+        input_channels="repeat", batch_size=4, accumulation=3, learning_rate=1e-3, weight_decay=0.1,
+        training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
+    )  # fmt: skip
+    for device in ("cpu", "gpu"):
+        whole = resources.estimate(ENCODERS["vit_b"], [448, 448], "lora", blocks="last_half", device=device)
+        assert resources.step_bytes(network, 3, device) == whole.for_batch(3)
+    assert resources.step_bytes(network, 3, "cpu") > resources.step_bytes(network, 3, "gpu")
 
 
 def test_estimate_is_the_sum_of_its_parts():

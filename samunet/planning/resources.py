@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from samunet.encoders import EncoderFacts, Stage
-from samunet.plans import Blocks, adapted_blocks
+from samunet.encoders import EncoderFacts, Stage, encoder_facts
+from samunet.plans import Blocks, NetworkPlan, adapted_blocks
 
 _HEAD_PARAMETERS = 4_200_000
 _BYTES_FULL = 16  # value, gradient and two moments of a trained float32 parameter
@@ -79,6 +79,21 @@ def estimate(
         image_bytes=image,
         training_flops=forward + (2 * forward if full else backward) + 3 * head,
     )
+
+
+def step_bytes(network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"]) -> int:
+    """Predicted peak memory of a training step of a planned network; see :func:`estimate`.
+
+    Args:
+        network: The plan, whose own ``memory_bytes`` is for a GPU.
+        batch: Images at a time.
+        device: Kind of device.
+    """
+    adapter = network.lora or network.adapter
+    blocks = adapter.blocks if adapter else "all"
+    facts = encoder_facts(network.encoder)
+    predicted = estimate(facts, network.input_shape, network.adaptation, network.components, blocks, device=device)
+    return predicted.for_batch(batch)
 
 
 def weight_bytes(facts: EncoderFacts, full: bool) -> int:

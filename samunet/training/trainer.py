@@ -21,6 +21,7 @@ from samunet.inference.logits import SlicePredictor
 from samunet.inference.model_folder import build_network, read_tensors
 from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.network.image_encoder import hold_frozen
+from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
@@ -317,7 +318,9 @@ class Trainer:
             length = f"{format_duration(self.budget.seconds)}, about {self.budget.seconds / step:.0f} iterations"
         else:
             length = f"{self.budget.iterations} iterations, about {format_duration(self.budget.iterations * step)}"
-        log.info("estimate: %s (%.2f s a step), %.1f GB", length, step, self.network.memory_bytes / 1e9)
+        kind = "cpu" if self.device.type == "cpu" else "gpu"
+        memory = step_bytes(self.network, self.micro_batch, kind)
+        log.info("estimate: %s (%.2f s a step), %.1f GB", length, step, memory / 1e9)
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)
 
