@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluation"},
     {"dataset"},
     {"imageio"},
-    {"plans", "encoders", "paths", "errors", "files", "locks", "workers", "devices"},
+    {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},
 ]
 HEIGHT = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
 
