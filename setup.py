@@ -20,6 +20,7 @@ COMMANDS = {
     "samunet_download_checkpoint": "download_checkpoint",
     "samunet_merge_adapter": "merge_adapter",
     "samunet_import_samed": "import_samed",
+    "samunet_pretrain": "pretrain",
     "samunet_demo": "demo",
 }
 

@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "samunet"
 FLOORS = [
     {"commands"},
     {"api"},
-    {"training"},
+    {"training", "pretraining"},
     {"inference"},
     {"network", "planning"},
     {"preprocessing"},
     {"evaluation"},
     {"dataset"},
     {"imageio"},
-    {"plans", "encoders", "paths", "errors", "files", "locks", "workers", "devices"},
+    {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},
 ]
 HEIGHT = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
 

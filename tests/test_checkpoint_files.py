@@ -279,8 +279,8 @@ def test_train_and_predict_with_a_file(planned, checkpoints, tmp_path, capsys):
     assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(planned / "absent.pth")]) == 1
     assert "absent.pth does not exist" in capsys.readouterr().err
     assert not list((planned / "results").glob("*/*/fold_0"))
-    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(mine), "-encoder", "small"]) == 2
-    assert "-encoder vit_b" in capsys.readouterr().err
+    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(mine), "-encoder", "small"]) == 1
+    assert "does not fit small" in capsys.readouterr().err
 
     assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(mine)]) == 0
     assert "vit_b (for --checkpoint)" in capsys.readouterr().err

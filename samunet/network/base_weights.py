@@ -52,7 +52,7 @@ def base_weights(
         progress: Whether a download shows a progress bar.
 
     Returns:
-        The weights, checked to fit strictly; None for an encoder that starts from random weights.
+        The weights, checked to fit strictly; None for an encoder without published ones, if none are given.
 
     Raises:
         SamunetError: If the file is missing, damaged, made for something else, or not the recorded one.
@@ -60,7 +60,7 @@ def base_weights(
     from samunet.network.checkpoints import check_fits, find_checkpoint, load_sam_checkpoint
 
     facts = encoder_facts(encoder)
-    if not facts.pretrained:
+    if not (facts.pretrained or recorded or checkpoint):
         return None
     given = checkpoint.expanduser().resolve() if checkpoint else None
     if recorded:

@@ -157,12 +157,7 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
         )
     family = planned[wanted]
     network = networks[family]
-    if options.checkpoint and not encoder_facts(wanted).pretrained:
-        raise UsageError(
-            f"--checkpoint gives base weights to a SAM encoder; {wanted} ({why}) starts from random ones",
-            f"use -encoder {sam}, or leave out --checkpoint",
-        )
-    if family == "bundled":
+    if not (encoder_facts(wanted).pretrained or options.checkpoint or run.get("base")):
         why += f". {wanted} starts from random weights: everything trains"
     if options.batch_size:
         network = replace(network, batch_size=options.batch_size, accumulation=1)

@@ -19,13 +19,13 @@ from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.model_folder import build_network, read_tensors
+from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.network.image_encoder import hold_frozen
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
-from samunet.training.interruption import StopRequest
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import epoch_line, plot
 from samunet.training.loss import SegmentationLoss

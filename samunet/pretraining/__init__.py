@@ -1,0 +1,1 @@
+"""Pretraining of the bundled encoder on randomised synthetic images."""

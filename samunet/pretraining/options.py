@@ -1,0 +1,55 @@
+"""What a user may choose for a pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from samunet.errors import UsageError
+
+Objective = Literal["dense", "prompt", "mae", "mix"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """Flags of ``samunet_pretrain``.
+
+    Attributes:
+        objective: ``dense`` (do two pixels lie in the same region?), ``prompt`` (a click or box gives the mask),
+            ``mae`` (reconstruct what is hidden), or ``mix``: the first two together, and every fourth batch the third.
+        iterations: Length in updates over all pieces, or of the final decay; exclusive with ``seconds``.
+        seconds: Length of this piece in the training loop.
+        batch_size: Images per update.
+        image_size: Side of the images in pixels.
+        learning_rate: After the warm-up, and until the final decay.
+        final_decay: Bring the rate to zero over this piece's length and write the weights.
+        seed: All randomness depends on it.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        checkpoint_seconds: Time between checkpoints.
+    """
+
+    objective: Objective = "mix"
+    iterations: int | None = None
+    seconds: float | None = None
+    batch_size: int = 12
+    image_size: int = 224
+    learning_rate: float = 5e-4
+    final_decay: bool = False
+    seed: int = 12345
+    device: str = "auto"
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UsageError(
+                f"there is no objective {self.objective!r}", f"choose one of: {', '.join(OBJECTIVES)}"
+            )  # fmt: skip
+        if (self.iterations is None) == (self.seconds is None):
+            raise UsageError("the length is not clear", "give either --time_budget or --iterations")
+        for name in ("iterations", "seconds", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} must be positive, got {value:g}")
+        if self.image_size < 32 or self.image_size % 16:
+            raise UsageError(f"--image_size {self.image_size} is no multiple of 16 from 32 on", "use for example 224")

@@ -1,0 +1,260 @@
+"""Pretraining in pieces: a constant rate after a short warm-up, so that it may go on at any time, and a final decay.
+
+``pretraining_latest.safetensors`` is where the constant rate goes on. A final decay starts from there and leaves it as
+it is, so that a longer pretraining can go on from before the decay (Hu et al. 2024, MiniCPM; Hägele et al. 2024).
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from samunet import __version__
+from samunet.devices import fast_dtype, resolve_device
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_path, file_hash, make_folder, write_json
+from samunet.interruption import StopRequest
+from samunet.locks import LockHeld, exclusive
+from samunet.pretraining.draw import Draw
+from samunet.pretraining.network import (
+    PretrainingModel,
+    PretrainingProgress,
+    load_state,
+    save_state,
+    write_tensors,
+)
+from samunet.pretraining.options import PretrainingOptions
+from samunet.pretraining.synthesis import synthetic_batch
+
+ENCODER = "small"
+LATEST = "pretraining_latest.safetensors"
+DECAY = "pretraining_decay.safetensors"
+WEIGHTS = f"{ENCODER}_pretrained.safetensors"  # after a final decay
+WEIGHTS_SO_FAR = f"{ENCODER}_latest.safetensors"
+_WARM_UP = 500
+_LOG_EVERY = 100
+_CLIP_NORM = 1.0
+_WEIGHT_DECAY = 0.05
+_OBJECTIVE_KEY = 1  # tells the objectives' randomness from the images'
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(folder: Path, options: PretrainingOptions) -> Path:
+    """Train a piece, or the final decay, going on from what ``folder`` holds.
+
+    Args:
+        folder: For checkpoints, log and weights; made if missing.
+        options: The user's choices.
+
+    Returns:
+        The file with the weights: half precision, by SAM's names; a card beside it says how they came about.
+
+    Raises:
+        SamunetError: If the folder is in use, its checkpoint is damaged, or the loss is no longer a number.
+        KeyboardInterrupt: After a signal, once the checkpoint is written.
+    """
+    make_folder(folder.resolve().parent)
+    try:
+        with exclusive(folder.resolve()) as held:
+            if not held:
+                log.warning("%s cannot be locked: never use one folder twice at once", folder)
+            return _Pretraining(folder, options).run()
+    except LockHeld as holder:
+        raise SamunetError(
+            f"{folder} is being pretrained by {holder}", "wait until it is done, or use another --out FOLDER"
+        ) from None
+
+
+class _Pretraining:
+    def __init__(self, folder: Path, options: PretrainingOptions) -> None:
+        self.folder, self.options = folder, options
+        self.device = resolve_device(options.device)
+        fast = fast_dtype(self.device)
+        self.dtype = fast if fast is torch.bfloat16 else None  # float16 would need its gradients scaled
+        torch.manual_seed(options.seed)
+        self.model = PretrainingModel(encoder_facts(ENCODER)).to(self.device)
+        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=options.learning_rate, betas=(0.9, 0.95))
+        self.file = folder / (DECAY if options.final_decay else LATEST)
+        source = self.file if self.file.is_file() else folder / LATEST
+        setup = {"encoder": ENCODER}
+        if source.is_file():
+            self.state = load_state(source, self.model, self.optimizer, setup)
+        elif options.final_decay:
+            raise UsageError(f"{folder} has no pretraining to end", "run the same without --final_decay first")
+        else:
+            self.state = PretrainingProgress(setup=setup)
+        if not options.final_decay and (folder / DECAY).is_file():
+            raise SamunetError(
+                f"{folder} has a final decay that was interrupted",
+                f"end it with --final_decay, or delete {folder / DECAY} to go on without it",
+            )
+
+    def run(self) -> Path:
+        state, options = self.state, self.options
+        begun, images = dict(vars(state)), state.images
+        spent = self._spent(begun)
+        if spent() >= 1:
+            log.info("%s has %d iterations already", self.folder, state.iteration)
+        started, saved, logged = time.monotonic() - state.elapsed, time.monotonic(), time.monotonic()
+        sums: dict[str, list[float]] = {}
+        updates = 0
+        with StopRequest() as stop:
+            while spent() < 1:
+                before = time.monotonic()
+                factor = 1 - spent() if options.final_decay else min(1.0, (state.iteration + 1) / _WARM_UP)
+                for name, value in self._step(factor).items():
+                    sums.setdefault(name, []).append(value)
+                now = time.monotonic()
+                updates += 1
+                state.iteration += 1
+                state.images += options.batch_size
+                state.elapsed = now - started
+                if options.final_decay:
+                    state.decay["iterations"] += 1
+                    state.decay["seconds"] += now - before
+                if state.iteration % _LOG_EVERY == 0:
+                    self._log(sums, factor, updates / (now - logged))
+                    sums, updates, logged = {}, 0, time.monotonic()
+                if stop.received or now - saved > options.checkpoint_seconds:
+                    self._save(begun, images)
+                    saved = time.monotonic()
+                if stop.received:
+                    log.info("checkpoint written at iteration %d", state.iteration)
+                    stop.pass_on()
+        return self._finish(begun, images)
+
+    def _spent(self, begun: dict) -> Callable[[], float]:
+        """Share of this piece's length that is done. A final decay counts from its own beginning, in all its runs."""
+        state, options = self.state, self.options
+        if options.iterations:
+            if options.final_decay:
+                return lambda: state.decay["iterations"] / options.iterations
+            return lambda: state.iteration / options.iterations
+        if options.final_decay:
+            return lambda: state.decay["seconds"] / options.seconds
+        return lambda: (state.elapsed - begun["elapsed"]) / options.seconds
+
+    def _step(self, factor: float) -> dict[str, float]:
+        """One update; returns its losses."""
+        options, iteration = self.options, self.state.iteration
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * factor
+        batch = synthetic_batch(options.seed, iteration, options.batch_size, options.image_size, self.device)
+        draw = Draw(self.device, options.seed, iteration, _OBJECTIVE_KEY)
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            losses = self.model(batch, options.objective, iteration, draw)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        if not all(abs(value) < float("inf") for value in values.values()):
+            raise SamunetError(
+                f"the loss became {values} at iteration {iteration}",
+                f"go on from the last checkpoint with a lower rate: --lr {options.learning_rate / 3:.1e}",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return values
+
+    def _log(self, sums: dict[str, list[float]], factor: float, updates_per_second: float) -> None:
+        entry = {
+            "iteration": self.state.iteration,
+            "images": self.state.images,
+            "losses": {name: sum(values) / len(values) for name, values in sorted(sums.items())},
+            "learning_rate": self.options.learning_rate * factor,
+            "images_per_second": round(updates_per_second * self.options.batch_size, 1),
+        }
+        self.state.log.append(entry)
+        losses = ", ".join(f"{name} {value:.4f}" for name, value in entry["losses"].items())
+        log.info("iteration %6d: %s, %.1f images/s", entry["iteration"], losses, entry["images_per_second"])
+
+    def _save(self, begun: dict, images: int) -> None:
+        """Checkpoint and log, with this piece as the last of the record."""
+        if self.state.images > images:
+            self.state.pieces = [*begun["pieces"], self._piece(images)]
+        save_state(self.file, self.model, self.optimizer, self.state)
+        write_json(self.folder / "pretraining_log.json", self.state.log)
+        if self.state.log:
+            _plot(self.state.log, self.folder / "pretraining.png")
+
+    def _piece(self, images: int) -> dict:
+        options = self.options
+        return {
+            "objective": options.objective,
+            "images": self.state.images - images,
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "image_size": options.image_size,
+            "learning_rate": options.learning_rate,
+            "final_decay": options.final_decay,
+            "dtype": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "versions": {"samunet": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+
+    def _finish(self, begun: dict, images: int) -> Path:
+        self._save(begun, images)
+        weights = self.folder / (WEIGHTS if self.options.final_decay else WEIGHTS_SO_FAR)
+        write_tensors(weights, self.model.sam_state(), {"encoder": ENCODER})
+        state = self.state
+        card = {
+            "encoder": ENCODER,
+            "data": "randomised synthetic images alone, made by samunet_pretrain; no image of a person or a thing",
+            "file": weights.name,
+            "sha256": file_hash(weights),
+            "objectives": sorted({piece["objective"] for piece in state.pieces}),
+            "images_seen": state.images,
+            "iterations": state.iteration,
+            "training_seconds": round(state.elapsed, 1),
+            "final_decay": self.options.final_decay,
+            "last_losses": state.log[-1]["losses"] if state.log else None,
+            "pieces": state.pieces,
+        }
+        write_json(weights.with_suffix(".json"), card)
+        if self.options.final_decay:
+            self.file.unlink()
+        log.info("%d images seen, %d iterations in all", state.images, state.iteration)
+        return weights
+
+
+def _groups(model: nn.Module) -> list[dict]:
+    """Matrices decay; biases, norms, positions and tokens do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+    }
+    return [
+        {"params": [p for p in trained if id(p) in matrices], "weight_decay": _WEIGHT_DECAY},
+        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+
+
+def _plot(entries: list[dict], file: Path) -> None:
+    """Losses over images seen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name in sorted({name for entry in entries for name in entry["losses"]}):
+        points = [(entry["images"], entry["losses"][name]) for entry in entries if name in entry["losses"]]
+        axes.plot(*zip(*points), label=name)
+    axes.set_xlabel("images seen")
+    axes.set_ylabel("loss")
+    axes.legend()
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

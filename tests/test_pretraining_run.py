@@ -1,0 +1,204 @@
+"""Pretraining in pieces: resuming exactly, the final decay, what is written, and what is refused."""
+
+import json
+import logging
+import signal
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from samunet.commands.pretrain import _OBJECTIVES, main
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError, UsageError
+from samunet.pretraining import run
+from samunet.pretraining.network import PretrainingModel
+from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
+
+
+def options(**changes):
+    given = {"iterations": 4, "batch_size": 2, "image_size": 64, "device": "cpu", "seed": 3} | changes
+    return PretrainingOptions(**given)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """A pretraining of four updates without interruption, the last on reconstruction."""
+    folder = tmp_path_factory.mktemp("four")
+    run.pretrain(folder, options())
+    return folder
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_pieces_give_what_one_piece_gives(four, tmp_path):
+    run.pretrain(tmp_path, options(iterations=2))
+    run.pretrain(tmp_path, options())
+    assert_same(load_file(tmp_path / run.LATEST), load_file(four / run.LATEST))
+    card = json.loads((tmp_path / "small_latest.json").read_text())
+    assert [piece["images"] for piece in card["pieces"]] == [4, 4]
+
+
+def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
+    step = run._Pretraining._step
+
+    def step_and_signal(self, factor):
+        values = step(self, factor)
+        if self.state.iteration == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return values
+
+    monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
+    assert main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 64 -device cpu --seed 3".split()) == 130
+    monkeypatch.undo()
+    assert not (tmp_path / run.WEIGHTS_SO_FAR).exists()
+    run.pretrain(tmp_path, options())
+    assert_same(load_file(tmp_path / run.LATEST), load_file(four / run.LATEST))
+
+
+def test_weights_are_a_whole_sam_in_half_precision(four):
+    state = load_file(four / run.WEIGHTS_SO_FAR)
+    assert all(value.dtype == torch.float16 and torch.isfinite(value).all() for value in state.values())
+    assert {name.split(".")[0] for name in state} == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert state["mask_decoder.mask_tokens.weight"].shape == (4, 256)
+    card = json.loads((four / "small_latest.json").read_text())
+    assert card["images_seen"] == 8
+    assert card["iterations"] == 4
+    assert card["objectives"] == ["mix"]
+    assert card["pieces"][0]["seed"] == 3
+    assert card["pieces"][0]["versions"]["torch"] == torch.__version__
+
+
+def test_training_moves_every_part(four):
+    torch.manual_seed(3)
+    before = PretrainingModel(encoder_facts("small")).state_dict()
+    after = {
+        name.removeprefix("model."): value
+        for name, value in load_file(four / run.LATEST).items()
+        if name.startswith("model.")
+    }
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"image_encoder", "head", "same_region", "reconstruction"}
+    still = "head.prompt_encoder.mask_downscaling.0.weight"
+    assert torch.equal(before[still], after[still])
+
+
+def test_final_decay_ends_at_zero_and_leaves_the_constant_rate_to_go_on_from(four, tmp_path, monkeypatch):
+    (tmp_path / run.LATEST).write_bytes((four / run.LATEST).read_bytes())
+    factors = []
+    step = run._Pretraining._step
+    monkeypatch.setattr(run._Pretraining, "_step", lambda self, factor: factors.append(factor) or step(self, factor))
+    weights = run.pretrain(tmp_path, options(iterations=2, final_decay=True))
+    assert factors == [1.0, 0.5]
+    assert weights.name == "small_pretrained.safetensors"
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert (card["iterations"], card["final_decay"]) == (6, True)
+    assert not (tmp_path / run.DECAY).exists()
+    assert (tmp_path / run.LATEST).read_bytes() == (four / run.LATEST).read_bytes()
+
+
+def test_an_interrupted_decay_goes_on_and_is_not_forgotten(four, tmp_path, monkeypatch):
+    (tmp_path / run.LATEST).write_bytes((four / run.LATEST).read_bytes())
+    step = run._Pretraining._step
+
+    def step_and_signal(self, factor):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, factor)
+
+    decay = options(iterations=2, final_decay=True)
+    monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        run.pretrain(tmp_path, decay)
+    factors = []
+    monkeypatch.setattr(run._Pretraining, "_step", lambda self, factor: factors.append(factor) or step(self, factor))
+    with pytest.raises(SamunetError, match="final decay that was interrupted"):
+        run.pretrain(tmp_path, options(iterations=9))
+    run.pretrain(tmp_path, decay)
+    assert factors == [0.5]
+
+
+def test_warm_up_is_linear_and_then_the_rate_is_constant(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_WARM_UP", 2)
+    factors = []
+
+    def step(self, factor):
+        factors.append(factor)
+        return {"dense": 1.0}
+
+    monkeypatch.setattr(run._Pretraining, "_step", step)
+    run.pretrain(tmp_path, options())
+    assert factors == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_time_budget_is_of_the_piece(tmp_path):
+    for _ in range(2):
+        run.pretrain(tmp_path, options(iterations=None, seconds=0.01, objective="mae"))
+    with safe_open(tmp_path / run.LATEST, "pt") as stream:
+        assert json.loads(stream.metadata()["progress"])["iteration"] >= 2
+
+
+@pytest.mark.parametrize("objective", ["dense", "prompt", "mae"])
+def test_an_objective_alone_trains_the_encoder(objective):
+    from samunet.pretraining.draw import Draw
+    from samunet.pretraining.synthesis import synthetic_batch
+
+    torch.manual_seed(0)
+    model = PretrainingModel(encoder_facts("small"))
+    batch = synthetic_batch(0, 0, 1, 64, torch.device("cpu"))
+    losses = model(batch, objective, 0, Draw(torch.device("cpu"), 0, 0, 1))
+    assert list(losses) == [objective]
+    losses[objective].backward()
+    assert all(parameter.grad is not None for parameter in model.image_encoder.blocks.parameters())
+
+
+def test_log_has_losses_and_speed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run, "_LOG_EVERY", 2)
+    with caplog.at_level(logging.INFO, "samunet"):
+        run.pretrain(tmp_path, options(objective="dense"))
+    entries = json.loads((tmp_path / "pretraining_log.json").read_text())
+    assert [entry["iteration"] for entry in entries] == [2, 4]
+    assert all(entry["losses"]["dense"] > 0 and entry["images_per_second"] > 0 for entry in entries)
+    assert (tmp_path / "pretraining.png").stat().st_size > 1000
+    assert "images/s" in caplog.text
+
+
+def test_damaged_and_foreign_checkpoints_are_refused_and_kept(tmp_path, four):
+    whole = (four / run.LATEST).read_bytes()
+    for content in (whole[:1000], (four / run.WEIGHTS_SO_FAR).read_bytes()):
+        (tmp_path / run.LATEST).write_bytes(content)
+        with pytest.raises(SamunetError, match=r"pretraining_latest") as error:
+            run.pretrain(tmp_path, options())
+        assert "--out FOLDER" in error.value.hint
+        assert (tmp_path / run.LATEST).read_bytes() == content
+
+
+def test_wrong_usage(tmp_path, capsys):
+    with pytest.raises(UsageError, match="no pretraining to end"):
+        run.pretrain(tmp_path, options(final_decay=True))
+    for changes in (
+        {"image_size": 100},
+        {"seconds": 3.0},
+        {"iterations": None},
+        {"iterations": -1},
+        {"objective": "x"},
+    ):
+        with pytest.raises(UsageError):
+            options(**changes)
+    assert main(["--out", str(tmp_path), "--iterations", "1", "--objective", "x"]) == 2
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "--time_budget" in capsys.readouterr().err
+    assert _OBJECTIVES == OBJECTIVES
+
+
+def test_a_loss_that_is_no_number_ends_with_advice(tmp_path, monkeypatch):
+    from samunet.pretraining import network
+
+    monkeypatch.setattr(network.SameRegion, "forward", lambda self, e, r, d: e.sum() * float("nan"))
+    with pytest.raises(SamunetError, match="the loss became") as error:
+        run.pretrain(tmp_path, options(objective="dense"))
+    assert "--lr" in error.value.hint
+    assert not (tmp_path / run.LATEST).exists()

@@ -1,0 +1,65 @@
+"""Pretrained weights as the small encoder's start: what samunet_pretrain writes, samunet_train takes."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from samunet.commands import plan_and_preprocess, predict, train
+from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError
+from samunet.network.base_weights import base_weights
+from samunet.network.checkpoints import load_base
+from samunet.network.heads import DetailHead
+from samunet.network.image_encoder import ImageEncoder
+from samunet.pretraining.network import PretrainingModel, write_tensors
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(5)
+    path = tmp_path_factory.mktemp("weights") / "small_pretrained.safetensors"
+    write_tensors(path, PretrainingModel(encoder_facts("small")).sam_state(), {})
+    return path
+
+
+def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
+    facts = encoder_facts("small")
+    base = base_weights("small", checkpoint=weights)
+    assert base.record["pixel_mean"] == [127.5] * 3
+    torch.manual_seed(6)
+    encoder, head = ImageEncoder(facts), DetailHead(3, 14, 16)
+    load_base(encoder, head, base.state)
+    state = load_file(weights)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, state[f"image_encoder.{name}"].float())
+    name = "transformer.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(head.mask_decoder.state_dict()[name], state[f"mask_decoder.{name}"].float())
+
+
+def test_without_a_file_the_small_encoder_starts_from_random_weights():
+    assert base_weights("small") is None
+
+
+def test_a_file_of_another_encoder_is_refused(weights):
+    with pytest.raises(SamunetError, match="does not fit vit_b"):
+        base_weights("vit_b", checkpoint=weights)
+
+
+def test_train_and_predict_from_pretrained_weights(samunet_folders, tiny_dataset, weights, tmp_path, capsys):
+    folder = tiny_dataset()
+    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    short = ["--iterations", "1", "--batch_size", "1", "-encoder", "small", "--checkpoint", str(weights)]
+    assert train.main(["998", "2d", "0", *short]) == 0
+    errors = capsys.readouterr().err
+    assert str(weights) in errors
+    assert "random weights" not in errors
+    fold = next((samunet_folders / "results").glob("*/samunetTrainer__*/fold_0"))
+    assert json.loads((fold / "run.json").read_text())["base"]["file"] == weights.name
+    # One update at the warm-up's rate leaves the encoder near where it began.
+    trained = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
+    start = load_file(weights)["image_encoder.blocks.0.attn.qkv.weight"].float()
+    assert torch.allclose(trained, start, atol=5e-3)
+    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    assert len(list((tmp_path / "preds").glob("*.nii.gz"))) == 2
