@@ -60,7 +60,7 @@ def test_hidden_squares_and_their_reconstruction_by_hand():
     assert torch.equal(seen, 2 * (1 - mask).expand(-1, 3, -1, -1))
     torch.nn.init.zeros_(objective.pixels.weight)
     torch.nn.init.constant_(objective.pixels.bias, 1.5)
-    assert float(objective(torch.zeros(3, 6, 10, 10), images, mask)) == pytest.approx(0.5)
+    assert float(objective(torch.zeros(3, 6, 10, 10), images, mask).detach()) == pytest.approx(0.5)
 
 
 def test_reconstruction_puts_pixels_in_their_place():

@@ -190,6 +190,8 @@ def test_wrong_usage(tmp_path, capsys):
             options(**changes)
     assert main(["--out", str(tmp_path), "--iterations", "1", "--objective", "x"]) == 2
     assert main(["--out", str(tmp_path)]) == 2
+    (tmp_path / "file").touch()
+    assert main(["--out", str(tmp_path / "file"), "--iterations", "1"]) == 1
     assert "--time_budget" in capsys.readouterr().err
     assert _OBJECTIVES == OBJECTIVES
 

@@ -47,6 +47,7 @@ def test_a_file_of_another_encoder_is_refused(weights):
         base_weights("vit_b", checkpoint=weights)
 
 
+@pytest.mark.slow
 def test_train_and_predict_from_pretrained_weights(samunet_folders, tiny_dataset, weights, tmp_path, capsys):
     folder = tiny_dataset()
     assert plan_and_preprocess.main(["-d", "998"]) == 0

@@ -82,9 +82,10 @@ def region_contrast(features: Tensor, labels: Tensor, pixels: Tensor, temperatur
     Returns:
         The mean over all pixels that have a partner; 0 if none has.
     """
-    features = F.normalize(features, dim=2)
     same_pixel = pixels[:, :, None] == pixels[:, None]
-    similarity = (features @ features.mT / temperature).masked_fill(same_pixel, -1e9)
+    with torch.autocast(features.device.type, enabled=False):  # 16 bits, divided by the temperature, are too few
+        features = F.normalize(features.float(), dim=2)
+        similarity = (features @ features.mT / temperature).masked_fill(same_pixel, -1e9)
     partners = (labels[:, :, None] == labels[:, None]) & ~same_pixel
     number = partners.sum(2)
     log_share = similarity - similarity.logsumexp(2, keepdim=True)

@@ -94,7 +94,8 @@ def decode(head: SamHead, embedding: Tensor, prompt: Tensor) -> tuple[Tensor, Te
     batch, _, height, width = embedding.shape
     tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(batch, -1, -1)
     tokens = torch.cat([tokens, prompt], dim=1)
-    positions = head.prompt_encoder.pe_layer((height, width)).unsqueeze(0)
+    with torch.autocast(embedding.device.type, enabled=False):
+        positions = head.prompt_encoder.pe_layer((height, width)).unsqueeze(0)
     source = embedding + head.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
     tokens, source = decoder.transformer(source, positions, tokens)
     upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(batch, -1, height, width))

@@ -63,7 +63,7 @@ def pretrain(folder: Path, options: PretrainingOptions) -> Path:
         SamunetError: If the folder is in use, its checkpoint is damaged, or the loss is no longer a number.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
-    make_folder(folder.resolve().parent)
+    make_folder(folder)
     try:
         with exclusive(folder.resolve()) as held:
             if not held:
