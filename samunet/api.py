@@ -243,8 +243,9 @@ def predict(
     options = options or PredictionOptions()
     predictor = Predictor.from_folder(model.path, chosen, checkpoint, options)
     if to_file:
-        predictor.predict_case(*cases.values(), output)
-        log.info("mask written to %s", output)
+        for case in cases.values():  # one, or none if it belongs to another part
+            predictor.predict_case(case, output)
+            log.info("mask written to %s", output)
         return list(cases)
     arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
     write_provenance(output, model, arguments | {"folds": chosen, "checkpoint": checkpoint, **vars(options)})

@@ -1,6 +1,7 @@
 """Kinds of datasets and of inputs, each from raw files to masks through the commands."""
 
 import json
+import locale
 
 import numpy as np
 import pytest
@@ -180,6 +181,10 @@ def test_what_can_be_predicted(trained, samunet_folders, capsys):
 
     assert predict.main(["-i", str(source), "-o", str(single)]) == 0
     assert np.array_equal(labels_of(single), expected)
+    other_part = samunet_folders / "other_part.nii.gz"
+    arguments = ["-i", str(source), "-o", str(other_part), "-num_parts", "2"]
+    assert predict.main([*arguments, "-part_id", "1"]) == 0
+    assert not other_part.exists()
     listed = samunet_folders / "listed"
     files = [str(path) for path in sorted((trained / "imagesTs").iterdir())]
     assert predict.main(["-i", *files, "-o", str(listed)]) == 0
@@ -215,6 +220,8 @@ def test_what_can_be_predicted(trained, samunet_folders, capsys):
 def write_dicom(image, folder):
     """One file per slice, with the tags that place it."""
     folder.mkdir()
+    # Writing DICOM leaves the process in the C locale, where Python takes text files for ASCII.
+    before = locale.setlocale(locale.LC_ALL)
     volume = sitk.Cast(image, sitk.sitkInt16)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -235,3 +242,4 @@ def write_dicom(image, folder):
             one.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{z:03d}.dcm"))
         writer.Execute(one)
+    locale.setlocale(locale.LC_ALL, before)

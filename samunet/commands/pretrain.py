@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands.common import add_common_flags, run_command
-
-_OBJECTIVES = ("dense", "prompt", "mae", "mix")
+from samunet.pretraining.options import OBJECTIVES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--time_budget", metavar="T", help="length of this piece: 90s, 20m, 1.5h")
     length.add_argument("--iterations", type=int, metavar="N", help="updates over all pieces, or of the final decay")
     parser.add_argument(
-        "--objective", default="mix", choices=_OBJECTIVES, help="what the encoder is asked (default: mix)"
+        "--objective", default="mix", choices=OBJECTIVES, help="what the encoder is asked (default: mix)"
     )
     parser.add_argument("--final_decay", action="store_true", help="bring the rate to zero over this piece")
     parser.add_argument("--batch_size", type=int, default=12, metavar="N", help="images per update (default: 12)")
