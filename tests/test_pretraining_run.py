@@ -18,7 +18,7 @@ from samunet.pretraining.options import PretrainingOptions
 
 
 def options(**changes):
-    given = {"iterations": 4, "batch_size": 2, "image_size": 64, "device": "cpu", "seed": 3} | changes
+    given = {"iterations": 4, "batch_size": 2, "image_sizes": (32, 64), "device": "cpu", "seed": 3} | changes
     return PretrainingOptions(**given)
 
 
@@ -53,7 +53,7 @@ def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
-    assert main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 64 -device cpu --seed 3".split()) == 130
+    assert main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3".split()) == 130
     monkeypatch.undo()
     assert not (tmp_path / run.WEIGHTS_SO_FAR).exists()
     run.pretrain(tmp_path, options())
@@ -180,7 +180,7 @@ def test_wrong_usage(tmp_path, capsys):
     with pytest.raises(UsageError, match="no pretraining to end"):
         run.pretrain(tmp_path, options(final_decay=True))
     for changes in (
-        {"image_size": 100},
+        {"image_sizes": (224, 100)},
         {"seconds": 3.0},
         {"iterations": None},
         {"iterations": -1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,6 +14,25 @@ from samunet.network.attention import block_attention
 from samunet.network.projection import to_autocast
 from samunet.network.sam_modules import Block, ImageEncoderViT
 
+_GROUPS = 8
+
+
+@dataclass
+class Features:
+    """What an image encoder makes of a batch of images.
+
+    Attributes:
+        embedding: ``(batch, embedding, height / patch, width / patch)``, SAM's image embedding.
+        taps: What the blocks with global attention before the last one gave, first to last, each ``(batch, height /
+            patch, width / patch, width)``.
+        details: Features at 1/2, 1/4, ... of the input's resolution, down to twice the tokens', as the convolutional
+            stem has them: ``(batch, channels, height / 2, width / 2)``, ...; none where there is no such stem.
+    """
+
+    embedding: Tensor
+    taps: tuple[Tensor, ...] = ()
+    details: tuple[Tensor, ...] = ()
+
 
 class ImageEncoder(ImageEncoderViT):
     """segment_anything's ``ImageEncoderViT``, with its parameter names, and a forward that takes other sizes.
@@ -22,6 +42,9 @@ class ImageEncoder(ImageEncoderViT):
 
     Args:
         facts: The encoder to build.
+
+    Attributes:
+        tap_widths, gives_details: Channels of every tap, and whether there are details (:class:`Features`).
     """
 
     def __init__(self, facts: EncoderFacts) -> None:
@@ -40,8 +63,11 @@ class ImageEncoder(ImageEncoderViT):
             global_attn_indexes=facts.global_blocks,
         )
         self.patch_size = facts.patch_size
+        self.tap_blocks = facts.global_blocks[:-1]
+        self.tap_widths = (facts.width,) * len(self.tap_blocks)
+        self.gives_details = facts.convolutional_stem
         if facts.convolutional_stem:
-            self.patch_embed = ConvolutionalStem(facts.patch_size, facts.width)
+            self.patch_embed = ConvolutionalStem(facts.patch_size, facts.width, facts.embedding)
         if not facts.pretrained:
             self._initialise()
 
@@ -54,12 +80,23 @@ class ImageEncoder(ImageEncoderViT):
         Returns:
             ``(batch, embedding, height / patch, width / patch)``.
         """
-        tokens = self.patch_embed(image)
+        return self.features(image).embedding
+
+    def features(self, image: Tensor) -> Features:
+        """Encode images, and give what is found on the way; see :meth:`forward`."""
+        details: tuple[Tensor, ...] = ()
+        if self.gives_details:
+            tokens, details = self.patch_embed(image)
+        else:
+            tokens = self.patch_embed(image)
         # The projection leaves channels far apart in memory; every norm would copy the tokens.
         tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
-        for block in self.blocks:
+        taps = []
+        for index, block in enumerate(self.blocks):
             tokens = _run_block(block, tokens)
-        return self.neck(tokens.permute(0, 3, 1, 2))
+            if index in self.tap_blocks:
+                taps.append(tokens)
+        return Features(self.neck(tokens.permute(0, 3, 1, 2)), tuple(taps), details)
 
     def _initialise(self) -> None:
         """Truncated normal weights, as for any vision transformer that is trained from nothing (Dosovitskiy et al.)."""
@@ -94,21 +131,34 @@ class ConvolutionalStem(nn.Module):
     Args:
         patch_size: Input pixels per token and side, a power of two.
         width: Channels of a token.
+        embedding: Channels of the encoder's output; those between follow from it (:func:`detail_channels`).
     """
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, embedding: int) -> None:
         super().__init__()
-        steps = patch_size.bit_length() - 1
-        channels = [3] + [width >> (steps - step - 1) for step in range(steps)]
-        layers: list[nn.Module] = []
-        for inner, outer in zip(channels[:-1], channels[1:]):
-            layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GroupNorm(8, outer), nn.GELU()]
-        self.layers = nn.Sequential(*layers)
+        channels = (3, *detail_channels(patch_size, embedding), width)
+        self.layers = nn.ModuleList(convolution(*pair, stride=2) for pair in zip(channels, channels[1:]))
         self.proj = nn.Conv2d(width, width, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """``(batch, 3, height, width)`` to ``(batch, height / patch, width / patch, channels)``."""
-        return self.proj(self.layers(image)).permute(0, 2, 3, 1)
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens ``(batch, height / patch, width / patch, channels)``, and the details on the way to them."""
+        steps = []
+        for layer in self.layers:
+            image = layer(image)
+            steps.append(image)
+        return self.proj(image).permute(0, 2, 3, 1), tuple(steps[:-1])
+
+
+def detail_channels(patch_size: int, embedding: int) -> tuple[int, ...]:
+    """Channels at 1/2, 1/4, ... of the input's resolution: those of SAM's upscaling where it reaches it."""
+    steps = patch_size.bit_length() - 2
+    return (embedding // 8,) * (steps - 1) + (embedding // 4,)
+
+
+def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
+    """Convolution of 3 x 3 pixels, norm and activation."""
+    norm = nn.GroupNorm(_GROUPS, outer)
+    return nn.Sequential(nn.Conv2d(inner, outer, 3, stride=stride, padding=1), norm, nn.ReLU())
 
 
 def attention_blocks(encoder: nn.Module) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts, Stage
 from samunet.network.attention import in_windows
+from samunet.network.image_encoder import Features
 from samunet.network.projection import project_qkv, to_autocast
 from samunet.network.sam_modules import LayerNorm2d
 
@@ -26,11 +27,16 @@ class TinyViT(nn.Module):
 
     Args:
         facts: The encoder to build; its ``stages`` say all.
+
+    Attributes:
+        tap_widths, gives_details: Empty and False; see :class:`samunet.network.image_encoder.Features`.
     """
 
     def __init__(self, facts: EncoderFacts) -> None:
         super().__init__()
         stages = facts.stages
+        self.tap_widths: tuple[int, ...] = ()
+        self.gives_details = False
         self.patch_size = facts.patch_size
         self.patch_embed = PatchEmbedding(stages[0].width)
         self.layers = nn.ModuleList(
@@ -57,11 +63,15 @@ class TinyViT(nn.Module):
         Returns:
             ``(batch, embedding, height / patch, width / patch)``.
         """
+        return self.features(image).embedding
+
+    def features(self, image: Tensor) -> Features:
+        """Encode images, without taps or details; see :meth:`forward`."""
         # Tokens lie in memory as attention wants them, channels last, and convolutions are no slower for it.
         features = self.patch_embed(image.contiguous(memory_format=torch.channels_last))
         for layer in self.layers:
             features = layer(features)
-        return self.neck(features)
+        return Features(self.neck(features))
 
 
 class ConvNorm(nn.Module):
