@@ -141,8 +141,7 @@ class DetailHead(SamHead):
             {
                 "taps": nn.ModuleList(nn.Linear(width, embedding) for width in tap_widths),
                 "stem": nn.ModuleList(
-                    convolution(inner, outer, stride=2)
-                    for inner, outer in zip((3, *channels), channels if own_stem else ())
+                    convolution(*pair, stride=2) for pair in zip((3, *channels), channels if own_stem else ())
                 ),
                 "mix": nn.ModuleList(convolution(width, width) for width in reversed(channels)),
             }
