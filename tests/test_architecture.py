@@ -16,7 +16,7 @@ FLOORS = [
     {"inference"},
     {"network", "planning"},
     {"preprocessing"},
-    {"evaluation"},
+    {"evaluation", "conversion"},
     {"dataset"},
     {"imageio"},
     {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},
