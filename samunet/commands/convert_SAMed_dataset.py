@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of all volumes in mm, which the files do not tell (default: 1 1 1)",
     )
     converting.add_values(parser)
-    converting.add_writing(parser)
+    converting.add_writing(parser, geometry=False)
     add_common_flags(parser)
     return parser
 

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     converting.add_values(parser)
     converting.add_threshold(parser)
     converting.add_patients(parser)
-    converting.add_writing(parser)
+    converting.add_writing(parser, geometry=False)
     add_common_flags(parser)
     return parser
 

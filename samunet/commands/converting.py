@@ -52,11 +52,12 @@ def add_patients(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_writing(parser: argparse.ArgumentParser) -> None:
-    """Flags of every command that writes a dataset."""
+def add_writing(parser: argparse.ArgumentParser, *, geometry: bool = True) -> None:
+    """Flags of every command that writes a dataset; ``geometry``: whether its files may lie at different places."""
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset of the same name")
     parser.add_argument("--dry_run", action="store_true", help="read everything, show the table, and write nothing")
-    flags.add_geometry(parser)
+    if geometry:
+        flags.add_geometry(parser)
     flags.add_workers(parser)
 
 
@@ -70,7 +71,7 @@ def options(arguments: argparse.Namespace, channel_names: tuple[str, ...] | None
         remap=parse_remap(getattr(arguments, "remap", None)),
         threshold=getattr(arguments, "threshold", None),
     )
-    return Options(channel_names, coding, arguments.tolerate_geometry, arguments.np)
+    return Options(channel_names, coding, getattr(arguments, "tolerate_geometry", False), arguments.np)
 
 
 def target_name(arguments: argparse.Namespace) -> str:
@@ -81,10 +82,12 @@ def target_name(arguments: argparse.Namespace) -> str:
 
 
 def free_name(name: str, arguments: argparse.Namespace) -> str:
-    """``name``, if it may be written: found out before all data are read."""
-    from samunet.conversion.write import check_target
+    """``name``, if it may be written: found out before all data are read. A dry run needs no place to write to."""
+    from samunet.conversion.write import check_name, check_target
 
-    check_target(name, overwrite=arguments.overwrite or arguments.dry_run)
+    check_name(name)
+    if not arguments.dry_run:
+        check_target(name, overwrite=arguments.overwrite)
     return name
 
 

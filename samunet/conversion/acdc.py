@@ -36,6 +36,8 @@ def draft_of_acdc(name: str, folder: Path, options: Options) -> Draft:
         UsageError: If the folder holds no patients.
         SamunetError: If an Info.cfg or a frame is missing or wrong.
     """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", _FORM)
     root = folder / "database" if (folder / "database").is_dir() else folder
     training_folder = root / "training" if (root / "training").is_dir() else root
     problems: list[Problem] = []

@@ -238,7 +238,8 @@ def _as_they_are(values: list[int], labels: Sequence[str] | None) -> dict[int, i
         raise SamunetError(
             f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
             "to number them in this order: --remap; to choose: for example "
-            f"--remap {top}={len(values) - 1}; for classes that occur in no mask: name all of them with --labels",
+            f"--remap {top}={len(values) - 1}; for classes that occur in no mask: name all of them with --labels (the "
+            "last may be called ignore, for voxels that nobody annotated)",
         )
     return {value: value for value in values}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.groups import group_by_pattern
@@ -12,6 +13,7 @@ from samunet.conversion.pairing import Pairs, find_pairs
 from samunet.conversion.patterns import names_in
 from samunet.dataset.problems import shortened
 from samunet.errors import UsageError
+from samunet.imageio.tiff import TIFF_ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +49,16 @@ def draft_of_folders(
         raise UsageError(f"{masks}: a case has one mask for all channels", "leave {channel} out")
     training = find_pairs(images, masks, channel_texts)
     test = Pairs([], [], []) if test_images is None else find_pairs(test_images, test_masks, channel_texts)
-    if training.ignored or test.ignored:
-        ignored = training.ignored + test.ignored
+    ignored = [file for file in training.ignored + test.ignored if not _states_spacing(file)]
+    if ignored:
         log.warning("left alone, since they are no images: %s", shortened([str(file) for file in ignored]))
     sources = training.sources
     if patient_pattern is not None:
         sources = group_by_pattern(sources, patient_pattern)
     problems = training.problems + [replace(problem, kind=f"test {problem.kind}") for problem in test.problems]
     return make_draft(name, sources, test.sources, options, problems=problems, where=images)
+
+
+def _states_spacing(file: Path) -> bool:
+    """Whether a file belongs to a TIFF beside it, whose spacing it states."""
+    return file.suffix == ".json" and any(file.with_suffix(ending).is_file() for ending in TIFF_ENDINGS)

@@ -39,6 +39,18 @@ def dataset_name(name: str, number: str | int) -> str:
     return f"Dataset{int(text):03d}_{name}"
 
 
+def check_name(name: str) -> int:
+    """The number of a dataset with this name.
+
+    Raises:
+        UsageError: If the name has another form than ``Dataset012_Vessels``.
+    """
+    match = paths.DATASET_NAME.match(name)
+    if match is None or set(name) & set("/\\:"):
+        raise UsageError(f"a dataset must be called like Dataset012_Vessels, got {name!r}", "give it such a name")
+    return int(match[1])
+
+
 def check_target(name: str, *, overwrite: bool) -> Path:
     """Where a dataset is to be written, before anything is read.
 
@@ -47,17 +59,15 @@ def check_target(name: str, *, overwrite: bool) -> Path:
         overwrite: Whether a dataset of this name may be replaced.
 
     Returns:
-        Its folder in the raw folder.
+        Its folder in ``samunet_raw``.
 
     Raises:
         UsageError: If the name has another form, the dataset exists and must not be replaced, or another dataset has
             its number.
+        SamunetError: If samunet_raw is not set.
     """
-    match = paths.DATASET_NAME.match(name)
-    if match is None or set(name) & set("/\\:"):
-        raise UsageError(f"a dataset must be called like Dataset012_Vessels, got {name!r}", "give it such a name")
-    folder = paths.raw_folder() / name
-    number = int(match[1])
+    number = check_name(name)
+    folder = paths.raw_folder_to_write() / name
     taken = {
         entry
         for known in paths.known_folders()
@@ -95,7 +105,13 @@ def write_dataset(draft: Draft, command: str) -> Path:
 
 
 def _refuse_own_source(sources: Sequence[Source], target: Path) -> None:
-    inside = [file for source in sources for file in source.files if target.resolve() in file.resolve().parents]
+    folder = target.resolve()
+    inside = [
+        file
+        for source in sources
+        for file in source.files
+        if folder in file.resolve().parents or folder in (file.parent.resolve(), *file.parent.resolve().parents)
+    ]
     if inside:
         raise SamunetError(
             f"{inside[0]} lies in {target}, which would be replaced", "give the new dataset another name and number"
