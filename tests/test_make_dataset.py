@@ -149,7 +149,14 @@ def colours(name, path):
     save(np.zeros_like(MASK) if name == "a2" else RED_GREEN[MASK], path)
 
 
-@pytest.mark.parametrize("masks", [colours, turned_palette])
+def on_nothing(name, path):
+    """Drawn on a transparent layer whose hidden colour is white."""
+    opaque = np.where(MASK > 0, 255, 0).astype(np.uint8)[..., None]
+    drawn = np.where(MASK[..., None] > 0, RED_GREEN[MASK], 255).astype(np.uint8)
+    save(np.concatenate([drawn, opaque], axis=2), path)
+
+
+@pytest.mark.parametrize("masks", [colours, turned_palette, on_nothing])
 @pytest.mark.parametrize("remap", [["#ff0000=1", "#00ff00=2"], ["255,0,0=1", "0,255,0=2"]])
 def test_colours(masks, remap):
     photographs(masks)
@@ -184,6 +191,16 @@ def test_values_with_gaps_are_numbered_on_request(flags, expected, capsys):
     assert not Path("../raw", NAME).exists()
     make("photos", "masks", *flags)
     assert label(checked(), "a1").ravel()[:4].tolist() == expected
+
+
+def test_values_below_zero(capsys):
+    for seed, case in enumerate("ab"):
+        volume(np.random.default_rng(seed).normal(size=(3, *MASK.shape)).astype(np.float32), f"scans/{case}.nii.gz")
+        volume(np.stack([MASK.astype(np.int16) - 1] * 3), f"masks/{case}.nii.gz")
+    make("scans", "masks", "--channel_names", "MRI", status=1)
+    assert "-1, 0, 1" in capsys.readouterr().err
+    make("scans", "masks", "--channel_names", "MRI", "--remap", "0=1", "1=2", "--remap=-1=0")
+    assert np.array_equal(label(checked(), "a")[0], MASK)
 
 
 def test_voxels_without_annotation_are_called_ignore():
@@ -435,6 +452,10 @@ def smaller_mask():
     save(MASK[:5], "masks/a2.png")
 
 
+def half_transparent():
+    save(np.full((*MASK.shape, 4), 128, np.uint8), "masks/a2.png")
+
+
 def truncated():
     Path("masks/a2.png").write_bytes(Path("masks/a2.png").read_bytes()[:60])
 
@@ -470,6 +491,7 @@ def all_empty():
         (other_names, [], ["no mask has the name of an image", "a1", "drawing0", "{case}"], 1),
         (smaller_mask, [], ["different shapes", "a2.png", "(1, 5, 10)"], 1),
         (truncated, [], ["cannot be used", "a2.png"], 1),
+        (half_transparent, [], ["half transparent", "a2.png"], 1),
         (renamed_jpeg, [], ["is a JPEG", "a2.png"], 1),
         (twice, [], ["the same case twice", "a2.bmp"], 1),
         (volume_among_pictures, [], ["a2.nii.gz", "pictures without"], 1),

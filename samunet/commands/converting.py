@@ -31,6 +31,7 @@ def add_values(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remap",
         nargs="*",
+        action="extend",  # so that values below zero can be written: --remap=-1=0
         metavar="OLD=NEW",
         help="give values of the masks other numbers, such as 4=3 or '#ff0000=1'; alone: number them in order",
     )

@@ -54,20 +54,24 @@ class Coding:
     threshold: float | None = None
 
     def apply(self, values: np.ndarray, where: str) -> np.ndarray:
-        """Classes of raw values, in the same shape.
+        """Classes of raw values ``(z, y, x)``, in the same shape; worked out slice by slice to save memory.
 
         Raises:
             SamunetError: If a value has no class; ``where`` names the mask.
         """
         raw = np.array(sorted(self.classes), np.int64)
-        places = np.minimum(np.searchsorted(raw, values), len(raw) - 1)
-        wrong = values[raw[places] != values]
-        if wrong.size:
-            raise SamunetError(
-                f"{where} has the value {self.show(int(wrong.flat[0]))}, which has no class: the file has changed",
-                "run the same command again",
-            )
-        return np.array([self.classes[value] for value in raw.tolist()], np.int32)[places]
+        classes = np.array([self.classes[value] for value in raw.tolist()], np.int32)
+        labels = np.empty(values.shape, np.int32)
+        for slice_, label in zip(values, labels):
+            places = np.minimum(np.searchsorted(raw, slice_), len(raw) - 1)
+            wrong = slice_[raw[places] != slice_]
+            if wrong.size:
+                raise SamunetError(
+                    f"{where} has the value {self.show(int(wrong[0]))}, which has no class: the file has changed",
+                    "run the same command again",
+                )
+            label[...] = classes[places]
+        return labels
 
     @property
     def changed(self) -> bool:
@@ -235,11 +239,12 @@ def _as_they_are(values: list[int], labels: Sequence[str] | None) -> dict[int, i
     if labels is not None and values[0] >= 0 and top <= len(labels):
         return {value: value for value in range(len(labels) + 1)}
     if values != list(range(top + 1)):
+        smoothed = "; for black and white that was smoothed: --threshold 127" if top == _WHITE else ""
         raise SamunetError(
             f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
             "to number them in this order: --remap; to choose: for example "
             f"--remap {top}={len(values) - 1}; for classes that occur in no mask: name all of them with --labels (the "
-            "last may be called ignore, for voxels that nobody annotated)",
+            f"last may be called ignore, for voxels that nobody annotated){smoothed}",
         )
     return {value: value for value in values}
 

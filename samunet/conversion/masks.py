@@ -9,6 +9,7 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
+from samunet.imageio.pictures import PICTURE_GEOMETRY
 from samunet.imageio.registry import READERS, ending_of, image_reader_for, reader_for
 
 _LOSSY = (".jpg", ".jpeg")
@@ -36,8 +37,8 @@ class RawMask:
 def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None = None) -> RawMask:
     """Read a mask in its own coding.
 
-    Numbers and indices of a palette are taken as they are; a picture whose red, green and blue differ is read as
-    colours.
+    Numbers and indices of a palette are taken as they are; a picture whose red, green and blue differ, or that is
+    transparent somewhere, is read as colours. What is transparent is black.
 
     Args:
         file: In any format that a reader opens.
@@ -90,6 +91,10 @@ def _is_picture(file: Path) -> bool:
 
 
 def _read_colours(file: Path) -> RawMask:
+    if ending_of(file) == ".png":
+        drawn = _drawn_on_nothing(file)
+        if drawn is not None:
+            return drawn
     image = image_reader_for(file, READERS[0]).read_image([file])
     if len(image.array) not in (1, 3) or image.array.max() > 255 or image.array.min() < 0:
         raise SamunetError(
@@ -97,8 +102,33 @@ def _read_colours(file: Path) -> RawMask:
             f"from {image.array.min():g} to {image.array.max():g}",
             "save all masks in the same way",
         )
-    red, green, blue = np.broadcast_to(image.array, (3, *image.array.shape[1:])).astype(np.int32)
-    return RawMask((red << 16) + (green << 8) + blue, image.geometry, coloured=True)
+    return RawMask(_codes(np.broadcast_to(image.array, (3, *image.array.shape[1:]))), image.geometry, coloured=True)
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    red, green, blue = colours.astype(np.int32)
+    return (red << 16) + (green << 8) + blue
+
+
+def _drawn_on_nothing(file: Path) -> RawMask | None:
+    """A picture with transparency, whose transparent pixels are black; None for other pictures.
+
+    Raises:
+        SamunetError: If pixels are half transparent, as the borders of smoothed drawings are.
+    """
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(file, formats=["PNG"]) as picture:
+            if picture.mode != "RGBA" and "transparency" not in picture.info:
+                return None
+            pixels = np.moveaxis(np.asarray(picture.convert("RGBA")), -1, 0)[:, None]
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError):
+        return None  # the reader tells what is wrong with the file
+    alpha = pixels[3]
+    if not np.isin(alpha, (0, 255)).all():
+        raise SamunetError(f"{file} has pixels that are half transparent", "draw with a hard brush, without smoothing")
+    return RawMask(_codes(pixels[:3] * (alpha > 0)), PICTURE_GEOMETRY, coloured=True)
 
 
 def _palette(file: Path, values: np.ndarray) -> dict[int, int]:
