@@ -60,7 +60,7 @@ setup(
     ],
     extras_require={
         "hdf5": ["h5py>=3.8"],  # SAMed's test volumes
-        "test": ["pytest>=8.0", "scikit-learn>=1.3"],
+        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8"],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

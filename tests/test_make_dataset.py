@@ -1,8 +1,10 @@
 """``samunet_make_dataset``: every form of folders and masks becomes a dataset that passes the complete check."""
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +311,15 @@ def test_numbered_channels_and_test_cases():
     assert (dataset.folder / "imagesTs").is_dir()
 
 
+def test_numbers_of_test_images_are_channels_only_if_those_of_training_images_are():
+    photographs(lambda name, path: save(MASK, path), names=("frame_0000", "frame_0001"))
+    for seed in (7, 8, 9):
+        save(picture(seed, colours=False), f"tests/frame_000{seed}.png")
+    make("photos", "masks", "--test_images", "tests")
+    names = sorted(file.name for file in (checked().folder / "imagesTs").iterdir())
+    assert names == [f"frame_000{seed}_0000.png" for seed in (7, 8, 9)]
+
+
 def test_tiff_stacks_keep_their_spacing(caplog):
     stack = np.stack([MASK] * 3)
     for seed, case in enumerate("ab"):
@@ -425,6 +436,20 @@ def test_a_failure_while_writing_leaves_what_was_there(existing, stop, monkeypat
     make("photos", "masks", "--overwrite", status=130 if stop is KeyboardInterrupt else 1)
     assert tree("../raw") == before
     assert [entry.name for entry in Path("../raw").iterdir()] == [NAME] * existing
+
+
+def test_a_full_disk_is_told_with_its_remedy(monkeypatch, capsys):
+    photographs(black_and_white)
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    make("photos", "masks", status=1)
+    message = capsys.readouterr().err
+    assert "case a1: could not write" in message
+    assert "free some space" in message
+    assert list(Path("../raw").iterdir()) == []
 
 
 def test_workers_give_the_same():

@@ -48,7 +48,9 @@ def draft_of_folders(
     if "channel" in names_in(masks):
         raise UsageError(f"{masks}: a case has one mask for all channels", "leave {channel} out")
     training = find_pairs(images, masks, channel_texts)
-    test = Pairs([], [], []) if test_images is None else find_pairs(test_images, test_masks, channel_texts)
+    test = Pairs([], [], [])
+    if test_images is not None:
+        test = find_pairs(test_images, test_masks, channel_texts, training.naming)
     ignored = [file for file in training.ignored + test.ignored if not _states_spacing(file)]
     if ignored:
         log.warning("left alone, since they are no images: %s", shortened([str(file) for file in ignored]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +33,16 @@ class Pairs:
         sources: Sorted by name.
         problems: Images without masks, masks without images, names that clash.
         ignored: Files in the folders that are no images.
+        naming: How names of images were read, as an index of ways; for more images of the same kind.
     """
 
     sources: list[FileSource]
     problems: list[Problem]
     ignored: list[Path]
+    naming: int = 0
 
 
-def find_pairs(images: str, masks: str | None, channels: Sequence[str]) -> Pairs:
+def find_pairs(images: str, masks: str | None, channels: Sequence[str], naming: int = 0) -> Pairs:
     """Find cases.
 
     In folders (subfolders included), an image and its mask have the same name; or the mask's, or both, have a usual
@@ -51,6 +53,7 @@ def find_pairs(images: str, masks: str | None, channels: Sequence[str]) -> Pairs
         images: A folder, or a pattern; see :func:`samunet.conversion.patterns.find_matches`.
         masks: The same; None for test images without reference.
         channels: What may stand for ``{channel}`` in the pattern of images.
+        naming: Without masks: how names are read, as found with others that have masks.
 
     Raises:
         UsageError: If a folder does not exist or has no images, or a pattern is wrong or matches nothing.
@@ -60,9 +63,9 @@ def find_pairs(images: str, masks: str | None, channels: Sequence[str]) -> Pairs
     found, ignored = _find(images, masks, channels)
     reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [])
     if masks is not None:
-        found, reference = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
+        found, reference, naming = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
     elif not is_pattern(images):
-        found = _rename(found, _numbered) if _all_numbered(found) else found
+        found = _rename(found, _IMAGE_NAMINGS[naming])
     by_case, problems = _by_case(found)
     if names_in(images) >= {"channel"}:
         problems += _incomplete(by_case, channels)
@@ -77,7 +80,7 @@ def find_pairs(images: str, masks: str | None, channels: Sequence[str]) -> Pairs
         FileSource(case, tuple(match.file for match in matches), mask_of.get(case), matches[0].patient)
         for case, matches in by_case.items()
     ]
-    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks)
+    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks, naming)
 
 
 def _check_places(images: str, masks: str | None) -> None:
@@ -96,13 +99,7 @@ def _find(place: str, other: str | None, channels: Sequence[str]) -> tuple[list[
         matches = find_matches(place, channels)
     else:
         folder = Path(place).expanduser()
-        without = None
-        if (
-            other is not None
-            and not is_pattern(other)
-            and folder.resolve() in Path(other).expanduser().resolve().parents
-        ):
-            without = folder / Path(other).expanduser().resolve().relative_to(folder.resolve())
+        without = None if other is None or is_pattern(other) else _inside(folder, Path(other).expanduser())
         matches = [Match(file, _name_below(folder, file), None, None) for file in files_below(folder, without)]
     readable = [match for match in matches if ending_of(match.file) is not None]
     ignored = [match.file for match in matches if ending_of(match.file) is None]
@@ -115,6 +112,12 @@ def _find(place: str, other: str | None, channels: Sequence[str]) -> tuple[list[
             ".nii.gz",
         )
     return readable, ignored
+
+
+def _inside(folder: Path, other: Path) -> Path | None:
+    """``other`` as a path below ``folder``; None if it lies elsewhere."""
+    below = folder.resolve() in other.resolve().parents
+    return folder / other.resolve().relative_to(folder.resolve()) if below else None
 
 
 def _name_below(folder: Path, file: Path) -> str:
@@ -150,23 +153,17 @@ def _rename(matches: Sequence[Match], naming: _Naming) -> list[Match]:
 
 def _bring_together(
     images: list[Match], masks: list[Match], images_fixed: bool, masks_fixed: bool
-) -> tuple[list[Match], list[Match]]:
-    """Names under which images and masks meet; patterns have said theirs already."""
+) -> tuple[list[Match], list[Match], int]:
+    """Names under which images and masks meet, and how the images' were read; patterns have said theirs already."""
     for mask_naming in (_same,) if masks_fixed else _MASK_NAMINGS:
-        for image_naming in (_same,) if images_fixed else _IMAGE_NAMINGS:
+        for index, image_naming in enumerate((_same,) if images_fixed else _IMAGE_NAMINGS):
             renamed, renamed_masks = _rename(images, image_naming), _rename(masks, mask_naming)
             if {match.case for match in renamed} & {match.case for match in renamed_masks}:
-                return renamed, renamed_masks
+                return renamed, renamed_masks, index
     raise SamunetError(
         f"no mask has the name of an image: images are {shortened([match.case for match in images[:3]])}, masks are "
         f"{shortened([match.case for match in masks[:3]])}",
         _PATTERN_HINT if not (images_fixed and masks_fixed) else "use the same placeholders in both patterns",
-    )
-
-
-def _all_numbered(matches: Iterable[Match]) -> bool:
-    return all(case_and_channel(match.case) for match in matches) and any(
-        case_and_channel(match.case)[1] == 0 for match in matches
     )
 
 

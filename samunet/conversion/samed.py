@@ -20,6 +20,7 @@ from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.masks import RawMask
 from samunet.conversion.source import Source
 from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, Geometry, Image, stack_channels, to_label
 
 _SLICE = re.compile(r"(.+?)_?slice_?(\d+)")
@@ -72,7 +73,8 @@ class ArraySource(Source):
 
         image = sitk.GetImageFromArray(self.read_image().array[0])
         image.SetSpacing(geometry.spacing[::-1])
-        sitk.WriteImage(image, str(folder / f"{self.name}_0000.nii.gz"), useCompression=True)
+        with atomic_path(folder / f"{self.name}_0000.nii.gz") as temporary:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
 
     @property
     def _geometry(self) -> Geometry:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samunet.conversion.masks import RawMask, read_mask
 from samunet.errors import SamunetError
-from samunet.files import write_json
+from samunet.files import atomic_path, write_json
 from samunet.imageio.base import Geometry, Image
 from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.registry import READERS, ending_of, image_reader_for
@@ -112,7 +112,8 @@ class FileSource(Source):
             except OSError as error:
                 raise SamunetError(f"could not read {file}: {error.strerror}", "check that you may read it") from error
             # Content alone: a copy with the permissions of a read-only file could not be replaced later.
-            target.write_bytes(content)
+            with atomic_path(target) as temporary:
+                temporary.write_bytes(content)
             if geometry.physical and target.suffix in TIFF_ENDINGS:
                 write_json(target.with_suffix(".json"), {"spacing": list(geometry.spacing)})
 
