@@ -22,6 +22,12 @@ COMMANDS = {
     "samunet_import_samed": "import_samed",
     "samunet_pretrain": "pretrain",
     "samunet_demo": "demo",
+    "samunet_make_dataset": "make_dataset",
+    "samunet_convert_MSD_dataset": "convert_MSD_dataset",
+    "samunet_convert_old_nnUNet_dataset": "convert_old_nnUNet_dataset",
+    "samunet_convert_ACDC_dataset": "convert_ACDC_dataset",
+    "samunet_convert_finetune_SAM_dataset": "convert_finetune_SAM_dataset",
+    "samunet_convert_SAMed_dataset": "convert_SAMed_dataset",
 }
 
 setup(
@@ -53,7 +59,8 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "scikit-learn>=1.3"],
+        "hdf5": ["h5py>=3.8"],  # SAMed's test volumes
+        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8"],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

@@ -16,6 +16,11 @@ def raw_folder() -> Path:
     return _from_environment("samunet_raw", "nnUNet_raw")
 
 
+def raw_folder_to_write() -> Path:
+    """``samunet_raw``, for commands that make datasets: nnU-Net's folder is only read."""
+    return _from_environment("samunet_raw", create=True)
+
+
 def preprocessed_folder() -> Path:
     """Folder for fingerprints, plans, splits and stored slices: ``samunet_preprocessed``."""
     return _from_environment("samunet_preprocessed", create=True)

@@ -16,7 +16,7 @@ FLOORS = [
     {"inference"},
     {"network", "planning"},
     {"preprocessing"},
-    {"evaluation"},
+    {"evaluation", "conversion"},
     {"dataset"},
     {"imageio"},
     {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},
@@ -61,7 +61,7 @@ def test_nothing_is_pickled():
         assert text.count("torch.load(") == text.count("weights_only=True"), path
 
 
-@pytest.mark.parametrize("module", ["train", "predict", "plan_and_preprocess", "evaluate_folder"])
+@pytest.mark.parametrize("module", ["train", "predict", "plan_and_preprocess", "evaluate_folder", "make_dataset"])
 def test_help_needs_no_heavy_import(module):
     script = (
         f"import sys; from samunet.commands.{module} import main; status = main(['-h']);"

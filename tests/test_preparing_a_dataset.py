@@ -1,6 +1,8 @@
-"""The worked examples of ``documentation/preparing_a_dataset.md`` make datasets that samunet accepts."""
+"""The commands of ``documentation/preparing_a_dataset.md``, run as they stand, make datasets that samunet accepts."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,15 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from samunet.commands.make_dataset import main
+from samunet.dataset.description import description_from_json
 from samunet.dataset.layout import load_dataset
+from samunet.files import read_json
 from samunet.preprocessing.case import read_case
 
 PAGE = Path(__file__).parents[1] / "documentation" / "preparing_a_dataset.md"
-SCRIPTS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+TEXT = PAGE.read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^samunet_make_dataset (.*)$", TEXT, re.MULTILINE)
 
 
 def volume(path, values):
@@ -44,29 +50,54 @@ def tumours(folder):
         volume(folder / "patients" / name / "seg.nii.gz", [0, 1, 2, 4])
 
 
+def eyes(folder):
+    rng = np.random.default_rng(0)
+    for name in ("p01/left", "p01/right", "p02/left"):
+        for part in ("eyes", "drawings"):
+            (folder / part / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(folder / "eyes" / f"{name}.png")
+        Image.fromarray(255 * rng.integers(0, 2, (20, 24), np.uint8)).save(folder / "drawings" / f"{name}.png")
+
+
 EXAMPLES = [
-    (ct_scans, "Dataset011_Liver", 1, {0, 1}),
-    (photographs, "Dataset012_Vessels", 3, {0, 1}),
-    (tumours, "Dataset013_Tumour", 2, {0, 1, 2, 3}),
+    (photographs, "Dataset012_Vessels", ("R", "G", "B"), ("background", "vessel")),
+    (ct_scans, "Dataset011_Liver", ("CT",), ("background", "liver")),
+    (tumours, "Dataset013_Tumour", ("FLAIR", "T1c"), ("background", "necrosis", "edema", "enhancing")),
+    (eyes, "Dataset014_Eyes", ("R", "G", "B"), ("background", "foreground")),
 ]
 
 
-def test_every_script_is_tested():
-    assert len(SCRIPTS) == len(EXAMPLES)
+def test_every_command_is_tested():
+    assert len(COMMANDS) == 1 + len(EXAMPLES)
+    assert COMMANDS[0] == f"{COMMANDS[1]} --dry_run"
 
 
 @pytest.mark.parametrize(
-    ("script", "make_sources", "name", "channels", "values"),
-    [(script, *example) for script, example in zip(SCRIPTS, EXAMPLES)],
+    ("command", "make_sources", "name", "channels", "labels"),
+    [(command, *example) for command, example in zip(COMMANDS[1:], EXAMPLES)],
     ids=[example[1] for example in EXAMPLES],
 )
-def test_worked_example(script, make_sources, name, channels, values, samunet_folders, tmp_path, monkeypatch):
+def test_worked_example(command, make_sources, name, channels, labels, samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_sources(tmp_path)
-    exec(compile(script, str(PAGE), "exec"), {})
+    assert main(shlex.split(command)) == 0
     dataset = load_dataset(name)
-    assert len(dataset.cases) == 2
+    assert dataset.description.channel_names == channels
+    assert dataset.description.labels.names == labels
     for case in dataset.cases.values():
         image, label = read_case(case, dataset.description)
-        assert len(image.array) == channels
-        assert set(np.unique(label)) == values
+        assert len(image.array) == len(channels)
+        assert set(np.unique(label)) == set(range(len(labels)))
+    if name == "Dataset014_Eyes":
+        assert dataset.description.groups == {"p01_left": "p01", "p01_right": "p01", "p02_left": "p02"}
+
+
+def test_the_regions_fit_the_tumours(samunet_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tumours(tmp_path)
+    assert main(shlex.split(COMMANDS[3])) == 0
+    content = read_json(tmp_path / "raw" / "Dataset013_Tumour" / "dataset.json")
+    (regions,) = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+    assert regions["channel_names"] == content["channel_names"]
+    labels = description_from_json(content | regions, "dataset.json").labels
+    assert labels.names == ("whole tumour", "tumour core", "enhancing")

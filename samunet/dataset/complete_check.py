@@ -102,12 +102,12 @@ def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _
     return found
 
 
-_Grid = tuple[Path, tuple[int, ...], Geometry]
+Grid = tuple[Path, tuple[int, ...], Geometry]
 
 
 def _inspect_image(
     case: Case, description: Description, tolerate_geometry: bool, found: _Inspection
-) -> _Grid | None:  # fmt: skip
+) -> Grid | None:  # fmt: skip
     """Look at the channels one after the other; returns the first readable file's grid."""
     preferred = reader_for(description.file_ending, description.reader_override)
     expected = len(description.channel_names)
@@ -120,14 +120,14 @@ def _inspect_image(
         except MemoryError:
             raise
         except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
-            found.problems.append(_unusable(case.name, file, error))
+            found.problems.append(unusable(case.name, file, error))
             continue
         shape = image.array.shape[1:]
         if first is None:
             first = file, shape, image.geometry
             found.problems += _implausible_spacing(case.name, first)
         else:
-            found.problems += _differences(case.name, (file, shape, image.geometry), first, tolerate_geometry)
+            found.problems += grid_differences(case.name, (file, shape, image.geometry), first, tolerate_geometry)
         for channel in image.array:
             if channel.min() == channel.max():
                 constant.append(f"{file.name} (everywhere {channel.flat[0]:g})")
@@ -142,7 +142,7 @@ def _inspect_image(
         try:
             image_reader_for(case.images[0], preferred).read_image(case.images, channels=expected)
         except SamunetError as error:
-            found.problems.append(_unusable(case.name, case.images[0], error))
+            found.problems.append(unusable(case.name, case.images[0], error))
     if len(case.images) > 1 and len(set(hashes)) < len(hashes) and not constant:
         fix = "look whether a file was copied under the name of another channel"
         listed = ", ".join(file.name for file in case.images)
@@ -153,7 +153,7 @@ def _inspect_image(
 
 
 def _inspect_label(
-    file: Path, first: _Grid | None, description: Description, tolerate_geometry: bool, found: _Inspection
+    file: Path, first: Grid | None, description: Description, tolerate_geometry: bool, found: _Inspection
 ) -> None:
     reader, name = reader_for(description.file_ending, description.reader_override), file.name
     try:
@@ -161,15 +161,15 @@ def _inspect_label(
     except MemoryError:
         raise
     except Exception as error:
-        found.problems.append(_unusable(name, file, error))
+        found.problems.append(unusable(name, file, error))
         return
     if first is not None:
-        found.problems += _differences(name, (file, label.shape, geometry), first, tolerate_geometry)
-    found.values = _count_values(label)
+        found.problems += grid_differences(name, (file, label.shape, geometry), first, tolerate_geometry)
+    found.values = count_values(label)
     try:
         description.labels.check(found.values, file)
     except SamunetError as error:
-        found.problems.append(_unusable(name, file, error))
+        found.problems.append(unusable(name, file, error))
         return
     if not set(found.values) - {0, description.labels.ignore}:
         what = "only background" if description.labels.ignore not in found.values else "only background and ignore"
@@ -177,7 +177,8 @@ def _inspect_label(
         found.problems.append(Problem("labels without any structure:", name, f"{name} has {what}", fix, warning=True))
 
 
-def _count_values(label: np.ndarray) -> dict[int, int]:
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """Voxels of every value that occurs."""
     if label.min() >= 0 and label.max() < 1 << 16:
         counts = np.bincount(label.reshape(-1))
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -185,14 +186,15 @@ def _count_values(label: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist()))
 
 
-def _unusable(name: str, file: Path, error: Exception) -> Problem:
+def unusable(name: str, file: Path | str, error: Exception) -> Problem:
+    """What to say of a file that could not be read."""
     if isinstance(error, SamunetError):
         return Problem("cannot be used:", name, error.message, error.hint or "")
     detail = f"{file}: {type(error).__name__}: {error}"
     return Problem("cannot be used:", name, detail, "copy or export the file again, or remove the case")
 
 
-def _differences(name: str, grid: _Grid, first: _Grid, tolerate_geometry: bool) -> list[Problem]:
+def grid_differences(name: str, grid: Grid, first: Grid, tolerate_geometry: bool) -> list[Problem]:
     """Where a file's grid is not that of the case's first image file."""
     (file, shape, geometry), (first_file, first_shape, first_geometry) = grid, first
     fix = "all files of a case must lie on the same grid: resample the file, or remove the case"
@@ -214,7 +216,7 @@ def _differences(name: str, grid: _Grid, first: _Grid, tolerate_geometry: bool) 
     return problems
 
 
-def _implausible_spacing(name: str, grid: _Grid) -> list[Problem]:
+def _implausible_spacing(name: str, grid: Grid) -> list[Problem]:
     file, _, geometry = grid
     # The coarsest axis is that of the slices.
     in_plane = sorted(geometry.spacing)[1]

@@ -1,0 +1,277 @@
+"""What the values of masks mean: which raw value or colour becomes which class, and what classes are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samunet.errors import SamunetError, UsageError
+
+# A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.
+_MANY = 64
+_WHITE = 255
+_HEXADECIMAL = re.compile(r"#([0-9a-fA-F]{6})")
+_SMOOTHED = (
+    "export the masks again without smoothing, scaling or JPEG; for one structure drawn in white on black, add "
+    "--threshold 127"
+)
+
+
+@dataclass(frozen=True)
+class CodingOptions:
+    """What the user says about the values of masks.
+
+    Attributes:
+        labels: Names of the classes 1, 2, ...; None for names made up here.
+        remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
+        threshold: Values above it are class 1; None if not asked for.
+        known: Raw value to name, where a file of the dataset tells it; then nothing is decided.
+    """
+
+    labels: tuple[str, ...] | None = None
+    remap: tuple[tuple[str, int], ...] | None = None
+    threshold: float | None = None
+    known: Mapping[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How masks are turned into labels.
+
+    Attributes:
+        names: Of the classes in the order of their values, background first.
+        classes: Raw value to class.
+        coloured: Whether raw values are colours.
+        threshold: Values above it are class 1 instead; None for the values themselves.
+    """
+
+    names: tuple[str, ...]
+    classes: dict[int, int]
+    coloured: bool = False
+    threshold: float | None = None
+
+    def apply(self, values: np.ndarray, where: str) -> np.ndarray:
+        """Classes of raw values ``(z, y, x)``, in the same shape; worked out slice by slice to save memory.
+
+        Raises:
+            SamunetError: If a value has no class; ``where`` names the mask.
+        """
+        raw = np.array(sorted(self.classes), np.int64)
+        classes = np.array([self.classes[value] for value in raw.tolist()], np.int32)
+        labels = np.empty(values.shape, np.int32)
+        for slice_, label in zip(values, labels):
+            places = np.minimum(np.searchsorted(raw, slice_), len(raw) - 1)
+            wrong = slice_[raw[places] != slice_]
+            if wrong.size:
+                raise SamunetError(
+                    f"{where} has the value {self.show(int(wrong[0]))}, which has no class: the file has changed",
+                    "run the same command again",
+                )
+            label[...] = classes[places]
+        return labels
+
+    @property
+    def changed(self) -> bool:
+        """Whether labels have other values than the masks."""
+        return self.coloured or self.threshold is not None or any(raw != new for raw, new in self.classes.items())
+
+    def show(self, value: int) -> str:
+        """A raw value as a person writes it."""
+        if self.threshold is not None:
+            return f"> {self.threshold:g}" if value else f"<= {self.threshold:g}"
+        return shown(value, self.coloured)
+
+
+def shown(value: int, coloured: bool) -> str:
+    """A raw value: ``4``, or ``#ff0000``."""
+    return f"#{value:06x}" if coloured else str(value)
+
+
+def parse_remap(words: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
+    """``OLD=NEW`` words of ``--remap``.
+
+    Raises:
+        UsageError: If a word has another form, or an old value occurs twice.
+    """
+    if words is None:
+        return None
+    pairs = []
+    for word in words:
+        old, equals, new = word.rpartition("=")
+        if not equals or not old or not new.isdecimal():
+            raise UsageError(
+                f"--remap takes OLD=NEW, got {word!r}",
+                "for example --remap 4=3, or for colours --remap '#ff0000=1' '#00ff00=2'; --remap alone numbers the "
+                "values in ascending order",
+            )
+        pairs.append((old.strip(), int(new)))
+    if len({old for old, _ in pairs}) < len(pairs):
+        raise UsageError(f"--remap gives a value two classes: {' '.join(words)}", "give every value once")
+    return tuple(pairs)
+
+
+def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of ``--labels``; a leading ``background`` may be given.
+
+    Raises:
+        UsageError: If there is none, or one occurs twice.
+    """
+    if words is None:
+        return None
+    names = tuple(words[1:] if words[0].casefold() == "background" else words)
+    if not names or len({"background", *(name.casefold() for name in names)}) <= len(names):
+        raise UsageError(
+            f"--labels must name every class from 1 on once, got {' '.join(words)}", "for example --labels liver tumour"
+        )
+    return names
+
+
+def decide_coding(values: Iterable[int], coloured: bool, options: CodingOptions) -> Coding:
+    """Give every value that occurs in the masks a class.
+
+    Taken as they are: 0, 1, 2, ... without gaps (with ``labels``, also with classes that occur nowhere). Made into
+    classes: 255 beside 0, which is how black and white is stored, and colours beside black, in ascending order. All
+    else must be asked for, because a gap may as well be a mistake.
+
+    Args:
+        values: Those that occur anywhere.
+        coloured: Whether they are colours.
+        options: What the user says.
+
+    Raises:
+        SamunetError: If values are not understood; the hint says what to type for what they may mean.
+        UsageError: If the options do not fit the values.
+    """
+    values = sorted(set(values))
+    if options.known is not None:
+        return _known(values, options.known)
+    if options.threshold is not None:
+        if options.remap is not None:
+            raise UsageError("--threshold makes one class of all that is brighter", "leave out --remap")
+        return _named({0: 0, 1: 1}, options.labels, False, options.threshold, exact=True)
+    if values == [0]:
+        raise SamunetError("all masks are empty: 0 everywhere", "are these the folders with the masks?")
+    if options.remap:
+        classes = _as_asked(values, options.remap, coloured)
+    elif options.remap is not None or coloured or values in ([0, _WHITE], [_WHITE]):
+        classes = _in_order(values, coloured)
+        if coloured and options.remap is None and len(values) > _MANY:
+            raise SamunetError(f"masks have {len(values)} different colours: {_some(values, True)}", _SMOOTHED)
+    else:
+        classes = _as_they_are(values, options.labels)
+    return _named(classes, options.labels, coloured, None, exact=coloured or options.remap is not None)
+
+
+def _known(values: list[int], names: Mapping[int, str]) -> Coding:
+    unknown = [value for value in values if value not in names]
+    if unknown:
+        listed = ", ".join(f"{value} = {name}" for value, name in sorted(names.items()))
+        raise SamunetError(
+            f"masks have values that are not listed: {_some(unknown, False)}", f"listed are {listed}: correct the masks"
+        )
+    ordered = sorted(names)
+    return Coding(tuple(names[value] for value in ordered), {value: place for place, value in enumerate(ordered)})
+
+
+def _as_asked(values: list[int], remap: Sequence[tuple[str, int]], coloured: bool) -> dict[int, int]:
+    asked = {_raw_value(old, coloured): new for old, new in remap}
+    lacking = [value for value in asked if value not in values]
+    if lacking:
+        raise SamunetError(
+            f"--remap names {_some(lacking, coloured)}, which no mask has",
+            f"the masks have {_some(values, coloured)}",
+        )
+    rest = [value for value in values if value not in asked]
+    if coloured and set(rest) - {0}:
+        raise SamunetError(
+            f"--remap gives no class to the colours {_some([value for value in rest if value], True)}",
+            "name every colour but black; 0 is the background",
+        )
+    return {value: asked.get(value, value) for value in values}
+
+
+def _raw_value(text: str, coloured: bool) -> int:
+    match = _HEXADECIMAL.fullmatch(text)
+    parts = text.split(",")
+    rgb = len(parts) == 3 and all(part.strip().isdecimal() and int(part) <= 255 for part in parts)
+    number = re.fullmatch(r"-?\d+", text)
+    if coloured and match:
+        return int(match[1], 16)
+    if coloured and rgb:
+        red, green, blue = map(int, parts)
+        return (red << 16) + (green << 8) + blue
+    if number and (not coloured or int(text) == 0):
+        return int(text)
+    wanted = "colours, so write '#ff0000=1' or 255,0,0=1" if coloured else "numbers, so write 4=3"
+    raise UsageError(f"--remap: {text!r} is no value of these masks", f"they hold {wanted}")
+
+
+def _in_order(values: list[int], coloured: bool) -> dict[int, int]:
+    if 0 not in values and values != [_WHITE]:
+        first, *others = values
+        example = " ".join(f"'{shown(value, coloured)}={place}'" for place, value in enumerate([first, *others[:2]]))
+        raise SamunetError(
+            f"no mask has {'black (#000000)' if coloured else '0'}, so the background is not known; there are "
+            f"{_some(values, coloured)}",
+            f"say which value is 0, for example --remap {example}" + (" ..." if len(others) > 2 else ""),
+        )
+    return {0: 0} | {value: place for place, value in enumerate((value for value in values if value != 0), 1)}
+
+
+def _as_they_are(values: list[int], labels: Sequence[str] | None) -> dict[int, int]:
+    top = values[-1]
+    if len(values) > _MANY and top == _WHITE:
+        raise SamunetError(
+            f"masks have {len(values)} different values from {values[0]} to 255, as smoothed or compressed ones have",
+            f"{_SMOOTHED}. If they really are classes, add --remap",
+        )
+    if 0 not in values:
+        keep = " ".join(f"{value}={value}" for value in values[:3])
+        shift = " ".join(f"{value}={place}" for place, value in enumerate(values[:3]))
+        raise SamunetError(
+            f"no mask has the value 0, which is the background; there are {_some(values, False)}",
+            f"if {values[0]} is the background: --remap {shift}; if every voxel belongs to a class: --remap {keep}"
+            + (" ..." if len(values) > 3 else ""),
+        )
+    if labels is not None and values[0] >= 0 and top <= len(labels):
+        return {value: value for value in range(len(labels) + 1)}
+    if values != list(range(top + 1)):
+        smoothed = "; for black and white that was smoothed: --threshold 127" if top == _WHITE else ""
+        raise SamunetError(
+            f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
+            "to number them in this order: --remap; to choose: for example "
+            f"--remap {top}={len(values) - 1}; for classes that occur in no mask: name all of them with --labels (the "
+            f"last may be called ignore, for voxels that nobody annotated){smoothed}",
+        )
+    return {value: value for value in values}
+
+
+def _named(
+    classes: dict[int, int], labels: Sequence[str] | None, coloured: bool, threshold: float | None, *, exact: bool
+) -> Coding:
+    """Names for the classes, which must be 0, 1, 2, ...; ``exact``: with as many names as classes occur."""
+    number = max(classes.values())
+    gaps = sorted(set(range(number + 1)) - set(classes.values()) - {0})
+    if gaps or number == 0:
+        listed = ", ".join(f"{shown(raw, coloured)}={new}" for raw, new in list(classes.items())[:8])
+        what = f"no value becomes {_some(gaps, False)}" if gaps else "there is nothing but background"
+        raise UsageError(
+            f"classes must be 0, 1, 2, ... without gaps, but {what}: {listed}", "number them anew with --remap OLD=NEW"
+        )
+    if labels is None:
+        labels = ["foreground"] if number == 1 else [f"class_{place}" for place in range(1, number + 1)]
+    if len(labels) < number or (exact and len(labels) > number):
+        raise UsageError(
+            f"--labels gives {len(labels)} names ({', '.join(labels)}), but there are {number} classes: "
+            + ", ".join(f"{shown(raw, coloured)} becomes {new}" for raw, new in list(classes.items())[:8] if new),
+            "name every class but the background, in the order of their values",
+        )
+    return Coding(("background", *labels), classes, coloured, threshold)
+
+
+def _some(values: Sequence[int], coloured: bool) -> str:
+    listed = [shown(value, coloured) for value in values]
+    return ", ".join(listed) if len(listed) <= 12 else f"{', '.join(listed[:10])}, ... ({len(listed)} in all)"

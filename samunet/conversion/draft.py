@@ -1,0 +1,200 @@
+"""A dataset that has been read and understood but not written: all decisions, as a table, and as dataset.json."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from samunet.conversion.channels import decide_channels, decide_file_ending, wrong_channels
+from samunet.conversion.coding import Coding, CodingOptions, decide_coding
+from samunet.conversion.inspection import Finding, inspect_all
+from samunet.conversion.source import Source
+from samunet.dataset.cases import alike
+from samunet.dataset.description import description_from_json
+from samunet.dataset.problems import Problem, raise_problems, shortened
+from samunet.errors import SamunetError
+from samunet.workers import default_workers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about the data.
+
+    Attributes:
+        channel_names: In order; None to tell them from pictures.
+        coding: About the values of masks.
+        tolerate_geometry: Accept masks whose origin or direction differs from their image's, which holds.
+        num_workers: Worker processes; None for a number that suits this machine.
+        progress: Whether to show progress bars.
+    """
+
+    channel_names: tuple[str, ...] | None = None
+    coding: CodingOptions = field(default_factory=CodingOptions)
+    tolerate_geometry: bool = False
+    num_workers: int | None = None
+    progress: bool = True
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return default_workers() if self.num_workers is None else self.num_workers
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that is decided about a dataset.
+
+    Attributes:
+        name: Such as ``Dataset012_Vessels``.
+        training, test: Its cases.
+        channel_names: In order.
+        coding: Of the masks.
+        file_ending: Of the labels.
+        keys: More keys of dataset.json.
+        splits: Of splits_final.json; None where samunet makes them.
+        options: What the user said.
+    """
+
+    name: str
+    training: list[Finding]
+    test: list[Finding]
+    channel_names: tuple[str, ...]
+    coding: Coding
+    file_ending: str
+    keys: Mapping[str, Any]
+    splits: list[dict[str, list[str]]] | None
+    options: Options
+
+    @property
+    def groups(self) -> dict[str, str] | None:
+        """Training case to patient; None unless every case has one."""
+        groups = {finding.source.name: finding.source.group for finding in self.training}
+        return None if None in groups.values() else groups
+
+    def description(self, command: str) -> dict[str, Any]:
+        """The content of dataset.json."""
+        content: dict[str, Any] = {
+            "name": self.name.split("_", 1)[1],
+            "channel_names": {str(index): name for index, name in enumerate(self.channel_names)},
+            "labels": {name: value for value, name in enumerate(self.coding.names)},
+            "numTraining": len(self.training),
+            "file_ending": self.file_ending,
+        }
+        if self.coding.changed:
+            content["raw_values"] = {self.coding.show(raw): new for raw, new in self.coding.classes.items()}
+        content |= {"converted_by": command} | dict(self.keys)
+        return content | {"groups": self.groups} if self.groups else content
+
+    def to_text(self) -> str:
+        """What was found, as a table."""
+        lines = [self.name]
+        lines += [f"  {what:<14}{text}" for what, text in self._facts() if text]
+        lines += ["", f"  {'in the masks':>14}  {'class':>5}  {'cases':>6}  {'voxels':>14}  {'share':>8}  name"]
+        voxels, cases = Counter(), Counter()
+        for finding in self.training:
+            voxels.update(finding.values)
+            cases.update(finding.values.keys())
+        total = max(sum(voxels.values()), 1)
+        for raw, new in sorted(self.coding.classes.items(), key=lambda pair: pair[::-1][0]):
+            lines.append(
+                f"  {self.coding.show(raw):>14}  {new:>5}  {cases[raw]:>6}  {voxels[raw]:>14}  "
+                f"{voxels[raw] / total:>8.3%}  {self.coding.names[new]}"
+            )
+        return "\n".join(lines)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        names = [finding.source.name for finding in self.training]
+        facts = [("training", f"{len(names)} cases: {shortened(names)}")]
+        if self.test:
+            with_mask = sum(finding.source.mask_name is not None for finding in self.test)
+            listed = shortened([finding.source.name for finding in self.test])
+            facts.append(("test", f"{len(self.test)} cases, {with_mask} with masks: {listed}"))
+        facts.append(("channels", ", ".join(self.channel_names)))
+        facts.append(("shape", _range([finding.shape for finding in self.training], "{:.0f}")))
+        spacings = [finding.geometry.spacing for finding in self.training if finding.geometry.physical]
+        facts.append(("spacing", f"{_range(spacings, '{:.3g}')} mm" if spacings else "none"))
+        files = Counter(file.name[file.name.find(".") :] for one in self.training for file in one.source.files[:1])
+        facts.append(("images", ", ".join(f"{number} {ending}" for ending, number in files.most_common(4))))
+        facts.append(("labels", f"written as {self.file_ending}"))
+        if self.groups:
+            sizes = Counter(self.groups.values())
+            facts.append(
+                ("patients", f"{len(sizes)} with {_span(list(sizes.values()), '{}')} cases: {shortened(sorted(sizes))}")
+            )
+        if self.splits:
+            facts.append(("folds", f"{len(self.splits)}, as the source has it"))
+        return facts
+
+
+def make_draft(
+    name: str,
+    training: Sequence[Source],
+    test: Sequence[Source],
+    options: Options,
+    *,
+    problems: Sequence[Problem] = (),
+    keys: Mapping[str, Any] | None = None,
+    splits: list[dict[str, list[str]]] | None = None,
+    where: str = "",
+) -> Draft:
+    """Read all cases and decide everything. Nothing is written.
+
+    Args:
+        name: Such as ``Dataset012_Vessels``.
+        training: Cases with masks.
+        test: Cases of imagesTs, with masks or without.
+        options: What the user says.
+        problems: What is known to be wrong already; reported together with what reading finds.
+        keys: More keys of dataset.json.
+        splits: Folds that came with the data.
+        where: The source, for messages.
+
+    Raises:
+        SamunetError: If there are no cases, any case is wrong (all are listed, at most five of each kind), or values of
+            the masks are not understood.
+        UsageError: If the options do not fit the data.
+    """
+    training, test = (sorted(sources, key=lambda source: source.name) for sources in (training, test))
+    problems = [*problems, *alike([source.name for source in test])]
+    if not training:
+        raise_problems(problems, where)
+        raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
+    # Cases without mask are reported already; their images need not be read for it.
+    complete = [source for source in training if source.mask_name is not None]
+    found, found_test = inspect_all(
+        complete,
+        test,
+        threshold=options.coding.threshold,
+        tolerate_geometry=options.tolerate_geometry,
+        num_workers=options.workers,
+        progress=options.progress,
+    )
+    everything = found + found_test
+    problems += [problem for finding in everything for problem in finding.problems]
+    sound = [finding for finding in everything if finding.geometry is not None]
+    raise_problems(problems, where)
+    for problem in problems:
+        log.warning("%s: %s (%s)", problem.where, problem.text, problem.fix)
+    channel_names = decide_channels(sound, options.channel_names)
+    raise_problems(wrong_channels(sound, channel_names), where)
+    values = {value for finding in everything for value in finding.values}
+    coding = decide_coding(values, any(finding.coloured for finding in everything), options.coding)
+    draft = Draft(
+        name, found, found_test, channel_names, coding, decide_file_ending(sound), keys or {}, splits, options
+    )  # fmt: skip
+    description_from_json(draft.description(""), where)
+    return draft
+
+
+def _range(rows: Sequence[Sequence[float]], form: str) -> str:
+    return " x ".join(_span([row[axis] for row in rows], form) for axis in range(3))
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}-{high}"

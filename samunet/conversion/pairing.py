@@ -1,0 +1,202 @@
+"""Which mask belongs to which image, by the names of files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in
+from samunet.conversion.source import FileSource
+from samunet.dataset.cases import alike, case_and_channel, duplicate
+from samunet.dataset.problems import Problem, shortened
+from samunet.errors import SamunetError, UsageError
+from samunet.imageio.registry import READERS, ending_of
+
+# What people add to a name to tell images from masks. Anything else needs a pattern.
+_MASK_WORDS = "masks?|segmentations?|segs?|labels?|labelmap|gt|groundtruth|ground_truth|manual|annotations?"
+_IMAGE_WORDS = "images?|img|im|scan|volume|ct|mri?|us|training|test"
+_PATTERN_HINT = (
+    "say with {case} where the name of the case stands, for example 'images/{case}_ct.nii.gz' 'masks/{case}_seg.nii.gz'"
+)
+
+_Key = tuple[str, int | None]
+_Naming = Callable[[str], _Key]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Cases found.
+
+    Attributes:
+        sources: Sorted by name.
+        problems: Images without masks, masks without images, names that clash.
+        ignored: Files in the folders that are no images.
+        naming: How names of images were read, as an index of ways; for more images of the same kind.
+    """
+
+    sources: list[FileSource]
+    problems: list[Problem]
+    ignored: list[Path]
+    naming: int = 0
+
+
+def find_pairs(images: str, masks: str | None, channels: Sequence[str], naming: int = 0) -> Pairs:
+    """Find cases.
+
+    In folders (subfolders included), an image and its mask have the same name; or the mask's, or both, have a usual
+    ending such as ``_mask``, ``_seg`` or ``_image``; or images are numbered by channel, as ``case_0000.nii.gz`` is. A
+    case in a subfolder is called ``FOLDER_NAME``. All else is said with patterns.
+
+    Args:
+        images: A folder, or a pattern; see :func:`samunet.conversion.patterns.find_matches`.
+        masks: The same; None for test images without reference.
+        channels: What may stand for ``{channel}`` in the pattern of images.
+        naming: Without masks: how names are read, as found with others that have masks.
+
+    Raises:
+        UsageError: If a folder does not exist or has no images, or a pattern is wrong or matches nothing.
+        SamunetError: If no mask has the name of any image.
+    """
+    _check_places(images, masks)
+    found, ignored = _find(images, masks, channels)
+    reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [])
+    if masks is not None:
+        found, reference, naming = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
+    elif not is_pattern(images):
+        found = _rename(found, _IMAGE_NAMINGS[naming])
+    by_case, problems = _by_case(found)
+    if names_in(images) >= {"channel"}:
+        problems += _incomplete(by_case, channels)
+    mask_of: dict[str, Path] = {}
+    for match in reference:
+        first = mask_of.setdefault(match.case, match.file)
+        if first is not match.file:
+            problems.append(duplicate(match.case, [str(first), str(match.file)]))
+    if masks is not None:
+        problems += _unpaired(by_case, mask_of)
+    sources = [
+        FileSource(case, tuple(match.file for match in matches), mask_of.get(case), matches[0].patient)
+        for case, matches in by_case.items()
+    ]
+    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks, naming)
+
+
+def _check_places(images: str, masks: str | None) -> None:
+    for place in (images, masks):
+        if place is not None and not is_pattern(place) and not Path(place).expanduser().is_dir():
+            raise UsageError(f"there is no folder {place}", f"give a folder, or a pattern: {_PATTERN_HINT}")
+    if masks is None or is_pattern(images) or is_pattern(masks):
+        return
+    if Path(images).expanduser().resolve() == Path(masks).expanduser().resolve():
+        raise UsageError(f"{images} is given as the folder of both images and masks", _PATTERN_HINT)
+
+
+def _find(place: str, other: str | None, channels: Sequence[str]) -> tuple[list[Match], list[Path]]:
+    """Images of a folder or pattern, and files that are none."""
+    if is_pattern(place):
+        matches = find_matches(place, channels)
+    else:
+        folder = Path(place).expanduser()
+        without = None if other is None or is_pattern(other) else _inside(folder, Path(other).expanduser())
+        matches = [Match(file, _name_below(folder, file), None, None) for file in files_below(folder, without)]
+    readable = [match for match in matches if ending_of(match.file) is not None]
+    ignored = [match.file for match in matches if ending_of(match.file) is None]
+    if not readable:
+        endings = dict.fromkeys(ending for reader in READERS for ending in reader.image_endings)
+        what = shortened([file.name for file in ignored]) or "it is empty"
+        raise UsageError(
+            f"{place} has no files that can be read: {what}",
+            f"endings that can be read: {', '.join(endings)}; save others in one of these without loss, DICOM as "
+            ".nii.gz",
+        )
+    return readable, ignored
+
+
+def _inside(folder: Path, other: Path) -> Path | None:
+    """``other`` as a path below ``folder``; None if it lies elsewhere."""
+    below = folder.resolve() in other.resolve().parents
+    return folder / other.resolve().relative_to(folder.resolve()) if below else None
+
+
+def _name_below(folder: Path, file: Path) -> str:
+    """``anna/03.png`` is ``anna_03``."""
+    parts = file.relative_to(folder).parts
+    return "_".join((*parts[:-1], file.name[: -len(ending_of(file) or "") or None]))
+
+
+def _same(name: str) -> _Key:
+    return name, None
+
+
+def _numbered(name: str) -> _Key:
+    return case_and_channel(name) or (name, None)
+
+
+def _without(words: str) -> _Naming:
+    end, start = re.compile(rf"(?i)[ _.-]({words})\d?$"), re.compile(rf"(?i)^({words})[ _.-]")
+    return lambda name: (start.sub("", end.sub("", name)) or name, None)
+
+
+_IMAGE_NAMINGS: tuple[_Naming, ...] = (_same, _numbered, _without(_IMAGE_WORDS))
+_MASK_NAMINGS: tuple[_Naming, ...] = (_same, _without(_MASK_WORDS))
+
+
+def _rename(matches: Sequence[Match], naming: _Naming) -> list[Match]:
+    renamed = []
+    for match in matches:
+        case, channel = naming(match.case)
+        renamed.append(Match(match.file, case, match.patient, match.channel if channel is None else channel))
+    return renamed
+
+
+def _bring_together(
+    images: list[Match], masks: list[Match], images_fixed: bool, masks_fixed: bool
+) -> tuple[list[Match], list[Match], int]:
+    """Names under which images and masks meet, and how the images' were read; patterns have said theirs already."""
+    for mask_naming in (_same,) if masks_fixed else _MASK_NAMINGS:
+        for index, image_naming in enumerate((_same,) if images_fixed else _IMAGE_NAMINGS):
+            renamed, renamed_masks = _rename(images, image_naming), _rename(masks, mask_naming)
+            if {match.case for match in renamed} & {match.case for match in renamed_masks}:
+                return renamed, renamed_masks, index
+    raise SamunetError(
+        f"no mask has the name of an image: images are {shortened([match.case for match in images[:3]])}, masks are "
+        f"{shortened([match.case for match in masks[:3]])}",
+        _PATTERN_HINT if not (images_fixed and masks_fixed) else "use the same placeholders in both patterns",
+    )
+
+
+def _by_case(matches: Sequence[Match]) -> tuple[dict[str, list[Match]], list[Problem]]:
+    """Files of every case in the order of channels."""
+    cases: dict[str, dict[int | None, Match]] = {}
+    problems = []
+    for match in matches:
+        first = cases.setdefault(match.case, {}).setdefault(match.channel, match)
+        if first is not match:
+            problems.append(duplicate(match.case, [str(first.file), str(match.file)]))
+    ordered = {case: sorted(cases[case].values(), key=lambda match: match.channel or 0) for case in sorted(cases)}
+    return ordered, problems
+
+
+def _incomplete(cases: dict[str, list[Match]], channels: Sequence[str]) -> list[Problem]:
+    problems = []
+    for case, matches in cases.items():
+        lacking = [name for index, name in enumerate(channels) if index not in {match.channel for match in matches}]
+        if lacking:
+            fix = "add the files, or move the other files of these cases away"
+            problems.append(Problem("channels are missing:", case, f"{case} lacks {', '.join(lacking)}", fix))
+    return problems
+
+
+def _unpaired(images: dict[str, list[Match]], masks: dict[str, Path]) -> list[Problem]:
+    fix = "add the mask, or move the image away; healthy images need a mask that is empty"
+    problems = [
+        Problem("images without mask:", case, str(matches[0].file), fix)
+        for case, matches in images.items()
+        if case not in masks
+    ]
+    fix = "add the image, or move the mask away"
+    return problems + [
+        Problem("masks without image:", case, str(file), fix) for case, file in masks.items() if case not in images
+    ]

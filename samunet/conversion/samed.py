@@ -1,0 +1,209 @@
+"""SAMed's (and TransUNet's) folders: training slices as ``.npz``, test volumes as HDF5.
+
+https://github.com/hitachinsk/SAMed: ``train_npz/case0005_slice000.npz`` has ``image`` and ``label``, both ``(y, x)``;
+``test_vol_h5/case0001.npy.h5`` has them as ``(slice, y, x)``. The files know nothing of millimetres.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.conversion.draft import Draft, Options, make_draft
+from samunet.conversion.masks import RawMask
+from samunet.conversion.source import Source
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_path
+from samunet.imageio.base import COPY_AGAIN, Geometry, Image, stack_channels, to_label
+
+_SLICE = re.compile(r"(.+?)_?slice_?(\d+)")
+_H5_ENDINGS = (".npy.h5", ".h5", ".hdf5")
+_FORM = "it must have the arrays image and label of one shape, as SAMed's preprocessing writes them"
+
+
+@dataclass(frozen=True)
+class ArraySource(Source):
+    """A case that is a stack of ``.npz`` slices, or one HDF5 volume.
+
+    Attributes:
+        name: Of the case.
+        parts: Its files, in the order of slices.
+        spacing: Millimetres ``(z, y, x)``, which the files do not tell.
+        group: None: a case is a patient.
+    """
+
+    name: str
+    parts: tuple[Path, ...]
+    spacing: tuple[float, float, float]
+    group: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See :class:`Source`."""
+        return self.parts
+
+    @property
+    def kind(self) -> str:
+        """See :class:`Source`."""
+        return "volume"
+
+    @property
+    def mask_name(self) -> str | None:
+        """See :class:`Source`."""
+        return self.parts[0].name
+
+    def read_image(self) -> Image:
+        """See :class:`Source`."""
+        return stack_channels([(self.parts[0], self._stacked("image")[None], self._geometry)])
+
+    def read_mask(self, *, as_colours: bool, threshold: float | None) -> RawMask:
+        """See :class:`Source`."""
+        return RawMask(to_label(self._stacked("label")[None], self.parts[0]), self._geometry)
+
+    def write_image(self, folder: Path, geometry: Geometry) -> None:
+        """As NIfTI with 32-bit numbers."""
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(self.read_image().array[0])
+        image.SetSpacing(geometry.spacing[::-1])
+        with atomic_path(folder / f"{self.name}_0000.nii.gz") as temporary:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+
+    @property
+    def _geometry(self) -> Geometry:
+        identity = tuple(np.eye(3).ravel().tolist())
+        return Geometry(self.spacing, physical=True, origin=(0.0, 0.0, 0.0), direction=identity, dimension=3)
+
+    def _stacked(self, key: str) -> np.ndarray:
+        """``(z, y, x)``; image and label are checked against each other file by file."""
+        slices = []
+        for file in self.parts:
+            arrays = _read_h5(file) if file.name.endswith(_H5_ENDINGS) else _read_npz(file)
+            slices.append(arrays[key])
+            if slices[0].shape[1:] != slices[-1].shape[1:]:
+                raise SamunetError(
+                    f"{file} has slices of {slices[-1].shape[1:]} pixels, but {self.parts[0].name} has "
+                    f"{slices[0].shape[1:]}",
+                    "all slices of a case must have one shape",
+                )
+        return np.concatenate(slices)
+
+
+def draft_of_samed(
+    name: str,
+    root_path: Path,
+    volume_path: Path | None,
+    list_dir: Path | None,
+    options: Options,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Draft:
+    """Slices stacked to volumes, a case each; test volumes become imagesTs and labelsTs.
+
+    Args:
+        name: Such as ``Dataset013_Synapse``.
+        root_path: ``train_npz``.
+        volume_path: ``test_vol_h5``; None for no test cases.
+        list_dir: Folder with ``train.txt`` and ``test_vol.txt``, which name what is taken; None to take all.
+        options: What the user says about channels and values.
+        spacing: Millimetres ``(z, y, x)`` of all volumes.
+
+    Raises:
+        UsageError: If a folder or list is missing or has none of the files, or spacing is not positive.
+        SamunetError: If a file is wrong, or h5py is missing.
+    """
+    if min(spacing) <= 0:
+        raise UsageError(
+            f"--spacing must be three positive numbers of mm, got {spacing}", "for example --spacing 3 1 1"
+        )
+    spacing = tuple(float(side) for side in spacing)
+    training = [
+        ArraySource(case, tuple(files), spacing)
+        for case, files in _by_case(_files(root_path, (".npz",), list_dir, "train.txt")).items()
+    ]
+    test = []
+    if volume_path is not None:
+        _h5py()
+        volumes = _files(volume_path, _H5_ENDINGS, list_dir, "test_vol.txt")
+        test = [ArraySource(stem, (file,), spacing) for stem, file in volumes.items()]
+    return make_draft(name, training, test, options, where=str(root_path))
+
+
+def _files(folder: Path, endings: Sequence[str], list_dir: Path | None, list_name: str) -> dict[str, Path]:
+    """Files of a folder by their stems, sorted; those of a list alone if there is one."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}", f"give the folder with the {endings[0]} files")
+    found = {}
+    for file in sorted(folder.iterdir()):
+        ending = next((ending for ending in endings if file.name.endswith(ending)), None)
+        if ending is not None and not file.name.startswith("."):
+            found[file.name.removesuffix(ending)] = file
+    if not found:
+        raise UsageError(f"{folder} has no files ending in {' or '.join(endings)}", "correct the path")
+    if list_dir is None:
+        return found
+    path = list_dir / list_name
+    if not path.is_file():
+        raise UsageError(f"there is no {path}", "correct --list_dir, or leave it out to take all files")
+    wanted = [
+        line.strip().removesuffix(".npz") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
+    missing = [stem for stem in wanted if stem not in found]
+    if missing or not wanted:
+        what = f"names {missing[0]}, which {folder} has not ({len(missing)} are missing)" if missing else "is empty"
+        raise SamunetError(f"{path} {what}", "correct the list, or leave out --list_dir to take all files")
+    return {stem: found[stem] for stem in sorted(set(wanted))}
+
+
+def _by_case(files: dict[str, Path]) -> dict[str, list[Path]]:
+    """``case0005_slice000`` is slice 0 of ``case0005``; other names are cases of one slice."""
+    cases: dict[str, list[tuple[int, Path]]] = {}
+    for stem, file in files.items():
+        match = _SLICE.fullmatch(stem)
+        cases.setdefault(match[1] if match else stem, []).append((int(match[2]) if match else 0, file))
+    return {case: [file for _, file in sorted(found)] for case, found in cases.items()}
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return _checked({key: arrays[key] for key in ("image", "label") if key in arrays}, file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise SamunetError(f"could not read {file}: {error}", COPY_AGAIN) from error
+
+
+def _read_h5(file: Path) -> dict[str, np.ndarray]:
+    h5py = _h5py()
+    try:
+        with h5py.File(file, "r") as arrays:
+            found = {key: arrays[key] for key in ("image", "label") if key in arrays}
+            return _checked({key: data[()] for key, data in found.items() if isinstance(data, h5py.Dataset)}, file)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise SamunetError(f"could not read {file}: {error}", COPY_AGAIN) from error
+
+
+def _checked(arrays: dict[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
+    """``(z, y, x)`` both."""
+    shapes = {key: np.shape(array) for key, array in arrays.items()}
+    if set(shapes) != {"image", "label"}:
+        raise SamunetError(f"{file} has {', '.join(shapes) or 'neither of the arrays'}", _FORM)
+    if shapes["image"] != shapes["label"] or len(shapes["image"]) not in (2, 3):
+        raise SamunetError(f"{file}: image is {shapes['image']} and label {shapes['label']}", _FORM)
+    return {key: array.reshape(-1, *array.shape[-2:]) for key, array in arrays.items()}
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise SamunetError(
+            "reading HDF5 files needs the package h5py, which is not installed",
+            "pip install h5py; or leave out --volume_path",
+        ) from error
+    return h5py
