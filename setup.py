@@ -53,7 +53,8 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8.0", "scikit-learn>=1.3"],
+        "hdf5": ["h5py>=3.8"],  # benchmarks/synapse.py reads TransUNet's .h5 volumes
+        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8"],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},
