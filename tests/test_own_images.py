@@ -111,7 +111,7 @@ def test_training_takes_the_result(dataset, capsys):
         pretraining = ["-d", "998", *shared, *more, "--iterations", "2", "--batch_size", "2", "-device", "cpu"]
         assert main(pretraining) == 0
         weights = dataset / "results" / NAME / f"pretraining_{encoder}" / f"{encoder}_latest.safetensors"
-        assert f"-encoder {encoder} --checkpoint {weights}" in capsys.readouterr().out
+        assert f"next: samunet_train 998 2d 0 {' '.join(shared)} --checkpoint {weights}" in capsys.readouterr().out
         training = ["998", "2d", "all", *shared, "--checkpoint", str(weights), "--iterations", "1", "--batch_size", "1"]
         assert train.main([*training, "-device", "cpu", "--overwrite"]) == 0
         recorded = json.loads(next((dataset / "results").glob("*/*/fold_all/run.json")).read_text())
@@ -247,6 +247,7 @@ def test_other_weights_in_a_folder_are_refused(dataset):
         (["--out", "x", "--iterations", "3", "--no_test_images"], "--no_test_images belongs to"),
         (["-d", "998", "--objective", "dense"], "needs synthetic images"),
         (["-d", "998", "--image_size", "64"], "-c 2d_448"),
+        (["-d", "998", "-p", "vit_bPlans", "-encoder", "small", "--batch_size", "0"], "batch_size must be positive"),
         (["-d", "998", "--final_decay"], "give either --time_budget or --iterations"),
         (["-d", "997", "--iterations", "1"], "there is no dataset 997"),
         (["-d", "998", "--iterations", "1", "-p", "vit_bPlans", "-encoder", "vit_t"], "-encoder vit_t"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from samunet.commands.common import add_common_flags, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
+
+log = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +76,7 @@ def _run_on_own_images(arguments: argparse.Namespace) -> None:
     from samunet import paths
     from samunet.dataset.layout import find_dataset
     from samunet.pretraining.own_images import OBJECTIVE, OwnImages, pretrain_without_end_given
-    from samunet.pretraining.run import pretrain
+    from samunet.pretraining.run import WEIGHTS_SO_FAR, pretrain
     from samunet.workers import default_workers
 
     dataset = find_dataset(arguments.d)
@@ -81,17 +85,25 @@ def _run_on_own_images(arguments: argparse.Namespace) -> None:
         test_images=not arguments.no_test_images, device=arguments.device, num_workers=default_workers(),
     )  # fmt: skip
     folder = arguments.out or paths.results_folder() / dataset / f"pretraining_{work.encoder}"
-    batch_size = arguments.batch_size or work.batch_size()
-    given = {"objective": OBJECTIVE, "batch_size": batch_size, "image_sizes": (max(work.network.input_shape),)}
-    given["learning_rate"] = arguments.lr or work.learning_rate()
+    given = {
+        "objective": OBJECTIVE,
+        "batch_size": work.batch_size() if arguments.batch_size is None else arguments.batch_size,
+        "image_sizes": (max(work.network.input_shape),),
+        "learning_rate": work.learning_rate() if arguments.lr is None else arguments.lr,
+    }
     if arguments.time_budget or arguments.iterations is not None:
         weights = pretrain(folder, _options(arguments, given), work)
     else:
-        options = _options(arguments, given | {"iterations": work.updates(batch_size)})
-        print(f"{options.iterations} updates of {batch_size} images; another length: --time_budget T", file=sys.stderr)
+        # Looked at before their number is told: --batch_size 0 has no length.
+        options = _options(arguments, given | {"iterations": 1})
+        options = replace(options, iterations=work.updates(options.batch_size))
+        log.info("%d updates of %d images; another length: --time_budget T", options.iterations, options.batch_size)
         weights = pretrain_without_end_given(folder, options, work)
     print(f"weights: {weights}")
-    print(f"next: samunet_train {arguments.d} {arguments.c or '2d'} 0 -encoder {work.encoder} --checkpoint {weights}")
+    if weights.name == WEIGHTS_SO_FAR.format(work.encoder):
+        print("going on replaces them, and a model that was begun with them needs them as they are: copy them before")
+    training = ["samunet_train", arguments.d, arguments.c or "2d", "0", *(["-p", arguments.p] if arguments.p else [])]
+    print("next:", shlex.join([*training, "-encoder", work.encoder, "--checkpoint", str(weights)]))
 
 
 def _check(arguments: argparse.Namespace) -> None:
