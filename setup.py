@@ -53,7 +53,7 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "hdf5": ["h5py>=3.8"],  # benchmarks/synapse.py reads TransUNet's .h5 volumes
+        "hdf5": ["h5py>=3.8"],  # SAMed's test volumes
         "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8"],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
