@@ -57,13 +57,13 @@ def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
         main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3".split()) == 130
     )
     monkeypatch.undo()
-    assert not (tmp_path / run.WEIGHTS_SO_FAR).exists()
+    assert not (tmp_path / run.WEIGHTS_SO_FAR.format("small")).exists()
     run.pretrain(tmp_path, options())
     assert_same(load_file(tmp_path / run.LATEST), load_file(four / run.LATEST))
 
 
 def test_weights_are_a_whole_sam_in_half_precision(four):
-    state = load_file(four / run.WEIGHTS_SO_FAR)
+    state = load_file(four / run.WEIGHTS_SO_FAR.format("small"))
     assert all(value.dtype == torch.float16 and torch.isfinite(value).all() for value in state.values())
     assert {name.split(".")[0] for name in state} == {"image_encoder", "prompt_encoder", "mask_decoder", "detail"}
     assert state["mask_decoder.mask_tokens.weight"].shape == (4, 256)
@@ -170,7 +170,7 @@ def test_log_has_losses_and_speed(tmp_path, monkeypatch, caplog):
 
 def test_damaged_and_foreign_checkpoints_are_refused_and_kept(tmp_path, four):
     whole = (four / run.LATEST).read_bytes()
-    for content in (whole[:1000], (four / run.WEIGHTS_SO_FAR).read_bytes()):
+    for content in (whole[:1000], (four / run.WEIGHTS_SO_FAR.format("small")).read_bytes()):
         (tmp_path / run.LATEST).write_bytes(content)
         with pytest.raises(SamunetError, match=r"pretraining_latest") as error:
             run.pretrain(tmp_path, options())

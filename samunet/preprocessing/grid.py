@@ -29,6 +29,25 @@ def shift(y: float, x: float) -> np.ndarray:
     return np.array([[1.0, 0, y], [0, 1.0, x], [0, 0, 1.0]])
 
 
+def about_centre(shape: tuple[int, int], angle: float, scale: float) -> np.ndarray:
+    """Map from a turned and scaled image to the image itself, about its centre.
+
+    Args:
+        shape: Of both, ``(height, width)``.
+        angle: In radians.
+        scale: Size of the content relative to the image's own.
+    """
+    centre_y, centre_x = (shape[0] - 1) / 2, (shape[1] - 1) / 2
+    cosine, sine = math.cos(angle) / scale, math.sin(angle) / scale
+    return np.array(
+        [
+            [cosine, -sine, centre_y - cosine * centre_y + sine * centre_x],
+            [sine, cosine, centre_x - sine * centre_y - cosine * centre_x],
+            [0, 0, 1],
+        ]
+    )
+
+
 def sample(images: Tensor, matrix: np.ndarray, shape: tuple[int, int], *, outside: str = "zeros") -> Tensor:
     """Interpolate images at affinely mapped positions, bilinearly.
 

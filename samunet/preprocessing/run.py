@@ -36,15 +36,32 @@ def preprocess_dataset(
     Raises:
         SamunetError: Naming the case that failed. Finished cases stay.
     """
-    target = folder / configuration.data_identifier
+    return store_cases(
+        dataset.cases, dataset.description, plans, configuration, folder / configuration.data_identifier,
+        num_workers=num_workers, progress=progress, tolerate_geometry=tolerate_geometry,
+    )  # fmt: skip
+
+
+def store_cases(
+    cases: dict[str, Case],
+    description: Description,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    target: Path,
+    *,
+    num_workers: int = 0,
+    progress: bool = True,
+    tolerate_geometry: bool = False,
+) -> int:
+    """As :func:`preprocess_dataset`, for any cases, with or without labels, into the folder ``target``."""
     make_folder(target)
-    decisions = _plans_key(plans, configuration, dataset.description)
-    keys = {name: StoreKey(decisions, _files_key(case)) for name, case in dataset.cases.items()}
-    todo = [name for name, key in keys.items() if not is_stored(target, name, key)]
-    description = dataset.description.without_lists()
-    jobs = [
-        (dataset.cases[name], description, plans, configuration, target, keys[name], tolerate_geometry) for name in todo
+    decisions = _plans_key(plans, configuration, description)
+    keys = {name: StoreKey(decisions, _files_key(case)) for name, case in cases.items()}
+    todo = [
+        name for name, case in cases.items() if not is_stored(target, name, keys[name], labelled=case.label is not None)
     ]
+    short = description.without_lists()
+    jobs = [(cases[name], short, plans, configuration, target, keys[name], tolerate_geometry) for name in todo]
     for _ in map_cases(_store, todo, jobs, num_workers=num_workers, description="Preprocessing", progress=progress):
         pass
     return len(todo)
@@ -88,7 +105,7 @@ def _store(
 
 def _files_key(case: Case) -> str:
     """Hash of a case's files: names, sizes and times."""
-    paths = (*case.images, case.label)
+    paths = [path for path in (*case.images, case.label) if path is not None]
     return fingerprint_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
 
 

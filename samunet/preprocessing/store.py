@@ -1,7 +1,8 @@
 """Stored cases: blosc2 arrays that decompress slice by slice, half precision, and a JSON record written last.
 
 Four files make a case: ``NAME.b2nd`` (image), ``NAME_seg.b2nd`` (label), ``NAME_locations.npz`` (where each class is)
-and ``NAME.json``. A case without its JSON is unfinished and is made again. Nothing here is pickled.
+and ``NAME.json``; without a label, the first and the last. A case without its JSON is unfinished and is made again.
+Nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from samunet.preprocessing.case import CaseRecord, PreparedCase
 from samunet.preprocessing.pieces import places, values_in
 
 _CHUNK_BYTES = 1 << 18
-_ENDINGS = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
+_ENDINGS = (".b2nd", ".json")
+_LABEL_ENDINGS = ("_seg.b2nd", "_locations.npz")
 MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
 _HALF_MAX = 2048.0  # beyond this, half precision is coarser than one unit
 
@@ -35,28 +37,31 @@ class StoreKey:
 
 
 def write_case(folder: Path, name: str, case: PreparedCase, key: StoreKey, ignore: int | None = None) -> None:
-    """Store a preprocessed case with its label.
+    """Store a preprocessed case, with its label if it has one.
 
     Args:
         folder: The configuration's data folder.
         name: Case name.
-        case: What :func:`samunet.preprocessing.case.prepare_case` made, with a label.
+        case: What :func:`samunet.preprocessing.case.prepare_case` made.
         key: What the stored data depend on; see :func:`is_stored`.
         ignore: Label value of voxels without annotation.
     """
     (folder / f"{name}.json").unlink(missing_ok=True)  # from here until its end the case is unfinished
     fits_half = max(-float(case.image.min()), float(case.image.max())) < _HALF_MAX
     _write_array(folder / f"{name}.b2nd", case.image.astype(np.float16 if fits_half else np.float32))
-    fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
-    _write_array(folder / f"{name}_seg.b2nd", case.label.astype(np.int8 if fits_byte else np.int16))
-    with atomic_path(folder / f"{name}_locations.npz") as temporary:
-        np.savez(temporary, **{str(value): places for value, places in class_locations(case.label, ignore).items()})
+    if case.label is not None:
+        fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
+        _write_array(folder / f"{name}_seg.b2nd", case.label.astype(np.int8 if fits_byte else np.int16))
+        with atomic_path(folder / f"{name}_locations.npz") as temporary:
+            locations = class_locations(case.label, ignore)
+            np.savez(temporary, **{str(value): places for value, places in locations.items()})
     write_json(folder / f"{name}.json", {"key": asdict(key), "record": case.record.to_json()})
 
 
-def is_stored(folder: Path, name: str, key: StoreKey) -> bool:
+def is_stored(folder: Path, name: str, key: StoreKey, *, labelled: bool = True) -> bool:
     """Whether the case was stored completely, from the same source files and with the same plans."""
-    complete = all((folder / f"{name}{ending}").is_file() for ending in _ENDINGS)
+    endings = _ENDINGS + _LABEL_ENDINGS if labelled else _ENDINGS
+    complete = all((folder / f"{name}{ending}").is_file() for ending in endings)
     return complete and _stored_key(folder, name) == asdict(key)
 
 
@@ -145,7 +150,7 @@ class StoredCase:
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(z, y, x)``."""
-        return tuple(self._label.shape)
+        return tuple(self._image.shape[1:])
 
     def image(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Slices ``first`` to ``last`` (exclusive): ``(channels, slices, y, x)`` float32."""

@@ -1,1 +1,1 @@
-"""Pretraining of the bundled encoder on randomised synthetic images."""
+"""Pretraining of encoders: of the bundled one on synthetic images, of any on the images of a dataset."""

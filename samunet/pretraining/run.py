@@ -19,28 +19,20 @@ from torch import nn
 
 from samunet import __version__
 from samunet.devices import fast_dtype, resolve_device
-from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
 from samunet.interruption import StopRequest
 from samunet.locks import LockHeld, exclusive
 from samunet.network.optimizer import adamw
 from samunet.pretraining.draw import Draw
-from samunet.pretraining.network import (
-    PretrainingModel,
-    PretrainingProgress,
-    load_state,
-    save_state,
-    write_tensors,
-)
+from samunet.pretraining.network import PretrainingProgress, load_state, save_state, write_tensors
 from samunet.pretraining.options import PretrainingOptions
-from samunet.pretraining.synthesis import synthetic_batch
+from samunet.pretraining.work import SyntheticImages, Work
 
-ENCODER = "small"
 LATEST = "pretraining_latest.safetensors"
 DECAY = "pretraining_decay.safetensors"
-WEIGHTS = f"{ENCODER}_pretrained.safetensors"  # after a final decay
-WEIGHTS_SO_FAR = f"{ENCODER}_latest.safetensors"
+WEIGHTS = "{}_pretrained.safetensors"  # of an encoder, after a final decay
+WEIGHTS_SO_FAR = "{}_latest.safetensors"
 _WARM_UP = 200
 _LOG_EVERY = 100
 _CLIP_NORM = 1.0
@@ -50,15 +42,16 @@ _OBJECTIVE_KEY = 1  # tells the objectives' randomness from the images'
 log = logging.getLogger(__name__)
 
 
-def pretrain(folder: Path, options: PretrainingOptions) -> Path:
+def pretrain(folder: Path, options: PretrainingOptions, work: Work | None = None) -> Path:
     """Train a piece, or the final decay, going on from what ``folder`` holds.
 
     Args:
         folder: For checkpoints, log and weights; made if missing.
         options: The user's choices.
+        work: Encoder and images; None for the small one on synthetic images.
 
     Returns:
-        The file with the weights: half precision, by SAM's names; a card beside it says how they came about.
+        The file with the weights, by SAM's names; a card beside it says how they came about.
 
     Raises:
         SamunetError: If the folder is in use, its checkpoint is damaged, or the loss is no longer a number.
@@ -69,7 +62,7 @@ def pretrain(folder: Path, options: PretrainingOptions) -> Path:
         with exclusive(folder.resolve()) as held:
             if not held:
                 log.warning("%s cannot be locked: never use one folder twice at once", folder)
-            return _Pretraining(folder, options).run()
+            return _Pretraining(folder, options, work or SyntheticImages()).run()
     except LockHeld as holder:
         raise SamunetError(
             f"{folder} is being pretrained by {holder}", "wait until it is done, or use another --out FOLDER"
@@ -77,23 +70,22 @@ def pretrain(folder: Path, options: PretrainingOptions) -> Path:
 
 
 class _Pretraining:
-    def __init__(self, folder: Path, options: PretrainingOptions) -> None:
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, options: PretrainingOptions, work: Work) -> None:
+        self.folder, self.options, self.work = folder, options, work
         self.device = resolve_device(options.device)
         fast = fast_dtype(self.device)
         self.dtype = fast if fast is torch.bfloat16 else None  # float16 would need its gradients scaled
         torch.manual_seed(options.seed)
-        self.model = PretrainingModel(encoder_facts(ENCODER)).to(self.device)
+        self.model = work.build().to(self.device).train()
         self.optimizer = adamw(self.model, options.learning_rate, _WEIGHT_DECAY, betas=(0.9, 0.95))
         self.file = folder / (DECAY if options.final_decay else LATEST)
         source = self.file if self.file.is_file() else folder / LATEST
-        setup = {"encoder": ENCODER}
         if source.is_file():
-            self.state = load_state(source, self.model, self.optimizer, setup)
+            self.state = load_state(source, self.model, self.optimizer, work.setup)
         elif options.final_decay:
             raise UsageError(f"{folder} has no pretraining to end", "run the same without --final_decay first")
         else:
-            self.state = PretrainingProgress(setup=setup)
+            self.state = PretrainingProgress(setup=work.setup)
         if not options.final_decay and (folder / DECAY).is_file():
             raise SamunetError(
                 f"{folder} has a final decay that was interrupted",
@@ -149,7 +141,7 @@ class _Pretraining:
         options, iteration = self.options, self.state.iteration
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
-        batch = synthetic_batch(options.seed, iteration, *options.shape(iteration), self.device)
+        batch = self.work.batch(options, iteration, self.device)
         draw = Draw(self.device, options.seed, iteration, _OBJECTIVE_KEY)
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             losses = self.model(batch, options.objective, iteration, draw)
@@ -205,12 +197,13 @@ class _Pretraining:
 
     def _finish(self, begun: dict, images: int) -> Path:
         self._save(begun, images)
-        weights = self.folder / (WEIGHTS if self.options.final_decay else WEIGHTS_SO_FAR)
-        write_tensors(weights, self.model.sam_state(), {"encoder": ENCODER})
+        encoder = self.work.encoder
+        weights = self.folder / (WEIGHTS if self.options.final_decay else WEIGHTS_SO_FAR).format(encoder)
+        write_tensors(weights, self.model.sam_state(), {"encoder": encoder})
         state = self.state
         card = {
-            "encoder": ENCODER,
-            "data": "randomised synthetic images alone, made by samunet_pretrain; no image of a person or a thing",
+            "encoder": encoder,
+            **self.work.facts,
             "file": weights.name,
             "sha256": file_hash(weights),
             "objectives": sorted({piece["objective"] for piece in state.pieces}),

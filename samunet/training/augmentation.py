@@ -19,7 +19,7 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 from batchgenerators.transforms.spatial_transforms import MirrorTransform
 
 from samunet.preprocessing.case import OUTSIDE
-from samunet.preprocessing.grid import sample, sample_label
+from samunet.preprocessing.grid import about_centre, sample, sample_label
 
 
 class AffineWindowTransform(AbstractTransform):
@@ -61,15 +61,7 @@ class AffineWindowTransform(AbstractTransform):
         scale = np.random.uniform(*self.scale) if np.random.uniform() < self.p_scale else 1.0
         if angle == 0.0 and scale == 1.0:
             return np.eye(3)
-        centre_y, centre_x = (self.shape[0] - 1) / 2, (self.shape[1] - 1) / 2
-        cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
-        return np.array(
-            [
-                [cosine, -sine, centre_y - cosine * centre_y + sine * centre_x],
-                [sine, cosine, centre_x - sine * centre_y - cosine * centre_x],
-                [0, 0, 1],
-            ]
-        )
+        return about_centre(self.shape, angle, scale)
 
     def __call__(self, **data_dict):
         matrix = data_dict["window"] @ self.draw()

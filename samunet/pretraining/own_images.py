@@ -1,0 +1,294 @@
+"""Further training of an encoder on the images of a dataset: what is hidden of a slice is reconstructed.
+
+Gu et al. (arXiv:2404.09957, fourth finding) further trained SAM without labels on images of the kind that it was then
+fine-tuned on, and gained. Here the images are the dataset's own; labels are never read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samunet import paths
+from samunet.dataset.description import Description, read_description
+from samunet.dataset.layout import list_cases
+from samunet.devices import resolve_device
+from samunet.encoders import EncoderFacts, encoder_facts
+from samunet.errors import SamunetError, UsageError
+from samunet.inference.model_folder import build_network
+from samunet.network.base_weights import BaseWeights, base_weights
+from samunet.network.checkpoints import find_checkpoint
+from samunet.planning import resources, rules
+from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
+from samunet.planning.fingerprint import read_fingerprint
+from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
+from samunet.preprocessing.context import slice_with_context
+from samunet.preprocessing.grid import SliceGrid, about_centre, sample
+from samunet.preprocessing.run import store_cases, stored_cases
+from samunet.preprocessing.store import StoredCase
+from samunet.pretraining.draw import Draw
+from samunet.pretraining.network import PretrainingModel
+from samunet.pretraining.objectives import MaskedReconstruction
+from samunet.pretraining.options import PretrainingOptions
+from samunet.pretraining.run import DECAY, WEIGHTS, pretrain
+
+OBJECTIVE = "mae"
+_RATE, _FURTHER_RATE = 5e-4, 1e-4
+_PASSES = 20  # over all slices, where the user gives no length
+_FEWEST_UPDATES = 1000
+_DECAY_SHARE = 0.2
+_TURN = math.pi / 12
+_SCALE = (0.8, 1.25)
+_CONTRAST = (0.8, 1.25)
+_BRIGHTNESS = 0.1  # deviations of the slice
+
+log = logging.getLogger(__name__)
+
+
+class OwnImages:
+    """An encoder with its weights, and a preprocessed dataset's slices: a :class:`~samunet.pretraining.work.Work`.
+
+    Args:
+        dataset: Full name of a preprocessed dataset.
+        encoder: One of the plans' two; None for the one the plans were made for, and else for SAM's where there is a
+            GPU and its checkpoint, and for the small one where not.
+        checkpoint: Base weights in SAM's layout instead of the published ones.
+        configuration, plans_name: Whose normalisation, spacing and input are used.
+        test_images: Whether the images of ``imagesTs`` are used as well.
+        device: ``auto``, ``cpu``, ...
+        num_workers: Processes that preprocess ``imagesTs``.
+        progress: Whether to show progress bars.
+
+    Raises:
+        SamunetError: If the dataset is not preprocessed, or weights or images cannot be read.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        encoder: str | None = None,
+        checkpoint: Path | None = None,
+        configuration: str = "2d",
+        plans_name: str = "samunetPlans",
+        *,
+        test_images: bool = True,
+        device: str = "auto",
+        num_workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        source = paths.preprocessed_folder() / dataset
+        plans, self.description = _read_plans(source, plans_name), read_description(source)
+        self.configuration = plans.configuration(configuration)
+        self.network = _network(plans, self.configuration, encoder, checkpoint, device)
+        self.encoder = self.network.encoder
+        self.cases = _training_images(source, plans, self.configuration, self.description)
+        numbers = {"imagesTr": len(self.cases)}
+        if test_images:
+            found = _test_images(dataset, source, plans, self.configuration, self.description, num_workers, progress)
+            self.cases, numbers["imagesTs"] = self.cases + found, len(found)
+        self.slices = sum(case.shape[0] for case in self.cases)
+        self.base = base_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
+        base = self.base.record if self.base else None
+        self._warn_of_statistics()
+        self.budget = int(plans.gpu_memory_target_gb * 1e9)
+        self.setup = {
+            "encoder": self.encoder,
+            "dataset": dataset,
+            "input_shape": list(self.network.input_shape),
+            "base": base and base["sha256"],
+        }
+        listed = " and ".join(f"{number} cases of {folder}" for folder, number in numbers.items() if number)
+        self.facts = {
+            "data": f"{self.slices} slices, {listed} of {dataset}; images alone, no labels",
+            "base": base and {key: base[key] for key in ("file", "bytes", "sha256")},
+            "input_shape": list(self.network.input_shape),
+        }
+        log.info("%s on %s", self.encoder, self.facts["data"])
+        log.info("at the start: %s", base["file"] if base else "random weights")
+
+    def build(self) -> ReconstructionModel:
+        """See :class:`samunet.pretraining.work.Work`."""
+        return ReconstructionModel(self.network, self.configuration, self.description, self.base)
+
+    def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Tensor:
+        """Slices as the network's input layer gets them in training, ``(batch, channels, height, width)``."""
+        items = [self._item(options.seed, iteration, index) for index in range(options.batch_size)]
+        return torch.stack(items).to(device)
+
+    def batch_size(self) -> int:
+        """Images per update for which the plans' memory is enough, with the whole encoder trained; at most 12."""
+        estimate = resources.estimate(encoder_facts(self.encoder), self.network.input_shape, "full")
+        return rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, self.budget)[0][0]
+
+    def learning_rate(self) -> float:
+        """Lower where there are weights to keep."""
+        return _FURTHER_RATE if self.base else _RATE
+
+    def updates(self, batch_size: int) -> int:
+        """Length of a pretraining for which none is given: 20 passes over the slices, at least 1000 updates."""
+        return max(_FEWEST_UPDATES, math.ceil(_PASSES * self.slices / batch_size))
+
+    def _item(self, seed: int, iteration: int, index: int) -> Tensor:
+        """A slice, lightly changed: another place, size, side and contrast, but nothing that hides what it shows."""
+        draw = np.random.default_rng((seed, iteration, index))
+        case = self.cases[draw.integers(len(self.cases))]
+        depth, *plane = case.shape
+        z = int(draw.integers(depth))
+        shape = tuple(self.network.input_shape)
+        grid = SliceGrid.of(tuple(plane), case.record.stored_spacing, self.network.spacing, shape)
+        start = tuple(draw.uniform(low, high) for low, high in grid.free_range())
+        turned = about_centre(shape, draw.uniform(-_TURN, _TURN), math.exp(draw.uniform(*np.log(_SCALE))))
+        channels = slice_with_context(case.image, z, depth, self.network.input_channels == "neighbours")
+        image = sample(torch.from_numpy(channels[None]), grid.window(start) @ turned, shape)[0]
+        flipped = [1 + axis for axis in (0, 1) if draw.random() < 0.5]
+        image = image.flip(flipped) if flipped else image
+        mean, deviation = float(image.mean()), float(image.std())
+        brightness = draw.uniform(-_BRIGHTNESS, _BRIGHTNESS) * deviation
+        return (image - mean) * draw.uniform(*_CONTRAST) + mean + brightness
+
+    def _warn_of_statistics(self) -> None:
+        facts = encoder_facts(self.encoder)
+        if self.base and tuple(self.base.record["pixel_mean"]) != facts.pixel_mean:
+            log.warning(
+                "%s was trained with pixel statistics of its own; from here on it gets those of %s, as samunet_train "
+                "gives them to any file that is not a published one", self.base.record["file"], self.encoder,
+            )  # fmt: skip
+
+
+class ReconstructionModel(nn.Module):
+    """A network's input layer and encoder, and the layer that reconstructs what is hidden.
+
+    Args:
+        network, configuration: Plans.
+        description: The dataset's.
+        base: Weights at the start; None for random ones.
+    """
+
+    def __init__(
+        self, network: NetworkPlan, configuration: ConfigurationPlan, description: Description, base: BaseWeights | None
+    ) -> None:
+        super().__init__()
+        facts = encoder_facts(network.encoder)
+        everything = replace(network, adaptation="full", components="encoder_decoder", lora=None, adapter=None)
+        if base:
+            statistics = {"pixel_mean": list(facts.pixel_mean), "pixel_std": list(facts.pixel_std)}
+            base = replace(base, record=base.record | statistics)
+        whole = build_network(configuration, everything, description, base)
+        self.input_layer = whole.input_layer.requires_grad_(False)
+        self.image_encoder = whole.image_encoder
+        self.reconstruction = MaskedReconstruction(facts.embedding, facts.patch_size)
+        self._others = base.state if base else _untrained(facts)  # what is not trained comes back as it was
+
+    def train(self, mode: bool = True) -> ReconstructionModel:
+        """As any module's, but batch norms keep their statistics: those of images with holes are of no use."""
+        super().train(mode)
+        self.image_encoder.eval()
+        return self
+
+    def forward(self, batch: Tensor, objective: str, iteration: int, draw: Draw) -> dict[str, Tensor]:
+        """The loss of a batch ``(batch, channels, height, width)``, as ``mae``."""
+        images = self.input_layer(batch)
+        seen, mask = self.reconstruction.hide(images, draw)
+        return {OBJECTIVE: self.reconstruction(self.image_encoder(seen), images, mask)}
+
+    def sam_state(self) -> dict[str, Tensor]:
+        """All tensors by SAM's names, in the number format of the weights at the start."""
+        trained = {f"image_encoder.{name}": value for name, value in self.image_encoder.state_dict().items()}
+        return {
+            name: trained[name].detach().to(value.dtype) if name in trained else value
+            for name, value in self._others.items()
+        }
+
+
+def _untrained(facts: EncoderFacts) -> dict[str, Tensor]:
+    """Random weights by SAM's names, the same in every piece."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PretrainingModel(facts).sam_state()
+
+
+def _read_plans(source: Path, plans_name: str) -> Plans:
+    path = source / f"{plans_name}.json"
+    if not path.is_file():
+        there = ", ".join(file.stem for file in source.glob("*Plans*.json")) or "none"
+        raise SamunetError(
+            f"{source.name} has no plans called {plans_name} (plans there: {there})",
+            f"samunet_plan_and_preprocess -d {source.name}",
+        )
+    return read_plans(path)
+
+
+def _network(
+    plans: Plans, configuration: ConfigurationPlan, encoder: str | None, checkpoint: Path | None, device: str
+) -> NetworkPlan:
+    """The network whose encoder is to be trained."""
+    networks = {network.encoder: network for network in configuration.networks.values()}
+    sam, small = (configuration.networks[family].encoder for family in ("sam", "bundled"))
+    wanted = encoder or (sam if checkpoint else plans.encoder)
+    if wanted == "auto":
+        there = resolve_device(device).type != "cpu" and find_checkpoint(encoder_facts(sam)) is not None
+        wanted = sam if there else small
+    encoder_facts(wanted)
+    if wanted not in networks:
+        raise UsageError(
+            f"these plans hold networks for {' and '.join(networks)}, not for {wanted}",
+            f"plan for it: samunet_plan_experiment -d {plans.dataset_name} -encoder {wanted}",
+        )
+    return networks[wanted]
+
+
+def _training_images(
+    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description
+) -> list[StoredCase]:
+    names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
+    return list(stored_cases(source, plans, configuration, description, names).values())
+
+
+def _test_images(
+    dataset: str,
+    source: Path,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    description: Description,
+    num_workers: int,
+    progress: bool,
+) -> list[StoredCase]:
+    """The images of ``imagesTs``, preprocessed as those of a prediction and stored beside the training cases."""
+    folder = paths.raw_folder() / dataset / "imagesTs"
+    if not (folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())):
+        return []
+    cases = list_cases(folder, description)
+    target = source / f"{configuration.data_identifier}_imagesTs"
+    store_cases(
+        cases, description, plans, configuration, target,
+        num_workers=num_workers, progress=progress, tolerate_geometry=True,
+    )  # fmt: skip
+    return [StoredCase(target, name) for name in cases]
+
+
+def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: OwnImages) -> Path:
+    """A whole pretraining: a constant rate, and over its last fifth the final decay; resumes where it stopped.
+
+    Args:
+        folder: See :func:`samunet.pretraining.run.pretrain`.
+        options: Those of the constant rate; their length is that of the whole.
+        work: Encoder and images.
+
+    Returns:
+        The file with the weights.
+    """
+    weights = folder / WEIGHTS.format(work.encoder)
+    if weights.is_file():
+        raise SamunetError(
+            f"{weights} is there already", "go on from before its decay with --time_budget T, or use --out FOLDER"
+        )
+    decay = max(1, round(options.iterations * _DECAY_SHARE))
+    if not (folder / DECAY).is_file():
+        pretrain(folder, replace(options, iterations=max(1, options.iterations - decay)), work)
+    return pretrain(folder, replace(options, iterations=decay, final_decay=True), work)
