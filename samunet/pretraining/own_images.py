@@ -19,7 +19,7 @@ from samunet import paths
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import list_cases
 from samunet.devices import resolve_device
-from samunet.encoders import EncoderFacts, encoder_facts
+from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.inference.model_folder import build_network
 from samunet.network.base_weights import BaseWeights, base_weights
@@ -33,13 +33,12 @@ from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.run import store_cases, stored_cases
 from samunet.preprocessing.store import StoredCase
 from samunet.pretraining.draw import Draw
-from samunet.pretraining.network import PretrainingModel
 from samunet.pretraining.objectives import MaskedReconstruction
 from samunet.pretraining.options import PretrainingOptions
 from samunet.pretraining.run import DECAY, WEIGHTS, pretrain
 
 OBJECTIVE = "mae"
-_RATE, _FURTHER_RATE = 5e-4, 1e-4
+_RATE = 1e-4  # lower than from random weights: there is something to keep
 _PASSES = 20  # over all slices, where the user gives no length
 _FEWEST_UPDATES = 1000
 _DECAY_SHARE = 0.2
@@ -94,23 +93,23 @@ class OwnImages:
             self.cases, numbers["imagesTs"] = self.cases + found, len(found)
         self.slices = sum(case.shape[0] for case in self.cases)
         self.base = base_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
-        base = self.base.record if self.base else None
+        base = self.base.record
         self._warn_of_statistics()
         self.budget = int(plans.gpu_memory_target_gb * 1e9)
         self.setup = {
             "encoder": self.encoder,
             "dataset": dataset,
             "input_shape": list(self.network.input_shape),
-            "base": base and base["sha256"],
+            "base": base["sha256"],
         }
         listed = " and ".join(f"{number} cases of {folder}" for folder, number in numbers.items() if number)
         self.facts = {
             "data": f"{self.slices} slices, {listed} of {dataset}; images alone, no labels",
-            "base": base and {key: base[key] for key in ("file", "bytes", "sha256")},
+            "base": {key: base[key] for key in ("file", "bytes", "sha256")},
             "input_shape": list(self.network.input_shape),
         }
         log.info("%s on %s", self.encoder, self.facts["data"])
-        log.info("at the start: %s", base["file"] if base else "random weights")
+        log.info("at the start: %s", base["file"])
 
     def build(self) -> ReconstructionModel:
         """See :class:`samunet.pretraining.work.Work`."""
@@ -127,8 +126,8 @@ class OwnImages:
         return rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, self.budget)[0][0]
 
     def learning_rate(self) -> float:
-        """Lower where there are weights to keep."""
-        return _FURTHER_RATE if self.base else _RATE
+        """After the warm-up."""
+        return _RATE
 
     def updates(self, batch_size: int) -> int:
         """Length of a pretraining for which none is given: 20 passes over the slices, at least 1000 updates."""
@@ -154,7 +153,7 @@ class OwnImages:
 
     def _warn_of_statistics(self) -> None:
         facts = encoder_facts(self.encoder)
-        if self.base and tuple(self.base.record["pixel_mean"]) != facts.pixel_mean:
+        if tuple(self.base.record["pixel_mean"]) != facts.pixel_mean:
             log.warning(
                 "%s was trained with pixel statistics of its own; from here on it gets those of %s, as samunet_train "
                 "gives them to any file that is not a published one", self.base.record["file"], self.encoder,
@@ -167,23 +166,22 @@ class ReconstructionModel(nn.Module):
     Args:
         network, configuration: Plans.
         description: The dataset's.
-        base: Weights at the start; None for random ones.
+        base: Weights at the start.
     """
 
     def __init__(
-        self, network: NetworkPlan, configuration: ConfigurationPlan, description: Description, base: BaseWeights | None
+        self, network: NetworkPlan, configuration: ConfigurationPlan, description: Description, base: BaseWeights
     ) -> None:
         super().__init__()
         facts = encoder_facts(network.encoder)
         everything = replace(network, adaptation="full", components="encoder_decoder", lora=None, adapter=None)
-        if base:
-            statistics = {"pixel_mean": list(facts.pixel_mean), "pixel_std": list(facts.pixel_std)}
-            base = replace(base, record=base.record | statistics)
+        statistics = {"pixel_mean": list(facts.pixel_mean), "pixel_std": list(facts.pixel_std)}
+        base = replace(base, record=base.record | statistics)
         whole = build_network(configuration, everything, description, base)
         self.input_layer = whole.input_layer.requires_grad_(False)
         self.image_encoder = whole.image_encoder
         self.reconstruction = MaskedReconstruction(facts.embedding, facts.patch_size)
-        self._others = base.state if base else _untrained(facts)  # what is not trained comes back as it was
+        self._others = base.state  # what is not trained comes back as it was
 
     def train(self, mode: bool = True) -> ReconstructionModel:
         """As any module's, but batch norms keep their statistics: those of images with holes are of no use."""
@@ -204,13 +202,6 @@ class ReconstructionModel(nn.Module):
             name: trained[name].detach().to(value.dtype) if name in trained else value
             for name, value in self._others.items()
         }
-
-
-def _untrained(facts: EncoderFacts) -> dict[str, Tensor]:
-    """Random weights by SAM's names, the same in every piece."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return PretrainingModel(facts).sam_state()
 
 
 def _read_plans(source: Path, plans_name: str) -> Plans:
