@@ -18,6 +18,8 @@ from typing import Any
 
 from samunet.errors import SamunetError
 
+_UMASK = os.umask(0o077)  # it cannot be read without being set
+os.umask(_UMASK)
 _TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _PROBE = os.urandom(4096)  # a block; random, because some file systems store zeros in no space at all
@@ -181,15 +183,17 @@ def _disk_error(error: Exception, file: Path) -> OSError | None:
 
 
 def _finish(file: Path) -> None:
-    """Make sure that what was written is on the disk.
+    """Make sure that what was written is on the disk, and that whoever may read the user's files may read it.
 
     ITK says nothing when a NIfTI file does not fit on the disk: where a little more can be written, nothing is lacking.
+    safetensors files can be read by nobody else, whatever the user's umask.
     """
     with open(file, "rb+") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.write(_PROBE)
         stream.truncate(size)
         os.fsync(stream.fileno())
+    os.chmod(file, 0o666 & ~_UMASK)
 
 
 def _reason(error: OSError) -> str:

@@ -56,6 +56,17 @@ def test_a_failed_write_is_explained(tmp_path):
         write_text(tmp_path / "taken", "text")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_written_files_have_the_mode_that_the_user_gives_new_files(tmp_path):
+    (tmp_path / "plain").touch()
+    for kind in ("file", "folder"):
+        with atomic_path(tmp_path / "file") if kind == "file" else atomic_folder(tmp_path / "folder") as target:
+            written = target if kind == "file" else target / "inside"
+            written.touch(mode=0o600)
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", tmp_path / "file", tmp_path / "folder" / "inside")}
+    assert len(modes) == 1
+
+
 def test_atomic_folder_appears_complete_or_not_at_all(tmp_path):
     target = tmp_path / "folder"
     target.mkdir()
