@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts
 from samunet.network.attention import block_attention
+from samunet.network.frozen_prefix import Part
 from samunet.network.projection import to_autocast
 from samunet.network.sam_modules import Block, ImageEncoderViT
 
@@ -54,12 +55,21 @@ class ImageEncoder(ImageEncoderViT):
         Returns:
             ``(batch, embedding, height / patch, width / patch)``.
         """
+        features = image
+        for part in self.parts():
+            features = part.run(features)
+        return features
+
+    def parts(self) -> list[Part]:
+        """The steps of the forward pass: tokens with positions, every block, the neck."""
+        blocks = [Part.of(block, partial(_run_block, block)) for block in self.blocks]
+        stem = Part.of(self.patch_embed, self._embed, self.pos_embed)
+        return [stem, *blocks, Part.of(self.neck, lambda tokens: self.neck(tokens.permute(0, 3, 1, 2)))]
+
+    def _embed(self, image: Tensor) -> Tensor:
         tokens = self.patch_embed(image)
         # The projection leaves channels far apart in memory; every norm would copy the tokens.
-        tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
-        for block in self.blocks:
-            tokens = _run_block(block, tokens)
-        return self.neck(tokens.permute(0, 3, 1, 2))
+        return (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
 
     def _initialise(self) -> None:
         """Truncated normal weights, as for any vision transformer that is trained from nothing (Dosovitskiy et al.)."""

@@ -1,0 +1,100 @@
+"""Features on disk, one file for each image, under a limit; what is lacking is computed again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from samunet.errors import SamunetError
+from samunet.files import atomic_path, make_folder, read_json, remove_leftovers, write_json
+
+log = logging.getLogger(__name__)
+
+_RECORD = "features.json"
+_ENDING = ".npy"
+RESERVE_BYTES = 10**9  # left free on the disk, for checkpoints and other programs
+
+
+class FeatureCache:
+    """A folder of arrays that only one process writes to: whoever holds the lock of the fold it lies in.
+
+    Args:
+        folder: Made if it is missing. What was made with another key is removed.
+        key: A hash of everything but the image that the features depend on.
+        limit: Bytes that the files may take.
+    """
+
+    def __init__(self, folder: Path, key: str, limit: int) -> None:
+        self.folder, self.limit = folder, limit
+        self.accepts = True
+        if not _made_with(folder, key):
+            if folder.exists():
+                log.info("%s was made with other weights or another number format: removed", folder)
+                (folder / _RECORD).unlink(missing_ok=True)  # first: what a kill leaves behind is then still stale
+                shutil.rmtree(folder)
+            make_folder(folder)
+            write_json(folder / _RECORD, {"key": key})
+        remove_leftovers(folder, age=0)
+        self._sizes = {path.stem: path.stat().st_size for path in folder.glob(f"[!.]*{_ENDING}")}
+        self.bytes = sum(self._sizes.values())
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
+        """An array; None if it is not there, damaged, or not of ``shape``."""
+        if name not in self._sizes:
+            return None
+        try:
+            array = np.load(self._path(name), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return array if shape is None or array.shape == shape else None
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Keep an array, unless that passes the limit or the disk has no room: then nothing is kept from now on."""
+        size = array.nbytes + 128  # numpy's header
+        if not self.accepts or self.bytes - self._sizes.get(name, 0) + size > self.limit:
+            self._stop("the feature cache is at its limit, %.1f GB; other features are computed every time", self.limit)
+            return
+        free = shutil.disk_usage(self.folder).free
+        if free < RESERVE_BYTES + size:
+            self._stop(f"the disk of {self.folder} has only %.1f GB left: the feature cache takes no more", free)
+            return
+        try:
+            with atomic_path(self._path(name)) as temporary:
+                np.save(temporary, array, allow_pickle=False)
+        except SamunetError as error:
+            # A quota, which the free space does not tell of: the next checkpoint needs some of it.
+            self._make_room()
+            self._stop(f"{error.message}; the feature cache takes no more (%.1f GB now)", self.bytes)
+            return
+        self.bytes += size - self._sizes.get(name, 0)
+        self._sizes[name] = size
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        (self.folder / _RECORD).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{_ENDING}"
+
+    def _stop(self, message: str, size: float) -> None:
+        if self.accepts:
+            log.warning(message + "; the training goes on", size / 1e9)
+        self.accepts = False
+
+    def _make_room(self) -> None:
+        enough = max(0, self.bytes - RESERVE_BYTES)
+        while self._sizes and self.bytes > enough:
+            name, size = self._sizes.popitem()
+            self._path(name).unlink(missing_ok=True)
+            self.bytes -= size
+
+
+def _made_with(folder: Path, key: str) -> bool:
+    try:
+        return read_json(folder / _RECORD) == {"key": key}
+    except SamunetError:
+        return False
