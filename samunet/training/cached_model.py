@@ -25,6 +25,7 @@ from samunet.plans import NetworkPlan, fingerprint_of
 from samunet.preprocessing.store import StoredCase
 from samunet.training.feature_cache import FeatureCache
 from samunet.training.loader import SliceLoader
+from samunet.training.options import format_size
 from samunet.training.variants import choose_variants, image_keys, images_per_variant
 
 log = logging.getLogger(__name__)
@@ -95,14 +96,15 @@ class CachedModel:
         images = images_per_variant(loader)
         room = limit - sum(case.shape[0] for case in monitored) * size
         loader.variants = choose_variants(images, room // size, draws)
+        self.variants = loader.variants
         self.images = loader.variants * images
         self.stored = 0  # images that came from the cache
         self.computed = 0
         log.info(
-            "feature cache: %d of the encoder's %d parts are frozen; %d variants of each of %d slices take %.1f GB, of "
-            "%.1f GB allowed, in %s until the fold is trained",
-            self.prefix.count, self.prefix.total, loader.variants, images, self.images * size / 1e9, limit / 1e9,
-            folder,
+            "feature cache: %d of the encoder's %d parts are frozen; %d images in %d variants each, and those of the "
+            "monitored cases, take about %s of %s allowed, in %s until the fold is trained",
+            self.prefix.count, self.prefix.total, images, loader.variants,
+            format_size(self.images * size + limit - room), format_size(limit), folder,
         )  # fmt: skip
 
     def __call__(self, image: Tensor, *, upsample: bool = True) -> Tensor:
@@ -124,7 +126,8 @@ class CachedModel:
     def close(self) -> dict[str, int]:
         """Remove the cache; returns what was read and computed since the training was last begun, for ``run.json``."""
         self.cache.remove()
-        return {"images_read": self.stored, "images_computed": self.computed, "bytes": self.cache.bytes}
+        counts = {"images_read": self.stored, "images_computed": self.computed}
+        return {"variants": self.variants, **counts, "bytes": self.cache.bytes}
 
     def _encode(self, keys: list[str], prepared: Tensor) -> Tensor:
         found = [self.cache.read(key, self.shape) for key in keys]

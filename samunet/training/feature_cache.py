@@ -10,6 +10,7 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, make_folder, read_json, remove_leftovers, write_json
+from samunet.training.options import format_size
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,13 @@ class FeatureCache:
         if not _made_with(folder, key):
             if folder.exists():
                 log.info("%s was made with other weights or another number format: removed", folder)
-                (folder / _RECORD).unlink(missing_ok=True)  # first: what a kill leaves behind is then still stale
-                shutil.rmtree(folder)
+                _remove(folder)
             make_folder(folder)
             write_json(folder / _RECORD, {"key": key})
         remove_leftovers(folder, age=0)
         self._sizes = {path.stem: path.stat().st_size for path in folder.glob(f"[!.]*{_ENDING}")}
         self.bytes = sum(self._sizes.values())
+        self._shrink(limit)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
         """An array; None if it is not there, damaged, or not of ``shape``."""
@@ -55,38 +56,39 @@ class FeatureCache:
         """Keep an array, unless that passes the limit or the disk has no room: then nothing is kept from now on."""
         size = array.nbytes + 128  # numpy's header
         if not self.accepts or self.bytes - self._sizes.get(name, 0) + size > self.limit:
-            self._stop("the feature cache is at its limit, %.1f GB; other features are computed every time", self.limit)
+            self._stop(f"the feature cache is at its limit, {format_size(self.limit)}; the rest is computed every time")
             return
         free = shutil.disk_usage(self.folder).free
         if free < RESERVE_BYTES + size:
-            self._stop(f"the disk of {self.folder} has only %.1f GB left: the feature cache takes no more", free)
+            self._stop(f"the disk of {self.folder} has only {format_size(free)} left: the feature cache takes no more")
             return
         try:
             with atomic_path(self._path(name)) as temporary:
                 np.save(temporary, array, allow_pickle=False)
         except SamunetError as error:
             # A quota, which the free space does not tell of: the next checkpoint needs some of it.
-            self._make_room()
-            self._stop(f"{error.message}; the feature cache takes no more (%.1f GB now)", self.bytes)
+            self._shrink(max(0, self.bytes - RESERVE_BYTES))
+            self._stop(f"{error.message}; the feature cache takes no more and keeps {format_size(self.bytes)}")
             return
         self.bytes += size - self._sizes.get(name, 0)
         self._sizes[name] = size
 
     def remove(self) -> None:
         """Delete the folder."""
-        (self.folder / _RECORD).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            _remove(self.folder)
+        except SamunetError as error:
+            log.warning("%s; %s", error.message, error.hint)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_ENDING}"
 
-    def _stop(self, message: str, size: float) -> None:
+    def _stop(self, message: str) -> None:
         if self.accepts:
-            log.warning(message + "; the training goes on", size / 1e9)
+            log.warning("%s; the training goes on", message)
         self.accepts = False
 
-    def _make_room(self) -> None:
-        enough = max(0, self.bytes - RESERVE_BYTES)
+    def _shrink(self, enough: int) -> None:
         while self._sizes and self.bytes > enough:
             name, size = self._sizes.popitem()
             self._path(name).unlink(missing_ok=True)
@@ -98,3 +100,11 @@ def _made_with(folder: Path, key: str) -> bool:
         return read_json(folder / _RECORD) == {"key": key}
     except SamunetError:
         return False
+
+
+def _remove(folder: Path) -> None:
+    try:
+        (folder / _RECORD).unlink(missing_ok=True)  # first: what a kill leaves behind is then still stale
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise SamunetError(f"could not remove {folder}: {error.strerror}", "delete this folder by hand") from error

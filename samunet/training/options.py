@@ -23,6 +23,11 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+def format_size(size: float) -> str:
+    """``1.5 GB``; below 1 GB ``20.0 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """Flags of ``samunet_train``. None means: as planned.

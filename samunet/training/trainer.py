@@ -308,7 +308,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(running[name])  # statistics of a batch normalisation that trains
-        if self.cached:  # images of the cache's; on average so much comes on top
+        if self.cached:  # the quickest pass read its features; some are computed
             draws = self._draws() or self.budget.seconds / seconds * len(images)
             seconds += self.cached.mean_seconds(images, draws) * len(images)
         return seconds * self.batch_size / len(images)
