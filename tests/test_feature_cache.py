@@ -26,7 +26,7 @@ from samunet.training.options import parse_size
 from samunet.training.state import LATEST
 from samunet.training.variants import choose_variants, image_keys, images_per_variant
 
-REDUCED = {"width": 48, "depth": 4, "heads": 3, "global_blocks": (1,), "native_size": 256}
+REDUCED = {"width": 48, "depth": 4, "heads": 3, "global_blocks": (1, 3), "native_size": 256}
 PLANS = {
     "decoder": ["-components", "decoder"],
     "late": ["-lora_blocks", "last_half"],
@@ -39,6 +39,7 @@ FILE_BYTES = PATTERN.nbytes + 128
 @pytest.fixture(autouse=True)
 def reduced(monkeypatch):
     monkeypatch.setitem(ENCODERS, "vit_b", replace(ENCODERS["vit_b"], **REDUCED))
+    monkeypatch.setitem(ENCODERS, "small", replace(ENCODERS["small"], width=64, depth=2, heads=2, global_blocks=(1,)))
 
 
 def make_plan(encoder="vit_b", **settings) -> NetworkPlan:
@@ -73,17 +74,28 @@ def build(plan):
         # One stem, 2 + 2 + 6 + 2 blocks, 3 ways to the next grid, one neck; the first attention block is the fourth.
         (make_plan("vit_t", adaptation="lora", lora=LoraPlan()), 4, 17),
         (make_plan("vit_t", adaptation="lora", lora=LoraPlan(blocks="last_half")), 10, 17),
+        (make_plan("small", adaptation="adapter", adapter=AdapterPlan(), components="decoder", head="detail"), 4, 4),
     ],
-    ids=["decoder", "lora late", "lora last", "adapter list", "lora all", "full", "tinyvit", "tinyvit late"],
+    ids=["decoder", "lora late", "lora last", "adapter list", "lora all", "full", "tinyvit", "tinyvit late", "small"],
 )
 def test_encoder_is_its_frozen_part_and_the_rest(plan, frozen, total):
     model = build(plan).train()
     prefix = FrozenPrefix(model.image_encoder)
     assert (prefix.count, prefix.total) == (frozen, total)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    features = prefix.features(image)
-    assert not features.requires_grad
-    assert torch.equal(prefix.finish(features), model.image_encoder(image))
+    state = prefix.features(image)
+    assert not any(tensor.requires_grad for tensor in state)
+    found, expected = prefix.finish(state), model.image_encoder.features(image)
+    assert torch.equal(found.embedding, expected.embedding)
+    for one, other in ((found.taps, expected.taps), (found.details, expected.details)):
+        assert len(one) == len(other)
+        assert all(map(torch.equal, one, other))
+    assert [len(expected.taps), len(expected.details)] == {"vit_b": [1, 0], "vit_t": [0, 0], "small": [0, 3]}[
+        plan.encoder
+    ]
+    alone = FrozenPrefix(model.image_encoder, embedding_only=True)
+    assert len(alone.features(image)) == 1
+    assert torch.equal(alone.finish(alone.features(image)).embedding, expected.embedding)
 
 
 def test_digest_tells_every_frozen_value_and_no_trained_one():

@@ -15,8 +15,8 @@ from samunet.errors import SamunetError
 from samunet.network.adapters import SplitQKV, add_lora, load_adapter, merge_lora, save_adapter
 from samunet.network.attention import block_attention
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
-from samunet.network.heads import DetailHead, SamHead
-from samunet.network.image_encoder import ImageEncoder
+from samunet.network.heads import DetailHead, SamHead, build_head
+from samunet.network.image_encoder import Features, ImageEncoder
 from samunet.network.model import InputLayer, build_model
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.plans import LoraPlan, NetworkPlan
@@ -105,7 +105,7 @@ def test_attention_with_and_without_gradient_agree():
 def test_head_equals_sams_mask_decoder():
     head = SamHead(num_outputs=4, native_grid=16, patch_size=16)
     fill(head.mask_decoder)
-    embedding = torch.randn(1, 256, 6, 9)
+    embedding, image = torch.randn(1, 256, 6, 9), torch.randn(1, 3, 96, 144)
     with torch.no_grad():
         expected, _ = head.mask_decoder.predict_masks(
             image_embeddings=embedding,
@@ -113,7 +113,7 @@ def test_head_equals_sams_mask_decoder():
             sparse_prompt_embeddings=torch.empty(1, 0, 256),
             dense_prompt_embeddings=head.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(1, -1, 6, 9),
         )
-        assert torch.allclose(head(embedding, None), expected, atol=1e-5)
+        assert torch.allclose(head(Features(embedding), image), expected, atol=1e-5)
 
 
 def test_head_treats_the_images_of_a_batch_apart():
@@ -121,8 +121,8 @@ def test_head_treats_the_images_of_a_batch_apart():
     fill(head.mask_decoder)
     batch = torch.randn(3, 256, 5, 5)
     with torch.no_grad():
-        together = head(batch, None)
-        alone = torch.cat([head(image[None], None) for image in batch])
+        together = head(Features(batch), batch)
+        alone = torch.cat([head(Features(image[None]), batch) for image in batch])
     assert together.shape == (3, 3, 20, 20)
     assert torch.allclose(together, alone, atol=1e-5)
 
@@ -131,11 +131,11 @@ def test_head_treats_the_images_of_a_batch_apart():
 def test_detail_head_gives_logits_at_half_resolution(patch_size):
     head = DetailHead(num_outputs=3, native_grid=8, patch_size=patch_size)
     image = torch.randn(2, 3, 6 * patch_size, 4 * patch_size)
-    logits = head(torch.randn(2, 256, 6, 4), image)
+    logits = head(Features(torch.randn(2, 256, 6, 4)), image)
     assert logits.shape == (2, 3, 3 * patch_size, 2 * patch_size)
     # The image acts on the logits beside it most, below the size of a token.
     image.requires_grad_()
-    head(torch.randn(2, 256, 6, 4), image)[0, 1, 10, 10].backward()
+    head(Features(torch.randn(2, 256, 6, 4)), image)[0, 1, 10, 10].backward()
     strength = image.grad[0].abs().sum(0)
     row, column = divmod(int(strength.argmax()), strength.shape[1])
     assert max(abs(row - 20), abs(column - 20)) < patch_size
@@ -300,3 +300,22 @@ def test_vit_b_has_sams_keys_and_size(tmp_path):
     assert sum(value.numel() for name, value in state.items() if name != buffer) == 93_735_472
     torch.save(state, tmp_path / "sam_vit_b_01ec64.pth")
     load_base(encoder, head, load_sam_checkpoint(tmp_path / "sam_vit_b_01ec64.pth"))
+
+
+def test_small_encoder_gives_its_stem_and_middle_blocks_to_the_detail_head():
+    torch.manual_seed(1)
+    facts = ENCODERS["small"]
+    encoder = ImageEncoder(facts)
+    image = torch.randn(1, 3, 64, 96)
+    features = encoder.features(image)
+    assert [tuple(detail.shape[1:]) for detail in features.details] == [(32, 32, 48), (32, 16, 24), (64, 8, 12)]
+    assert [tuple(tap.shape) for tap in features.taps] == [(1, 4, 6, 192)]
+    assert torch.equal(features.embedding, encoder(image))
+    head = build_head("detail", 3, encoder, facts)
+    assert not head.detail["stem"]
+    with torch.no_grad():
+        before = head(features, image)
+        head.detail["taps"][0].weight.normal_()
+        assert not torch.allclose(head(features, image), before)
+    # A head for an encoder without a convolutional stem has its own.
+    assert len(build_head("detail", 3, ImageEncoder(REDUCED), REDUCED).detail["stem"]) == 3

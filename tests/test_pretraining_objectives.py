@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from samunet.network.heads import SamHead
+from samunet.network.image_encoder import Features
 from samunet.pretraining import prompts
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion, draw_pixels, region_contrast, region_sizes
@@ -37,17 +38,17 @@ def test_pixels_are_drawn_evenly_over_regions_where_asked():
         assert abs(float((pixels < 10).float().mean()) - share) < 0.03
 
 
-def test_same_region_reads_the_embedding_where_the_pixel_lies():
-    """Where embeddings are of two directions, left and right, regions that lie so score better than turned ones."""
+def test_same_region_reads_the_features_where_the_pixel_lies():
+    """Where features are of two directions, left and right, regions that lie so score better than turned ones."""
     torch.manual_seed(0)
     objective = SameRegion(8)
-    embedding = torch.zeros(2, 8, 4, 4)
-    embedding[:, :4, :, :2], embedding[:, 4:, :, 2:] = 30.0, 30.0
+    features = torch.zeros(2, 8, 16, 16)
+    features[:, :4, :, :8], features[:, 4:, :, 8:] = 30.0, 30.0
     regions = torch.zeros(2, 64, 64, dtype=torch.long)
     regions[:, :, 32:] = 1
     with torch.no_grad():
-        right = objective(embedding, regions, Draw(CPU, 1))
-        wrong = objective(embedding, regions.mT.contiguous(), Draw(CPU, 1))
+        right = objective(features, regions, Draw(CPU, 1))
+        wrong = objective(features, regions.mT.contiguous(), Draw(CPU, 1))
     assert right < wrong - 0.3
 
 
@@ -136,7 +137,8 @@ def test_decode_is_sams_decoder():
     points = torch.tensor([[[10.0, 20.0]]]), torch.tensor([[1]])
     sparse, dense = head.prompt_encoder(points, None, None)
     with torch.no_grad():
-        masks, quality = prompts.decode(head, embedding, sparse)
+        tokens, upscaled = head.decode(Features(embedding), torch.randn(1, 3, 64, 64), sparse)
+        masks, quality = head.masks(tokens, upscaled), head.mask_decoder.iou_prediction_head(tokens[:, 0])
         expected = head.mask_decoder.predict_masks(embedding, head.prompt_encoder.get_dense_pe(), sparse, dense)
     assert torch.allclose(masks, expected[0], atol=1e-5)
     assert torch.allclose(quality, expected[1], atol=1e-5)
@@ -153,7 +155,7 @@ def test_prompts_can_be_learned():
     optimizer = torch.optim.Adam([embedding, *head.parameters()], lr=5e-3)
     losses = []
     for _ in range(45):
-        loss = prompts.prompt_loss(head, embedding, regions, Draw(CPU, 0))
+        loss = prompts.prompt_loss(head, Features(embedding), torch.zeros(4, 3, 64, 64), regions, Draw(CPU, 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

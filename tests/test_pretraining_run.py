@@ -18,7 +18,7 @@ from samunet.pretraining.options import PretrainingOptions
 
 
 def options(**changes):
-    given = {"iterations": 4, "batch_size": 2, "image_size": 64, "device": "cpu", "seed": 3} | changes
+    given = {"iterations": 4, "batch_size": 2, "image_sizes": (32, 64), "device": "cpu", "seed": 3} | changes
     return PretrainingOptions(**given)
 
 
@@ -40,7 +40,7 @@ def test_pieces_give_what_one_piece_gives(four, tmp_path):
     run.pretrain(tmp_path, options())
     assert_same(load_file(tmp_path / run.LATEST), load_file(four / run.LATEST))
     card = json.loads((tmp_path / "small_latest.json").read_text())
-    assert [piece["images"] for piece in card["pieces"]] == [4, 4]
+    assert [piece["images"] for piece in card["pieces"]] == [16, 16]
 
 
 def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
@@ -53,7 +53,9 @@ def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
-    assert main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 64 -device cpu --seed 3".split()) == 130
+    assert (
+        main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3".split()) == 130
+    )
     monkeypatch.undo()
     assert not (tmp_path / run.WEIGHTS_SO_FAR).exists()
     run.pretrain(tmp_path, options())
@@ -63,10 +65,10 @@ def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
 def test_weights_are_a_whole_sam_in_half_precision(four):
     state = load_file(four / run.WEIGHTS_SO_FAR)
     assert all(value.dtype == torch.float16 and torch.isfinite(value).all() for value in state.values())
-    assert {name.split(".")[0] for name in state} == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert {name.split(".")[0] for name in state} == {"image_encoder", "prompt_encoder", "mask_decoder", "detail"}
     assert state["mask_decoder.mask_tokens.weight"].shape == (4, 256)
     card = json.loads((four / "small_latest.json").read_text())
-    assert card["images_seen"] == 8
+    assert card["images_seen"] == 32  # 8 of 32 px an update cost what 2 of 64 px do
     assert card["iterations"] == 4
     assert card["objectives"] == ["mix"]
     assert card["pieces"][0]["seed"] == 3
@@ -180,7 +182,7 @@ def test_wrong_usage(tmp_path, capsys):
     with pytest.raises(UsageError, match="no pretraining to end"):
         run.pretrain(tmp_path, options(final_decay=True))
     for changes in (
-        {"image_size": 100},
+        {"image_sizes": (224, 100)},
         {"seconds": 3.0},
         {"iterations": None},
         {"iterations": -1},

@@ -11,7 +11,7 @@ from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.network.base_weights import base_weights
 from samunet.network.checkpoints import load_base
-from samunet.network.heads import DetailHead
+from samunet.network.heads import build_head
 from samunet.network.image_encoder import ImageEncoder
 from samunet.pretraining.network import PretrainingModel, write_tensors
 
@@ -29,7 +29,8 @@ def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
     base = base_weights("small", checkpoint=weights)
     assert base.record["pixel_mean"] == [127.5] * 3
     torch.manual_seed(6)
-    encoder, head = ImageEncoder(facts), DetailHead(3, 14, 16)
+    encoder = ImageEncoder(facts)
+    head = build_head("detail", 3, encoder, facts)
     load_base(encoder, head, base.state)
     state = load_file(weights)
     for name, value in encoder.state_dict().items():

@@ -22,11 +22,11 @@ from samunet.network.checkpoints import load_base, load_sam_checkpoint
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import build_model
+from samunet.network.optimizer import adamw
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.training.samed import SamedLoss, reduce_target
 from samunet.training.schedule import Budget
-from samunet.training.trainer import _parameter_groups
 
 CLASSES = 3  # without background
 SIZE = 128
@@ -201,8 +201,8 @@ def test_input_is_seen_as_it_is(reduced, unit_range):
 
 def test_everything_decays_in_samed_s_optimizer():
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    assert {group["weight_decay"] for group in _parameter_groups(module, 0.1)} == {0.1, 0.0}
-    assert {group["weight_decay"] for group in _parameter_groups(module, 0.1, everything=True)} == {0.1}
+    assert {group["weight_decay"] for group in adamw(module, 1e-3, 0.1).param_groups} == {0.1, 0.0}
+    assert {group["weight_decay"] for group in adamw(module, 1e-3, 0.1, everything_decays=True).param_groups} == {0.1}
 
 
 def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys):
@@ -239,7 +239,8 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys):
         load_base(encoder, head, state)
         head.load_state_dict({name: value for name, value in state.items() if not name.startswith("image_encoder.")})
         with torch.no_grad():
-            merged = head(encoder(image.expand(-1, 3, -1, -1)), None)
+            image = image.expand(-1, 3, -1, -1)
+            merged = head(encoder.features(image), image)
         assert torch.allclose(F.interpolate(merged, (SIZE, SIZE), mode="bilinear"), logits, atol=1e-5)
     assert merge_adapter.main(["900", "2d", "all", "-p", "samedPlans", "-o", str(tmp_path / "m.onnx")]) == 2
     assert ".safetensors" in capsys.readouterr().err

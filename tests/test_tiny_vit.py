@@ -376,7 +376,7 @@ def test_planned_work_and_memory_are_near_what_is_counted():
     encoder, head = TinyViT(VIT_T), SamHead(3, 64, 16)
     image = picture(448, 320)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        head(encoder.eval()(image), image)
+        head(encoder.eval().features(image), image)
     full, lora = (resources.estimate(VIT_T, [448, 320], adaptation) for adaptation in ("full", "lora"))
     assert full.training_flops / 3 == pytest.approx(counter.get_total_flops(), rel=0.2)
     for estimate, module in ((full, encoder), (lora, add_lora(TinyViT(VIT_T), LoraPlan()))):
@@ -391,7 +391,7 @@ def test_planned_work_and_memory_are_near_what_is_counted():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = head(module(image), image)
+            output = head(module.features(image), image)
         in_half_precision = sum(size for size, _ in kept.values()) / 2
         assert 0.7 < estimate.image_bytes / in_half_precision < 2
         del output

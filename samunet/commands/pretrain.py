@@ -23,8 +23,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--objective", default="mix", choices=OBJECTIVES, help="what the encoder is asked (default: mix)"
     )
     parser.add_argument("--final_decay", action="store_true", help="bring the rate to zero over this piece")
-    parser.add_argument("--batch_size", type=int, default=12, metavar="N", help="images per update (default: 12)")
-    parser.add_argument("--image_size", type=int, default=224, metavar="PX", help="side of the images (default: 224)")
+    parser.add_argument(
+        "--batch_size", type=int, default=12, metavar="N", help="images of the largest size per update (default: 12)"
+    )
+    parser.add_argument(
+        "--image_size", type=int, nargs="+", default=[112, 224], metavar="PX",
+        help="sides of the images, in turn; of smaller images a batch has as many more (default: 112 224)",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (default: 5e-4)")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
@@ -47,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
         iterations=arguments.iterations,
         seconds=parse_duration(arguments.time_budget) if arguments.time_budget else None,
         batch_size=arguments.batch_size,
-        image_size=arguments.image_size,
+        image_sizes=tuple(arguments.image_size),
         learning_rate=arguments.lr,
         final_decay=arguments.final_decay,
         seed=arguments.seed,

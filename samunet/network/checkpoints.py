@@ -15,13 +15,13 @@ from samunet.encoders import CHECKPOINTS, EncoderFacts
 from samunet.errors import SamunetError
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoint_kinds import compare, describe
-from samunet.network.heads import SamHead
+from samunet.network.heads import SamHead, build_head
 
 # SAMed gives every class a mask token of its own, so SAM's three tokens and what hangs on them are left behind.
 _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
 # Keys under which training scripts put the state dict; the last is nnU-Net's, read to say so.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "module", "network_weights")
-_PARTS = r"(?:image_encoder|prompt_encoder|mask_decoder)\."
+_PARTS = r"(?:image_encoder|prompt_encoder|mask_decoder|detail)\."
 _PREFIX = re.compile(rf"^(?:(?:module|model|sam|sam_model|_orig_mod)\.)+(?={_PARTS})")
 # Buffers that some files hold and SAM's own do not: the encoder's facts have them.
 _STATISTICS = ("pixel_mean", "pixel_std")
@@ -67,7 +67,7 @@ def check_fits(facts: EncoderFacts, state: dict[str, Tensor], path: Path) -> Non
     """
     with torch.device("meta"):  # shapes without memory or time
         encoder = build_encoder(facts)
-        head = SamHead(4, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+        head = build_head("detail" if encoder.gives_details else "sam", 4, encoder, facts)
     _check(_given(state), _expected(encoder, head), facts.name, str(path))
 
 
@@ -75,12 +75,15 @@ def load_base(encoder: nn.Module, head: SamHead, state: dict[str, Tensor]) -> No
     """Put a SAM state dict into an encoder and a head, strictly.
 
     Every tensor of the encoder, the prompt encoder and the class-independent part of the mask decoder must be there
-    with the right shape, and nothing else may be.
+    with the right shape, and nothing else may be. An encoder that gives details has weights for what the ``detail``
+    head makes of them as well; the ``sam`` head leaves them out.
 
     Raises:
         SamunetError: Listing what is missing, unexpected or of another shape.
     """
     given = _given(state)
+    if not hasattr(head, "detail") and encoder.gives_details:
+        given = {name: value for name, value in given.items() if not name.startswith("detail.")}
     _check(given, _expected(encoder, head), "this encoder", "the checkpoint")
     for part, module in _modules(encoder, head).items():
         prefix = part + "."
@@ -124,7 +127,8 @@ def _again(path: Path) -> str:
 
 
 def _modules(encoder: nn.Module, head: SamHead) -> dict[str, nn.Module]:
-    return {"image_encoder": encoder, "prompt_encoder": head.prompt_encoder, "mask_decoder": head.mask_decoder}
+    modules = {"image_encoder": encoder, "prompt_encoder": head.prompt_encoder, "mask_decoder": head.mask_decoder}
+    return modules | ({"detail": head.detail} if encoder.gives_details and hasattr(head, "detail") else {})
 
 
 def _expected(encoder: nn.Module, head: SamHead) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The semantic heads: SAM's mask decoder with one mask token per class or region, without prompts.
 
-``sam`` is the decoder as SAMed uses it. ``detail`` fuses a light convolutional path on the input into its upscaling, so
-that borders need not be told from tokens alone, and gives logits at half the input's resolution.
+``sam`` is the decoder as SAMed uses it. ``detail`` fuses features of the encoder's middle blocks and of a light
+convolutional stem on the input into its upscaling, so that borders need not be told from the last tokens alone, and
+gives logits at half the input's resolution.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samunet.encoders import EncoderFacts
 from samunet.network.adapters import add_decoder_lora
 from samunet.network.bottleneck import add_decoder_adapters
+from samunet.network.image_encoder import Features, convolution, detail_channels
 from samunet.network.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
 from samunet.plans import AdapterPlan, LoraPlan
-
-_GROUPS = 8
 
 
 class SamHead(nn.Module):
@@ -48,29 +49,48 @@ class SamHead(nn.Module):
         )
         self._freeze_what_gets_no_gradient()
 
-    def forward(self, embedding: Tensor, image: Tensor) -> Tensor:
+    def forward(self, features: Features, image: Tensor) -> Tensor:
         """Decode class logits.
 
         Args:
-            embedding: ``(batch, channels, h, w)`` from the image encoder.
+            features: What the image encoder made of the image.
             image: ``(batch, 3, patch h, patch w)``, what the encoder saw.
 
         Returns:
             ``(batch, num_outputs, 4 h, 4 w)``.
         """
-        decoder = self.mask_decoder
-        batch, _, height, width = embedding.shape
-        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(batch, -1, -1)
-        positions = self.prompt_encoder.pe_layer((height, width)).unsqueeze(0)
-        source = embedding + self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        tokens, source = decoder.transformer(source, positions, tokens)
-        upscaled = self.upscale(source.transpose(1, 2).reshape(batch, -1, height, width), image)
-        weights = torch.stack(
-            [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
-        )
-        return (weights @ upscaled.flatten(2)).view(batch, -1, *upscaled.shape[2:])
+        tokens, upscaled = self.decode(features, image)
+        return self.masks(tokens, upscaled)
 
-    def upscale(self, source: Tensor, image: Tensor) -> Tensor:
+    def decode(self, features: Features, image: Tensor, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """SAM's two-way transformer and upscaling.
+
+        Args:
+            features, image: See :meth:`forward`.
+            prompt: ``(batch, points, channels)`` from the prompt encoder, one set for each image; None for none.
+
+        Returns:
+            The tokens ``(batch, 1 + masks + points, channels)``, that of mask quality first, and the features which
+            masks are told from, ``(batch, channels / 8, 4 h, 4 w)``.
+        """
+        decoder = self.mask_decoder
+        batch, _, height, width = features.embedding.shape
+        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(batch, -1, -1)
+        if prompt is not None:
+            tokens = torch.cat([tokens, prompt], dim=1)
+        with torch.autocast(image.device.type, enabled=False):  # places need more than 16 bits
+            positions = self.prompt_encoder.pe_layer((height, width)).unsqueeze(0)
+        source = features.embedding + self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        tokens, source = decoder.transformer(source, positions, tokens)
+        return tokens, self.upscale(source.transpose(1, 2).reshape(batch, -1, height, width), features, image)
+
+    def masks(self, tokens: Tensor, upscaled: Tensor) -> Tensor:
+        """Logits of every mask token, from what :meth:`decode` returned."""
+        mlps = self.mask_decoder.output_hypernetworks_mlps
+        weights = torch.stack([mlp(tokens[:, 1 + index]) for index, mlp in enumerate(mlps)], dim=1)
+        return (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+
+    def upscale(self, source: Tensor, features: Features, image: Tensor) -> Tensor:
         """Decoded tokens ``(batch, channels, h, w)`` to features ``(batch, channels / 8, 4 h, 4 w)``."""
         return self.mask_decoder.output_upscaling(source)
 
@@ -92,48 +112,69 @@ class SamHead(nn.Module):
 
 
 class DetailHead(SamHead):
-    """SAM's mask decoder with a convolutional path from the input (as SAMUS and Dino U-Net restore detail).
+    """SAM's mask decoder with detail from the encoder's depths and from the input (as SAMUS and Dino U-Net restore it).
 
-    Strided convolutions on the input give features at 1/2, 1/4, ... of its resolution; each is added where the
-    decoder's upscaling reaches that resolution, and one more convolution mixes both. Where SAM's two upscaling steps
-    end above half the resolution, bilinear steps follow.
+    What the encoder's middle blocks gave is added to the decoded tokens. Features at 1/8, 1/4 and 1/2 of the input's
+    resolution are added where the decoder's upscaling reaches that resolution: those of the encoder's convolutional
+    stem, or where it has none of a stem of this head's own. A convolution at each scale mixes both. Where SAM's two
+    upscaling steps end above half the resolution, bilinear steps follow.
 
     Args:
         num_outputs, native_grid, patch_size, embedding: See :class:`SamHead`.
+        tap_widths: Channels of each of the encoder's :attr:`~samunet.network.image_encoder.Features.taps`.
+        own_stem: Whether the encoder gives no detail.
     """
 
-    def __init__(self, num_outputs: int, native_grid: int, patch_size: int, embedding: int = 256) -> None:
+    def __init__(
+        self,
+        num_outputs: int,
+        native_grid: int,
+        patch_size: int,
+        embedding: int = 256,
+        *,
+        tap_widths: tuple[int, ...] = (),
+        own_stem: bool = True,
+    ) -> None:
         super().__init__(num_outputs, native_grid, patch_size, embedding)
-        # Resolutions that upscaling reaches, coarse to fine, as divisors of the input's.
-        self.scales = [scale for scale in (8, 4, 2) if scale < patch_size]
-        channels = {scale: embedding // (4 if scale == patch_size // 2 else 8) for scale in self.scales}
-        self.path = nn.ModuleList()
-        inner = 3
-        for scale in reversed(self.scales):
-            self.path.append(_convolution(inner, channels[scale], stride=2))
-            inner = channels[scale]
-        self.mix = nn.ModuleList(_convolution(channels[scale], channels[scale]) for scale in self.scales)
+        channels = detail_channels(patch_size, embedding)
+        self.detail = nn.ModuleDict(
+            {
+                "taps": nn.ModuleList(nn.Linear(width, embedding) for width in tap_widths),
+                "stem": nn.ModuleList(
+                    convolution(*pair, stride=2) for pair in zip((3, *channels), channels if own_stem else ())
+                ),
+                "mix": nn.ModuleList(convolution(width, width) for width in reversed(channels)),
+            }
+        )
+        for tap in self.detail["taps"]:  # SAM's own features until training finds use for others
+            nn.init.zeros_(tap.weight)
+            nn.init.zeros_(tap.bias)
 
-    def upscale(self, source: Tensor, image: Tensor) -> Tensor:
+    def upscale(self, source: Tensor, features: Features, image: Tensor) -> Tensor:
         """Decoded tokens to features ``(batch, channels / 8, H / 2, W / 2)`` of an input ``(batch, 3, H, W)``."""
-        details = []
-        for layer in self.path:
-            image = layer(image)
-            details.append(image)
+        for layer, tap in zip(self.detail["taps"], features.taps):
+            source = source + layer(tap).permute(0, 3, 1, 2)
+        details = features.details
+        if self.detail["stem"]:
+            details = []
+            for layer in self.detail["stem"]:
+                image = layer(image)
+                details.append(image)
         first, norm, activation, second, last_activation = self.mask_decoder.output_upscaling
         steps = [lambda x: activation(norm(first(x))), lambda x: last_activation(second(x))]
-        for index, (mix, detail) in enumerate(zip(self.mix, reversed(details))):
+        for index, (mix, detail) in enumerate(zip(self.detail["mix"], reversed(details))):
             double = steps[index] if index < len(steps) else _double
             source = double(source) + detail
             source = source + mix(source)
         return source
 
 
-HEADS: dict[Literal["sam", "detail"], type[SamHead]] = {"sam": SamHead, "detail": DetailHead}
-
-
-def _convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inner, outer, 3, stride=stride, padding=1), nn.GroupNorm(_GROUPS, outer), nn.ReLU())
+def build_head(kind: Literal["sam", "detail"], num_outputs: int, encoder: nn.Module, facts: EncoderFacts) -> SamHead:
+    """The head of a plan, for an encoder that was built from these facts."""
+    sizes = (num_outputs, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+    if kind == "sam":
+        return SamHead(*sizes)
+    return DetailHead(*sizes, tap_widths=encoder.tap_widths, own_stem=not encoder.gives_details)
 
 
 def _double(features: Tensor) -> Tensor:

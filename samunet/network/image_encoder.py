@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,9 +11,28 @@ from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts
 from samunet.network.attention import block_attention
-from samunet.network.frozen_prefix import Part
+from samunet.network.frozen_prefix import Part, State, run
 from samunet.network.projection import to_autocast
 from samunet.network.sam_modules import Block, ImageEncoderViT
+
+_GROUPS = 8
+
+
+@dataclass
+class Features:
+    """What an image encoder makes of a batch of images.
+
+    Attributes:
+        embedding: ``(batch, embedding, height / patch, width / patch)``, SAM's image embedding.
+        taps: What the blocks with global attention before the last one gave, first to last, each ``(batch, height /
+            patch, width / patch, width)``.
+        details: Features at 1/2, 1/4, ... of the input's resolution, down to twice the tokens', as the convolutional
+            stem has them: ``(batch, channels, height / 2, width / 2)``, ...; none where there is no such stem.
+    """
+
+    embedding: Tensor
+    taps: tuple[Tensor, ...] = ()
+    details: tuple[Tensor, ...] = ()
 
 
 class ImageEncoder(ImageEncoderViT):
@@ -23,6 +43,9 @@ class ImageEncoder(ImageEncoderViT):
 
     Args:
         facts: The encoder to build.
+
+    Attributes:
+        tap_widths, gives_details: Channels of every tap, and whether there are details (:class:`Features`).
     """
 
     def __init__(self, facts: EncoderFacts) -> None:
@@ -41,8 +64,11 @@ class ImageEncoder(ImageEncoderViT):
             global_attn_indexes=facts.global_blocks,
         )
         self.patch_size = facts.patch_size
+        self.tap_blocks = facts.global_blocks[:-1]
+        self.tap_widths = (facts.width,) * len(self.tap_blocks)
+        self.gives_details = facts.convolutional_stem
         if facts.convolutional_stem:
-            self.patch_embed = ConvolutionalStem(facts.patch_size, facts.width)
+            self.patch_embed = ConvolutionalStem(facts.patch_size, facts.width, facts.embedding)
         if not facts.pretrained:
             self._initialise()
 
@@ -55,21 +81,37 @@ class ImageEncoder(ImageEncoderViT):
         Returns:
             ``(batch, embedding, height / patch, width / patch)``.
         """
-        features = image
-        for part in self.parts():
-            features = part.run(features)
-        return features
+        return self.features(image).embedding
 
-    def parts(self) -> list[Part]:
-        """The steps of the forward pass: tokens with positions, every block, the neck."""
-        blocks = [Part.of(block, partial(_run_block, block)) for block in self.blocks]
-        stem = Part.of(self.patch_embed, self._embed, self.pos_embed)
+    def features(self, image: Tensor) -> Features:
+        """Encode images, and give what is found on the way; see :meth:`forward`."""
+        return self.collect(run(self.parts(), (image,)))
+
+    def parts(self, *, embedding_only: bool = False) -> list[Part]:
+        """The steps of the forward pass, in which details and taps gather behind the tokens.
+
+        Args:
+            embedding_only: Leave details and taps out.
+        """
+
+        def embed(state: State) -> State:
+            tokens, details = self.patch_embed(*state) if self.gives_details else (self.patch_embed(*state), ())
+            # The projection leaves channels far apart in memory; every norm would copy the tokens.
+            tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
+            return (tokens,) if embedding_only else (tokens, *details)
+
+        blocks = [
+            Part.of(block, partial(_run_block, block), keep=index in self.tap_blocks and not embedding_only)
+            for index, block in enumerate(self.blocks)
+        ]
+        stem = Part([self.pos_embed, *self.patch_embed.parameters()], embed)
         return [stem, *blocks, Part.of(self.neck, lambda tokens: self.neck(tokens.permute(0, 3, 1, 2)))]
 
-    def _embed(self, image: Tensor) -> Tensor:
-        tokens = self.patch_embed(image)
-        # The projection leaves channels far apart in memory; every norm would copy the tokens.
-        return (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
+    def collect(self, state: State) -> Features:
+        """What all :meth:`parts` left, by name."""
+        embedding, *rest = state
+        details = len(self.patch_embed.layers) - 1 if self.gives_details else 0
+        return Features(embedding, tuple(rest[details:]), tuple(rest[:details]))
 
     def _initialise(self) -> None:
         """Truncated normal weights, as for any vision transformer that is trained from nothing (Dosovitskiy et al.)."""
@@ -104,21 +146,34 @@ class ConvolutionalStem(nn.Module):
     Args:
         patch_size: Input pixels per token and side, a power of two.
         width: Channels of a token.
+        embedding: Channels of the encoder's output; those between follow from it (:func:`detail_channels`).
     """
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, embedding: int) -> None:
         super().__init__()
-        steps = patch_size.bit_length() - 1
-        channels = [3] + [width >> (steps - step - 1) for step in range(steps)]
-        layers: list[nn.Module] = []
-        for inner, outer in zip(channels[:-1], channels[1:]):
-            layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GroupNorm(8, outer), nn.GELU()]
-        self.layers = nn.Sequential(*layers)
+        channels = (3, *detail_channels(patch_size, embedding), width)
+        self.layers = nn.ModuleList(convolution(*pair, stride=2) for pair in zip(channels, channels[1:]))
         self.proj = nn.Conv2d(width, width, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """``(batch, 3, height, width)`` to ``(batch, height / patch, width / patch, channels)``."""
-        return self.proj(self.layers(image)).permute(0, 2, 3, 1)
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Tokens ``(batch, height / patch, width / patch, channels)``, and the details on the way to them."""
+        steps = []
+        for layer in self.layers:
+            image = layer(image)
+            steps.append(image)
+        return self.proj(image).permute(0, 2, 3, 1), tuple(steps[:-1])
+
+
+def detail_channels(patch_size: int, embedding: int) -> tuple[int, ...]:
+    """Channels at 1/2, 1/4, ... of the input's resolution: those of SAM's upscaling where it reaches it."""
+    steps = patch_size.bit_length() - 2
+    return (embedding // 8,) * (steps - 1) + (embedding // 4,)
+
+
+def convolution(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
+    """Convolution of 3 x 3 pixels, norm and activation."""
+    norm = nn.GroupNorm(_GROUPS, outer)
+    return nn.Sequential(nn.Conv2d(inner, outer, 3, stride=stride, padding=1), norm, nn.ReLU())
 
 
 def attention_blocks(encoder: nn.Module) -> dict[str, nn.Module]:

@@ -15,7 +15,8 @@ from samunet.network.adapters import add_lora
 from samunet.network.bottleneck import add_encoder_adapters
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoints import load_base
-from samunet.network.heads import HEADS, SamHead
+from samunet.network.heads import SamHead, build_head
+from samunet.network.image_encoder import Features
 from samunet.plans import NetworkPlan
 
 
@@ -74,7 +75,7 @@ class SamunetModel(nn.Module):
         self.has_base = has_base
 
     def forward(
-        self, image: Tensor, *, upsample: bool = True, encode: Callable[[Tensor], Tensor] | None = None
+        self, image: Tensor, *, upsample: bool = True, encode: Callable[[Tensor], Features] | None = None
     ) -> Tensor:
         """Class logits, at the network's input resolution or as the head gives them.
 
@@ -88,7 +89,7 @@ class SamunetModel(nn.Module):
             ``(batch, num_outputs, height, width)`` float32.
         """
         prepared = self.input_layer(image)
-        logits = self.head((encode or self.image_encoder)(prepared), prepared).float()
+        logits = self.head((encode or self.image_encoder.features)(prepared), prepared).float()
         if not upsample:
             return logits
         return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
@@ -159,7 +160,7 @@ def build_model(
         facts = replace(facts, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0))
         unit_range = [True] * num_channels
     encoder = build_encoder(facts)
-    head = HEADS[plan.head](num_outputs, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+    head = build_head(plan.head, num_outputs, encoder, facts)
     if base_state is not None:
         load_base(encoder, head, base_state)
     if plan.components == "decoder":

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts, Stage
 from samunet.network.attention import in_windows
-from samunet.network.frozen_prefix import Part
+from samunet.network.frozen_prefix import Part, State, run
+from samunet.network.image_encoder import Features
 from samunet.network.projection import project_qkv, to_autocast
 from samunet.network.sam_modules import LayerNorm2d
 
@@ -27,11 +28,16 @@ class TinyViT(nn.Module):
 
     Args:
         facts: The encoder to build; its ``stages`` say all.
+
+    Attributes:
+        tap_widths, gives_details: Empty and False; see :class:`samunet.network.image_encoder.Features`.
     """
 
     def __init__(self, facts: EncoderFacts) -> None:
         super().__init__()
         stages = facts.stages
+        self.tap_widths: tuple[int, ...] = ()
+        self.gives_details = False
         self.patch_size = facts.patch_size
         self.patch_embed = PatchEmbedding(stages[0].width)
         self.layers = nn.ModuleList(
@@ -58,16 +64,21 @@ class TinyViT(nn.Module):
         Returns:
             ``(batch, embedding, height / patch, width / patch)``.
         """
-        features = image
-        for part in self.parts():
-            features = part.run(features)
-        return features
+        return self.features(image).embedding
 
-    def parts(self) -> list[Part]:
+    def features(self, image: Tensor) -> Features:
+        """Encode images, without taps or details; see :meth:`forward`."""
+        return self.collect(run(self.parts(), (image,)))
+
+    def parts(self, *, embedding_only: bool = False) -> list[Part]:
         """The steps of the forward pass: the two first convolutions, every block and change of grid, the neck."""
         steps = [step for layer in self.layers for step in (*layer.blocks, layer.downsample) if step is not None]
         stem = Part.of(self.patch_embed, self._embed)
         return [stem, *(Part.of(step) for step in steps), Part.of(self.neck)]
+
+    def collect(self, state: State) -> Features:
+        """What all :meth:`parts` left, by name."""
+        return Features(*state)
 
     def _embed(self, image: Tensor) -> Tensor:
         # Tokens lie in memory as attention wants them, channels last, and convolutions are no slower for it.

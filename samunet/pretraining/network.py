@@ -15,14 +15,14 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.inference.model_folder import read_tensors
 from samunet.network.build_encoder import build_encoder
-from samunet.network.heads import SamHead
+from samunet.network.heads import build_head
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion
+from samunet.pretraining.options import PERIOD
 from samunet.pretraining.prompts import prompt_loss
 from samunet.pretraining.synthesis import SyntheticBatch
 
 _MASK_TOKENS = 4  # as every SAM
-_MIX_PERIOD = 4  # of so many batches of a mix, one is for reconstruction
 
 
 class PretrainingModel(nn.Module):
@@ -37,29 +37,31 @@ class PretrainingModel(nn.Module):
     def __init__(self, facts: EncoderFacts) -> None:
         super().__init__()
         self.image_encoder = build_encoder(facts)
-        self.head = SamHead(_MASK_TOKENS, facts.native_size // facts.patch_size, facts.patch_size, facts.embedding)
+        self.head = build_head("detail", _MASK_TOKENS, self.image_encoder, facts)
         self.head.requires_grad_(True)
         self.head.prompt_encoder.mask_downscaling.requires_grad_(False)  # no mask is ever the prompt here
-        self.same_region = SameRegion(facts.embedding)
+        self.same_region = SameRegion(facts.embedding // 8)
         self.reconstruction = MaskedReconstruction(facts.embedding, facts.patch_size)
 
     def forward(self, batch: SyntheticBatch, objective: str, iteration: int, draw: Draw) -> dict[str, Tensor]:
         """Losses of a batch by name: ``dense``, ``prompt``, ``mae``; what is minimised is their sum."""
-        if objective == "mae" or (objective == "mix" and iteration % _MIX_PERIOD == _MIX_PERIOD - 1):
+        if objective == "mae" or (objective == "mix" and iteration % PERIOD == PERIOD - 1):
             seen, mask = self.reconstruction.hide(batch.images, draw)
             return {"mae": self.reconstruction(self.image_encoder(seen), batch.images, mask)}
-        embedding = self.image_encoder(batch.images)
+        features = self.image_encoder.features(batch.images)
         losses = {}
         if objective in ("dense", "mix"):
-            losses["dense"] = self.same_region(embedding, batch.regions, draw)
-        if objective in ("prompt", "mix"):
-            losses["prompt"] = prompt_loss(self.head, embedding, batch.regions, draw)
+            _, upscaled = self.head.decode(features, batch.images)
+            losses["dense"] = self.same_region(upscaled, batch.regions, draw)
+        if objective == "prompt" or (objective == "mix" and iteration % PERIOD == 0):
+            losses["prompt"] = prompt_loss(self.head, features, batch.images, batch.regions, draw)
         return losses
 
     def sam_state(self) -> dict[str, Tensor]:
-        """Encoder, prompt encoder and mask decoder by SAM's names, in half precision."""
+        """Encoder, prompt encoder and mask decoder by SAM's names, and ``detail``, in half precision."""
         parts = {
             "image_encoder": self.image_encoder,
+            "detail": self.head.detail,
             "prompt_encoder": self.head.prompt_encoder,
             "mask_decoder": self.head.mask_decoder,
         }
@@ -80,7 +82,7 @@ class PretrainingProgress:
         elapsed: Seconds in the training loop over all pieces.
         decay: Of a final decay that was interrupted: updates and seconds of it.
         log: One entry per 100 updates.
-        pieces: What every piece was: objective, seed, batch size, image size, rate, images, versions, command.
+        pieces: What every piece was: objective, seed, batch size, image sizes, rate, images, versions, command.
         setup: What must not change.
     """
 
@@ -122,9 +124,7 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, setup: dict) 
         for name, parameter in model.named_parameters():
             saved = _with_prefix(tensors, f"optimizer.{name}.")
             if saved:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()
-                }
+                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
     except SamunetError as error:
         raise SamunetError(error.message, error.hint if "--out" in (error.hint or "") else remedy) from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

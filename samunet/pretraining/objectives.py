@@ -17,26 +17,25 @@ _HIDDEN_SHARE = 0.6
 class SameRegion(nn.Module):
     """Do two pixels lie in the same region? A supervised contrastive loss on a few pixels of each image.
 
-    Two transposed convolutions bring the encoder's output to four times its resolution and 32 channels, where pixels
-    drawn at random are compared with each other (Khosla et al. 2020): each must be more like those of its own region
-    than like any other of the image. Against a yes or no for every pair, this puts the weight on the pairs that are
-    hard to tell apart, and needs no balance between the few equal pairs and the many unequal ones. It is cheap: a
-    decoder of two small layers, and 256 x 256 products per image, whatever the image's size.
+    Pixels drawn at random are compared with each other (Khosla et al. 2020): each must be more like those of its own
+    region than like any other of the image. Against a yes or no for every pair, this puts the weight on the pairs that
+    are hard to tell apart, and needs no balance between the few equal pairs and the many unequal ones. What is
+    compared is a projection (Chen et al. 2020, SimCLR) of the features that masks are told from, so that encoder,
+    decoder and upscaling all learn, and it costs 256 x 256 products per image whatever the image's size.
 
     Args:
-        embedding: Channels of the encoder's output.
+        channels: Of the features.
     """
 
-    def __init__(self, embedding: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.ConvTranspose2d(embedding, embedding // 4, 2, stride=2)
-        self.second = nn.ConvTranspose2d(embedding // 4, 32, 2, stride=2)
+        self.projection = nn.Linear(channels, channels)
 
-    def forward(self, embedding: Tensor, regions: Tensor, draw: Draw) -> Tensor:
+    def forward(self, features: Tensor, regions: Tensor, draw: Draw) -> Tensor:
         """Loss of a batch.
 
         Args:
-            embedding: ``(batch, channels, h, w)`` from the encoder.
+            features: ``(batch, channels, h, w)`` from the head.
             regions: ``(batch, H, W)`` int64.
             draw: Which pixels.
         """
@@ -44,9 +43,8 @@ class SameRegion(nn.Module):
         height, width = regions.shape[1:]
         y, x = pixels // width, pixels % width
         places = torch.stack([(x + 0.5) / width, (y + 0.5) / height], dim=2) * 2 - 1
-        features = self.second(F.gelu(self.first(embedding))).float()
-        sampled = F.grid_sample(features, places[:, None], align_corners=False)[:, :, 0].mT
-        return region_contrast(sampled, regions.flatten(1).gather(1, pixels), pixels)
+        sampled = F.grid_sample(features.float(), places[:, None], align_corners=False)[:, :, 0].mT
+        return region_contrast(self.projection(sampled), regions.flatten(1).gather(1, pixels), pixels)
 
 
 def draw_pixels(regions: Tensor, number: int, draw: Draw, evenness: float) -> Tensor:

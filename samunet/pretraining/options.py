@@ -9,6 +9,7 @@ from samunet.errors import UsageError
 
 Objective = Literal["dense", "prompt", "mae", "mix"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
+PERIOD = 4  # updates after which a mix begins anew, at the next image size
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,12 @@ class PretrainingOptions:
 
     Attributes:
         objective: ``dense`` (do two pixels lie in the same region?), ``prompt`` (a click or box gives the mask),
-            ``mae`` (reconstruct what is hidden), or ``mix``: the first two together, and every fourth batch the third.
+            ``mae`` (reconstruct what is hidden), or ``mix``: the first, in every fourth batch with the second,
+            and every fourth batch the third instead.
         iterations: Length in updates over all pieces, or of the final decay; exclusive with ``seconds``.
         seconds: Length of this piece in the training loop.
-        batch_size: Images per update.
-        image_size: Side of the images in pixels.
+        batch_size: Images of the largest size per update; of smaller ones as many more as have the same pixels.
+        image_sizes: Sides of the images in pixels; they take turns.
         learning_rate: After the warm-up, and until the final decay.
         final_decay: Bring the rate to zero over this piece's length and write the weights.
         seed: All randomness depends on it.
@@ -33,7 +35,7 @@ class PretrainingOptions:
     iterations: int | None = None
     seconds: float | None = None
     batch_size: int = 12
-    image_size: int = 224
+    image_sizes: tuple[int, ...] = (112, 224)
     learning_rate: float = 5e-4
     final_decay: bool = False
     seed: int = 12345
@@ -51,5 +53,11 @@ class PretrainingOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be positive, got {value:g}")
-        if self.image_size < 32 or self.image_size % 16:
-            raise UsageError(f"--image_size {self.image_size} is no multiple of 16 from 32 on", "use for example 224")
+        for size in self.image_sizes:
+            if size < 32 or size % 16:
+                raise UsageError(f"--image_size {size} is no multiple of 16 from 32 on", "use for example 224")
+
+    def shape(self, iteration: int) -> tuple[int, int]:
+        """Number and side of an update's images."""
+        size = self.image_sizes[iteration // PERIOD % len(self.image_sizes)]
+        return round(self.batch_size * (max(self.image_sizes) / size) ** 2), size

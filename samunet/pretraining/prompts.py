@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samunet.network.heads import SamHead
+from samunet.network.image_encoder import Features
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import region_sizes
 
-_STRIDE = 4  # input pixels per pixel of SAM's masks, with 16 px a token
+_STRIDE = 4  # input pixels per pixel of the targets, as of SAM's masks
 _SMALLEST = 4  # pixels of a target's region on the masks' grid
 _LARGEST = 0.7  # of the image: a region beyond this is background
 _JITTER, _MOST_JITTER = 0.1, 20  # of a box, as SAM: deviation in sides, and at most so many pixels
 _STEPS_BETWEEN_CHECKS = 16
 
 
-def prompt_loss(head: SamHead, embedding: Tensor, regions: Tensor, draw: Draw) -> Tensor:
+def prompt_loss(head: SamHead, features: Features, images: Tensor, regions: Tensor, draw: Draw) -> Tensor:
     """Loss of one click and one box on every image, each on a connected piece of a random region.
 
     A click may mean several things, so only the best of its three masks is taught; a box has one mask. The predicted
@@ -25,21 +26,24 @@ def prompt_loss(head: SamHead, embedding: Tensor, regions: Tensor, draw: Draw) -
 
     Args:
         head: SAM's prompt encoder and mask decoder, with four mask tokens.
-        embedding: ``(batch, channels, h, w)`` from the encoder.
-        regions: ``(batch, H, W)`` int64, of 16 px per token and side.
+        features: From the encoder.
+        images: ``(batch, 3, H, W)``, what it saw.
+        regions: ``(batch, H, W)`` int64.
         draw: Randomness.
     """
     coarse = regions[:, _STRIDE // 2 :: _STRIDE, _STRIDE // 2 :: _STRIDE]
-    total = embedding.new_zeros((), dtype=torch.float32)
+    total = images.new_zeros(())
     for kind in ("click", "box"):
         target, place = draw_target(coarse, draw)
-        with torch.autocast(embedding.device.type, enabled=False):  # places need more than 16 bits
+        with torch.autocast(images.device.type, enabled=False):  # places need more than 16 bits
             if kind == "click":
                 points, labels = _clicks(target, place, draw)
                 prompt = head.prompt_encoder((points, labels), None, None)[0]
             else:
                 prompt = head.prompt_encoder(None, _boxes(target, draw), None)[0]
-        masks, quality = decode(head, embedding, prompt)
+        tokens, upscaled = head.decode(features, images, prompt)
+        masks = F.interpolate(head.masks(tokens, upscaled).float(), size=target.shape[1:], mode="bilinear")
+        quality = head.mask_decoder.iou_prediction_head(tokens[:, 0]).float()
         losses = mask_losses(masks, target)
         chosen = losses[:, 1:].amin(1) if kind == "click" else losses[:, 0]
         total = total + chosen.mean() + 0.2 * F.mse_loss(quality, overlap(masks, target))
@@ -77,31 +81,6 @@ def connected(start: Tensor, inside: Tensor) -> Tensor:
             grown = F.max_pool2d(grown, 3, stride=1, padding=1) * limit
         if torch.equal(before, grown):
             return grown[:, 0] > 0
-
-
-def decode(head: SamHead, embedding: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's mask decoder on a batch in which every image has its own prompt.
-
-    Args:
-        head: Prompt encoder and mask decoder.
-        embedding: ``(batch, channels, h, w)``.
-        prompt: ``(batch, points, channels)``, from the prompt encoder.
-
-    Returns:
-        Logits ``(batch, 4, 4 h, 4 w)`` and predicted qualities ``(batch, 4)``, float32.
-    """
-    decoder = head.mask_decoder
-    batch, _, height, width = embedding.shape
-    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(batch, -1, -1)
-    tokens = torch.cat([tokens, prompt], dim=1)
-    with torch.autocast(embedding.device.type, enabled=False):
-        positions = head.prompt_encoder.pe_layer((height, width)).unsqueeze(0)
-    source = embedding + head.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-    tokens, source = decoder.transformer(source, positions, tokens)
-    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(batch, -1, height, width))
-    weights = [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    masks = (torch.stack(weights, dim=1) @ upscaled.flatten(2)).view(batch, -1, *upscaled.shape[2:])
-    return masks.float(), decoder.iou_prediction_head(tokens[:, 0]).float()
 
 
 def mask_losses(masks: Tensor, target: Tensor) -> Tensor:

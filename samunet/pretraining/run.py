@@ -24,6 +24,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
 from samunet.interruption import StopRequest
 from samunet.locks import LockHeld, exclusive
+from samunet.network.optimizer import adamw
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.network import (
     PretrainingModel,
@@ -40,7 +41,7 @@ LATEST = "pretraining_latest.safetensors"
 DECAY = "pretraining_decay.safetensors"
 WEIGHTS = f"{ENCODER}_pretrained.safetensors"  # after a final decay
 WEIGHTS_SO_FAR = f"{ENCODER}_latest.safetensors"
-_WARM_UP = 500
+_WARM_UP = 200
 _LOG_EVERY = 100
 _CLIP_NORM = 1.0
 _WEIGHT_DECAY = 0.05
@@ -83,7 +84,7 @@ class _Pretraining:
         self.dtype = fast if fast is torch.bfloat16 else None  # float16 would need its gradients scaled
         torch.manual_seed(options.seed)
         self.model = PretrainingModel(encoder_facts(ENCODER)).to(self.device)
-        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=options.learning_rate, betas=(0.9, 0.95))
+        self.optimizer = adamw(self.model, options.learning_rate, _WEIGHT_DECAY, betas=(0.9, 0.95))
         self.file = folder / (DECAY if options.final_decay else LATEST)
         source = self.file if self.file.is_file() else folder / LATEST
         setup = {"encoder": ENCODER}
@@ -107,7 +108,7 @@ class _Pretraining:
             log.info("%s has %d iterations already", self.folder, state.iteration)
         started, saved, logged = time.monotonic() - state.elapsed, time.monotonic(), time.monotonic()
         sums: dict[str, list[float]] = {}
-        updates = 0
+        seen = images
         with StopRequest() as stop:
             while spent() < 1:
                 before = time.monotonic()
@@ -115,16 +116,15 @@ class _Pretraining:
                 for name, value in self._step(factor).items():
                     sums.setdefault(name, []).append(value)
                 now = time.monotonic()
-                updates += 1
                 state.iteration += 1
-                state.images += options.batch_size
+                state.images += options.shape(state.iteration - 1)[0]
                 state.elapsed = now - started
                 if options.final_decay:
                     state.decay["iterations"] += 1
                     state.decay["seconds"] += now - before
                 if state.iteration % _LOG_EVERY == 0:
-                    self._log(sums, factor, updates / (now - logged))
-                    sums, updates, logged = {}, 0, time.monotonic()
+                    self._log(sums, factor, (state.images - seen) / (now - logged))
+                    sums, seen, logged = {}, state.images, time.monotonic()
                 if stop.received or now - saved > options.checkpoint_seconds:
                     self._save(begun, images)
                     saved = time.monotonic()
@@ -149,7 +149,7 @@ class _Pretraining:
         options, iteration = self.options, self.state.iteration
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
-        batch = synthetic_batch(options.seed, iteration, options.batch_size, options.image_size, self.device)
+        batch = synthetic_batch(options.seed, iteration, *options.shape(iteration), self.device)
         draw = Draw(self.device, options.seed, iteration, _OBJECTIVE_KEY)
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             losses = self.model(batch, options.objective, iteration, draw)
@@ -165,13 +165,13 @@ class _Pretraining:
         self.optimizer.zero_grad(set_to_none=True)
         return values
 
-    def _log(self, sums: dict[str, list[float]], factor: float, updates_per_second: float) -> None:
+    def _log(self, sums: dict[str, list[float]], factor: float, images_per_second: float) -> None:
         entry = {
             "iteration": self.state.iteration,
             "images": self.state.images,
             "losses": {name: sum(values) / len(values) for name, values in sorted(sums.items())},
             "learning_rate": self.options.learning_rate * factor,
-            "images_per_second": round(updates_per_second * self.options.batch_size, 1),
+            "images_per_second": round(images_per_second, 1),
         }
         self.state.log.append(entry)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in entry["losses"].items())
@@ -193,7 +193,7 @@ class _Pretraining:
             "images": self.state.images - images,
             "seed": options.seed,
             "batch_size": options.batch_size,
-            "image_size": options.image_size,
+            "image_sizes": list(options.image_sizes),
             "learning_rate": options.learning_rate,
             "final_decay": options.final_decay,
             "dtype": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
@@ -226,20 +226,6 @@ class _Pretraining:
             self.file.unlink()
         log.info("%d images seen, %d iterations in all", state.images, state.iteration)
         return weights
-
-
-def _groups(model: nn.Module) -> list[dict]:
-    """Matrices decay; biases, norms, positions and tokens do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
-    }
-    return [
-        {"params": [p for p in trained if id(p) in matrices], "weight_decay": _WEIGHT_DECAY},
-        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
-    ]
 
 
 def _plot(entries: list[dict], file: Path) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor
 from samunet.encoders import encoder_facts
 from samunet.errors import UsageError
 from samunet.network.frozen_prefix import FrozenPrefix
+from samunet.network.heads import DetailHead
+from samunet.network.image_encoder import Features
 from samunet.network.model import SamunetModel
 from samunet.plans import NetworkPlan, fingerprint_of
 from samunet.preprocessing.store import StoredCase
@@ -87,12 +89,13 @@ class CachedModel:
         monitored: Iterable[StoredCase] = (),
     ) -> None:
         self.model = model
-        self.prefix = FrozenPrefix(model.image_encoder)
+        self.prefix = FrozenPrefix(model.image_encoder, embedding_only=not isinstance(model.head, DetailHead))
         self.dtype = dtype
         input_layer = [tensor.tolist() for tensor in (model.input_layer.mean, model.input_layer.std)]
         key = fingerprint_of(self.prefix.digest(), input_layer, str(dtype), torch.__version__)
         self.cache = FeatureCache(folder, key, limit)
-        self.shape, size = self._measure(loader)
+        self.shapes: list[torch.Size] = []
+        size = self._measure(loader)
         images = images_per_variant(loader)
         room = limit - sum(case.shape[0] for case in monitored) * size
         loader.variants = choose_variants(images, room // size, draws)
@@ -129,8 +132,9 @@ class CachedModel:
         counts = {"images_read": self.stored, "images_computed": self.computed}
         return {"variants": self.variants, **counts, "bytes": self.cache.bytes}
 
-    def _encode(self, keys: list[str], prepared: Tensor) -> Tensor:
-        found = [self.cache.read(key, self.shape) for key in keys]
+    def _encode(self, keys: list[str], prepared: Tensor) -> Features:
+        length = sum(shape.numel() for shape in self.shapes)
+        found = [self.cache.read(key, (length,)) for key in keys]
         missing = [index for index, features in enumerate(found) if features is None]
         if missing:
             for index, features in zip(missing, self._features(prepared[missing])):
@@ -138,20 +142,24 @@ class CachedModel:
                 self.cache.write(keys[index], features)
         self.computed += len(missing)
         self.stored += len(keys) - len(missing)
-        features = torch.from_numpy(np.stack(found)).to(prepared.device)
-        return self.prefix.finish(features.float())
+        numbers = torch.from_numpy(np.stack(found)).to(prepared.device).float()
+        parts = numbers.split([shape.numel() for shape in self.shapes], dim=1)
+        return self.prefix.finish(tuple(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)))
 
     def _features(self, prepared: Tensor) -> list[np.ndarray]:
-        """Features of every image, in the number format in which they are stored."""
+        """Features of every image, one after the other in one row, in the number format in which they are stored."""
         device, half = prepared.device.type, self.dtype is not None
         together = 1 if device == "cpu" else len(prepared)
         with torch.autocast(device, self.dtype or torch.bfloat16, enabled=half):
-            computed = [image for part in prepared.split(together) for image in self.prefix.features(part).float()]
-        fits = [half and float(features.abs().max()) <= _HALF_MAX for features in computed]
+            states = [self.prefix.features(part) for part in prepared.split(together)]
+        self.shapes = [tensor.shape[1:] for tensor in states[0]]
+        rows = [torch.cat([tensor.float().flatten(1) for tensor in state], dim=1) for state in states]
+        computed = [image for part in rows for image in part]
+        fits = [half and float(image.abs().max()) <= _HALF_MAX for image in computed]
         return [(image.half() if fit else image).cpu().numpy() for image, fit in zip(computed, fits)]
 
-    def _measure(self, loader: SliceLoader) -> tuple[tuple[int, ...], int]:
-        """Shape of an image's features, and the bytes they take."""
+    def _measure(self, loader: SliceLoader) -> int:
+        """Bytes that an image's features take; notes their shapes."""
         device = next(self.model.parameters()).device
         features = self._features(torch.zeros(1, 3, *loader.network.input_shape, device=device))[0]
-        return features.shape, features.nbytes + 128
+        return features.nbytes + 128

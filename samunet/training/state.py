@@ -75,9 +75,7 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
     for index, (parameter, _) in enumerate(_optimizer_items(optimizer)):
         saved = _with_prefix(tensors, f"optimizer.{index}.")
         if saved:
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()
-            }
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
     return progress
 
 

@@ -21,6 +21,7 @@ from samunet.inference.model_folder import build_network, read_tensors
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.network.image_encoder import hold_frozen
+from samunet.network.optimizer import adamw
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
@@ -99,9 +100,7 @@ class Trainer:
             self._start_from(options.pretrained)
         self.samed = network.recipe == "samed"
         self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, network.weight_decay, everything=self.samed), lr=network.learning_rate
-        )
+        self.optimizer = adamw(self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed)
         self.dtype = self._choose_dtype()
         self.cached = self._open_cache() if options.feature_cache else None
         self.setup = {
@@ -372,18 +371,3 @@ def _monitored(cases: dict[str, StoredCase]) -> dict[str, StoredCase]:
         chosen[names[index]] = case
         slices += case.shape[0]
     return chosen
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float, *, everything: bool = False) -> list[dict]:
-    """Matrices decay; biases, norms, positions and tokens do so only with ``everything`` (SAMed)."""
-    matrices = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
-    }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    others = weight_decay if everything else 0.0
-    return [
-        {"params": [parameter for parameter in trained if id(parameter) in matrices], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if id(parameter) not in matrices], "weight_decay": others},
-    ]
