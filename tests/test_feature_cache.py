@@ -116,7 +116,7 @@ def test_a_slice_comes_in_so_many_variants(ignore):
     # A wide slice, on which windows differ, and one that a window covers.
     cases = {"wide": CaseInMemory((5, 40, 48)), "small": CaseInMemory((4, 16, 16))}
     del cases["small"].class_locations[1]  # too small to hold its square
-    loader = make_loader(cases=cases, foreground_share=0.5, batch_size=600, ignore=ignore)
+    loader = make_loader(cases=cases, foreground_share=0.5, batch_size=300, ignore=ignore)
     plain = loader.batch(0)
     loader.variants = 3
     # Wide: any of 5 slices, and class 1 and class 2 on one slice each. Small: any of 4 slices. With an ignore label
@@ -128,7 +128,7 @@ def test_a_slice_comes_in_so_many_variants(ignore):
     labels = {key: label.tobytes() for key, label in zip(batch["key"], batch["seg"])}
     assert all(labels[key] == label.tobytes() for key, label in zip(batch["key"], batch["seg"]))
     assert 0.5 * images * 3 < len(set(batch["key"])) <= images * 3
-    assert set(loader.batch(1)["key"]) <= set(batch["key"]) | set(loader.batch(2)["key"]) | set(loader.batch(3)["key"])
+    assert len(set(batch["key"]) | set(loader.batch(1)["key"])) <= images * 3
     # Which slices are drawn, and around which class, is as it was: so is the share of foreground.
     has_class = [np.mean([(label == 1).any() for label in one["seg"]]) for one in (plain, batch)]
     assert abs(has_class[0] - has_class[1]) < 0.1
