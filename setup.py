@@ -33,6 +33,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["samunet", "samunet.*"]),
+    package_data={"samunet": ["weights/*"]},
     install_requires=[
         "torch>=2.6,<2.14",  # tested up to 2.13
         "segment-anything>=1.0",  # SAM's modules; torchvision is not needed

@@ -1,10 +1,12 @@
-"""Train fold 0 of a preprocessed dataset for some seconds with one decision of the plans changed, and print the Dice.
+"""Train fold 0 of a preprocessed dataset for some seconds with decisions of the plans changed, and print the Dice.
 
     python benchmarks/ablation.py 004 --seconds 90 --set head=sam
-    python benchmarks/ablation.py 027 --seconds 150 --set learning_rate=4e-4 --patch_size 8
+    python benchmarks/ablation.py 004 --seconds 300 --num_cases 8 --weights random
+    python benchmarks/ablation.py 027 --seconds 150 --weights pretraining/small_latest.safetensors --seed 1
 
-The Dice is that of the few validation cases that every training monitors, on their stored grid, without mirroring.
-Nothing is written to the results folder. Compare runs made on the same quiet machine, and look at the iterations too.
+The Dice is that of the fold's validation cases on their stored grid, without mirroring; the last line has it with what
+was changed. Nothing is written to the results folder. Compare runs made on the same quiet machine, and look at the
+iterations too.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from pathlib import Path
 from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
+from samunet.dataset.splits import few_cases, infer_groups
 from samunet.encoders import ENCODERS
 from samunet.files import read_json
+from samunet.network.base_weights import base_weights
 from samunet.plans import read_plans
 from samunet.preprocessing.run import stored_cases
 from samunet.training.options import TrainingOptions
@@ -32,8 +36,10 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--num_cases", type=int, help="train on so many of the fold's cases, drawn with seed 12345")
+    parser.add_argument("--weights", default="bundled", help="bundled, random, or a file (default: bundled)")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the small network's plan")
-    parser.add_argument("--patch_size", type=int, help="of the small encoder")
+    parser.add_argument("--patch_size", type=int, help="of the small encoder, with random weights")
     arguments = parser.parse_args()
     if arguments.patch_size:
         ENCODERS["small"] = replace(ENCODERS["small"], patch_size=arguments.patch_size)
@@ -43,21 +49,35 @@ def main() -> None:
     changes = {key: _value(text) for key, text in (item.split("=", 1) for item in arguments.set)}
     network = replace(configuration.networks["bundled"], **changes)
     split = read_json(folder / "splits_final.json")[0]
+    names = sorted(split["train"])
+    if arguments.num_cases:
+        groups = description.groups or infer_groups(sorted(split["train"] + split["val"]))
+        names = few_cases(names, arguments.num_cases, 12345, groups)
+    base = None
+    if arguments.weights != "random":
+        given = None if arguments.weights == "bundled" else Path(arguments.weights)
+        base = base_weights(network.encoder, checkpoint=given)
+    validation = stored_cases(folder, plans, configuration, description, split["val"])
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             folder=Path(scratch),
             configuration=configuration,
             network=network,
             description=description,
-            train=stored_cases(folder, plans, configuration, split["train"]),
-            validation=stored_cases(folder, plans, configuration, split["val"]),
+            train=stored_cases(folder, plans, configuration, description, names),
+            validation=validation,
             options=TrainingOptions(seconds=arguments.seconds, seed=arguments.seed),
             identity="ablation",
             run={},
+            base=base,
         )
         trainer.train()
         for entry in trainer.state.log:
             print(json.dumps(entry))
+        trainer.monitored = validation
+        score = trainer._monitor()
+    setting = {key: value for key, value in vars(arguments).items() if value}
+    print(json.dumps(setting | {"iterations": trainer.state.iteration, "dice": round(score, 4)}))
 
 
 def _value(text: str) -> object:

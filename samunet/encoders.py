@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from samunet.errors import UsageError
@@ -10,6 +11,8 @@ from samunet.errors import UsageError
 # Mean and standard deviation of SAM's training images per colour channel, on 0-255 (segment_anything/build_sam.py).
 SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
+
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights"  # in the package
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,15 @@ class EncoderFacts:
     Attributes:
         name: What ``-encoder`` takes.
         family: ``sam`` for encoders with published weights in SAM's layout, ``bundled`` for the one that needs no
-            download.
+            download: they are in the package.
         width, depth, heads: Of the vision transformer; with ``stages``, of the last one.
         global_blocks: Indices of the blocks with global attention; all others attend within windows.
         patch_size: Input pixels per token and side.
         native_size: Side in pixels of the square input whose token grid ``pos_embed`` has.
         convolutional_stem: True if tokens come from a small stack of convolutions instead of one strided projection.
         pixel_mean, pixel_std: Statistics of the input the encoder was trained on, on 0-255.
-        checkpoint_file, checkpoint_url: Where its weights are published; None if there are none.
+        checkpoint_file: Name of the file with its weights.
+        checkpoint_url: Where it is published; None for one in the package.
         checkpoint_bytes, checkpoint_sha256: What the published file is checked against; None if not known.
         checkpoint_licence: Of the weights.
         window: Side of the attention windows in tokens.
@@ -62,7 +66,7 @@ class EncoderFacts:
     convolutional_stem: bool = False
     pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
-    checkpoint_file: str | None = None
+    checkpoint_file: str = ""
     checkpoint_url: str | None = None
     checkpoint_bytes: int | None = None
     checkpoint_sha256: str | None = None
@@ -70,11 +74,6 @@ class EncoderFacts:
     window: int = 14
     embedding: int = 256
     stages: tuple[Stage, ...] = ()
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether published weights exist for this encoder."""
-        return self.checkpoint_file is not None
 
     @property
     def attention_blocks(self) -> int:
@@ -123,13 +122,14 @@ ENCODERS: dict[str, EncoderFacts] = {
         EncoderFacts(
             "small", "bundled", 192, 8, 3, (3, 7), 16, 224, window=7,
             convolutional_stem=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(63.75, 63.75, 63.75),
+            checkpoint_file="small_pretrained.safetensors", checkpoint_licence="Apache-2.0",
         ),
     )
 }  # fmt: skip
 
 # Published files by the name that samunet_download_checkpoint takes: those of the encoders, and files made for one of
 # them by others. MedSAM (Ma et al. 2024) was trained on pictures scaled to 0-1, without a mean and deviation.
-CHECKPOINTS: dict[str, EncoderFacts] = {name: facts for name, facts in ENCODERS.items() if facts.pretrained} | {
+CHECKPOINTS: dict[str, EncoderFacts] = {name: facts for name, facts in ENCODERS.items() if facts.checkpoint_url} | {
     "medsam": replace(
         ENCODERS["vit_b"],
         pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0),

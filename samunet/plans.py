@@ -280,12 +280,6 @@ def adaptation_problems(
     facts = ENCODERS.get(encoder)
     if facts is None:
         return
-    if not facts.pretrained and (adaptation != "full" or components != "encoder_decoder"):
-        yield (
-            "adaptation",
-            f"{adaptation!r} of {components!r} would freeze {encoder}, which has no pretrained weights and would stay "
-            "random: it must be 'full' of 'encoder_decoder'",
-        )
     for key, settings in (("lora", lora), ("adapter", adapter)):
         if settings and isinstance(settings.blocks, list):
             given, count = settings.blocks, facts.attention_blocks

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from samunet.commands import plan_and_preprocess, predict, train
-from samunet.encoders import encoder_facts
+from samunet.encoders import BUNDLED_WEIGHTS, encoder_facts
 from samunet.errors import SamunetError
 from samunet.network.base_weights import base_weights
 from samunet.network.checkpoints import load_base
@@ -39,8 +39,13 @@ def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
     assert torch.equal(head.mask_decoder.state_dict()[name], state[f"mask_decoder.{name}"].float())
 
 
-def test_without_a_file_the_small_encoder_starts_from_random_weights():
-    assert base_weights("small") is None
+def test_without_a_file_the_small_encoder_starts_from_the_weights_in_the_package():
+    base = base_weights("small")
+    card = json.loads((BUNDLED_WEIGHTS / "small_pretrained.json").read_text())
+    assert base.record["sha256"] == card["sha256"]
+    assert base.record["bytes"] <= 30_000_000
+    assert "path" not in base.record
+    assert all(torch.isfinite(value).all() for value in base.state.values())
 
 
 def test_a_file_of_another_encoder_is_refused(weights):
@@ -65,3 +70,18 @@ def test_train_and_predict_from_pretrained_weights(samunet_folders, tiny_dataset
     assert torch.allclose(trained, start, atol=5e-3)
     assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
     assert len(list((tmp_path / "preds").glob("*.nii.gz"))) == 2
+
+
+def test_random_weights_are_asked_for_and_kept_to(samunet_folders, tiny_dataset, capsys):
+    tiny_dataset()
+    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    short = ["--iterations", "1", "--batch_size", "1", "-encoder", "small"]
+    assert train.main(["998", "2d", "0", *short, "--random_weights", "--checkpoint", "x.pth"]) == 2
+    assert train.main(["998", "2d", "0", *short, "--random_weights"]) == 0
+    assert "starts from random weights" in capsys.readouterr().err
+    fold = next((samunet_folders / "results").glob("*/samunetTrainer__*/fold_0"))
+    assert "base" not in json.loads((fold / "run.json").read_text())
+    started = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
+    bundled = base_weights("small").state["image_encoder.blocks.0.attn.qkv.weight"].float()
+    assert not torch.allclose(started, bundled, atol=5e-3)
+    assert train.main(["998", "2d", "0", "-encoder", "vit_b", "--random_weights"]) in (1, 2)

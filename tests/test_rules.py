@@ -2,7 +2,7 @@
 
 import pytest
 
-from samunet.encoders import encoder_facts
+from samunet.encoders import ENCODERS, encoder_facts
 from samunet.errors import UsageError
 from samunet.planning import rules
 from samunet.plans import LoraPlan
@@ -159,8 +159,8 @@ def test_batch_size(fixed, image, budget, expected):
 
 def test_learning_rate():
     # The effective batch of 12 is half the 24 of the table: the rates divided by the square root of 2.
-    assert decided(rules.learning_rate("lora")) == pytest.approx(5e-3 / 2**0.5, rel=0.02)
-    assert decided(rules.learning_rate("full")) == pytest.approx(1e-3 / 2**0.5, rel=0.02)
+    assert decided(rules.learning_rate(ENCODERS["vit_b"], "lora")) == pytest.approx(5e-3 / 2**0.5, rel=0.02)
+    assert decided(rules.learning_rate(ENCODERS["small"], "full")) == pytest.approx(1e-3 / 2**0.5, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: what this machine allows)"
     )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="base weights: any file in SAM's layout")
+    parser.add_argument("--random_weights", action="store_true", help="do not start from the bundled weights")
     length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")
@@ -80,6 +81,7 @@ def _run(arguments: argparse.Namespace) -> None:
         feature_cache=parse_size(arguments.feature_cache) if arguments.feature_cache else None,
         num_cases=arguments.num_cases,
         pretrained=arguments.pretrained,
+        random_weights=arguments.random_weights,
         overwrite=arguments.overwrite,
         validation_only=arguments.val,
         save_probabilities=arguments.npz,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.dataset.description import Description, description_from_json
+from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import read_json
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
@@ -111,7 +112,8 @@ class ModelFolder:
             )
         run = self.run(fold)
         network = self.configuration.networks[run["family"]]
-        base = base_weights(network.encoder, run.get("base"))
+        sam = encoder_facts(network.encoder).family == "sam"  # folds of the bundled encoder are whole
+        base = base_weights(network.encoder, run.get("base")) if sam else None
         model = build_network(self.configuration, network, self.description, base)
         state = read_tensors(file) | load_adapters(model, self.fold(fold), checkpoint)
         try:

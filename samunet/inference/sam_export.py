@@ -47,7 +47,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     foreign = [
         what
         for what, there in (
-            (f"the encoder {network.encoder}, which is no SAM,", not encoder_facts(network.encoder).pretrained),
+            (f"the encoder {network.encoder}, which is no SAM,", encoder_facts(network.encoder).family != "sam"),
             ("bottleneck adapters, which cannot be folded into weights", network.adapter is not None),
             (f"the head {network.head!r}", network.head != "sam"),
             ("a projection of the input channels", network.input_channels == "projection"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet import paths
-from samunet.encoders import CHECKPOINTS, EncoderFacts, encoder_facts
+from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import file_hash
 from samunet.network import downloads
@@ -40,19 +40,19 @@ def base_weights(
     *,
     may_download: bool = False,
     progress: bool = True,
-) -> BaseWeights | None:
+) -> BaseWeights:
     """Find, read and check an encoder's base weights.
 
     Args:
         encoder: Its name.
         recorded: ``base`` of the ``run.json`` of a training that began with some; only that file will do, wherever it
             is now.
-        checkpoint: The user's choice instead of the published file.
+        checkpoint: The user's choice instead of the published or bundled file.
         may_download: Whether a published file that is missing is downloaded.
         progress: Whether a download shows a progress bar.
 
     Returns:
-        The weights, checked to fit strictly; None for an encoder without published ones, if none are given.
+        The weights, checked to fit strictly.
 
     Raises:
         SamunetError: If the file is missing, damaged, made for something else, or not the recorded one.
@@ -60,8 +60,6 @@ def base_weights(
     from samunet.network.checkpoints import check_fits, find_checkpoint, load_sam_checkpoint
 
     facts = encoder_facts(encoder)
-    if not (facts.pretrained or recorded or checkpoint):
-        return None
     given = checkpoint.expanduser().resolve() if checkpoint else None
     if recorded:
         path = _recorded_file(recorded, given, may_download, progress)
@@ -101,6 +99,11 @@ def _published(sha256: str) -> EncoderFacts | None:
 
 
 def _missing(facts: EncoderFacts, may_download: bool, progress: bool) -> Path:
+    if not facts.checkpoint_url:
+        raise SamunetError(
+            f"the weights of {facts.name} are missing: {BUNDLED_WEIGHTS / facts.checkpoint_file}",
+            "install samunet again",
+        )
     folder = paths.checkpoints_folder()
     if may_download:
         log.info("the weights of %s are not in %s", facts.name, folder)
@@ -127,6 +130,7 @@ def _recorded_file(recorded: dict, given: Path | None, may_download: bool, progr
         )
     folder = paths.checkpoints_folder()
     candidates = [given, Path(recorded["path"]) if recorded.get("path") else None, folder / recorded["file"]]
+    candidates += sorted(BUNDLED_WEIGHTS.iterdir()) if BUNDLED_WEIGHTS.is_dir() else []
     candidates += sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     for path in candidates:
         if path is not None and _has_content(path, recorded):

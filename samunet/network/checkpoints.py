@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet import paths
-from samunet.encoders import CHECKPOINTS, EncoderFacts
+from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, EncoderFacts
 from samunet.errors import SamunetError
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoint_kinds import compare, describe
@@ -28,10 +28,9 @@ _STATISTICS = ("pixel_mean", "pixel_std")
 
 
 def find_checkpoint(facts: EncoderFacts) -> Path | None:
-    """The encoder's published checkpoint in the checkpoints folder, or None if it is not there."""
-    if not facts.pretrained:
-        return None
-    path = paths.checkpoints_folder() / facts.checkpoint_file
+    """The encoder's checkpoint in the package or in the checkpoints folder, or None if it is not there."""
+    folder = paths.checkpoints_folder() if facts.checkpoint_url else BUNDLED_WEIGHTS
+    path = folder / facts.checkpoint_file
     return path if path.is_file() else None
 
 

@@ -69,7 +69,7 @@ class ImageEncoder(ImageEncoderViT):
         self.gives_details = facts.convolutional_stem
         if facts.convolutional_stem:
             self.patch_embed = ConvolutionalStem(facts.patch_size, facts.width, facts.embedding)
-        if not facts.pretrained:
+        if facts.family == "bundled":
             self._initialise()
 
     def forward(self, image: Tensor) -> Tensor:

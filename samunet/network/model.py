@@ -42,7 +42,7 @@ class InputLayer(nn.Module):
         std = torch.tensor(facts.pixel_std)[indices] / 255
         sam_mean, sam_std = (torch.tensor(value)[indices] / 255 for value in (SAM_PIXEL_MEAN, SAM_PIXEL_STD))
         standard_mean, standard_std = (mean - sam_mean) / sam_std, std / sam_std
-        if not facts.pretrained:  # random weights have learned no statistics
+        if facts.family == "bundled":  # it was pretrained on standardised scans
             standard_mean, standard_std = torch.zeros_like(mean), torch.ones_like(std)
         unit = torch.tensor(unit_range)
         self.register_buffer("mean", torch.where(unit, mean, standard_mean).view(1, -1, 1, 1), persistent=False)
@@ -64,7 +64,8 @@ class SamunetModel(nn.Module):
     """Input layer, image encoder and head.
 
     Attributes:
-        has_base: Whether the encoder started from a published checkpoint, which a fold need not store again.
+        has_base: Whether the encoder started from a checkpoint that a fold need not store again. What the bundled
+            encoder starts from may change with the package, so its folds are whole.
     """
 
     def __init__(self, input_layer: InputLayer, image_encoder: nn.Module, head: SamHead, has_base: bool) -> None:
@@ -171,4 +172,4 @@ def build_model(
         add_encoder_adapters(encoder, plan.adapter)
     head.adapt(plan.lora, plan.adapter)
     input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
-    return SamunetModel(input_layer, encoder, head, has_base=base_state is not None)
+    return SamunetModel(input_layer, encoder, head, has_base=base_state is not None and facts.family == "sam")

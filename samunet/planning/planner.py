@@ -141,7 +141,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     """Plan one encoder family's network for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
     asked = options.encoder == "auto" or encoder_facts(options.encoder).family == facts.family
-    meant = asked and (facts.pretrained or options.encoder != "auto")
+    meant = asked and (facts.family == "sam" or options.encoder != "auto")
     flags = (options.adaptation, options.components, options.lora, options.adapter) if meant else ()
     adapted, adaptation_why = rules.adaptation(facts, *flags)
     recipe, recipe_why = rules.recipe(options.recipe, facts)
@@ -162,9 +162,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     effective = {"effective": rules.SAMED_BATCH} if samed else {}
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, **effective)
     head, head_why = rules.head(facts)
-    rate, rate_why = rules.learning_rate(
-        adapted["adaptation"], adapted["components"], facts.pretrained, batch * accumulation
-    )
+    rate, rate_why = rules.learning_rate(facts, adapted["adaptation"], adapted["components"], batch * accumulation)
     channels, channels_why = slices.input_channels, slices.input_channels_why
     if samed and channels == "neighbours":
         channels, channels_why = "repeat", "one channel three times: SAMed's"

@@ -27,7 +27,7 @@ SAMED_BATCH = 24
 SAMED_INPUT_SIZE = 512
 RECIPES = ("samunet", "samed")
 # At a batch of 24. Decoder and LoRA: SAMed. Adapters: Gu et al.
-_LEARNING_RATES = {"lora": 5e-3, "the decoder": 5e-3, "adapter": 1e-3, "full": 1e-3, "pretrained weights in full": 3e-4}
+_LEARNING_RATES = {"lora": 5e-3, "the decoder": 5e-3, "adapter": 1e-3, "the small encoder": 1e-3, "SAM in full": 3e-4}
 _REFERENCE_BATCH = 24
 _CHANNEL_SCHEMES = {
     "ct": "ct",
@@ -138,7 +138,7 @@ def adaptation(
     lora: LoraPlan | None = None,
     adapter: AdapterPlan | None = None,
 ) -> Decision:
-    """How the network is adapted: LoRA on q and v of every block for pretrained encoders (SAMed), else everything.
+    """How the network is adapted: LoRA on q and v of every block of a SAM (SAMed); the small encoder in full.
 
     Args:
         facts: The encoder.
@@ -151,7 +151,7 @@ def adaptation(
         UsageError: If what was asked for does not fit together or the encoder.
     """
     asked = any(value is not None for value in (name, components, lora, adapter))
-    name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.pretrained else "full")
+    name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.family == "sam" else "full")
     _one_of("-adaptation", name, ("lora", "adapter", "full"))
     components = components or "encoder_decoder"
     _one_of("-components", components, ("encoder_decoder", "decoder"))
@@ -174,14 +174,17 @@ def adaptation(
         return chosen, "given by -adaptation, -components and the flags that belong to them"
     if name == "lora":
         return chosen, "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
-    return chosen, "no pretrained weights: a random encoder is never frozen"
+    return chosen, "small enough to train in full, which beats LoRA on it (measured)"
 
 
 def head(facts: EncoderFacts) -> Decision:
-    """SAM's own decoder where its weights are pretrained (SAMed); with a convolutional path where nothing is."""
-    if facts.pretrained:
+    """SAM's own decoder for SAM's encoders (SAMed); with detail from the encoder for the small one."""
+    if facts.family == "sam":
         return "sam", "the decoder's pretrained weights are kept as they are (SAMed)"
-    return "detail", "borders are learnt sooner with a convolutional path than from random tokens alone (measured)"
+    return (
+        "detail",
+        "borders are learnt sooner with the encoder's detail than from its last tokens alone (measured)",
+    )
 
 
 def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int, effective: int = _EFFECTIVE_BATCH) -> Decision:
@@ -192,14 +195,14 @@ def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int, effective: i
 
 
 def learning_rate(
-    adaptation_name: str, components: str = "encoder_decoder", pretrained: bool = False, batch: int = _EFFECTIVE_BATCH
+    facts: EncoderFacts, adaptation_name: str, components: str = "encoder_decoder", batch: int = _EFFECTIVE_BATCH
 ) -> Decision:
     """Peak learning rate by what trains, scaled with the square root of the effective batch."""
     kind = adaptation_name
     if adaptation_name == "full" and components == "decoder":
         kind = "the decoder"
-    elif adaptation_name == "full" and pretrained:
-        kind = "pretrained weights in full"
+    elif adaptation_name == "full":
+        kind = "SAM in full" if facts.family == "sam" else "the small encoder"
     base = _LEARNING_RATES[kind]
     rate = float(f"{base * math.sqrt(batch / _REFERENCE_BATCH):.2g}")
     return rate, f"{base:g} at a batch of {_REFERENCE_BATCH} for {kind}, scaled with the square root of the batch"

@@ -34,7 +34,7 @@ class TrainingOptions:
 
     Attributes:
         encoder: Encoder to use; None leaves it to the plans and the machine.
-        checkpoint: File with base weights in SAM's layout, instead of the encoder's published one.
+        checkpoint: File with base weights in SAM's layout, instead of the encoder's own.
         epochs, iterations, seconds: Length of the training; at most one of them.
         batch_size: Images per step.
         learning_rate: Peak.
@@ -44,6 +44,7 @@ class TrainingOptions:
         feature_cache: Bytes that features of the encoder's frozen part may take on disk; None for no cache.
         num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
         pretrained: A ``checkpoint_*.safetensors`` of another training to start from.
+        random_weights: Start the bundled encoder from random weights, to compare.
         overwrite: Start anew where this fold was already trained.
         validation_only: Only (re)do the final validation.
         save_probabilities: Keep the validation's probabilities.
@@ -63,6 +64,7 @@ class TrainingOptions:
     feature_cache: int | None = None
     num_cases: int | None = None
     pretrained: Path | None = None
+    random_weights: bool = False
     overwrite: bool = False
     validation_only: bool = False
     save_probabilities: bool = False
@@ -76,5 +78,7 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be positive, got {value:g}")
+        if self.random_weights and (self.checkpoint or self.pretrained):
+            raise UsageError("--random_weights and a file to start from exclude each other", "give one of them")
         if self.num_workers < 0:
             raise UsageError(f"--num_workers must be 0 or more, got {self.num_workers}")

@@ -19,7 +19,7 @@ from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
 from samunet.inference.predictor import PredictionOptions, Predictor
-from samunet.network.base_weights import base_weights
+from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
@@ -83,13 +83,7 @@ def train_fold(
         _check_other_folds(model, fold, plans, source, choice, options)
         base = None
         if not trained:  # before anything is written or, with --overwrite, removed
-            base = base_weights(
-                choice.network.encoder,
-                run.get("base") or _base_of_other_folds(model, fold, choice.network.encoder),
-                options.checkpoint,
-                may_download=True,
-                progress=progress,
-            )
+            base = _starting_weights(model, fold, choice, options, run, progress)
         _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
         log.info("network: %s", choice.why)
@@ -116,6 +110,16 @@ def train_fold(
         if validation:
             _validate(model, fold, dataset_name, validation, options, progress)
     return folder
+
+
+def _starting_weights(
+    model: ModelFolder, fold: Fold, choice: _Choice, options: TrainingOptions, run: dict, progress: bool
+) -> BaseWeights | None:
+    """What the network starts from: as the fold or the other folds began, else as asked; None for random weights."""
+    if options.random_weights or (run and "base" not in run):
+        return None
+    recorded = run.get("base") or _base_of_other_folds(model, fold, choice.network.encoder)
+    return base_weights(choice.network.encoder, recorded, options.checkpoint, may_download=True, progress=progress)
 
 
 def _read_plans(source: Path, plans_name: str) -> Plans:
@@ -160,8 +164,14 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
         )
     family = planned[wanted]
     network = networks[family]
-    if not (encoder_facts(wanted).pretrained or options.checkpoint or run.get("base")):
-        why += f". {wanted} starts from random weights: everything trains"
+    if options.random_weights:
+        if encoder_facts(wanted).family == "sam" or network.adaptation != "full":
+            raise UsageError(
+                f"{wanted} with adaptation {network.adaptation} cannot start from random weights: what is frozen would "
+                "stay random",
+                "leave out --random_weights, or train the small encoder in full: -encoder small",
+            )
+        why += ". It starts from random weights"
     if options.batch_size:
         network = replace(network, batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:

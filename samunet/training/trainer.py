@@ -19,7 +19,7 @@ from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.model_folder import build_network, read_tensors
 from samunet.interruption import StopRequest
-from samunet.network.base_weights import BaseWeights, base_weights
+from samunet.network.base_weights import BaseWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.optimizer import adamw
 from samunet.planning.resources import step_bytes
@@ -53,7 +53,7 @@ class Trainer:
         options: The user's choices.
         identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
         run: Content of ``run.json`` so far; measured choices in it are kept.
-        base: The encoder's base weights; None to look them up.
+        base: What the network starts from; None for random weights.
         progress: Whether to show a progress bar.
     """
 
@@ -92,7 +92,6 @@ class Trainer:
         self.monitored = _monitored(validation or train)
         self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
-        base = base or base_weights(network.encoder, run.get("base"), options.checkpoint)
         if base:
             self.run["base"] = base.record
         self.model = build_network(configuration, network, description, base).to(self.device)
