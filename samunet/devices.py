@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from samunet.errors import UsageError
@@ -40,3 +41,17 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Peak bytes: allocated on a CUDA device, else resident in this process (None on Windows, which cannot tell)."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

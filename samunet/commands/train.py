@@ -29,6 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images per step (default: the plan's)")
     parser.add_argument("--lr", type=float, help="peak learning rate (default: the plan's)")
+    parser.add_argument(
+        "--feature_cache",
+        metavar="SIZE",
+        help="keep what frozen blocks compute on disk, up to SIZE, e.g. 20GB",
+    )
     parser.add_argument("--num_cases", type=int, metavar="N", help="train on N of the fold's cases, drawn by the seed")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument(
@@ -55,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
     from samunet.errors import UsageError
+    from samunet.training.options import parse_size
     from samunet.training.schedule import parse_duration
     from samunet.workers import default_workers
 
@@ -72,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         num_workers=default_workers() if workers is None else workers,
         device=arguments.device,
+        feature_cache=parse_size(arguments.feature_cache) if arguments.feature_cache else None,
         num_cases=arguments.num_cases,
         pretrained=arguments.pretrained,
         random_weights=arguments.random_weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from samunet.network.bottleneck import add_encoder_adapters
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoints import load_base
 from samunet.network.heads import SamHead, build_head
+from samunet.network.image_encoder import Features
 from samunet.plans import NetworkPlan
 
 
@@ -73,19 +75,22 @@ class SamunetModel(nn.Module):
         self.head = head
         self.has_base = has_base
 
-    def forward(self, image: Tensor, *, upsample: bool = True) -> Tensor:
+    def forward(
+        self, image: Tensor, *, upsample: bool = True, encode: Callable[[Tensor], Features] | None = None
+    ) -> Tensor:
         """Class logits, at the network's input resolution or as the head gives them.
 
         Args:
             image: ``(batch, channels, height, width)`` as the preprocessing made it; with ``neighbours`` the three
                 channels are the previous, this and the next slice.
             upsample: False for the head's own resolution (a quarter of the input's for ``sam``).
+            encode: Another way to the image encoder's output, from its input; for features that are known already.
 
         Returns:
             ``(batch, num_outputs, height, width)`` float32.
         """
         prepared = self.input_layer(image)
-        logits = self.head(self.image_encoder.features(prepared), prepared).float()
+        logits = self.head((encode or self.image_encoder.features)(prepared), prepared).float()
         if not upsample:
             return logits
         return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)

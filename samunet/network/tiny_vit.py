@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts, Stage
 from samunet.network.attention import in_windows
+from samunet.network.frozen_prefix import Part, State, run
 from samunet.network.image_encoder import Features
 from samunet.network.projection import project_qkv, to_autocast
 from samunet.network.sam_modules import LayerNorm2d
@@ -67,11 +68,21 @@ class TinyViT(nn.Module):
 
     def features(self, image: Tensor) -> Features:
         """Encode images, without taps or details; see :meth:`forward`."""
+        return self.collect(run(self.parts(), (image,)))
+
+    def parts(self, *, embedding_only: bool = False) -> list[Part]:
+        """The steps of the forward pass: the two first convolutions, every block and change of grid, the neck."""
+        steps = [step for layer in self.layers for step in (*layer.blocks, layer.downsample) if step is not None]
+        stem = Part.of(self.patch_embed, self._embed)
+        return [stem, *(Part.of(step) for step in steps), Part.of(self.neck)]
+
+    def collect(self, state: State) -> Features:
+        """What all :meth:`parts` left, by name."""
+        return Features(*state)
+
+    def _embed(self, image: Tensor) -> Tensor:
         # Tokens lie in memory as attention wants them, channels last, and convolutions are no slower for it.
-        features = self.patch_embed(image.contiguous(memory_format=torch.channels_last))
-        for layer in self.layers:
-            features = layer(features)
-        return Features(self.neck(features))
+        return self.patch_embed(image.contiguous(memory_format=torch.channels_last))
 
 
 class ConvNorm(nn.Module):
@@ -119,7 +130,7 @@ class PatchEmbedding(nn.Module):
 
 
 class StageLayer(nn.Module):
-    """The blocks of one stage, and the way to the next one's grid and width.
+    """The blocks of one stage, and the way to the next one's grid and width, which the encoder runs one by one.
 
     Args:
         stage: This stage.
@@ -131,12 +142,6 @@ class StageLayer(nn.Module):
         block = AttentionBlock if stage.window else ConvolutionalBlock
         self.blocks = nn.ModuleList(block(stage) for _ in range(stage.depth))
         self.downsample = None if following is None else Downsample(stage, following)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """``(batch, channels, h, w)`` to the next stage's channels and grid."""
-        for block in self.blocks:
-            features = block(features)
-        return features if self.downsample is None else self.downsample(features)
 
 
 class ConvolutionalBlock(nn.Module):

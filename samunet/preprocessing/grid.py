@@ -164,6 +164,10 @@ class SliceGrid:
             ranges.append((0.0, float(covered - side)) if covered > side else ((covered - side) / 2,) * 2)
         return ranges
 
+    def is_free(self) -> bool:
+        """Whether the slice is larger than a window, so that windows on it differ."""
+        return any(low < high for low, high in self.free_range())
+
     def window_starts(self, step: float) -> list[tuple[float, float]]:
         """Starts of the windows that cover a slice, evenly spread, at most ``step`` window sides apart."""
         per_axis = []

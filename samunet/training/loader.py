@@ -18,6 +18,7 @@ from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
 from samunet.training.augmentation import seeded, training_transforms
+from samunet.training.variants import image_keys, place_in_slice, variant_key
 from samunet.workers import interrupts_held, prepare_worker
 
 Batch = dict[str, np.ndarray]
@@ -36,6 +37,10 @@ class SliceLoader(SlimDataLoaderBase):
         seed: With iteration and index, all that randomness depends on.
         first: Iteration of the first batch.
         ignore: Label value of voxels without annotation; with one, every window is centred on an annotated voxel.
+
+    Attributes:
+        variants: None, or how many windows and augmentations a slice comes in; see :mod:`samunet.training.variants`.
+            Batches then have ``key`` as well, a hash of every image.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class SliceLoader(SlimDataLoaderBase):
         ignore: int | None = None,
     ) -> None:
         super().__init__(cases, batch_size)
+        self.cases = cases
         self.names = sorted(cases)
         self.network = network
         self.foreground_share = configuration.foreground_share
@@ -56,6 +62,7 @@ class SliceLoader(SlimDataLoaderBase):
         self.seed = seed
         self.next_iteration = first
         self.ignore = ignore
+        self.variants: int | None = None
         masked = [channel for channel, used in enumerate(configuration.use_mask_for_norm) if used]
         if self.neighbours and masked:
             masked = [0, 1, 2]
@@ -72,27 +79,39 @@ class SliceLoader(SlimDataLoaderBase):
         """Batch number ``iteration``: ``data`` ``(b, channels, H, W)`` float32, ``seg`` ``(b, H, W)`` int64."""
         items = [self._item(iteration, index) for index in range(self.batch_size)]
         seg = np.stack([item["seg"][0, 0] for item in items]).astype(np.int64)
-        return {"data": np.concatenate([item["data"] for item in items]), "seg": np.maximum(seg, 0)}
+        batch = {"data": np.concatenate([item["data"] for item in items]), "seg": np.maximum(seg, 0)}
+        return batch if self.variants is None else batch | {"key": image_keys(batch["data"])}
 
     def _item(self, iteration: int, index: int) -> Batch:
         draw = np.random.default_rng((self.seed, iteration, index))
-        case = self._data[self.names[draw.integers(len(self.names))]]
+        number = int(draw.integers(len(self.names)))
+        case = self.cases[self.names[number]]
         depth, height, width = case.shape
         grid = SliceGrid.of((height, width), case.record.stored_spacing, self.network.spacing, self.network.input_shape)
-        centre = None
-        places = self._places(case, draw.random() < self.foreground_share)
+        centre, value, key = None, None, (self.seed, iteration, index)
+        places = self.places(case, draw.random() < self.foreground_share)
         if places:
-            chosen = places[draw.choice(sorted(places))]
-            z, *centre = (int(place) for place in chosen[draw.integers(len(chosen))])
+            value = int(draw.choice(sorted(places)))
+            z, *centre = (int(place) for place in places[value][draw.integers(len(places[value]))])
         else:
             z = int(draw.integers(depth))
+        if self.variants is not None:
+            around = value if grid.is_free() else None
+            key = variant_key(self.seed, number, z, around, int(draw.integers(self.variants)))
+            draw = np.random.default_rng(key)
+            centre = centre and place_in_slice(places[value], z, draw)
         start = _window_start(grid, centre, draw)
         image = slice_with_context(case.image, z, depth, self.neighbours)
-        with seeded(self.seed, iteration, index):
+        with seeded(*key):
             return self.transforms(data=image[None], seg=case.label(z, z + 1)[None], window=grid.window(start))
 
-    def _places(self, case: StoredCase, foreground: bool) -> dict[int, np.ndarray]:
-        """Places by class, of which one becomes the centre; none where any slice and window will do."""
+    def places(self, case: StoredCase, foreground: bool) -> dict[int, np.ndarray]:
+        """Places by class, of which one becomes the centre; none where any slice and window will do.
+
+        Args:
+            case: Where to look.
+            foreground: Whether the item is one of those that are centred on a class.
+        """
         if foreground:
             found = {value: places for value, places in case.class_locations.items() if value > 0}
             if found:

@@ -45,3 +45,16 @@ def plot(log: list[dict], file: Path, monitored: str) -> None:
     lower.set_xlabel("iteration")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
+
+
+def progress_bar(show: bool):
+    """A bar of percents for the whole training, with a text beside it; on a terminal, and if ``show``."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=100,
+        desc="Training",
+        disable=None if show else True,
+        bar_format="{percentage:3.0f}% |{bar:24}| {desc}",
+        leave=False,
+    )

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.errors import UsageError
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``20GB``, ``500 MB`` or a plain number of bytes.
+
+    Raises:
+        UsageError: If the text is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]b)?", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise UsageError(f"{text!r} is no size", "write for example 20GB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def format_size(size: float) -> str:
+    """``1.5 GB``; below 1 GB ``20.0 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -21,6 +41,7 @@ class TrainingOptions:
         seed: All randomness depends on it.
         num_workers: Processes that prepare batches; 0 for none.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        feature_cache: Bytes that features of the encoder's frozen part may take on disk; None for no cache.
         num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
         pretrained: A ``checkpoint_*.safetensors`` of another training to start from.
         random_weights: Start the bundled encoder from random weights, to compare.
@@ -40,6 +61,7 @@ class TrainingOptions:
     seed: int = 12345
     num_workers: int = 0
     device: str = "auto"
+    feature_cache: int | None = None
     num_cases: int | None = None
     pretrained: Path | None = None
     random_weights: bool = False
@@ -52,7 +74,7 @@ class TrainingOptions:
         given = [name for name in ("epochs", "iterations", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"give one of --epochs, --iterations and --time_budget, not {len(given)} of them")
-        for name in ("epochs", "iterations", "seconds", "batch_size", "learning_rate", "num_cases"):
+        for name in ("epochs", "iterations", "seconds", "batch_size", "learning_rate", "feature_cache", "num_cases"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be positive, got {value:g}")

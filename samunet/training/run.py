@@ -24,6 +24,7 @@ from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
 from samunet.preprocessing.run import stored_cases
+from samunet.training.cached_model import check_frozen
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
 from samunet.training.trainer import Trainer
@@ -68,6 +69,8 @@ def train_fold(
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
+    if options.feature_cache:
+        check_frozen(choice.network)
     with training_lock(folder):
         trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
         if options.validation_only and not trained:

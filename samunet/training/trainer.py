@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.dataset.description import Description
-from samunet.devices import fast_dtype, resolve_device
+from samunet.devices import fast_dtype, peak_memory, resolve_device
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
@@ -27,8 +26,9 @@ from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
+from samunet.training.cached_model import CachedModel
 from samunet.training.loader import SliceLoader, batches
-from samunet.training.log import epoch_line, plot
+from samunet.training.log import epoch_line, plot, progress_bar
 from samunet.training.loss import SegmentationLoss
 from samunet.training.options import TrainingOptions
 from samunet.training.samed import SamedLoss
@@ -100,6 +100,8 @@ class Trainer:
         self.samed = network.recipe == "samed"
         self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
         self.optimizer = adamw(self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed)
+        self.dtype = self._choose_dtype()
+        self.cached = self._open_cache() if options.feature_cache else None
         self.setup = {
             "identity": identity,
             "seed": options.seed,
@@ -107,9 +109,9 @@ class Trainer:
             "learning_rate": network.learning_rate,
             "iterations": self.budget.iterations,
             "time_budget": self.budget.seconds,
+            "variants": self.loader.variants,
         }
         self.state = load_latest(folder, self.model, self.optimizer, self.setup)
-        self.dtype = self._choose_dtype()
         if self.dtype is not None:
             hold_frozen(self.model.image_encoder, self.dtype)
         self.scaler = torch.amp.GradScaler(enabled=self.dtype is torch.float16)
@@ -125,7 +127,7 @@ class Trainer:
         source = batches(self.loader, self.state.iteration, self.options.num_workers)
         started, saved = time.monotonic() - self.state.elapsed, time.monotonic()
         losses, seconds, data_seconds = [], 0.0, 0.0
-        with StopRequest() as stop, self._bar() as bar:
+        with StopRequest() as stop, progress_bar(self.show_progress) as bar:
             while self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
                 begin = time.monotonic()
                 batch = next(source)
@@ -158,7 +160,7 @@ class Trainer:
             group["lr"] = self.network.learning_rate * factor
         images = torch.from_numpy(batch["data"]).to(self.device)
         labels = torch.from_numpy(batch["seg"]).to(self.device)
-        loss = self._backward(images, labels)
+        loss = self._backward(images, labels, batch.get("key"))
         if not np.isfinite(loss):
             raise SamunetError(
                 f"the loss became {loss} at iteration {self.state.iteration}",
@@ -172,14 +174,17 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _backward(self, images: Tensor, labels: Tensor) -> float:
-        """Gradients of the batch, in as many parts as memory needs."""
+    def _backward(self, images: Tensor, labels: Tensor, keys: np.ndarray | None = None) -> float:
+        """Gradients of the batch, in as many parts as memory needs; ``keys`` name the images in the feature cache."""
         while True:
             try:
                 total = 0.0
-                for part, target in zip(images.split(self.micro_batch), labels.split(self.micro_batch)):
+                for first in range(0, len(images), self.micro_batch):
+                    rows = slice(first, first + self.micro_batch)
+                    part, target = images[rows], labels[rows]
+                    model = self.cached.with_keys(keys[rows]) if self.cached else self.model
                     with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                        logits = self.model(part, upsample=not self.samed)
+                        logits = model(part, upsample=not self.samed)
                     loss = self.loss(logits.float(), target) * (len(part) / len(images))
                     self.scaler.scale(loss).backward()
                     total += float(loss.detach())
@@ -221,7 +226,7 @@ class Trainer:
         """Mean foreground Dice, case by case, of the monitored cases on their stored grid; None without foreground."""
         self.model.eval()
         predictor = SlicePredictor(
-            [self.model],
+            [self.cached or self.model],
             neighbours=self.network.input_channels == "neighbours",
             device=self.device,
             dtype=self.dtype,
@@ -245,9 +250,11 @@ class Trainer:
             "iterations": self.state.iteration,
             "training_seconds": round(self.state.elapsed, 1),
             "best_monitored_dice": self.state.best_dice,
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device),
             "micro_batch": self.micro_batch,
         }
+        if self.cached:
+            self.run["feature_cache"] = self.cached.close()
         write_json(self.folder / "run.json", self.run)
         (self.folder / LATEST).unlink(missing_ok=True)
         peak = self.run["peak_memory_bytes"]
@@ -262,6 +269,16 @@ class Trainer:
             return Budget(iterations=options.iterations or options.epochs * self.epoch_iterations)
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         return Budget(iterations=-(-self.network.training_images[kind] // self.batch_size))
+
+    def _draws(self) -> int | None:
+        """Images drawn in the whole training; None under a budget of time."""
+        return self.budget.iterations and self.budget.iterations * self.batch_size
+
+    def _open_cache(self) -> CachedModel:
+        return CachedModel(
+            self.model, self.loader, self.folder / "features", self.options.feature_cache,
+            dtype=self.dtype, draws=self._draws(), monitored=self.monitored.values(),
+        )  # fmt: skip
 
     def _start_from(self, path: Path) -> None:
         """Take over every tensor of another model that fits; the class-specific ones need not."""
@@ -283,16 +300,20 @@ class Trainer:
         """Seconds of one update, from passes whose gradients are thrown away."""
         batch = self.loader.batch(0)
         images, labels = (torch.from_numpy(batch[key][: self.micro_batch]).to(self.device) for key in ("data", "seg"))
+        keys = batch["key"][: self.micro_batch] if self.cached else None
         running = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        seconds = min(self._timed_pass(images, labels) for _ in range(3))
+        seconds = min(self._timed_pass(images, labels, keys) for _ in range(3))
         self.optimizer.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(running[name])  # statistics of a batch normalisation that trains
+        if self.cached:  # the quickest pass read its features; some are computed
+            draws = self._draws() or self.budget.seconds / seconds * len(images)
+            seconds += self.cached.mean_seconds(images, draws) * len(images)
         return seconds * self.batch_size / len(images)
 
-    def _timed_pass(self, images: Tensor, labels: Tensor) -> float:
+    def _timed_pass(self, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> float:
         begin = time.monotonic()
-        self._backward(images, labels)  # reading the loss waits for the device
+        self._backward(images, labels, keys)  # reading the loss waits for the device
         return time.monotonic() - begin
 
     def _announce(self) -> None:
@@ -322,17 +343,6 @@ class Trainer:
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)
 
-    def _bar(self):
-        from tqdm import tqdm
-
-        return tqdm(
-            total=100,
-            desc="Training",
-            disable=None if self.show_progress else True,
-            bar_format="{percentage:3.0f}% |{bar:24}| {desc}",
-            leave=False,
-        )
-
     def _update_bar(self, bar, losses: Sequence[float]) -> None:
         progress = self.budget.progress(self.state.iteration, self.state.elapsed)
         left = self.state.elapsed * (1 - progress) / max(progress, 1e-6)
@@ -360,15 +370,3 @@ def _monitored(cases: dict[str, StoredCase]) -> dict[str, StoredCase]:
         chosen[names[index]] = case
         slices += case.shape[0]
     return chosen
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """Peak bytes: allocated on a CUDA device, else resident in this process (None on Windows, which cannot tell)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
