@@ -70,7 +70,7 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
             f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{_number(model)} {model.configuration_name} {missing[0]}",
+            f"{model.plans.dataset_name} {model.configuration_name} {missing[0]}",
         )
     return wanted
 

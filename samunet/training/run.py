@@ -104,7 +104,7 @@ def train_fold(
                 identity=fingerprint_of(
                     _decisions(plans, configuration_name), choice.family, description.labels, train
                 ),
-                run=run | _run_facts(choice, fold, dataset_name) | {"training_cases": train},
+                run=run | _run_facts(choice, fold, dataset_name, configuration_name) | {"training_cases": train},
                 base=base,
                 progress=progress,
             )
@@ -218,11 +218,12 @@ def _decisions(plans: Plans, configuration_name: str) -> dict:
     return decisions
 
 
-def _run_facts(choice: _Choice, fold: Fold, dataset_name: str) -> dict:
+def _run_facts(choice: _Choice, fold: Fold, dataset_name: str, configuration_name: str) -> dict:
     import torch
 
     return {
         "dataset": dataset_name,
+        "configuration": configuration_name,
         "fold": fold,
         "encoder": choice.network.encoder,
         "family": choice.family,
