@@ -84,8 +84,8 @@ class ModelArchive:
         try:
             check_model(folder, model)
         except SamunetError as error:
-            message = error.message.replace(str(folder), f"{model.folder} in {self.path}")
-            raise SamunetError(message, _REFUSED) from error
+            message = error.message.replace(str(folder), model.folder)
+            raise SamunetError(f"{self.path}: {message}", _REFUSED) from error
 
     def extract_file(self, name: str, target: Path) -> None:
         """Write one file, and check it; errors as in :meth:`extract`."""

@@ -62,9 +62,9 @@ class ModelFolder:
         Raises:
             SamunetError: If neither says it.
         """
-        trainer, *_, configuration = self.path.name.split("__")
-        if trainer.endswith(TRAINER_NAME):  # a folder that is being written has a hidden name
-            return configuration
+        parts = self.path.name.split("__")
+        if parts[0].endswith(TRAINER_NAME):  # a folder that is being written has a hidden name
+            return parts[-1]
         runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
         names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]
         if names:
