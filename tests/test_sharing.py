@@ -15,8 +15,10 @@ from samunet import api
 from samunet.commands import (
     export_model_to_zip,
     install_pretrained_model_from_zip,
+    plan_and_preprocess,
     predict,
     predict_from_modelfolder,
+    train,
 )
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
@@ -89,21 +91,37 @@ def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
     write_json(model.path / "postprocessing.json", private)
     (model.path / "crossval_results_folds_0_1").mkdir()
     write_json(model.path / "crossval_results_folds_0_1" / "postprocessing.json", {"largest": [1, 2]})
-    text = f"samunet_predict -i IN -o OUT\nsamunet_apply -m {samunet_folders}/results/{FOLDER} -x /home/me/notes.txt\n"
+    place = f"{samunet_folders}/results/{FOLDER}"
+    text = f"samunet_predict -i IN -o OUT\nsamunet_apply -m {place} -n '{place}/a b' -x /home/me/notes.txt\n"
     (model.path.parent / "inference_instructions.txt").write_text(text)
+    write_json(model.path.parent / "inference_information.json", {"commands": [["-m", place]], "at": "/home/me/x"})
+    for members in ("samunetPlans__2d___samunetPlans__2d", "samunetPlans__2d___other__2d"):
+        write_json(model.path.parent / "ensembles" / f"ensemble___{members}___0_1" / "postprocessing.json", {})
     assert export(tmp_path / "model.zip") == 0
     files = contents(tmp_path / "model.zip")
     text = b"\n".join(content for name, content in files.items() if not name.endswith(".safetensors")).decode()
     assert [case for case in CASES if case in text] == []
     assert str(tmp_path) not in text
     assert "/home" not in text
-    assert "$samunet_results/" + FOLDER in text
+    instructions = files[f"{NAME}/inference_instructions.txt"].decode()
+    assert f'-m $samunet_results/{FOLDER} -n "$samunet_results/{FOLDER}/a b" -x notes.txt' in instructions
+    information = json.loads(files[f"{NAME}/inference_information.json"])
+    assert information == {"commands": [["-m", f"$samunet_results/{FOLDER}"]], "at": "x"}
+    assert [name for name in files if "ensemble" in name] == [
+        f"{NAME}/ensembles/ensemble___samunetPlans__2d___samunetPlans__2d___0_1/postprocessing.json"
+    ]
     assert json.loads(files[f"{FOLDER}/postprocessing.json"]) == {
         "weights": [{}, {"organ": 1}], "cases": [], "from": "x.json",
     }  # fmt: skip
     assert json.loads(files[f"{FOLDER}/crossval_results_folds_0_1/postprocessing.json"]) == {"largest": [1, 2]}
     assert json.loads(files[f"{FOLDER}/fold_0/validation/summary.json"])["mean"]["2"] == {"Dice": 0.25}
     assert not any(name.endswith(("training_log.json", ".png")) for name in files)
+    api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
+    installed = {str(path.relative_to(tmp_path / "elsewhere")) for path in (tmp_path / "elsewhere").rglob("*.*")}
+    assert {name for name in files if name.startswith(NAME)} <= installed
+    (tmp_path / "elsewhere" / NAME / "inference_information.json").write_text("{}")
+    with pytest.raises(SamunetError, match=r"inference_information.json exists"):
+        api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
 
 
 def test_with_case_ids_everything_stays(model, tmp_path):
@@ -133,7 +151,8 @@ def test_with_case_ids_everything_stays(model, tmp_path):
     ],
 )
 def test_paths_lose_all_but_their_last_part(value, expected):
-    assert without_cases("x.json", {"key": [value]}, set()) == {"key": [value if expected is None else expected]}
+    cleaned = without_cases("x.json", {"key": [value]}, set(), Path("/results"))
+    assert cleaned == {"key": [value if expected is None else expected]}
     assert without_paths(f"-m /results/x {value}", Path("/results")).startswith("-m $samunet_results/x ")
 
 
@@ -221,6 +240,33 @@ def test_base_weights_by_reference_and_whole(samunet_folders, tiny_dataset, tmp_
     assert len(predictor.slices.models) == 1
     with pytest.raises(SamunetError, match="needs its base weights"):
         api.Predictor.from_zip(tmp_path / "reference.zip")
+
+
+@pytest.mark.slow
+def test_trained_folds_there_and_back(samunet_folders, tiny_dataset, tmp_path, monkeypatch):
+    """What training writes, SAM's adapters among it, is all that prediction needs elsewhere."""
+    small_sam(tmp_path, monkeypatch)
+    images = str(tiny_dataset() / "imagesTs")
+    assert plan_and_preprocess.main(["-d", "998", "-encoder", "vit_b", "-image_size", "128", "-lora_rank", "2"]) == 0
+    kinds, exact = ("final", "best"), ("--save_probabilities", "--disable_tta")
+    for fold in ("0", "1"):
+        assert train.main(["998", "2d", fold, "--iterations", "4", "--batch_size", "2"]) == 0
+    for kind in kinds:
+        assert predict.main(["-i", images, "-o", str(tmp_path / f"before {kind}"), "-chk", kind, *exact]) == 0
+    assert export(tmp_path / "model.zip", "--with_base", "-chk", "final", "best") == 0
+    for folder in ("raw", "preprocessed", "results", "checkpoints"):
+        (samunet_folders / folder).rename(tmp_path / f"gone {folder}")
+    images = images.replace("/raw/", "/gone raw/")
+    monkeypatch.setenv("samunet_results", str(tmp_path / "new"))
+    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 0
+    for kind in kinds:
+        assert predict.main(["-i", images, "-o", str(tmp_path / f"after {kind}"), "-chk", kind, *exact]) == 0
+        paths = sorted((tmp_path / f"before {kind}").glob("*.npz"))
+        assert len(paths) == 2
+        for path in paths:
+            before = np.load(path)["probabilities"]
+            assert np.array_equal(before, np.load(tmp_path / f"after {kind}" / path.name)["probabilities"])
+            assert np.ptp(before[1]) > 0, "equal probabilities would compare nothing"
 
 
 @pytest.mark.parametrize(

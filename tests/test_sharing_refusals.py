@@ -95,6 +95,7 @@ NAMES = {
     "x.json": "outside the folders",
     "Dataset001_Other/x.json": "outside the folders",
     f"{NAME}/samunetTrainer__other__2d/plans.json": "outside the folders",
+    f"{NAME}/ensembles/a/b/c.json": "outside the folders",
     "base_weights/x.safetensors": "outside the folders",
 }
 

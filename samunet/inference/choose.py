@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
             f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{model.plans.dataset_name} {model.configuration_name} {missing[0]}",
+            f"{_number(model)} {model.configuration_name} {missing[0]}",
         )
     return wanted
 
@@ -95,7 +94,9 @@ def _title(model: ModelFolder) -> str:
 
 
 def _number(model: ModelFolder) -> str:
-    return re.match(r"Dataset(\d+)_", model.path.parent.name)[1]
+    # A model's folder may lie anywhere.
+    found = paths.DATASET_NAME.match(model.path.parent.name)
+    return found[1] if found else model.plans.dataset_name
 
 
 def _command(model: ModelFolder, source: Path) -> str:

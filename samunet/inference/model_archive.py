@@ -64,8 +64,10 @@ class ModelArchive:
         return files
 
     def files_of_dataset(self) -> dict[str, str]:
-        """Of the dataset's folder, beside its models: file names, and the files of the archive that belong there."""
-        return {name.split("/")[1]: name for name in self._entries if _is_of_dataset(name)}
+        """Of the dataset's folder, beside its models: paths within it, and the archive's files that belong there."""
+        prefix, models = f"{self.manifest.dataset}/", [model.folder for model in self.manifest.models]
+        of_dataset = {name.removeprefix(prefix): name for name in self._entries if name.startswith(prefix)}
+        return {path: name for path, name in of_dataset.items() if path.split("/")[0] not in models}
 
     def hash_of(self, name: str) -> str:
         """SHA-256 that the manifest states of a file of the archive."""
@@ -235,11 +237,8 @@ def _has_a_place(name: str, manifest: Manifest) -> bool:
     if parts[0] == BASE_FOLDER:
         return any(model.base and parts[1:] == (model.base.copy,) for model in manifest.models)
     folders = [model.folder for model in manifest.models]
-    return parts[0] == manifest.dataset and (len(parts) == 2 or (len(parts) > 2 and parts[1] in folders))
-
-
-def _is_of_dataset(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith(f"{BASE_FOLDER}/")
+    of_ensemble = len(parts) == 4 and parts[1] == "ensembles"
+    return parts[0] == manifest.dataset and (len(parts) == 2 or of_ensemble or parts[1] in folders)
 
 
 def _check_model(path: Path, manifest: Manifest, model: ModelEntry) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.files import read_json, to_json
-from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder
 from samunet.sharing.private import case_names, without_cases, without_paths
 
 # Of a model's folder, where they exist. What a model needs to predict comes first.
-_OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json", "postprocessing.json", "calibration.json")
-_OF_FOLD = ("run.json", "validation/summary.json")
+_OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json", "postprocessing.json")
+_OF_FOLD = ("run.json", "calibration.json", "validation/summary.json")
 _ADAPTERS = ("adapter_{}", "adapter_{}_decoder")
 _OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_OF_CROSSVAL = ("postprocessing.json", "summary.json", "plans.json", "dataset.json")
+_OF_ENSEMBLE = _OF_CROSSVAL = ("postprocessing.json", "summary.json", "plans.json", "dataset.json")
 _LOGS = ("training_log.json", "progress.png")
 # Of the dataset's folder: what the choice of a configuration wrote.
 _OF_DATASET = ("inference_information.json", "inference_instructions.txt")
@@ -52,7 +52,7 @@ class Selection:
         for path in self._paths():
             name = path.relative_to(folder).as_posix()
             if name.endswith(".json") and not self.case_ids:
-                yield name, to_json(without_cases(path.name, read_json(path), cases)).encode()
+                yield name, to_json(without_cases(path.name, read_json(path), cases, folder.parents[1])).encode()
             else:
                 yield name, path
 
@@ -79,21 +79,30 @@ class Selection:
             yield from (path for path in sorted((folder / "validation").glob(f"*{ending}")) if path.is_file())
 
 
-def dataset_files(folder: Path, case_ids: bool, cases: set[str]) -> Iterator[tuple[str, bytes]]:
-    """What belongs to all models of a dataset: the names of files in its results folder, and what they hold.
+def dataset_files(
+    folder: Path, models: Collection[str], case_ids: bool, cases: set[str]
+) -> Iterator[tuple[str, bytes]]:
+    """What belongs to several models of a dataset: paths within its results folder, and what the files hold.
 
     Args:
         folder: ``samunet_results/DatasetXXX_Name``.
+        models: Names of the model folders that are handed on; ensembles of others are left out.
         case_ids: Whether names of cases and paths stay.
         cases: Names of cases that may be in these files.
     """
-    for path in _existing(folder, _OF_DATASET):
+    files = list(_existing(folder, _OF_DATASET))
+    for ensemble in sorted((folder / "ensembles").glob("ensemble___*___*___*")):
+        members = ensemble.name.split("___")[1:-1]
+        if all(f"{TRAINER_NAME}__{member}" in models for member in members):
+            files += _existing(ensemble, _OF_ENSEMBLE)
+    for path in files:
+        name = path.relative_to(folder).as_posix()
         if case_ids:
-            yield path.name, path.read_bytes()
+            yield name, path.read_bytes()
         elif path.suffix == ".json":
-            yield path.name, to_json(without_cases(path.name, read_json(path), cases)).encode()
+            yield name, to_json(without_cases(path.name, read_json(path), cases, folder.parent)).encode()
         else:
-            yield path.name, without_paths(path.read_text(encoding="utf-8"), folder.parent).encode()
+            yield name, without_paths(path.read_text(encoding="utf-8"), folder.parent).encode()
 
 
 def _existing(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:

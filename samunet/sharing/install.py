@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from samunet import paths
@@ -64,6 +64,10 @@ def _install(archive: ModelArchive, models: list[ModelEntry], others: list[str],
     except BaseException:
         if made:
             shutil.rmtree(dataset, ignore_errors=True)
+        for name in others:  # folders of ensembles that were made and stayed empty
+            with suppress(OSError):
+                (dataset / name).parent.rmdir()
+                (dataset / name).parent.parent.rmdir()
         raise
 
 

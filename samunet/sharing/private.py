@@ -43,13 +43,14 @@ def case_names(folder: Path) -> set[str]:
     return {name for name in names if not _SHORT_NUMBER.fullmatch(name)}
 
 
-def without_cases(file: str, content: Any, cases: set[str]) -> Any:
+def without_cases(file: str, content: Any, cases: set[str], results: Path) -> Any:
     """A JSON file's content without cases and paths.
 
     Args:
         file: Its name.
         content: As read.
         cases: From :func:`case_names`.
+        results: The folder of results, for which ``$samunet_results`` will stand.
     """
     if isinstance(content, dict):
         content = dict(content)
@@ -60,24 +61,26 @@ def without_cases(file: str, content: Any, cases: set[str]) -> Any:
         for key in _CASE_LISTS.get(file, ()):
             if key in content:
                 content[key] = type(content[key])()
-    return _cleaned(content, cases)
+    return _cleaned(content, cases, results)
 
 
 def without_paths(text: str, results: Path) -> str:
     """Text with ``$samunet_results`` for the results folder, and only the last part of other absolute paths."""
-    marked = text.replace(str(results), "$samunet_results")
+    marked = re.sub(rf"{re.escape(str(results))}(?=[/\\]|\b)", "$samunet_results", text)
+    marked = re.sub(r"'(\$samunet_results[^'\n]*)'", r'"\1"', marked)  # a shell fills it in between these
     return _PATH.sub(lambda match: _last_part(match[0]), marked)
 
 
-def _cleaned(value: Any, cases: set[str]) -> Any:
+def _cleaned(value: Any, cases: set[str], results: Path) -> Any:
     if isinstance(value, dict):
-        return {key: _cleaned(item, cases) for key, item in value.items() if key not in cases}
+        return {key: _cleaned(item, cases, results) for key, item in value.items() if key not in cases}
     if isinstance(value, list):
-        return [_cleaned(item, cases) for item in value if not (isinstance(item, str) and item in cases)]
+        kept = [item for item in value if not (isinstance(item, str) and item in cases)]
+        return [_cleaned(item, cases, results) for item in kept]
     if isinstance(value, str):
-        if _IS_PATH.match(value):  # as a whole: it may have spaces in it
+        if _IS_PATH.match(value) and not value.startswith(str(results)):  # as a whole: it may have spaces in it
             value = _last_part(value)
-        return "" if value in cases else _PATH.sub(lambda match: _last_part(match[0]), value)
+        return "" if value in cases else without_paths(value, results)
     return value
 
 
