@@ -64,10 +64,10 @@ def _install(archive: ModelArchive, models: list[ModelEntry], others: list[str],
     except BaseException:
         if made:
             shutil.rmtree(dataset, ignore_errors=True)
-        for name in others:  # folders of ensembles that were made and stayed empty
+        for folder in [(dataset / name).parent for name in others if "/" in name]:  # of ensembles, if they stayed empty
             with suppress(OSError):
-                (dataset / name).parent.rmdir()
-                (dataset / name).parent.parent.rmdir()
+                folder.rmdir()
+                folder.parent.rmdir()
         raise
 
 
