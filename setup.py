@@ -15,9 +15,13 @@ COMMANDS = {
     "samunet_plan_and_preprocess": "plan_and_preprocess",
     "samunet_train": "train",
     "samunet_predict": "predict",
+    "samunet_predict_from_modelfolder": "predict_from_modelfolder",
     "samunet_evaluate_folder": "evaluate_folder",
     "samunet_evaluate_simple": "evaluate_simple",
     "samunet_download_checkpoint": "download_checkpoint",
+    "samunet_export_model_to_zip": "export_model_to_zip",
+    "samunet_install_pretrained_model_from_zip": "install_pretrained_model_from_zip",
+    "samunet_export_onnx": "export_onnx",
     "samunet_merge_adapter": "merge_adapter",
     "samunet_import_samed": "import_samed",
     "samunet_pretrain": "pretrain",
@@ -29,6 +33,8 @@ COMMANDS = {
     "samunet_convert_finetune_SAM_dataset": "convert_finetune_SAM_dataset",
     "samunet_convert_SAMed_dataset": "convert_SAMed_dataset",
 }
+
+ONNX = ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"]  # for samunet_export_onnx; tested up to 1.23, 0.7, 1.31
 
 setup(
     name="samunet",
@@ -61,7 +67,8 @@ setup(
     ],
     extras_require={
         "hdf5": ["h5py>=3.8"],  # SAMed's test volumes
-        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8"],
+        "onnx": ONNX,
+        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8", *ONNX],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

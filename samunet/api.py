@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +32,26 @@ from samunet.workers import default_workers
 
 if TYPE_CHECKING:
     from samunet.inference.predictor import PredictionOptions, Predictor
+    from samunet.inference.sam_export import merge_adapter
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.planner import PlannerOptions
+    from samunet.sharing.export import ExportOptions, export_model
+    from samunet.sharing.install import install_model
+    from samunet.sharing.onnx_export import export_onnx
+    from samunet.training.samed_import import import_samed
 
 __all__ = [
+    "ExportOptions",
     "PlannerOptions",
     "PredictionOptions",
     "Predictor",
     "TrainingOptions",
     "evaluate",
+    "export_model",
+    "export_onnx",
     "extract_fingerprint",
     "import_samed",
+    "install_model",
     "merge_adapter",
     "plan_and_preprocess",
     "plan_experiment",
@@ -53,16 +63,23 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
+# Heavy imports, on first use.
+_LAZY = {
+    "ExportOptions": "sharing.export",
+    "PlannerOptions": "planning.planner",
+    "PredictionOptions": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "export_model": "sharing.export",
+    "export_onnx": "sharing.onnx_export",
+    "import_samed": "training.samed_import",
+    "install_model": "sharing.install",
+    "merge_adapter": "inference.sam_export",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Classes that need heavy imports, on first use."""
-    if name in ("Predictor", "PredictionOptions"):
-        from samunet.inference import predictor
-
-        return getattr(predictor, name)
-    if name == "PlannerOptions":
-        from samunet.planning.planner import PlannerOptions
-
-        return PlannerOptions
+    if name in _LAZY:
+        return getattr(import_module(f"samunet.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'samunet.api' has no attribute {name!r}")
 
 
@@ -195,6 +212,7 @@ def predict(
     dataset: str | int | None = None,
     configuration: str | None = None,
     plans_name: str | None = None,
+    model_folder: str | Path | None = None,
     folds: Sequence[int | str] | None = None,
     checkpoint: str = "final",
     options: PredictionOptions | None = None,
@@ -209,6 +227,7 @@ def predict(
         output: Folder for the masks; for a single case also a file, such as ``mask.nii.gz``.
         dataset, configuration, plans_name, folds: Which model; what is left out is found (see
             :func:`samunet.inference.choose.choose_model`).
+        model_folder: The model's folder, anywhere, in place of the first three; needs no environment variable.
         checkpoint: ``final`` or ``best``.
         options: How to predict.
         part: ``(index, number)`` of a share of the cases, to divide work between processes.
@@ -219,6 +238,7 @@ def predict(
     """
     from samunet.imageio.registry import ending_of
     from samunet.inference.choose import choose_model, parse_folds
+    from samunet.inference.model_folder import open_model_folder
     from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
 
     sources, output = as_paths(source), Path(output)
@@ -228,7 +248,10 @@ def predict(
     missing = next((path for path in flat([sources]) if not path.exists()), None)
     if missing is not None:
         raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: -i imagesTs")
-    model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
+    if model_folder is None:
+        model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
+    else:
+        model, why = open_model_folder(model_folder), "as asked"
     chosen = parse_folds(model, folds, checkpoint)
     log.info("model: %s (%s)", model.path, why)
     log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen)), checkpoint)
@@ -266,35 +289,6 @@ def evaluate(predictions: str | Path, references: str | Path, dataset_json: str 
     )
     write_json(Path(predictions) / "summary.json", summary)
     return summary
-
-
-def merge_adapter(
-    dataset: str | int,
-    configuration: str,
-    fold: int | str,
-    output: str | Path,
-    plans_name: str = DEFAULT_PLANS_NAME,
-    *,
-    checkpoint: str = "final",
-) -> Path:
-    """Write a trained fold as a plain SAM checkpoint, LoRA folded in; see :mod:`samunet.inference.sam_export`."""
-    from samunet.inference.model_folder import ModelFolder, model_folder_name
-    from samunet.inference.sam_export import export_sam
-
-    folder = paths.results_folder() / find_dataset(dataset) / model_folder_name(plans_name, configuration)
-    return export_sam(ModelFolder(folder), fold, checkpoint, Path(output))
-
-
-def import_samed(file: str | Path, **options: Any) -> Path:
-    """Make a model folder of a checkpoint that SAMed published; returns it.
-
-    Args:
-        file: The ``.pth`` file.
-        options: Fields of :class:`samunet.training.samed_import.SamedImport`.
-    """
-    from samunet.training.samed_import import SamedImport, import_checkpoint
-
-    return import_checkpoint(Path(file), SamedImport(**options))
 
 
 def _load(

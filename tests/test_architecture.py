@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "samunet"
 FLOORS = [
     {"commands"},
     {"api"},
-    {"training", "pretraining"},
+    {"training", "pretraining", "sharing"},
     {"inference"},
     {"network", "planning"},
     {"preprocessing"},

@@ -63,7 +63,7 @@ def test_train_and_predict_from_pretrained_weights(samunet_folders, tiny_dataset
     assert str(weights) in errors
     assert "random weights" not in errors
     fold = next((samunet_folders / "results").glob("*/samunetTrainer__*/fold_0"))
-    assert json.loads((fold / "run.json").read_text())["base"]["file"] == weights.name
+    assert json.loads((fold / "run.json").read_text())["started_from"]["file"] == weights.name
     # One update at the warm-up's rate leaves the encoder near where it began.
     trained = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
     start = load_file(weights)["image_encoder.blocks.0.attn.qkv.weight"].float()
@@ -80,7 +80,7 @@ def test_random_weights_are_asked_for_and_kept_to(samunet_folders, tiny_dataset,
     assert train.main(["998", "2d", "0", *short, "--random_weights"]) == 0
     assert "starts from random weights" in capsys.readouterr().err
     fold = next((samunet_folders / "results").glob("*/samunetTrainer__*/fold_0"))
-    assert "base" not in json.loads((fold / "run.json").read_text())
+    assert "started_from" not in json.loads((fold / "run.json").read_text())
     started = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
     bundled = base_weights("small").state["image_encoder.blocks.0.attn.qkv.weight"].float()
     assert not torch.allclose(started, bundled, atol=5e-3)

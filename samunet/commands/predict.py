@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands import prediction
+from samunet.commands.common import run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15,60 +15,18 @@ def build_parser() -> argparse.ArgumentParser:
         description="Predict masks for a folder of images or for single files. "
         "Finds the model itself where only one fits.",
     )
-    parser.add_argument(
-        "-i", type=Path, nargs="+", required=True, metavar="INPUT", help="a folder of images, or one or several files"
-    )
-    parser.add_argument(
-        "-o", type=Path, required=True, metavar="OUTPUT", help="folder for the masks; for a single case also a file"
-    )
+    prediction.add_input_and_output(parser)
     parser.add_argument("-d", metavar="ID", help="dataset the model was trained on")
     parser.add_argument("-c", metavar="CONFIGURATION", help="configuration, for example 2d")
     parser.add_argument("-p", metavar="NAME", help="plans' name")
-    parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are finished)")
-    parser.add_argument("-chk", choices=("final", "best"), default="final", help="which model file (default: final)")
-    parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
-    parser.add_argument(
-        "-step_size", type=float, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
-    )
-    parser.add_argument("--disable_tta", action="store_true", help="no averaging over mirrored images: faster")
-    parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
-    parser.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone whose mask exists")
-    parser.add_argument(
-        "--tolerate_geometry", action="store_true", help="only warn where channels differ in origin or direction"
-    )
-    parser.add_argument(
-        "-num_parts", type=int, default=1, metavar="N", help="divide the cases into N parts (default: 1)"
-    )
-    parser.add_argument("-part_id", type=int, default=0, metavar="I", help="which part to predict, from 0")
-    add_common_flags(parser)
+    prediction.add_prediction(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    go_on = "the same command with --continue_prediction goes on from here"
-    return run_command(build_parser(), _run, argv, go_on=go_on)
+    return run_command(build_parser(), _run, argv, go_on=prediction.GO_ON)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from samunet import api
-
-    options = api.PredictionOptions(
-        device=arguments.device,
-        mirroring=not arguments.disable_tta,
-        step_size=arguments.step_size,
-        save_probabilities=arguments.save_probabilities,
-        skip_existing=arguments.continue_prediction,
-        tolerate_geometry=arguments.tolerate_geometry,
-    )
-    api.predict(
-        arguments.i[0] if len(arguments.i) == 1 else arguments.i,
-        arguments.o,
-        dataset=arguments.d,
-        configuration=arguments.c,
-        plans_name=arguments.p,
-        folds=arguments.f,
-        checkpoint=arguments.chk,
-        options=options,
-        part=(arguments.part_id, arguments.num_parts),
-    )
+    prediction.predict(arguments, dataset=arguments.d, configuration=arguments.c, plans_name=arguments.p)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -95,7 +94,9 @@ def _title(model: ModelFolder) -> str:
 
 
 def _number(model: ModelFolder) -> str:
-    return re.match(r"Dataset(\d+)_", model.path.parent.name)[1]
+    # A model's folder may lie anywhere.
+    found = paths.DATASET_NAME.match(model.path.parent.name)
+    return found[1] if found else model.plans.dataset_name
 
 
 def _command(model: ModelFolder, source: Path) -> str:

@@ -7,6 +7,7 @@ results/DatasetXXX_Name/samunetTrainer__PLANS__CONFIGURATION/
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
@@ -55,10 +56,24 @@ class ModelFolder:
         path = self.path / "dataset.json"
         return description_from_json(read_json(path), str(path))
 
-    @property
+    @cached_property
     def configuration_name(self) -> str:
-        """Name of the configuration, from the folder's name."""
-        return self.path.name.split("__")[-1]
+        """Name of the configuration: from the folder's name or, where somebody changed that, from what its folds say.
+
+        Raises:
+            SamunetError: If neither says it.
+        """
+        parts = self.path.name.split("__")
+        if parts[0].endswith(TRAINER_NAME):  # a folder that is being written has a hidden name
+            return parts[-1]
+        runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
+        names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]
+        if names:
+            return str(names[0])
+        raise SamunetError(
+            f"the name of the folder {self.path} does not say which configuration its model has",
+            f"rename it, for example to {model_folder_name('samunetPlans', '2d')}: plans' name and configuration",
+        )
 
     @cached_property
     def configuration(self) -> ConfigurationPlan:
@@ -91,6 +106,20 @@ class ModelFolder:
         numbered: list[Fold] = [int(name) for name in names if name.isdigit()]
         return numbered or [name for name in names if name == "all"]
 
+    def base(self, fold: Fold) -> BaseWeights | None:
+        """The frozen base weights that a fold needs; None if it has them all.
+
+        Raises:
+            SamunetError: If they are missing, or others than in training.
+        """
+        from samunet.network.base_weights import base_weights
+
+        run = self.run(fold)
+        encoder = self.configuration.networks[run["family"]].encoder
+        if encoder_facts(encoder).family == "bundled":  # its folds are whole
+            return None
+        return base_weights(encoder, run.get("base"), beside=self.path)
+
     def load(self, folds: list[Fold], checkpoint: str = "final") -> list[SamunetModel]:
         """Load folds for prediction, LoRA merged into the frozen weights.
 
@@ -101,7 +130,6 @@ class ModelFolder:
 
     def _load_fold(self, fold: Fold, checkpoint: str) -> SamunetModel:
         from samunet.network.adapters import load_adapters, merge_adapters
-        from samunet.network.base_weights import base_weights
 
         file = self.fold(fold) / f"checkpoint_{checkpoint}.safetensors"
         if not file.is_file():
@@ -112,9 +140,7 @@ class ModelFolder:
             )
         run = self.run(fold)
         network = self.configuration.networks[run["family"]]
-        sam = encoder_facts(network.encoder).family == "sam"  # folds of the bundled encoder are whole
-        base = base_weights(network.encoder, run.get("base")) if sam else None
-        model = build_network(self.configuration, network, self.description, base)
+        model = build_network(self.configuration, network, self.description, self.base(fold))
         state = read_tensors(file) | load_adapters(model, self.fold(fold), checkpoint)
         try:
             model.load_trained_state(state)
@@ -122,6 +148,34 @@ class ModelFolder:
             raise SamunetError(f"{file}: {error.message}", error.hint) from error
         merge_adapters(model)
         return model.eval()
+
+
+def open_model_folder(path: str | Path) -> ModelFolder:
+    """A trained model by its folder's path, wherever that is and whatever it is called.
+
+    Raises:
+        UsageError: If there is no model; says what the path is instead.
+    """
+    folder = Path(os.path.abspath(path))  # "." has no name; links keep theirs
+    if (folder / "plans.json").is_file() and any(folder.glob("fold_*")):
+        if folder.name.startswith("nnUNet"):
+            raise UsageError(f"{folder} is a model of nnU-Net's", "predict with nnUNetv2_predict_from_modelfolder")
+        return ModelFolder(folder)
+    if not folder.is_dir():
+        zipped = "install it first: samunet_install_pretrained_model_from_zip, or Predictor.from_zip in Python"
+        example = f"give the folder with plans.json and fold_0, for example {model_folder_name('samunetPlans', '2d')}"
+        raise UsageError(
+            f"{folder} {'is a file' if folder.exists() else 'does not exist'}",
+            zipped if folder.suffix == ".zip" and folder.exists() else example,
+        )
+    if (folder.parent / "plans.json").is_file():
+        raise UsageError(f"{folder} is a part of a model", f"give the model's folder: {folder.parent}")
+    inside = [found.parent for pattern in ("*", "*/*") for found in sorted(folder.glob(f"{pattern}/plans.json"))]
+    models = [str(found) for found in inside if found.name.startswith(TRAINER_NAME)]
+    raise UsageError(
+        f"{folder} is no trained model: it has no plans.json, or no folds",
+        "models in it:\n     " + "\n     ".join(models) if models else "give the folder with plans.json and fold_0",
+    )
 
 
 def build_network(

@@ -16,7 +16,7 @@ from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
 from samunet.inference.logits import SlicePredictor, decode, mask_type, probabilities
-from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
@@ -94,20 +94,52 @@ class Predictor:
         """Load a trained model.
 
         Args:
-            folder: The model's folder (``.../samunetTrainer__samunetPlans__2d``).
+            folder: The model's folder (``.../samunetTrainer__samunetPlans__2d``), anywhere.
             folds: Folds to average; None for all that are finished.
             checkpoint: ``final`` or ``best``.
             options: How to predict.
 
         Raises:
-            SamunetError: If there is no model, no finished fold, or a file is damaged.
+            UsageError: If there is no model.
+            SamunetError: If there is no finished fold, or a file is damaged.
         """
-        model = ModelFolder(Path(folder))
+        model = open_model_folder(folder)
         folds = list(folds) if folds is not None else model.finished_folds(checkpoint)
         if not folds:
             raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
         network = model.configuration.networks[model.run(folds[0])["family"]]
         return cls(model.load(folds, checkpoint), model.plans, model.configuration, network, model.description, options)
+
+    @classmethod
+    def from_zip(
+        cls,
+        archive: str | Path,
+        folds: Sequence[Fold] | None = None,
+        checkpoint: str = "final",
+        options: PredictionOptions = PredictionOptions(),
+        configuration: str | None = None,
+    ) -> Predictor:
+        """Load a model from the zip it was exported to, without installing it; checked as an installation is.
+
+        Args:
+            archive: What ``samunet_export_model_to_zip`` wrote.
+            folds, checkpoint, options: As for :meth:`from_folder`.
+            configuration: Which model, where the archive has several.
+
+        Raises:
+            UsageError: If there is no such file, or the archive has several models and none is named.
+            SamunetError: If the archive is damaged or holds what no model has, or the base weights that it refers to
+                are missing.
+        """
+        from tempfile import TemporaryDirectory
+
+        from samunet.inference.model_archive import open_archive
+
+        with open_archive(Path(archive)) as opened, TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            model = opened.manifest.model(configuration)
+            folder = make_folder(Path(temporary) / model.folder)
+            opened.extract(model, folder)
+            return cls.from_folder(folder, folds, checkpoint, options)
 
     def predict_array(self, array: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Predict one image given as an array.
@@ -118,11 +150,23 @@ class Predictor:
 
         Returns:
             Labels ``(z, y, x)``, uint8 or uint16.
+
+        Raises:
+            UsageError: If the array or the spacing is not what the model was trained on.
         """
         array = np.asarray(array, dtype=np.float32)
-        if array.ndim != 4:
-            raise UsageError(f"the array must be (channels, z, y, x), got {array.ndim} dimensions")
-        physical = spacing is not None
+        channels, physical = len(self.description.channel_names), spacing is not None
+        if array.ndim != 4 or not array.size:
+            raise UsageError(f"the array must be (channels, z, y, x), got the shape {array.shape}")
+        if array.shape[0] != channels:
+            names = ", ".join(self.description.channel_names)
+            raise UsageError(f"the model was trained on {channels} channels ({names}), the array has {array.shape[0]}")
+        if not np.isfinite(array).all():
+            raise UsageError("the array has values that are not finite", "replace them: numpy.nan_to_num(array)")
+        if self.plans.physical_spacing and not physical:
+            raise UsageError("the model was trained on images with spacing", "give it in mm: spacing=(z, y, x)")
+        if physical and (len(spacing) != 3 or not all(np.isfinite(side) and side > 0 for side in spacing)):
+            raise UsageError(f"spacing must be three positive numbers in mm, (z, y, x), got {tuple(spacing)}")
         geometry = Geometry(
             spacing=tuple(map(float, spacing)) if physical else (1.0, 1.0, 1.0),
             physical=physical,
@@ -134,7 +178,7 @@ class Predictor:
 
     def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
         """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
-        image, _ = self._read(tuple(Path(file) for file in files))
+        image, _ = self.read(tuple(Path(file) for file in files))
         return self._predict(image)[0], image.geometry
 
     def predict_cases(self, cases: dict[str, Case], output: Path, *, progress: bool = True) -> list[str]:
@@ -169,7 +213,7 @@ class Predictor:
             SamunetError: Naming the case, if it cannot be read, predicted or written.
         """
         with naming_the_case(case.name):
-            image, reader = self._read(case.images)
+            image, reader = self.read(case.images)
             mask, probability = self._predict(image)
             if probability is not None:
                 with atomic_path(file.parent / f"{case.name}.npz") as temporary:
@@ -184,7 +228,12 @@ class Predictor:
     def _is_done(self, mask: Path, name: str) -> bool:
         return mask.is_file() and (not self.options.save_probabilities or (mask.parent / f"{name}.npz").is_file())
 
-    def _read(self, files: tuple[Path, ...]) -> tuple[Image, Reader]:
+    def read(self, files: tuple[Path, ...]) -> tuple[Image, Reader]:
+        """An image as the model expects it, given as its files, and what read it.
+
+        Raises:
+            SamunetError: If a file cannot be read, or is not what the model was trained on.
+        """
         reader = image_reader_for(files[0], self.reader)
         channels = len(self.description.channel_names)
         image = reader.read_image(files, channels=channels, tolerate_geometry=self.options.tolerate_geometry)

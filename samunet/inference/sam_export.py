@@ -5,15 +5,31 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from samunet import paths
+from samunet.dataset.layout import find_dataset
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
-from samunet.inference.model_folder import Fold, ModelFolder
-from samunet.network.base_weights import base_weights
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.plans import DEFAULT_PLANS_NAME
 
 log = logging.getLogger(__name__)
 
 _QUALITY = "mask_decoder.iou_prediction_head."
+
+
+def merge_adapter(
+    dataset: str | int,
+    configuration: str,
+    fold: Fold,
+    output: str | Path,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    checkpoint: str = "final",
+) -> Path:
+    """:func:`export_sam` for a fold of a trained model, named as on the command line."""
+    folder = paths.results_folder() / find_dataset(dataset) / model_folder_name(plans_name, configuration)
+    return export_sam(ModelFolder(folder), fold, checkpoint, Path(output))
 
 
 def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) -> Path:
@@ -61,7 +77,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
         )
     state = {f"image_encoder.{name}": value for name, value in loaded.image_encoder.state_dict().items()}
     state |= {name: value.clone() for name, value in loaded.head.state_dict().items()}
-    base = base_weights(network.encoder, run.get("base")).state
+    base = model.base(fold).state
     for name in [name for name in state if name.startswith(_QUALITY)]:
         fitting = name in base and base[name].shape == state[name].shape
         state[name] = base[name].clone() if fitting else state[name].zero_()

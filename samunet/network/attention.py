@@ -94,14 +94,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, grid: tuple[in
 
 
 def attention_form(device: torch.device) -> str:
-    """How scores are computed on a device: ``chunked``, or ``fused`` in PyTorch's own attention."""
-    return "chunked" if device.type == "cpu" else "fused"
+    """How scores are computed on a device: ``chunked``, or ``fused`` in PyTorch's own attention.
+
+    A graph that is exported for other programs holds PyTorch's own attention, which they know.
+    """
+    return "chunked" if device.type == "cpu" and not torch.compiler.is_compiling() else "fused"
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, along_h: Tensor, along_w: Tensor, heads: int) -> Tensor:
     """The same without chunks. v is padded because flash attention wants one width of q, k and v; q is scaled."""
     channels = v.shape[-1]
-    places = key_places(along_h.shape[-1], along_w.shape[-1], k).expand(len(k), -1, -1)
+    places = key_places(along_h.shape[-1], along_w.shape[-1], k).expand(k.shape[0], -1, -1)
     q, k = torch.cat([q, along_h, along_w], 2), torch.cat([k, places], 2)
     v = F.pad(v, (0, q.shape[-1] - channels))
     q, k, v = (part.unflatten(0, (-1, heads)) for part in (q, k, v))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BASE_FOLDER = "base_weights"  # in a model's folder: a copy that was handed on with it
+
 
 @dataclass(frozen=True)
 class BaseWeights:
@@ -38,6 +40,7 @@ def base_weights(
     recorded: dict | None = None,
     checkpoint: Path | None = None,
     *,
+    beside: Path | None = None,
     may_download: bool = False,
     progress: bool = True,
 ) -> BaseWeights:
@@ -48,6 +51,7 @@ def base_weights(
         recorded: ``base`` of the ``run.json`` of a training that began with some; only that file will do, wherever it
             is now.
         checkpoint: The user's choice instead of the published or bundled file.
+        beside: A model's folder, in which a copy of its base may lie.
         may_download: Whether a published file that is missing is downloaded.
         progress: Whether a download shows a progress bar.
 
@@ -62,7 +66,7 @@ def base_weights(
     facts = encoder_facts(encoder)
     given = checkpoint.expanduser().resolve() if checkpoint else None
     if recorded:
-        path = _recorded_file(recorded, given, may_download, progress)
+        path = _copy(recorded, beside) or _recorded_file(recorded, given, may_download, progress)
     else:
         path = given or find_checkpoint(facts) or _missing(facts, may_download, progress)
     state = load_sam_checkpoint(path)
@@ -80,6 +84,29 @@ def base_weights(
     elif published is None and facts.checkpoint_sha256:
         log.warning("%s is not the published file of that name; it is used as it is", path)
     return BaseWeights(state, record)
+
+
+def check_base(recorded: dict, beside: Path) -> Path:
+    """The file that holds recorded base weights.
+
+    Raises:
+        SamunetError: If there is none; says where to put it.
+    """
+    return _copy(recorded, beside) or _recorded_file(recorded, None, False, False)
+
+
+def published_as(recorded: dict) -> EncoderFacts | None:
+    """What is known of recorded base weights that somebody published: address and licence."""
+    return _published(recorded["sha256"])
+
+
+def _copy(recorded: dict, beside: Path | None) -> Path | None:
+    """The copy of the base in a model's folder, where it is whole."""
+    copy = recorded.get("copy")
+    if beside is None or not isinstance(copy, dict):
+        return None
+    path = beside / BASE_FOLDER / Path(copy["file"]).name
+    return path if _has_content(path, copy) else None
 
 
 def _record(path: Path, facts: EncoderFacts) -> dict:

@@ -101,7 +101,7 @@ def train_fold(
                 identity=fingerprint_of(
                     _decisions(plans, configuration_name), choice.family, description.labels, train
                 ),
-                run=run | _run_facts(choice, fold, dataset_name) | {"training_cases": train},
+                run=run | _run_facts(choice, fold, dataset_name, configuration_name) | {"training_cases": train},
                 base=base,
                 progress=progress,
             )
@@ -116,9 +116,10 @@ def _starting_weights(
     model: ModelFolder, fold: Fold, choice: _Choice, options: TrainingOptions, run: dict, progress: bool
 ) -> BaseWeights | None:
     """What the network starts from: as the fold or the other folds began, else as asked; None for random weights."""
-    if options.random_weights or (run and "base" not in run):
+    recorded = run.get("base") or run.get("started_from")
+    if options.random_weights or (run and not recorded):
         return None
-    recorded = run.get("base") or _base_of_other_folds(model, fold, choice.network.encoder)
+    recorded = recorded or _base_of_other_folds(model, fold, choice.network.encoder)
     return base_weights(choice.network.encoder, recorded, options.checkpoint, may_download=True, progress=progress)
 
 
@@ -231,11 +232,12 @@ def _decisions(plans: Plans, configuration_name: str) -> dict:
     return decisions
 
 
-def _run_facts(choice: _Choice, fold: Fold, dataset_name: str) -> dict:
+def _run_facts(choice: _Choice, fold: Fold, dataset_name: str, configuration_name: str) -> dict:
     import torch
 
     return {
         "dataset": dataset_name,
+        "configuration": configuration_name,
         "fold": fold,
         "encoder": choice.network.encoder,
         "family": choice.family,

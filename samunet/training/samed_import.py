@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,11 @@ class SamedImport:
     file_ending: str = ".nii.gz"
 
 
+def import_samed(file: str | Path, **options: Any) -> Path:
+    """:func:`import_checkpoint` with the fields of :class:`SamedImport` as keywords."""
+    return import_checkpoint(Path(file), SamedImport(**options))
+
+
 def import_checkpoint(file: Path, options: SamedImport) -> Path:
     """Write a model folder whose fold ``all`` gives SAMed's logits; returns it.
 
@@ -93,6 +99,7 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
         fold = temporary / f"fold_{FOLD}"
         run = {
             "dataset": options.dataset,
+            "configuration": CONFIGURATION,
             "fold": FOLD,
             "encoder": facts.name,
             "family": "sam",

@@ -92,9 +92,10 @@ class Trainer:
         self.monitored = _monitored(validation or train)
         self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
-        if base:
-            self.run["base"] = base.record
         self.model = build_network(configuration, network, description, base).to(self.device)
+        if base:
+            # Only what a fold leaves to its base must be found again.
+            self.run["base" if self.model.has_base else "started_from"] = base.record
         if options.pretrained:
             self._start_from(options.pretrained)
         self.samed = network.recipe == "samed"

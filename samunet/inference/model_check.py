@@ -1,0 +1,69 @@
+"""Whether files that somebody else made are what a model needs, found out without running or believing them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.inference.manifest import ModelEntry
+from samunet.inference.model_folder import ModelFolder
+
+
+def check_content(file: Path) -> None:
+    """Whether a tensor or JSON file is what its ending says.
+
+    Raises:
+        SamunetError: If not; what is to be said after the file's name.
+    """
+    if file.name.endswith(".safetensors"):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, "pt") as stream:
+                stream.keys()
+        except (SafetensorError, OSError) as error:
+            raise SamunetError(f"is not in safetensors' format: {error}") from error
+    elif file.name.endswith(".json"):
+        try:
+            json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise SamunetError(f"is not JSON: {error}") from error
+
+
+def check_model(folder: Path, entry: ModelEntry) -> None:
+    """Read everything of a model but its tensors, as prediction would.
+
+    Raises:
+        SamunetError: If a file does not hold what it should.
+    """
+    model = ModelFolder(folder)
+    channels = len(model.description.channel_names)
+    if len(model.configuration.normalization) != channels:
+        raise SamunetError(
+            f"{entry.folder}: its plans are for {len(model.configuration.normalization)} channels, its "
+            f"dataset.json has {channels}"
+        )
+    for fold in entry.folds:
+        base = model.run(fold).get("base")
+        if base is not None and not _is_record(base):
+            raise SamunetError(f"{entry.folder}: run.json of fold {fold} does not say which base weights it needs")
+
+
+def _is_record(base: object) -> bool:
+    """Whether ``base`` of a ``run.json`` has the types that reading it relies on."""
+    if not isinstance(base, dict):
+        return False
+    copy = base.get("copy")
+    files = [base, copy] if copy is not None else [base]
+    statistics = [base.get("pixel_mean"), base.get("pixel_std")]
+    return all(
+        isinstance(file, dict)
+        and isinstance(file.get("file"), str)
+        and isinstance(file.get("bytes"), int)
+        and isinstance(file.get("sha256"), str)
+        for file in files
+    ) and all(
+        isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(number, (int, float)) for number in numbers)
+        for numbers in statistics
+    )
