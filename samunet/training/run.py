@@ -20,10 +20,11 @@ from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
 from samunet.inference.predictor import PredictionOptions, Predictor
 from samunet.network.base_weights import base_weights
+from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
-from samunet.planning.fingerprint import read_fingerprint
+from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
-from samunet.preprocessing.run import stored_cases
+from samunet.preprocessing.run import check_channels, stored_cases
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
 from samunet.training.trainer import Trainer
@@ -60,7 +61,8 @@ def train_fold(
     source = paths.preprocessed_folder() / dataset_name
     plans, description = _read_plans(source, plans_name), read_description(source)
     configuration = plans.configuration(configuration_name)
-    names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
+    fingerprint = read_fingerprint(source / FINGERPRINT_FILE)
+    names = sorted(fingerprint.cases)
     train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
     if options.num_cases:
         train = few_cases(train, options.num_cases, options.seed, description.groups or infer_groups(names))
@@ -68,6 +70,7 @@ def train_fold(
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
+    _check_agreement(dataset_name, source, fingerprint, configuration, choice.network, description)
     with training_lock(folder):
         trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
         if options.validation_only and not trained:
@@ -77,7 +80,7 @@ def train_fold(
             raise SamunetError(
                 f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again"
             )
-        _check_other_folds(model, fold, plans, source, choice, options)
+        _check_other_folds(model, fold, plans, description, source, choice, options)
         base = None
         if not trained:  # before anything is written or, with --overwrite, removed
             base = base_weights(
@@ -166,10 +169,35 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     return _Choice(family, network, f"{wanted} ({why})")
 
 
-def _check_other_folds(
-    model: ModelFolder, fold: Fold, plans: Plans, source: Path, choice: _Choice, options: TrainingOptions
+def _check_agreement(
+    dataset_name: str,
+    source: Path,
+    fingerprint: Fingerprint,
+    configuration: ConfigurationPlan,
+    network: NetworkPlan,
+    description: Description,
 ) -> None:
-    """Refuse to mix plans or encoders within a model."""
+    """Refuse a dataset.json that was edited after planning, its copy beside the plans or the one in the raw folder."""
+    file = source / "dataset.json"
+    check_channels(configuration, description, file)
+    agreement.check_fingerprint(fingerprint, description, file)
+    agreement.check_network(network, description, file)
+    for folder in paths.known_folders():  # a raw folder need not be there
+        other = folder / dataset_name / "dataset.json"
+        if other.is_file():
+            agreement.check_unchanged(description, file, read_description(other.parent), other)
+
+
+def _check_other_folds(
+    model: ModelFolder,
+    fold: Fold,
+    plans: Plans,
+    description: Description,
+    source: Path,
+    choice: _Choice,
+    options: TrainingOptions,
+) -> None:
+    """Refuse to mix plans, labels or encoders within a model."""
     folder = model.fold(fold)
     others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
     begun = others or ((folder / "run.json").is_file() and not options.overwrite)
@@ -180,6 +208,8 @@ def _check_other_folds(
             "plan under another name (samunet_plan_experiment -overwrite_plans_name NAME) and train with -p NAME, "
             "or remove the model's other folds and use --overwrite",
         )
+    if begun:
+        agreement.check_same_outputs(description, source / "dataset.json", model.description, model.path)
     for path in others:
         encoder = read_json(path).get("encoder")
         if encoder != choice.network.encoder:
