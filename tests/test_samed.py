@@ -245,6 +245,30 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys):
     assert ".safetensors" in capsys.readouterr().err
 
 
+def test_prediction_holds_the_encoder_in_the_fast_format(reduced, tmp_path, monkeypatch):
+    """Half the memory, and to the bit what autocast gives with float32 weights."""
+    samed_file(reduced, tmp_path / "file.pth")
+    folder = ModelFolder(api.import_samed(tmp_path / "file.pth", image_size=SIZE, num_classes=CLASSES))
+    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: torch.bfloat16)
+    predictor = Predictor.from_folder(folder.path)
+    (held,), (plain,) = predictor.slices.models, folder.load(["all"])
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    assert {m.weight.dtype for m in held.image_encoder.modules() if isinstance(m, kinds)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in plain.image_encoder.modules() if isinstance(m, kinds)} == {torch.float32}
+    image = torch.rand(1, 1, SIZE, SIZE)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(held(image), plain(image))
+    array = np.random.default_rng(0).uniform(-125, 275, (1, 2, 40, 40))
+    mask = predictor.predict_array(array, (3.0, 1.0, 1.0))
+    parts = (predictor.plans, predictor.configuration, predictor.network, predictor.description)
+    assert np.array_equal(mask, Predictor([plain], *parts).predict_array(array, (3.0, 1.0, 1.0)))
+    assert len(np.unique(mask)) > 1
+    # Without a fast format everything stays in float32.
+    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: None)
+    (exact,) = Predictor.from_folder(folder.path).slices.models
+    assert {parameter.dtype for parameter in exact.parameters()} == {torch.float32}
+
+
 def test_files_that_do_not_fit_are_refused(reduced, tmp_path):
     def fails(match, content=None, **options):
         file = tmp_path / "file.pth"
