@@ -27,6 +27,7 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of,
 from samunet.preprocessing.run import check_channels, stored_cases
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
+from samunet.training.start import check_start
 from samunet.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def train_fold(
                 f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again"
             )
         _check_other_folds(model, fold, plans, description, source, choice, options)
+        if options.pretrained and not trained:
+            check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
         base = None
         if not trained:  # before anything is written or, with --overwrite, removed
             base = base_weights(

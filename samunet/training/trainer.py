@@ -18,7 +18,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
-from samunet.inference.model_folder import build_network, read_tensors
+from samunet.inference.model_folder import build_network
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.network.image_encoder import hold_frozen
@@ -32,6 +32,7 @@ from samunet.training.loss import SegmentationLoss
 from samunet.training.options import TrainingOptions
 from samunet.training.samed import SamedLoss
 from samunet.training.schedule import Budget, format_duration
+from samunet.training.start import start_from
 from samunet.training.state import LATEST, load_latest, save_latest, save_model
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Trainer:
             self.run["base"] = base.record
         self.model = build_network(configuration, network, description, base).to(self.device)
         if options.pretrained:
-            self._start_from(options.pretrained)
+            start_from(self.model, options.pretrained)
         self.samed = network.recipe == "samed"
         self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -264,15 +265,6 @@ class Trainer:
             return Budget(iterations=options.iterations or options.epochs * self.epoch_iterations)
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         return Budget(iterations=-(-self.network.training_images[kind] // self.batch_size))
-
-    def _start_from(self, path: Path) -> None:
-        """Take over every tensor of another model that fits; the class-specific ones need not."""
-        given, own = read_tensors(path), self.model.trained_state()
-        fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-        if not fitting:
-            raise SamunetError(f"no tensor of {path} fits this network", "use a checkpoint of the same encoder")
-        self.model.load_state_dict(fitting, strict=False)
-        log.info("started from %s: %d of %d tensors fit", path, len(fitting), len(own))
 
     def _choose_dtype(self) -> torch.dtype | None:
         """The number format: as this fold began, else the device's fast one (told by hardware, not by a timing)."""
