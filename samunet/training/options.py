@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.encoders import PIXEL_STATISTICS
 from samunet.errors import UsageError
 
 
@@ -15,6 +16,7 @@ class TrainingOptions:
     Attributes:
         encoder: Encoder to use; None leaves it to the plans and the machine.
         checkpoint: File with base weights in SAM's layout, instead of the encoder's published one.
+        pixel_statistics: ``sam`` or ``medsam``: what ``checkpoint`` was trained with; None to tell from the file.
         epochs, iterations, seconds: Length of the training; at most one of them.
         batch_size: Images per step.
         learning_rate: Peak.
@@ -31,6 +33,7 @@ class TrainingOptions:
 
     encoder: str | None = None
     checkpoint: Path | None = None
+    pixel_statistics: str | None = None
     epochs: int | None = None
     iterations: int | None = None
     seconds: float | None = None
@@ -54,5 +57,14 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be positive, got {value:g}")
+        if self.pixel_statistics not in (None, *PIXEL_STATISTICS):
+            raise UsageError(
+                f"--pixel_statistics must be one of {', '.join(PIXEL_STATISTICS)}, got {self.pixel_statistics!r}"
+            )
+        if self.pixel_statistics and not self.checkpoint:
+            raise UsageError(
+                "--pixel_statistics says how the file after --checkpoint was trained, and there is none",
+                "leave it out, or add --checkpoint FILE",
+            )
         if self.num_workers < 0:
             raise UsageError(f"--num_workers must be 0 or more, got {self.num_workers}")

@@ -90,6 +90,7 @@ def train_fold(
                 choice.network.encoder,
                 run.get("base") or _base_of_other_folds(model, fold, choice.network.encoder),
                 options.checkpoint,
+                pixel_statistics=options.pixel_statistics,
                 may_download=True,
                 progress=progress,
             )
