@@ -403,7 +403,8 @@ def test_less_is_kept_where_less_is_adapted():
     assert none.image_bytes < half.image_bytes < whole.image_bytes
     assert none.training_flops < half.training_flops < whole.training_flops
     everything = resources.estimate(VIT_B, [1024, 1024], "full")
-    assert none.fixed_bytes == whole.fixed_bytes < everything.fixed_bytes
+    assert none.fixed_bytes == whole.fixed_bytes - 12 * 3_291_264  # the decoder's transformer is frozen
+    assert whole.fixed_bytes < everything.fixed_bytes
 
 
 @pytest.mark.slow

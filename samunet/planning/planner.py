@@ -242,7 +242,8 @@ def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
 def _estimate(facts: EncoderFacts, shape: list[int], adapted: dict) -> resources.Estimate:
     settings = adapted["lora"] or adapted["adapter"]
     blocks = settings.blocks if settings else "all"
-    return resources.estimate(facts, shape, adapted["adaptation"], adapted["components"], blocks)
+    reduction = adapted["adapter"].reduction if adapted["adapter"] else 4
+    return resources.estimate(facts, shape, adapted["adaptation"], adapted["components"], blocks, reduction=reduction)
 
 
 def _names(family: str) -> list[str]:
