@@ -1,10 +1,11 @@
 """Peak memory of training steps beside what the planner predicts, as a Markdown table.
 
     python benchmarks/step_memory.py --encoder vit_b --sizes 448 672 1024
+    python benchmarks/step_memory.py --encoder vit_b --sizes 448 --adaptation adapter
 
-Every row is a process of its own: the network of a plan with LoRA on all blocks or on the last half, frozen weights in
-bfloat16, two steps at batch 1. On a CPU the peak is that of resident memory less what was resident before the network
-was built; on a GPU it is the peak of allocated memory.
+Every row is a process of its own: the network of a plan with LoRA or bottleneck adapters on all blocks or on the last
+half, or all of it trained, frozen weights in bfloat16, two steps at batch 1. On a CPU the peak is that of resident
+memory less what was resident before the network was built; on a GPU it is the peak of allocated memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 
 from sam_step import peak_resident_bytes, pick_device, resident_bytes
 
@@ -22,28 +24,28 @@ def main() -> None:
     parser.add_argument("--encoder", default="vit_b", choices=["vit_b", "vit_l", "vit_h", "vit_t"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[448, 672, 1024])
     parser.add_argument("--head", default="detail", choices=["sam", "detail"])
+    parser.add_argument("--adaptation", default="lora", choices=["lora", "adapter", "full"])
     parser.add_argument("--blocks", choices=["all", "last_half"], help="one row only, in this process")
     arguments = parser.parse_args()
     if arguments.blocks:
-        print(row(arguments.encoder, arguments.sizes[0], arguments.head, arguments.blocks))
+        print(row(arguments.encoder, arguments.sizes[0], arguments.head, arguments.adaptation, arguments.blocks))
         return
-    print("| encoder, px | blocks with LoRA | predicted GB | measured GB | predicted / measured |", flush=True)
+    print(f"| encoder, px | blocks with {arguments.adaptation} | predicted GB | measured GB | predicted / measured |")
     print("|---|---|---|---|---|", flush=True)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     for size in arguments.sizes:
-        for blocks in ("all", "last_half"):
+        for blocks in ("all",) if arguments.adaptation == "full" else ("all", "last_half"):
             command = [sys.executable, __file__, "--encoder", arguments.encoder, "--head", arguments.head]
+            command += ["--adaptation", arguments.adaptation]
             command += ["--sizes", str(size), "--blocks", blocks]
             subprocess.run(command, check=True, env=environment)
 
 
-def row(encoder: str, size: int, head: str, blocks: str) -> str:
-    from samunet.encoders import encoder_facts
-    from samunet.planning.resources import estimate
+def row(encoder: str, size: int, head: str, adaptation: str, blocks: str) -> str:
+    from samunet.planning.resources import step_bytes
 
-    predicted = estimate(encoder_facts(encoder), [size, size], "lora", blocks=blocks, device=device_kind())
-    predicted_bytes = predicted.fixed_bytes + predicted.image_bytes
-    measured = measure(encoder, size, head, blocks)
+    plan = network_plan(encoder, size, head, adaptation, blocks)
+    predicted_bytes, (_, measured, _) = step_bytes(plan, 1, device_kind()), train_steps(plan)
     return (
         f"| {encoder}, {size} | {blocks} | {predicted_bytes / 1e9:.2f} | {measured / 1e9:.2f} | "
         f"{predicted_bytes / measured:.2f} |"
@@ -54,39 +56,60 @@ def device_kind() -> str:
     return "gpu" if pick_device().type == "cuda" else "cpu"
 
 
-def measure(encoder: str, size: int, head: str, blocks: str) -> int:
-    """Peak bytes of two training steps with LoRA on all blocks or on the last half."""
+def network_plan(
+    encoder: str, size: int, head: str, adaptation: str, blocks: str = "all", components: str = "encoder_decoder"
+):
+    """The plan of a square network at batch 1, adapted as samunet's defaults have it."""
+    from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
+
+    return NetworkPlan(
+        encoder=encoder, input_shape=[size, size], spacing=1.0, head=head, adaptation=adaptation,
+        lora=LoraPlan(blocks=blocks, decoder=components == "decoder") if adaptation == "lora" else None,
+        adapter=AdapterPlan(blocks=blocks) if adaptation == "adapter" else None, components=components,
+        input_channels="repeat", batch_size=1, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
+        training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
+    )  # fmt: skip
+
+
+def train_steps(plan, steps: int = 2) -> tuple:
+    """Train on noise, from random weights of which none is zero.
+
+    Returns:
+        The network, the peak bytes, and the processor's seconds of every step.
+    """
     import torch
 
     from samunet.dataset.labels import Labels
     from samunet.network.image_encoder import hold_frozen
     from samunet.network.model import build_model
-    from samunet.plans import LoraPlan, NetworkPlan
     from samunet.training.loss import SegmentationLoss
 
-    device = pick_device()
-    plan = NetworkPlan(
-        encoder=encoder, input_shape=[size, size], spacing=1.0, head=head, adaptation="lora",
-        lora=LoraPlan(blocks=blocks), input_channels="repeat", batch_size=1, accumulation=1, learning_rate=1e-3,
-        weight_decay=0.1, training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
-    )  # fmt: skip
+    device, size = pick_device(), plan.input_shape[0]
     import peft  # noqa: F401  loaded before the measurement begins
 
     before = resident_bytes()
     model = build_model(plan, num_outputs=3, num_channels=1, unit_range=[False])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
     hold_frozen(model.image_encoder, torch.bfloat16)
     model.to(device)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
     image = torch.randn(1, 1, size, size, device=device)
     label = torch.randint(0, 3, (1, size, size), device=device)
     loss = SegmentationLoss(Labels.from_json({"background": 0, "a": 1, "b": 2})).to(device)
-    for _ in range(2):
+    seconds = []
+    for _ in range(steps):
+        begin = time.process_time()
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(image)
         loss(logits.float(), label).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident_bytes() - before
+        seconds.append(time.process_time() - begin)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident_bytes() - before
+    return model, peak, seconds
 
 
 if __name__ == "__main__":

@@ -139,6 +139,8 @@ CHECKPOINTS: dict[str, EncoderFacts] = {name: facts for name, facts in ENCODERS.
         checkpoint_sha256="34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
     )
 }  # fmt: skip
+# What a fine-tuned SAM's input was normalised with, by the published file that has the same statistics.
+PIXEL_STATISTICS = {"sam": "vit_b", "medsam": "medsam"}
 
 
 def encoder_facts(name: str) -> EncoderFacts:

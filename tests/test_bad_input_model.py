@@ -34,6 +34,7 @@ STORED = "preprocessed/*/samunetPlans_2d/"
 # What a training writes before its first step.
 BEGUN = (MODEL + "*.json", "results/*/*/fold_1/run.json")
 BEGAN = (*BEGUN, "results/*/*/fold_1/*")
+COPY = "preprocessed/*/dataset.json"
 LATEST = "results/*/*/fold_0/checkpoint_latest.safetensors"
 AGAIN = TRAIN.replace("2d 1", "2d 0")
 
@@ -79,6 +80,14 @@ def holder(project):
         assert process.returncode == 0
 
     return release
+
+
+def regions(pattern):
+    """Damage: a dataset.json whose classes have become regions."""
+    return both(
+        change(pattern, "labels", {"background": 0, "both": [1, 2], "core": 2}),
+        change(pattern, "regions_class_order", [1, 2]),
+    )
 
 
 TRAINING = [
@@ -136,9 +145,12 @@ TRAINING = [
     Row("validation of a fold that was never trained", nothing, TRAIN + " --val", ("no finished training", "--val"), 2,
         repaired=False),
     Row("start from a file that does not exist", nothing, TRAIN + " --pretrained gone.safetensors",
-        ("gone.safetensors",), repaired=False, writes=BEGUN),
+        ("gone.safetensors",), repaired=False),
     Row("start from a file that is no model", write("model.safetensors", "?"),
-        TRAIN + " --pretrained model.safetensors", ("model.safetensors", "damaged"), repaired=False, writes=BEGUN),
+        TRAIN + " --pretrained model.safetensors", ("model.safetensors", "damaged"), repaired=False),
+    Row("start from the fold that is to be overwritten", nothing,
+        AGAIN + " --overwrite --pretrained results/Dataset998_Tiny/samunetTrainer__samunetPlans__2d/fold_0/"
+        "checkpoint_final.safetensors", ("--overwrite would remove", "checkpoint_final", "copy"), 2, repaired=False),
     Row("a loss that is no number", nothing, TRAIN + " --iterations 3 --lr 1e20", ("loss", "--lr"),
         repaired=False, writes=BEGAN),
     Row("run.json of the fold is not JSON", write(FOLD + "run.json", "{"), AGAIN, ("run.json", "not valid JSON"),
@@ -151,9 +163,27 @@ TRAINING = [
         ("checkpoint_latest", "--overwrite"), repaired=False),
     Row("checkpoint of another seed", unfinished, AGAIN + " --seed 1", ("fold_0", "seed 12345", "--overwrite"),
         repaired=False, writes=(FOLD + "run.json",)),
-    Row("checkpoint of other classes", both(unfinished, change("preprocessed/*/dataset.json", "labels",
-        {"background": 0, "organ": 1, "core": 2, "cyst": 3})), AGAIN, ("fold_0", "--overwrite"), repaired=False,
-        writes=(MODEL + "dataset.json", FOLD + "run.json")),
+    Row("a class was added to dataset.json after planning", change(COPY, "labels",
+        {"background": 0, "organ": 1, "core": 2, "cyst": 3}), TRAIN,
+        ("preprocessed/Dataset998_Tiny/dataset.json", "labels lists the values 1, 2, 3", "measured with 1, 2",
+         "samunet_plan_and_preprocess"), repaired=False),
+    Row("a class was taken out of dataset.json after planning", change(COPY, "labels", {"background": 0, "organ": 1}),
+        TRAIN, ("labels lists the values 1 ", "measured with 1, 2"), repaired=False),
+    Row("a channel was added to dataset.json after planning", change(COPY, "channel_names", {"0": "MRI", "1": "T2"}),
+        TRAIN, ("channel_names lists 2 channels (MRI, T2)", "made for 1", "samunet_plan_and_preprocess"),
+        repaired=False),
+    Row("the raw dataset.json was edited after planning", regions("raw/*/dataset.json"), TRAIN,
+        ("labels in", "raw/Dataset998_Tiny/dataset.json", "is not what it was", "samunet_plan_and_preprocess")),
+    Row("other labels than the model's other folds", both(regions("raw/*/dataset.json"), regions(COPY)), TRAIN,
+        ("labels in", "when the folds in", "-overwrite_plans_name", "--overwrite"), repaired=False),
+    Row("SAMed's recipe, regions added after planning", both(plan("networks.bundled.recipe", "samed"), regions(COPY)),
+        TRAIN, ("dataset.json has regions", "recipe 'samed'", "-recipe samed", "samunet_plan_and_preprocess"),
+        repaired=False),
+    Row("SAMed's recipe, an ignore label added after planning", both(plan("networks.bundled.recipe", "samed"),
+        change(COPY, "labels", {"background": 0, "organ": 1, "core": 2, "ignore": 3})), TRAIN,
+        ("dataset.json has an ignore label", "recipe 'samed'"), repaired=False),
+    Row("channels changed, then preprocessed", change("raw/*/dataset.json", "channel_names", {"0": "MRI", "1": "T2"}),
+        "preprocess -d 998", ("MRI, T2",)),
     Row("plans changed since the other fold", change(PLANS, "configurations.2d.networks.bundled.learning_rate", 0.1),
         TRAIN, ("other plans", "samunet_plan_experiment -overwrite_plans_name", "--overwrite"), repaired=False),
     Row("another process trains the fold", holder, TRAIN, ("fold_1", "is being trained by process", "since", "wait"),
@@ -196,6 +226,9 @@ MODELS = [
         ("does not fit", "plans or classes")),
     Row("dataset.json with another class", change(MODEL + "dataset.json", "labels",
         {"background": 0, "organ": 1, "core": 2, "cyst": 3}), PREDICT, ("does not fit", "classes")),
+    Row("dataset.json with another channel", change(MODEL + "dataset.json", "channel_names", {"0": "MRI", "1": "T2"}),
+        "merge_adapter 998 2d 0 -o sam.pth", ("dataset.json: channel_names lists 2 channels", "made for 1"),
+        repaired=False),
     Row("dataset.json not JSON", write(MODEL + "dataset.json", "{"), PREDICT, ("dataset.json", "not valid JSON")),
     Row("dataset.json is gone", remove(MODEL + "dataset.json"), PREDICT, ("dataset.json",)),
     Row("plans not JSON", write(MODEL + "plans.json", "{"), PREDICT, ("plans.json", "not valid JSON")),

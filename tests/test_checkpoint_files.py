@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from samunet.commands import plan_and_preprocess, plan_experiment, predict, train
 from samunet.encoders import CHECKPOINTS, ENCODERS
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, read_json
 from samunet.network import base_weights as base_module
 from samunet.network import downloads
@@ -213,6 +213,24 @@ def test_pixel_statistics_go_with_the_file(checkpoints, tmp_path, monkeypatch):
     record = base_weights("vit_b", None, tmp_path / "medsam.pth").record
     assert (record["pixel_mean"], record["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
     assert base_weights("vit_b", record).record["pixel_std"] == [255.0] * 3
+
+
+def test_statistics_of_a_file_made_from_medsam_can_be_said(tmp_path, checkpoints, caplog):
+    torch.save(sam_state(REDUCED), tmp_path / "mine.pth")
+    with caplog.at_level("INFO"):
+        record = base_weights("vit_b", None, tmp_path / "mine.pth", pixel_statistics="medsam").record
+    assert "pixel statistics of medsam" in caplog.text
+    assert (record["pixel_mean"], record["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
+    again = base_weights("vit_b", record, tmp_path / "mine.pth", pixel_statistics="medsam")
+    assert again.record == base_weights("vit_b", record).record == record
+    with pytest.raises(SamunetError, match=r"begun with other pixel statistics than sam's: mean \[0.0"):
+        base_weights("vit_b", record, pixel_statistics="sam")
+    sam = base_weights("vit_b", None, tmp_path / "mine.pth", pixel_statistics="sam").record
+    assert sam["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
+    with pytest.raises(UsageError, match="must be one of sam, medsam, got 'imagenet'"):
+        TrainingOptions(checkpoint=tmp_path / "mine.pth", pixel_statistics="imagenet")
+    with pytest.raises(UsageError, match="there is none"):
+        TrainingOptions(pixel_statistics="medsam")
 
 
 def test_input_layer_gives_medsam_pictures_on_0_to_1():

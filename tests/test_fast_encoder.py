@@ -224,7 +224,7 @@ def saved_bytes(facts, size: tuple[int, int], first: int = 0) -> int:
 def test_kept_memory_is_what_the_blocks_formula_says(size):
     facts = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
     grid = [side // 16 for side in size]
-    predicted = [resources.block_bytes(facts, grid, index, False, "cpu") for index in range(4)]
+    predicted = [resources.block_bytes(facts, grid, index, "lora", "cpu") for index in range(4)]
     everything, half = saved_bytes(facts, size), saved_bytes(facts, size, first=2)
     assert everything - half == pytest.approx(sum(predicted[:2]), rel=0.03)
     # What the neck keeps, in the same units: 16-bit values of its width and of 256 channels.
@@ -252,13 +252,13 @@ def test_estimate_is_the_sum_of_its_parts():
     # bits, and on a GPU q, k, v, output at 64 + 14 + 14 channels a head beside q, k, v themselves.
     window = 784 * 768 * (8 + 2 + 8) + 784 * 12 * (4 * 92 + 3 * 64) * 2
     everywhere = 784 * 768 * (8 + 2 + 8) + 784 * 12 * (4 * 120 + 3 * 64) * 2
-    assert resources.block_bytes(facts, grid, 0, False, "gpu") == window
+    assert resources.block_bytes(facts, grid, 0, "lora", "gpu") == window
     assert whole.image_bytes - half.image_bytes == 4 * window + 2 * everywhere
     assert whole.fixed_bytes == half.fixed_bytes == resources.weight_bytes(facts, False)
     # 64 x 64 positions stay in float32.
     assert resources.weight_bytes(facts, False) - 4_200_000 * 16 == 12 * 12 * 768**2 * 2 + 64 * 64 * 768 * 4
     # 9 of 9 windows at 512 px are padded: 42 x 42 tokens for 32 x 32.
-    padded = resources.block_bytes(facts, [32, 32], 0, False, "cpu") - 1024 * 768 * 18
+    padded = resources.block_bytes(facts, [32, 32], 0, "lora", "cpu") - 1024 * 768 * 18
     assert padded == 42 * 42 * 12 * (3 * 64 + 28) * 2
 
 

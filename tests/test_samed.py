@@ -51,8 +51,22 @@ def reduced(monkeypatch, tmp_path):
     return state
 
 
-def samed_file(base, path, classes=CLASSES, rank=RANK, blocks=3, width=48):
-    """What SAMed's save_lora_parameters writes: parameters w_a, w_b, and every tensor of prompt encoder and decoder."""
+# What SAMed_s calls q and v of the decoder's attentions (its save_lora_parameters), and the width of each.
+DECODER_LORA = {
+    f"{short}_{{}}_{2 * layer + part:03d}": (f"layers.{layer}.{attention}.{'qv'[part]}_proj", width)
+    for short, attention, width in (
+        ("sa", "self_attn", 256), ("cti", "cross_attn_token_to_image", 128), ("cit", "cross_attn_image_to_token", 128),
+    )
+    for layer in range(2)
+    for part in range(2)
+} | {f"fati_{part}{{}}": (f"final_attn_token_to_image.{part}_proj", 128) for part in "qv"}  # fmt: skip
+
+
+def samed_file(base, path, classes=CLASSES, rank=RANK, blocks=3, width=48, small=False):
+    """What SAMed's save_lora_parameters writes: parameters w_a, w_b, and every tensor of prompt encoder and decoder.
+
+    With ``small`` that of SAMed_s: LoRA of the decoder's transformer in place of the transformer.
+    """
     torch.manual_seed(4)
     head = SamHead(classes + 1, 16, 16).state_dict()
     shared = {name: value for name, value in base.items() if name in head and value.shape == head[name].shape}
@@ -65,6 +79,11 @@ def samed_file(base, path, classes=CLASSES, rank=RANK, blocks=3, width=48):
     # The decoder has been trained.
     content |= {name: v + 0.01 * torch.randn(v.shape) for name, v in content.items() if "mask_decoder." in name}
     content["prompt_encoder.no_mask_embed.weight"] = torch.randn(1, 256) * 0.1
+    if small:
+        content = {name: value for name, value in content.items() if "transformer" not in name}
+        for name, (_, outer) in DECODER_LORA.items():
+            content[name.format("a")] = torch.nn.Parameter(torch.randn(rank, 256) * 0.2)
+            content[name.format("b")] = torch.nn.Parameter(torch.randn(outer, rank) * 0.2)
     torch.save(content, path)
     return content
 
@@ -90,7 +109,13 @@ def samed_logits(base, content, image):
             state[f"blocks.{block}.attn.qkv.weight"][rows] += update.detach()
     encoder.load_state_dict(state)
     head = SamHead(CLASSES + 1, 16, 16)
-    head.load_state_dict({name: value for name, value in content.items() if not name.startswith("w_")})
+    state = {name: value.detach() for name, value in content.items() if "." in name}
+    if "fati_qa" in content:
+        state |= {name: value.clone() for name, value in base.items() if name.startswith("mask_decoder.transformer.")}
+        for name, (layer, _) in DECODER_LORA.items():
+            update = content[name.format("b")] @ content[name.format("a")]
+            state[f"mask_decoder.transformer.{layer}.weight"] += update.detach()
+    head.load_state_dict(state)
     dense = head.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(1, -1, side, side)
     with torch.no_grad():
         masks, _ = head.mask_decoder.predict_masks(
@@ -205,9 +230,10 @@ def test_everything_decays_in_samed_s_optimizer():
     assert {group["weight_decay"] for group in adamw(module, 1e-3, 0.1, everything_decays=True).param_groups} == {0.1}
 
 
-def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys):
+@pytest.mark.parametrize("small", [False, True], ids=["SAMed", "SAMed_s"])
+def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
     file = tmp_path / "epoch_159.pth"
-    content = samed_file(reduced, file)
+    content = samed_file(reduced, file, small=small)
     arguments = [str(file), "--encoder", "vit_b", "--image_size", str(SIZE), "--num_classes", str(CLASSES)]
     assert import_samed.main(arguments) == 0
     output = capsys.readouterr().out
@@ -219,6 +245,11 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys):
         logits = model(image)
     expected = torch.cat([samed_logits(reduced, content, one.expand(1, 3, -1, -1)) for one in image])
     assert float((logits - expected).norm() / expected.norm()) < 1e-4
+    if small:  # the decoder's LoRA plays a part in that
+        without = content | {"fati_qb": content["fati_qb"] * 0}
+        plain = torch.cat([samed_logits(reduced, without, one.expand(1, 3, -1, -1)) for one in image])
+        assert float((logits - plain).norm() / plain.norm()) > 1e-3
+    assert folder.configuration.networks["sam"].lora.decoder == small
     run = folder.run("all")
     assert run["imported_from"]["file"] == "epoch_159.pth"
     assert run["base"]["file"] == "sam_vit_b_01ec64.pth"
@@ -246,6 +277,30 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys):
     assert ".safetensors" in capsys.readouterr().err
 
 
+def test_prediction_holds_the_encoder_in_the_fast_format(reduced, tmp_path, monkeypatch):
+    """Half the memory, and to the bit what autocast gives with float32 weights."""
+    samed_file(reduced, tmp_path / "file.pth")
+    folder = ModelFolder(api.import_samed(tmp_path / "file.pth", image_size=SIZE, num_classes=CLASSES))
+    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: torch.bfloat16)
+    predictor = Predictor.from_folder(folder.path)
+    (held,), (plain,) = predictor.slices.models, folder.load(["all"])
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    assert {m.weight.dtype for m in held.image_encoder.modules() if isinstance(m, kinds)} == {torch.bfloat16}
+    assert {m.weight.dtype for m in plain.image_encoder.modules() if isinstance(m, kinds)} == {torch.float32}
+    image = torch.rand(1, 1, SIZE, SIZE)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(held(image), plain(image))
+    array = np.random.default_rng(0).uniform(-125, 275, (1, 2, 40, 40))
+    mask = predictor.predict_array(array, (3.0, 1.0, 1.0))
+    parts = (predictor.plans, predictor.configuration, predictor.network, predictor.description)
+    assert np.array_equal(mask, Predictor([plain], *parts).predict_array(array, (3.0, 1.0, 1.0)))
+    assert len(np.unique(mask)) > 1
+    # Without a fast format everything stays in float32.
+    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: None)
+    (exact,) = Predictor.from_folder(folder.path).slices.models
+    assert {parameter.dtype for parameter in exact.parameters()} == {torch.float32}
+
+
 def test_files_that_do_not_fit_are_refused(reduced, tmp_path):
     def fails(match, content=None, **options):
         file = tmp_path / "file.pth"
@@ -268,6 +323,12 @@ def test_files_that_do_not_fit_are_refused(reduced, tmp_path):
     fails("unexpected: mask_decoder.extra", whole | {"mask_decoder.extra": torch.zeros(1)})
     other = {"prompt_encoder.pe_layer.positional_encoding_gaussian_matrix": torch.zeros(2, 128)}
     fails("made for another base than sam_vit_b_01ec64.pth", whole | other)
+    small = samed_file(reduced, tmp_path / "file.pth", small=True)
+    fails("missing: cti_a_003", {name: value for name, value in small.items() if name != "cti_a_003"})
+    fails(r"missing: cit_a_\* \(4 keys\)", whole | {name: small[name] for name in ("sa_a_000", "sa_b_000")})
+    fails(
+        r"other shape: fati_qb: \(128, 2\) in the file, \(128, 4\) expected", small | {"fati_qb": torch.zeros(128, 2)}
+    )
     samed_file(reduced, tmp_path / "file.pth", blocks=2)
     fails("adapts 2 blocks of width 48, but vit_b has 3 of width 48")
 

@@ -23,6 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="base weights: any file in SAM's layout")
     parser.add_argument("--random_weights", action="store_true", help="do not start from the bundled weights")
+    parser.add_argument(
+        "--pixel_statistics", metavar="NAME", help="sam or medsam: what the file after --checkpoint was trained with"
+    )
     length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")
@@ -70,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
     options = api.TrainingOptions(
         encoder=arguments.encoder,
         checkpoint=arguments.checkpoint,
+        pixel_statistics=arguments.pixel_statistics,
         epochs=arguments.epochs,
         iterations=arguments.iterations,
         seconds=parse_duration(arguments.time_budget) if arguments.time_budget else None,

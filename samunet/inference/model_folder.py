@@ -19,6 +19,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
+from samunet.preprocessing.run import check_channels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +141,7 @@ class ModelFolder:
             )
         run = self.run(fold)
         network = self.configuration.networks[run["family"]]
+        check_channels(self.configuration, self.description, self.path / "dataset.json")
         model = build_network(self.configuration, network, self.description, self.base(fold))
         state = read_tensors(file) | load_adapters(model, self.fold(fold), checkpoint)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,11 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.workers import naming_the_case
+
+if TYPE_CHECKING:
+    import torch
+
+    from samunet.network.model import SamunetModel
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,9 @@ class Predictor:
         if not folds:
             raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
         network = model.configuration.networks[model.run(folds[0])["family"]]
-        return cls(model.load(folds, checkpoint), model.plans, model.configuration, network, model.description, options)
+        dtype = fast_dtype(resolve_device(options.device))
+        models = [_held(model.load([fold], checkpoint)[0], dtype) for fold in folds]
+        return cls(models, model.plans, model.configuration, network, model.description, options)
 
     @classmethod
     def from_zip(
@@ -260,6 +268,15 @@ class Predictor:
         if not labels.has_regions:
             probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
         return restore_mask(mask, record), probability
+
+
+def _held(model: SamunetModel, dtype: torch.dtype | None) -> SamunetModel:
+    """The model with its encoder in the number format that autocast would convert it to again and again."""
+    if dtype is not None:
+        from samunet.network.image_encoder import hold_frozen
+
+        hold_frozen(model.requires_grad_(False).image_encoder, dtype)
+    return model
 
 
 def write_provenance(output: Path, model: ModelFolder, arguments: dict) -> None:

@@ -164,15 +164,8 @@ def load_adapter(part: nn.Module, folder: Path) -> dict[str, Tensor]:
     Raises:
         SamunetError: If files are missing or damaged, or were made for another network than ``part``.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     _check_config(folder / "adapter_config.json", part.peft_config["default"].to_dict())
-    path = folder / "adapter_model.safetensors"
-    try:
-        tensors = {_name_in_model(key): value for key, value in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error
+    tensors, path = read_adapter(folder), folder / "adapter_model.safetensors"
     own = {key: value.shape for key, value in part.named_parameters() if value.requires_grad}
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += [key for key in own if key in tensors and own[key] != tensors[key].shape]
@@ -183,6 +176,29 @@ def load_adapter(part: nn.Module, folder: Path) -> dict[str, Tensor]:
             "use the adapter with the encoder and the plans it was trained with",
         )
     return tensors
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The tensors that :func:`save_adapter` wrote, by the names of the part's parameters.
+
+    Raises:
+        SamunetError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "adapter_model.safetensors"
+    try:
+        return {_name_in_model(key): value for key, value in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error
+
+
+def adapter_folders(file: Path) -> dict[str, Path]:
+    """The folders beside a fold's model file that hold its LoRA, by the part of the network."""
+    kind = file.stem.removeprefix("checkpoint_")
+    folders = {name: file.parent / pattern.format(kind) for name, pattern in _FOLDERS.items()}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def load_adapters(model: nn.Module, folder: Path, kind: str) -> dict[str, Tensor]:

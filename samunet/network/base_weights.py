@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet import paths
-from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, EncoderFacts, encoder_facts
+from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, PIXEL_STATISTICS, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import file_hash
 from samunet.network import downloads
@@ -40,6 +40,7 @@ def base_weights(
     recorded: dict | None = None,
     checkpoint: Path | None = None,
     *,
+    pixel_statistics: str | None = None,
     beside: Path | None = None,
     may_download: bool = False,
     progress: bool = True,
@@ -52,6 +53,8 @@ def base_weights(
             is now.
         checkpoint: The user's choice instead of the published or bundled file.
         beside: A model's folder, in which a copy of its base may lie.
+        pixel_statistics: Name in ``PIXEL_STATISTICS`` of those that go with ``checkpoint``; None for those of the
+            published file with its content, else the encoder's.
         may_download: Whether a published file that is missing is downloaded.
         progress: Whether a download shows a progress bar.
 
@@ -71,15 +74,18 @@ def base_weights(
         path = given or find_checkpoint(facts) or _missing(facts, may_download, progress)
     state = load_sam_checkpoint(path)
     check_fits(facts, state, path)
-    record = _record(path, facts)
+    named = CHECKPOINTS[PIXEL_STATISTICS[pixel_statistics]] if pixel_statistics else None
+    record = _record(path, facts, named)
     if recorded:
+        _check_statistics(record, recorded, pixel_statistics)
         return BaseWeights(state, record | recorded)
     published = _published(record["sha256"])
     if given:
         record["path"] = str(given)
         log.info(
             "base weights: %s, %s", given,
-            f"published by {published.checkpoint_url}" if published else f"used with the pixel statistics of {encoder}",
+            f"published by {published.checkpoint_url}" if published
+            else f"used with the pixel statistics of {pixel_statistics or encoder}",
         )  # fmt: skip
     elif published is None and facts.checkpoint_sha256:
         log.warning("%s is not the published file of that name; it is used as it is", path)
@@ -109,9 +115,9 @@ def _copy(recorded: dict, beside: Path | None) -> Path | None:
     return path if _has_content(path, copy) else None
 
 
-def _record(path: Path, facts: EncoderFacts) -> dict:
+def _record(path: Path, facts: EncoderFacts, named: EncoderFacts | None) -> dict:
     sha256 = file_hash(path)
-    statistics = _published(sha256) or facts
+    statistics = named or _published(sha256) or facts
     return {
         "file": path.name,
         "bytes": path.stat().st_size,
@@ -119,6 +125,17 @@ def _record(path: Path, facts: EncoderFacts) -> dict:
         "pixel_mean": list(statistics.pixel_mean),
         "pixel_std": list(statistics.pixel_std),
     }
+
+
+def _check_statistics(record: dict, recorded: dict, asked: str | None) -> None:
+    """A training, and all folds of a model, keep to the statistics they began with."""
+    if asked and any(recorded.get(key, record[key]) != record[key] for key in ("pixel_mean", "pixel_std")):
+        raise SamunetError(
+            f"this model was begun with other pixel statistics than {asked}'s: mean {recorded['pixel_mean']}, "
+            f"deviation {recorded['pixel_std']} on 0-255",
+            "leave out --pixel_statistics, or train another model: plan under another name, or use --overwrite on all "
+            "its folds",
+        )
 
 
 def _published(sha256: str) -> EncoderFacts | None:

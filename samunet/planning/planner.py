@@ -14,6 +14,7 @@ from samunet.errors import UsageError
 from samunet.files import read_json
 from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
+from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
 from samunet.plans import DEFAULT_PLANS_NAME, AdapterPlan, ConfigurationPlan, LoraPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import stored_shape
@@ -239,7 +240,8 @@ def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
 def _estimate(facts: EncoderFacts, shape: list[int], adapted: dict) -> resources.Estimate:
     settings = adapted["lora"] or adapted["adapter"]
     blocks = settings.blocks if settings else "all"
-    return resources.estimate(facts, shape, adapted["adaptation"], adapted["components"], blocks)
+    reduction = adapted["adapter"].reduction if adapted["adapter"] else 4
+    return resources.estimate(facts, shape, adapted["adaptation"], adapted["components"], blocks, reduction=reduction)
 
 
 def _names(family: str) -> list[str]:
@@ -249,10 +251,10 @@ def _names(family: str) -> list[str]:
 
 
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
-    if options.recipe == "samed" and (description.labels.has_regions or description.labels.ignore is not None):
-        what = "regions" if description.labels.has_regions else "an ignore label"
+    obstacle = recipe_obstacle(options.recipe, description.labels)
+    if obstacle:
         raise UsageError(
-            f"-recipe samed: SAMed's loss knows classes that exclude each other, and dataset.json has {what}",
+            f"-recipe samed: SAMed's loss knows classes that exclude each other, and dataset.json has {obstacle}",
             "leave out -recipe",
         )
     if options.encoder != "auto":

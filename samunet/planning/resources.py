@@ -14,6 +14,7 @@ from samunet.encoders import EncoderFacts, Stage, encoder_facts
 from samunet.plans import Blocks, NetworkPlan, adapted_blocks
 
 _HEAD_PARAMETERS = 4_200_000
+_TRANSFORMER_PARAMETERS = 3_291_264  # of the head's, where they are frozen
 _BYTES_FULL = 16  # value, gradient and two moments of a trained float32 parameter
 _BYTES_FROZEN = 2  # a frozen weight is kept in the 16-bit format it is computed in
 _HALF, _SINGLE = 2, 4
@@ -24,11 +25,14 @@ _HEAD_BYTES_PER_TOKEN = 52_000
 _PASSING_BYTES = 40
 _CPU_LIBRARY_BYTES = 70_000_000
 _CPU_RESIDENT_SHARE = 1.5
-# Of TinyViT, in 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention and
-# of a convolutional one, and per attention score.
-_VALUES_PER_TOKEN = 20
+# Of TinyViT, in 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention,
+# where everything trains also of a convolutional one, and per attention score; per token and channel on both sides of a
+# step to the next stage. Measured: bytes that exist for a moment, per token and channel of the first stage.
+_VALUES_PER_TOKEN = {"full": 20.0, "lora": 12.1, "adapter": 14.3}
 _VALUES_PER_TOKEN_CONVOLVED = 27
-_VALUES_PER_SCORE = 3
+_VALUES_PER_SCORE = {"full": 3, "lora": 1, "adapter": 1}
+_VALUES_PER_TOKEN_BETWEEN = 2.5
+_PASSING_BYTES_CONVOLVED = 28
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ def estimate(
     components: str = "encoder_decoder",
     blocks: Blocks = "all",
     *,
+    reduction: int = 4,
     device: Literal["cpu", "gpu"] = "gpu",
 ) -> Estimate:
     """Predict a training step's memory and work, computed in a 16-bit format.
@@ -61,16 +66,21 @@ def estimate(
         adaptation: ``full``, ``lora`` or ``adapter``.
         components: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
         blocks: Of the encoder, which are adapted. What lies before the first of them keeps nothing.
+        reduction: Channels of a block by those of its bottleneck adapters.
         device: Attention keeps less on a CPU; there the result is resident memory, on a GPU allocated memory.
     """
     adapted = adapted_blocks(blocks, facts.attention_blocks) if components == "encoder_decoder" else []
     first = adapted[0] if adapted else facts.attention_blocks
     full = adaptation == "full" and bool(adapted)
-    kept, passing = encoder_bytes(facts, input_shape, first, full, device)
+    kept, passing = encoder_bytes(facts, input_shape, first, adaptation, device, reduction)
     forward, backward = encoder_operations(facts, input_shape, first)
     tokens = math.prod(side // facts.patch_size for side in input_shape)
     head = 2 * tokens * 3_000_000
     fixed = weight_bytes(facts, full)
+    if adaptation == "adapter":
+        fixed += _BYTES_FULL * sum(adapter_parameters(width, reduction) for width in _adapted_widths(facts, adapted))
+    if adaptation == "adapter" or (adaptation == "lora" and components == "decoder"):
+        fixed -= _TRANSFORMER_PARAMETERS * (_BYTES_FULL - _SINGLE)
     image = kept + passing + tokens * _HEAD_BYTES_PER_TOKEN
     if device == "cpu":
         fixed, image = fixed + _CPU_LIBRARY_BYTES, round(image * _CPU_RESIDENT_SHARE)
@@ -92,7 +102,10 @@ def step_bytes(network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"]) 
     adapter = network.lora or network.adapter
     blocks = adapter.blocks if adapter else "all"
     facts = encoder_facts(network.encoder)
-    predicted = estimate(facts, network.input_shape, network.adaptation, network.components, blocks, device=device)
+    reduction = network.adapter.reduction if network.adapter else 4
+    predicted = estimate(
+        facts, network.input_shape, network.adaptation, network.components, blocks, reduction=reduction, device=device
+    )
     return predicted.for_batch(batch)
 
 
@@ -104,33 +117,57 @@ def weight_bytes(facts: EncoderFacts, full: bool) -> int:
     return encoder + _HEAD_PARAMETERS * _BYTES_FULL
 
 
+def adapter_parameters(width: int, reduction: int) -> int:
+    """Of the two bottleneck adapters of one block: two linear layers each, with biases."""
+    inner = max(1, width // reduction)
+    return 2 * (2 * width * inner + width + inner)
+
+
+def _adapted_widths(facts: EncoderFacts, adapted: list[int]) -> list[int]:
+    """Channels of the adapted blocks with attention."""
+    stages = [stage for stage in facts.stages if stage.window]
+    widths = [stage.width for stage in stages for _ in range(stage.depth)] or [facts.width] * facts.depth
+    return [widths[index] for index in adapted]
+
+
 def encoder_bytes(
-    facts: EncoderFacts, input_shape: list[int], first: int, full: bool, device: Literal["cpu", "gpu"]
+    facts: EncoderFacts,
+    input_shape: list[int],
+    first: int,
+    adaptation: str,
+    device: Literal["cpu", "gpu"],
+    reduction: int = 4,
 ) -> tuple[int, int]:
     """What the encoder keeps for the backward pass of one image, and what exists for a moment.
 
     Args:
         facts: The encoder.
         input_shape: ``[height, width]`` in pixels.
-        first: The first block with attention that is adapted.
-        full: Whether everything trains.
+        first: The first block with attention that is adapted; their number if none is.
+        adaptation: ``full``, ``lora`` or ``adapter``.
         device: Where.
+        reduction: Of bottleneck adapters.
     """
     if facts.stages:
-        each = [_stage_block_bytes(stage, input_shape) for stage in facts.stages for _ in range(stage.depth)]
-        # Convolutional blocks come before all attention: unless everything trains, no gradient reaches them.
-        kept = sum(each if full else each[len(each) - facts.attention_blocks :][first:])
-        return kept, max(0, max(each) - kept)
+        return _stages_bytes(facts, input_shape, first, adaptation)
     grid = [side // facts.patch_size for side in input_shape]
-    kept = sum(block_bytes(facts, grid, index, full, device) for index in range(first, facts.depth))
+    kept = sum(block_bytes(facts, grid, index, adaptation, device, reduction) for index in range(first, facts.depth))
     return kept, math.prod(grid) * facts.width * _PASSING_BYTES
 
 
-def block_bytes(facts: EncoderFacts, grid: list[int], index: int, full: bool, device: Literal["cpu", "gpu"]) -> int:
+def block_bytes(
+    facts: EncoderFacts,
+    grid: list[int],
+    index: int,
+    adaptation: str,
+    device: Literal["cpu", "gpu"],
+    reduction: int = 4,
+) -> int:
     """What one block keeps for the backward pass of one image.
 
     Per token and channel: the input of both norms in float32, the projection's input, and that of the MLP's activation
-    (four times as wide); with everything trained, also the inputs of the other linear layers. Attention keeps q, k and
+    (four times as wide); with everything trained, also the inputs of the other linear layers; with bottleneck adapters,
+    their inputs and what their activation takes and gives, and not the projection's input. Attention keeps q, k and
     v of the padded grid and its bias along both axes; PyTorch's fused attention keeps them and its output, all as wide
     as q with the bias.
     """
@@ -139,19 +176,43 @@ def block_bytes(facts: EncoderFacts, grid: list[int], index: int, full: bool, de
     padded = math.prod(-(-length // side) * side for length, side in zip(grid, sides))
     tokens, channels = math.prod(grid), facts.width // facts.heads
     linear = tokens * facts.width * (2 * _SINGLE + _HALF + 4 * _HALF)
-    if full:
+    if adaptation == "full":
         linear += tokens * facts.width * (1 + 1 + 4) * _HALF
+    elif adaptation == "adapter":
+        linear += tokens * (facts.width + 4 * max(1, facts.width // reduction)) * _HALF
     per_head = 3 * channels + (sum(sides) if device == "cpu" else 4 * (channels + sum(sides)))
     return linear + padded * facts.heads * per_head * _HALF
 
 
-def _stage_block_bytes(stage: Stage, input_shape: list[int]) -> int:
+def _stages_bytes(facts: EncoderFacts, input_shape: list[int], first: int, adaptation: str) -> tuple[int, int]:
+    """:func:`encoder_bytes` of TinyViT."""
+    if adaptation == "full" and first < facts.attention_blocks:
+        each = [_stage_block_bytes(stage, input_shape, "full") for stage in facts.stages for _ in range(stage.depth)]
+        return sum(each), 0
+    # Convolutional blocks come before all attention: no gradient reaches them.
+    stages = [stage for stage in facts.stages if stage.window]
+    kept, index = 0, 0
+    for number, stage in enumerate(stages):
+        adapted = max(0, index + stage.depth - max(first, index))
+        kept += adapted * _stage_block_bytes(stage, input_shape, adaptation)
+        if adapted and number + 1 < len(stages):
+            following = stages[number + 1]
+            both = sum(math.prod(side // part.stride for side in input_shape) for part in (stage, following))
+            kept += round(both * following.width * _VALUES_PER_TOKEN_BETWEEN) * _HALF
+        index += stage.depth
+    start = facts.stages[0]
+    tokens = math.prod(side // start.stride for side in input_shape)
+    return kept, tokens * start.width * _PASSING_BYTES_CONVOLVED
+
+
+def _stage_block_bytes(stage: Stage, input_shape: list[int], adaptation: str) -> int:
     """What one block of TinyViT keeps, on its own grid, padded to whole windows."""
     grid = [side // stage.stride for side in input_shape]
-    per_token = _VALUES_PER_TOKEN if stage.window else _VALUES_PER_TOKEN_CONVOLVED
+    per_token = _VALUES_PER_TOKEN[adaptation] if stage.window else _VALUES_PER_TOKEN_CONVOLVED
     windows = math.prod(-(-side // stage.window) for side in grid) if stage.window else 0
     scores = windows * stage.window**4
-    return (math.prod(grid) * stage.width * per_token + scores * stage.heads * _VALUES_PER_SCORE) * _HALF
+    values = math.prod(grid) * stage.width * per_token + scores * stage.heads * _VALUES_PER_SCORE[adaptation]
+    return round(values) * _HALF
 
 
 def encoder_operations(facts: EncoderFacts, input_shape: list[int], first: int = 0) -> tuple[float, float]:

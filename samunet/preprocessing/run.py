@@ -34,8 +34,9 @@ def preprocess_dataset(
         Number of cases stored now; the others were finished before.
 
     Raises:
-        SamunetError: Naming the case that failed. Finished cases stay.
+        SamunetError: Naming the case that failed, where finished cases stay; or if the plans have other channels.
     """
+    check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
     return store_cases(
         dataset.cases, dataset.description, plans, configuration, folder / configuration.data_identifier,
         num_workers=num_workers, progress=progress, tolerate_geometry=tolerate_geometry,
@@ -65,6 +66,27 @@ def store_cases(
     for _ in map_cases(_store, todo, jobs, num_workers=num_workers, description="Preprocessing", progress=progress):
         pass
     return len(todo)
+
+
+def check_channels(configuration: ConfigurationPlan, description: Description, source: Path) -> None:
+    """Check that the plans prepare as many channels as dataset.json lists.
+
+    Args:
+        configuration: Of the plans.
+        description: Read from ``source``.
+        source: The dataset.json, for the message.
+
+    Raises:
+        SamunetError: If they do not.
+    """
+    given, planned = len(description.channel_names), len(configuration.normalization)
+    if given != planned:
+        names = ", ".join(description.channel_names)
+        raise SamunetError(
+            f"{source}: channel_names lists {given} channel{'s' if given > 1 else ''} ({names}), but the plans were "
+            f"made for {planned} (normalization)",
+            "undo the edit of channel_names, or plan again: samunet_plan_and_preprocess -d ID",
+        )
 
 
 def stored_cases(

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.encoders import PIXEL_STATISTICS
 from samunet.errors import UsageError
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -35,6 +36,7 @@ class TrainingOptions:
     Attributes:
         encoder: Encoder to use; None leaves it to the plans and the machine.
         checkpoint: File with base weights in SAM's layout, instead of the encoder's own.
+        pixel_statistics: ``sam`` or ``medsam``: what ``checkpoint`` was trained with; None to tell from the file.
         epochs, iterations, seconds: Length of the training; at most one of them.
         batch_size: Images per step.
         learning_rate: Peak.
@@ -53,6 +55,7 @@ class TrainingOptions:
 
     encoder: str | None = None
     checkpoint: Path | None = None
+    pixel_statistics: str | None = None
     epochs: int | None = None
     iterations: int | None = None
     seconds: float | None = None
@@ -80,5 +83,14 @@ class TrainingOptions:
                 raise UsageError(f"{name} must be positive, got {value:g}")
         if self.random_weights and (self.checkpoint or self.pretrained):
             raise UsageError("--random_weights and a file to start from exclude each other", "give one of them")
+        if self.pixel_statistics not in (None, *PIXEL_STATISTICS):
+            raise UsageError(
+                f"--pixel_statistics must be one of {', '.join(PIXEL_STATISTICS)}, got {self.pixel_statistics!r}"
+            )
+        if self.pixel_statistics and not self.checkpoint:
+            raise UsageError(
+                "--pixel_statistics says how the file after --checkpoint was trained, and there is none",
+                "leave it out, or add --checkpoint FILE",
+            )
         if self.num_workers < 0:
             raise UsageError(f"--num_workers must be 0 or more, got {self.num_workers}")

@@ -20,13 +20,15 @@ from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
 from samunet.inference.predictor import PredictionOptions, Predictor
 from samunet.network.base_weights import BaseWeights, base_weights
+from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
-from samunet.planning.fingerprint import read_fingerprint
+from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
-from samunet.preprocessing.run import stored_cases
+from samunet.preprocessing.run import check_channels, stored_cases
 from samunet.training.cached_model import check_frozen
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
+from samunet.training.start import check_start
 from samunet.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def train_fold(
     source = paths.preprocessed_folder() / dataset_name
     plans, description = _read_plans(source, plans_name), read_description(source)
     configuration = plans.configuration(configuration_name)
-    names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
+    fingerprint = read_fingerprint(source / FINGERPRINT_FILE)
+    names = sorted(fingerprint.cases)
     train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
     if options.num_cases:
         train = few_cases(train, options.num_cases, options.seed, description.groups or infer_groups(names))
@@ -71,6 +74,7 @@ def train_fold(
     choice = _choose_network(plans, configuration, options, run)
     if options.feature_cache:
         check_frozen(choice.network)
+    _check_agreement(dataset_name, source, fingerprint, configuration, choice.network, description)
     with training_lock(folder):
         trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
         if options.validation_only and not trained:
@@ -80,7 +84,9 @@ def train_fold(
             raise SamunetError(
                 f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again"
             )
-        _check_other_folds(model, fold, plans, source, choice, options)
+        _check_other_folds(model, fold, plans, description, source, choice, options)
+        if options.pretrained and not trained:
+            check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
         base = None
         if not trained:  # before anything is written or, with --overwrite, removed
             base = _starting_weights(model, fold, choice, options, run, progress)
@@ -120,7 +126,14 @@ def _starting_weights(
     if options.random_weights or (run and not recorded):
         return None
     recorded = recorded or _base_of_other_folds(model, fold, choice.network.encoder)
-    return base_weights(choice.network.encoder, recorded, options.checkpoint, may_download=True, progress=progress)
+    return base_weights(
+        choice.network.encoder,
+        recorded,
+        options.checkpoint,
+        pixel_statistics=options.pixel_statistics,
+        may_download=True,
+        progress=progress,
+    )
 
 
 def _read_plans(source: Path, plans_name: str) -> Plans:
@@ -180,10 +193,35 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     return _Choice(family, network, f"{wanted} ({why})")
 
 
-def _check_other_folds(
-    model: ModelFolder, fold: Fold, plans: Plans, source: Path, choice: _Choice, options: TrainingOptions
+def _check_agreement(
+    dataset_name: str,
+    source: Path,
+    fingerprint: Fingerprint,
+    configuration: ConfigurationPlan,
+    network: NetworkPlan,
+    description: Description,
 ) -> None:
-    """Refuse to mix plans or encoders within a model."""
+    """Refuse a dataset.json that was edited after planning, its copy beside the plans or the one in the raw folder."""
+    file = source / "dataset.json"
+    check_channels(configuration, description, file)
+    agreement.check_fingerprint(fingerprint, description, file)
+    agreement.check_network(network, description, file)
+    for folder in paths.known_folders():  # a raw folder need not be there
+        other = folder / dataset_name / "dataset.json"
+        if other.is_file():
+            agreement.check_unchanged(description, file, read_description(other.parent), other)
+
+
+def _check_other_folds(
+    model: ModelFolder,
+    fold: Fold,
+    plans: Plans,
+    description: Description,
+    source: Path,
+    choice: _Choice,
+    options: TrainingOptions,
+) -> None:
+    """Refuse to mix plans, labels or encoders within a model."""
     folder = model.fold(fold)
     others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
     begun = others or ((folder / "run.json").is_file() and not options.overwrite)
@@ -194,6 +232,8 @@ def _check_other_folds(
             "plan under another name (samunet_plan_experiment -overwrite_plans_name NAME) and train with -p NAME, "
             "or remove the model's other folds and use --overwrite",
         )
+    if begun:
+        agreement.check_same_outputs(description, source / "dataset.json", model.description, model.path)
     for path in others:
         encoder = read_json(path).get("encoder")
         if encoder != choice.network.encoder:

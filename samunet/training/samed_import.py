@@ -1,4 +1,8 @@
-"""Checkpoints that SAMed (Zhang & Liu 2023) published, as model folders to predict with."""
+"""Checkpoints of SAMed and SAMed_s (Zhang & Liu 2023), as model folders to predict with.
+
+SAMed's files hold LoRA of the image encoder and the whole prompt encoder and mask decoder. Those of SAMed_s hold LoRA
+of the decoder's transformer in place of the transformer, which is the base's.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,9 @@ from samunet.files import atomic_folder, file_hash, write_json
 from samunet.imageio.registry import reader_for
 from samunet.inference.model_folder import build_network, model_folder_name
 from samunet.network.base_weights import base_weights
+from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
+from samunet.network.model import SamunetModel
 from samunet.planning import resources, rules
 from samunet.plans import ConfigurationPlan, IntensityStatistics, LoraPlan, NetworkPlan, Plans
 from samunet.training.state import save_model
@@ -30,6 +36,11 @@ PLANS_NAME = "samedPlans"
 CONFIGURATION = "2d"
 FOLD = "all"
 _ENCODERS = ("vit_b", "vit_l", "vit_h")
+# Attentions of a decoder layer, by what SAMed_s calls their matrices; those of the last one are fati_qa, fati_qb, ...
+_DECODER_ATTENTIONS = {"sa": "self_attn", "cti": "cross_attn_token_to_image", "cit": "cross_attn_image_to_token"}
+_DECODER_LORA = re.compile(r"(sa|cti|cit)_[ab]_\d{3}|fati_[qv][ab]")
+_DECODER_LAYERS = 2
+_TRANSFORMER = "mask_decoder.transformer."
 
 
 @dataclass(frozen=True)
@@ -78,20 +89,16 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
         raise SamunetError(f"{folder} exists", "remove it, or choose another name: -d Dataset901_SAMed")
     given = load_sam_checkpoint(file)
     rank = _rank(given, facts, file)
-    plans = _plans(options, facts, rank)
+    small = any(_DECODER_LORA.fullmatch(name) for name in given)
+    plans = _plans(options, facts, LoraPlan(rank, rank, decoder=small))
     configuration = plans.configuration(CONFIGURATION)
     network = configuration.networks["sam"]
     base = base_weights(facts.name)
     model = build_network(configuration, network, description, base)
-    _check_tensors(given, model.head.state_dict(), facts, options, file)
+    names, wanted = _lora_names(facts, small), model.trained_state()
+    _check_tensors(given, _expected_shapes(model, wanted, names), facts, options, file)
     _check_base(given, base.state, facts, file)
-    state = {f"head.{name}": value.detach() for name, value in given.items() if not name.startswith("w_")}
-    # SAMed numbers its matrices q of block 0, v of block 0, q of block 1, ...
-    for index in range(2 * facts.depth):
-        layer = f"image_encoder.base_model.model.blocks.{index // 2}.attn.qkv.{'qv'[index % 2]}"
-        for name in "ab":
-            state[f"{layer}.lora_{name.upper()}.default.weight"] = given[f"w_{name}_{index:03d}"].detach()
-    wanted = model.trained_state()
+    state = {names.get(name, f"head.{name}"): value.detach() for name, value in given.items()}
     model.load_trained_state({name: value for name, value in state.items() if name in wanted})
     with atomic_folder(folder) as temporary:
         plans.write(temporary / "plans.json")
@@ -109,7 +116,8 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
         }
         save_model(fold, model, "final")
         write_json(fold / "run.json", run)
-    log.info("rank %d, %d classes without background, imported to %s", rank, options.num_classes, folder)
+    kind = "SAMed_s" if small else "SAMed"
+    log.info("%s, rank %d, %d classes without background, imported to %s", kind, rank, options.num_classes, folder)
     return folder
 
 
@@ -148,13 +156,44 @@ def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
     return len(given[min(matrices)])
 
 
+def _lora_names(facts: EncoderFacts, small: bool) -> dict[str, str]:
+    """Our name of every LoRA matrix, by the file's: numbered as q of layer 0, v of layer 0, q of layer 1, ..."""
+    layers = {
+        f"w_{{}}_{index:03d}": f"image_encoder.base_model.model.blocks.{index // 2}.attn.qkv.{'qv'[index % 2]}"
+        for index in range(2 * facts.depth)
+    }
+    if small:
+        decoder = f"head.{_TRANSFORMER}base_model.model"
+        for short, attention in _DECODER_ATTENTIONS.items():
+            for index in range(2 * _DECODER_LAYERS):
+                layers[f"{short}_{{}}_{index:03d}"] = (
+                    f"{decoder}.layers.{index // 2}.{attention}.{'qv'[index % 2]}_proj"
+                )
+        layers |= {f"fati_{part}{{}}": f"{decoder}.final_attn_token_to_image.{part}_proj" for part in "qv"}
+    return {
+        pattern.format(matrix): f"{layer}.lora_{matrix.upper()}.default.weight"
+        for pattern, layer in layers.items()
+        for matrix in "ab"
+    }
+
+
+def _expected_shapes(
+    model: SamunetModel, wanted: dict[str, Tensor], names: dict[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """What a file must hold: LoRA, and of prompt encoder and mask decoder all that is not frozen with LoRA."""
+    small = any(_DECODER_LORA.fullmatch(name) for name in names)
+    head = {n: v for n, v in model.head.state_dict().items() if not (small and n.startswith(_TRANSFORMER))}
+    expected = head | {name: wanted[ours] for name, ours in names.items()}
+    return {name: tuple(value.shape) for name, value in expected.items()}
+
+
 def _check_tensors(
-    given: dict[str, Tensor], head: dict[str, Tensor], facts: EncoderFacts, options: SamedImport, file: Path
+    given: dict[str, Tensor],
+    expected: dict[str, tuple[int, ...]],
+    facts: EncoderFacts,
+    options: SamedImport,
+    file: Path,
 ) -> None:
-    rank = len(given["w_a_000"])
-    expected = {name: tuple(value.shape) for name, value in head.items()}
-    expected |= {f"w_a_{index:03d}": (rank, facts.width) for index in range(2 * facts.depth)}
-    expected |= {f"w_b_{index:03d}": (facts.width, rank) for index in range(2 * facts.depth)}
     tokens = given.get("mask_decoder.mask_tokens.weight")
     if tokens is not None and len(tokens) != options.num_classes + 1:
         raise SamunetError(
@@ -162,18 +201,12 @@ def _check_tensors(
             f"use --num_classes {len(tokens) - 1}",
         )
     shapes = {name: tuple(value.shape) for name, value in given.items()}
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - shapes.keys())]
-    problems += [f"unexpected: {name}" for name in sorted(shapes.keys() - expected.keys())]
-    problems += [
-        f"shape of {name}: {shapes[name]}, expected {expected[name]}"
-        for name in sorted(expected.keys() & shapes.keys())
-        if shapes[name] != expected[name]
-    ]
+    problems = compare(shapes, expected)
     if problems:
-        more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
         raise SamunetError(
-            f"{file} is no checkpoint of SAMed's for {facts.name}:\n  " + "\n  ".join(problems[:8] + more),
-            "files of SAMed_s, with LoRA in the decoder, cannot be imported",
+            f"{file} is no checkpoint of SAMed's for {facts.name}:\n  " + "\n  ".join(problems),
+            "SAMed writes w_a_000, w_b_000, ..., prompt_encoder and mask_decoder; SAMed_s has sa_, cti_, cit_ and "
+            "fati_ in place of mask_decoder.transformer",
         )
 
 
@@ -198,7 +231,7 @@ def _dataset_json(options: SamedImport) -> dict:
     }
 
 
-def _plans(options: SamedImport, facts: EncoderFacts, rank: int) -> Plans:
+def _plans(options: SamedImport, facts: EncoderFacts, lora: LoraPlan) -> Plans:
     """Plans that prepare images as SAMed does: whole slices, scaled to the input, on 0-1, one channel three times."""
     why = {"adaptation": "imported from SAMed"}
     networks = {}
@@ -207,7 +240,7 @@ def _plans(options: SamedImport, facts: EncoderFacts, rank: int) -> Plans:
         estimate = resources.estimate(encoder, [side, side], "lora" if sam else "full")
         networks[family] = NetworkPlan(
             encoder=encoder.name, input_shape=[side, side], spacing=None, head="sam" if sam else "detail",
-            adaptation="lora" if sam else "full", lora=LoraPlan(rank, rank) if sam else None, input_channels="repeat",
+            adaptation="lora" if sam else "full", lora=lora if sam else None, input_channels="repeat",
             batch_size=4, accumulation=6, learning_rate=5e-3 if sam else 1e-3, weight_decay=0.1,
             training_images={"cpu": 16_000, "gpu": 48_000}, memory_bytes=estimate.for_batch(4),
             training_gflops=round(estimate.training_flops / 1e9, 1), recipe="samed" if sam else "samunet", why=why,

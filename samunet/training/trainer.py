@@ -17,7 +17,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
-from samunet.inference.model_folder import build_network, read_tensors
+from samunet.inference.model_folder import build_network
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights
 from samunet.network.image_encoder import hold_frozen
@@ -33,6 +33,7 @@ from samunet.training.loss import SegmentationLoss
 from samunet.training.options import TrainingOptions
 from samunet.training.samed import SamedLoss
 from samunet.training.schedule import Budget, format_duration
+from samunet.training.start import start_from
 from samunet.training.state import LATEST, load_latest, save_latest, save_model
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Trainer:
             # Only what a fold leaves to its base must be found again.
             self.run["base" if self.model.has_base else "started_from"] = base.record
         if options.pretrained:
-            self._start_from(options.pretrained)
+            start_from(self.model, options.pretrained)
         self.samed = network.recipe == "samed"
         self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
         self.optimizer = adamw(self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed)
@@ -280,15 +281,6 @@ class Trainer:
             self.model, self.loader, self.folder / "features", self.options.feature_cache,
             dtype=self.dtype, draws=self._draws(), monitored=self.monitored.values(),
         )  # fmt: skip
-
-    def _start_from(self, path: Path) -> None:
-        """Take over every tensor of another model that fits; the class-specific ones need not."""
-        given, own = read_tensors(path), self.model.trained_state()
-        fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-        if not fitting:
-            raise SamunetError(f"no tensor of {path} fits this network", "use a checkpoint of the same encoder")
-        self.model.load_state_dict(fitting, strict=False)
-        log.info("started from %s: %d of %d tensors fit", path, len(fitting), len(own))
 
     def _choose_dtype(self) -> torch.dtype | None:
         """The number format: as this fold began, else the device's fast one (told by hardware, not by a timing)."""

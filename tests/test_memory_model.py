@@ -1,0 +1,75 @@
+"""What the planner says a step keeps in memory, against PyTorch's saved tensors and arithmetic by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from samunet.encoders import ENCODERS
+from samunet.network.adapters import add_lora
+from samunet.network.bottleneck import add_encoder_adapters
+from samunet.network.build_encoder import build_encoder
+from samunet.network.image_encoder import hold_frozen
+from samunet.planning import resources
+from samunet.plans import AdapterPlan, LoraPlan
+
+VIT_B = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
+
+
+def saved_bytes(facts, adaptation: str, size: tuple[int, int], blocks: list[int]) -> int:
+    """Bytes that the encoder's graph keeps, parameters apart."""
+    encoder = build_encoder(facts)
+    if adaptation == "lora":
+        encoder = add_lora(encoder, LoraPlan(blocks=blocks))
+    else:
+        add_encoder_adapters(encoder, AdapterPlan(blocks=blocks))
+    hold_frozen(encoder, torch.bfloat16)
+    own = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        output = encoder(torch.randn(1, 3, *size))  # noqa: F841  the graph must live
+    return sum(size for pointer, size in kept.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "adapter"])
+@pytest.mark.parametrize("size", [(448, 448), (512, 320)])
+@pytest.mark.parametrize(("facts", "half"), [(VIT_B, 2), (ENCODERS["vit_t"], 5)], ids=["vit_b", "vit_t"])
+def test_kept_bytes(facts, half, size, adaptation):
+    """Of the blocks before the last half, and of the last half with the neck, which keeps a little more."""
+    count = facts.attention_blocks
+    whole, late = (saved_bytes(facts, adaptation, size, list(range(first, count))) for first in (0, half))
+    predicted, predicted_late = (
+        resources.encoder_bytes(facts, list(size), first, adaptation, "cpu")[0] for first in (0, half)
+    )
+    assert predicted - predicted_late == pytest.approx(whole - late, rel=0.1)
+    assert predicted_late == pytest.approx(late, rel=0.2)
+
+
+def test_weights_of_adapters_by_hand():
+    """Two modules 768 -> 192 -> 768 with biases in each of 12 blocks; the decoder's transformer is frozen."""
+    facts = ENCODERS["vit_b"]
+    lora, adapter, half = (
+        resources.estimate(facts, [448, 448], kind, blocks=blocks).fixed_bytes
+        for kind, blocks in (("lora", "all"), ("adapter", "all"), ("adapter", "last_half"))
+    )
+    assert resources.adapter_parameters(768, 4) == 591_744
+    assert adapter - lora == 16 * 12 * 591_744 - 12 * 3_291_264
+    assert adapter - half == 16 * 6 * 591_744
+    narrow = resources.estimate(facts, [448, 448], "adapter", reduction=8).fixed_bytes
+    assert adapter - narrow == 16 * 12 * 2 * (96 * (2 * 768 + 1))
+    # MobileSAM's blocks with attention: 2 of width 128, 6 of 160, 2 of 320.
+    mobile = ENCODERS["vit_t"]
+    small = resources.estimate(mobile, [448, 448], "adapter").fixed_bytes
+    expected = sum(n * resources.adapter_parameters(width, 4) for n, width in ((2, 128), (6, 160), (2, 320)))
+    assert small - resources.estimate(mobile, [448, 448], "lora").fixed_bytes == 16 * expected - 12 * 3_291_264
+
+
+def test_adapters_in_the_decoder_alone_need_no_more_than_the_decoder():
+    frozen, lora = (resources.estimate(ENCODERS["vit_b"], [448, 448], kind, "decoder") for kind in ("adapter", "lora"))
+    assert frozen == lora
+    assert frozen.fixed_bytes < resources.estimate(ENCODERS["vit_b"], [448, 448], "full", "decoder").fixed_bytes
