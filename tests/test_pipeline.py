@@ -46,7 +46,7 @@ def read_masks(folder):
 def test_three_commands(planned, samunet_folders, tmp_path, capsys):
     assert train.main(["998", "2d", "0", *SHORT]) == 0
     errors = capsys.readouterr().err
-    assert "random weights" in errors
+    assert "weights in the package" in errors
     assert "-encoder vit_b" in errors
     assert "estimate" in errors
     fold = model_folder(samunet_folders) / "fold_0"

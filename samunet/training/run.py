@@ -186,6 +186,8 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
                 "leave out --random_weights, or train the small encoder in full: -encoder small",
             )
         why += ". It starts from random weights"
+    elif encoder_facts(wanted).family == "bundled" and not (run or options.checkpoint):
+        why += ". It starts from the weights in the package"
     if options.batch_size:
         network = replace(network, batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
