@@ -35,19 +35,8 @@ if TYPE_CHECKING:
     from samunet.planning.planner import PlannerOptions
 
 __all__ = [
-    "PlannerOptions",
-    "PredictionOptions",
-    "Predictor",
-    "TrainingOptions",
-    "evaluate",
-    "extract_fingerprint",
-    "import_samed",
-    "merge_adapter",
-    "plan_and_preprocess",
-    "plan_experiment",
-    "predict",
-    "preprocess",
-    "train",
+    "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions", "evaluate", "extract_fingerprint",
+    "import_samed", "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -218,6 +207,7 @@ def predict(
         Names of the cases predicted now.
     """
     from samunet.imageio.registry import ending_of
+    from samunet.inference.assess import assess
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
 
@@ -246,12 +236,16 @@ def predict(
         for case in cases.values():  # one, or none if it belongs to another part
             predictor.predict_case(case, output)
             log.info("mask written to %s", output)
+        if options.save_uncertainty:
+            assess(output.parent, model, chosen, checkpoint, None)
         return list(cases)
     arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
     write_provenance(output, model, arguments | {"folds": chosen, "checkpoint": checkpoint, **vars(options)})
     done = predictor.predict_cases(cases, output, progress=progress)
     skipped = len(cases) - len(done)
     log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")
+    if options.save_uncertainty:
+        assess(output, model, chosen, checkpoint, list(found))
     return done
 
 

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "samunet"
 FLOORS = [
     {"commands"},
     {"api"},
-    {"training", "pretraining"},
+    {"training", "pretraining", "report"},
     {"inference"},
     {"network", "planning"},
     {"preprocessing"},
-    {"evaluation"},
+    {"evaluation", "quality"},
     {"dataset"},
     {"imageio"},
     {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},

@@ -24,6 +24,7 @@ from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
 from samunet.preprocessing.run import stored_cases
+from samunet.quality.calibration import write_calibration
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
 from samunet.training.trainer import Trainer
@@ -242,6 +243,7 @@ def _validate(
     prediction = PredictionOptions(
         device=options.device,
         save_probabilities=options.save_probabilities,
+        measure_uncertainty=True,
         skip_existing=not options.validation_only,
         tolerate_geometry=True,
     )
@@ -255,5 +257,6 @@ def _validate(
         description.file_ending,
         description.reader_override,
     )
+    write_calibration(model.fold(fold), names, summary)
     write_json(folder / "summary.json", summary)
     log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])
