@@ -17,6 +17,7 @@ COMMANDS = {
     "samunet_predict": "predict",
     "samunet_evaluate_folder": "evaluate_folder",
     "samunet_evaluate_simple": "evaluate_simple",
+    "samunet_report": "report",
     "samunet_download_checkpoint": "download_checkpoint",
     "samunet_merge_adapter": "merge_adapter",
     "samunet_import_samed": "import_samed",

@@ -47,7 +47,7 @@ def detailed_case(
     counts = confusion_counts(prediction, reference, regions, ignore)
     if ignore is not None:
         prediction[reference == ignore] = 0
-    voxel = _millilitres(geometry)
+    voxel = millilitres(geometry)
     metrics = {}
     for region, count in zip(regions, counts, strict=True):
         surface = surface_scores(
@@ -141,6 +141,6 @@ def format_detailed(metrics: dict[str, Any], labels: Labels | None = None) -> st
     return "\n".join(lines)
 
 
-def _millilitres(geometry: Geometry) -> float:
+def millilitres(geometry: Geometry) -> float:
     """Volume of a voxel; NaN for pictures and 2D images, whose third side means nothing."""
     return math.prod(geometry.spacing) / 1000 if geometry.physical and geometry.dimension == 3 else math.nan

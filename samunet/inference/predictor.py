@@ -13,6 +13,7 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
 from samunet.evaluation.summary import class_key
 from samunet.files import atomic_path, make_folder, write_json
@@ -234,7 +235,12 @@ class Predictor:
         labels, classes = self.description.labels, seen.classes()
         voxels = confusion_counts(prediction.mask, prediction.mask, [region for _, region in labels.foreground])
         record = {
-            class_key(region): {"name": label, "voxels": count.n_pred, **asdict(classes[label])}
+            class_key(region): {
+                "name": label,
+                "voxels": count.n_pred,
+                "millilitres": count.n_pred * millilitres(geometry),
+                **asdict(classes[label]),
+            }
             for (label, region), count in zip(labels.foreground, voxels, strict=True)
         }
         mirrored = len(self.slices.flips) > 1

@@ -172,7 +172,9 @@ def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibratio
         return None, "the folds have no calibration.json; samunet_train … --val makes it for one that was validated"
     if len(cases) < FEWEST_CASES:
         return None, f"{len(cases)} validation cases are too few for a calibration ({FEWEST_CASES} or more)"
-    return Calibration(cases, mirroring), f"calibrated on {len(cases)} validation cases of {len(found)} folds"
+    return Calibration(
+        cases, mirroring
+    ), f"calibrated on the {len(cases)} validation cases of {len(found)} fold{'s' * (len(found) > 1)}"
 
 
 def _checked(value: dict) -> dict[str, Any]:

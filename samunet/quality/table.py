@@ -14,7 +14,7 @@ from samunet.files import read_json, write_json, write_text
 from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
 from samunet.quality.files import FOLDER, case_file
 
-_OF_CLASS = ("predicted_Dice", "entropy", "mirror_disagreement", "fold_disagreement", "voxels")
+_OF_CLASS = ("predicted_Dice", "entropy", "mirror_disagreement", "fold_disagreement", "voxels", "millilitres")
 
 
 def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | None = None) -> dict[str, Any]:
@@ -63,10 +63,7 @@ def _row(name: str, case: dict, calibration: Calibration | None) -> dict[str, An
     if calibration:
         score = calibration.score(predicted)
         if score <= calibration.threshold:
-            look.append(
-                f"predicted Dice {score:.2f}: as low as in the worst {WORST_SHARE:.0%} of the validation cases "
-                f"(up to {calibration.threshold:.2f})"
-            )
+            look.append(f"predicted Dice as of the worst {WORST_SHARE:.0%} in validation")
         look += [f"no {classes[key]['name']} found" for key in calibration.missing(predicted)]
     return {
         "case": name,
@@ -84,7 +81,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     columns = [f"{what}_{doubt['name']}" for doubt in classes.values() for what in _OF_CLASS]
     writer.writerow(["case", "look", "why", "predicted_Dice", "entropy", *columns])
     for row in rows:
-        numbers = [doubt[what] for doubt in row["classes"].values() for what in _OF_CLASS]
+        numbers = [doubt.get(what) for doubt in row["classes"].values() for what in _OF_CLASS]
         head = [row["case"], "yes" if row["look"] else "", "; ".join(row["look"])]
         writer.writerow([*head, *(_cell(value) for value in (row["predicted_Dice"], row["entropy"], *numbers))])
     return text.getvalue()
