@@ -92,8 +92,8 @@ def test_surface_dice_follows_the_slice_distance(folders):
         return found["metric_per_case"][0]["metrics"]["1"]["SurfaceDice"]
 
     assert surface_dice(5) == 1
-    # A surface of 16 + 12 + 16 voxels. One cap is a slice away from the other mask: of its 16 voxels the 4 inner and the
-    # 12 outer are 5 mm off; the other cap has 12 on the other's rim, and its 4 inner are 2 mm or less from that rim.
+    # A surface of 16 + 12 + 16 voxels. One cap is a slice away from the other mask, all of it 5 mm off. The other
+    # cap has its 12 outer voxels on the other's rim, and its 4 inner ones are 1 mm from it.
     assert surface_dice(4) == pytest.approx((44 - 16) / 44)
     assert surface_dice(0) == pytest.approx((44 - 16 - 4) / 44)
 
