@@ -130,7 +130,16 @@ def test_calibrations_must_fit_the_prediction(tmp_path):
     assert len(read_calibration(both, True)[0].cases) == 8
 
 
-@pytest.mark.parametrize("content", ["{}", '{"mirroring": true, "cases": [{"1": {"entropy": "x"}}]}', "[]", "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"mirroring": true, "cases": [{}, {"1": ' + json.dumps(point(0.1, 0.1, 0.9)) + "}]}",
+        '{"mirroring": true, "cases": [{"1": {"entropy": "x"}}]}',
+        "[]",
+        "{",
+    ],
+)
 def test_damaged_files_are_named(tmp_path, content):
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(SamunetError, match=FILE_NAME):

@@ -166,8 +166,10 @@ def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibratio
                 how = "without" if mirroring else "with"
                 return None, f"the folds were calibrated {how} mirroring, this prediction is the other way"
             cases += [{key: _checked(value) for key, value in case.items()} for case in content["cases"]]
+            if any(case.keys() != cases[0].keys() for case in cases):
+                raise ValueError("its cases are not all of the same classes")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SamunetError(f"{path} is damaged ({error!r})", "make it again: samunet_train … --val") from error
+            raise SamunetError(f"{path} is damaged ({error})", "make it again: samunet_train … --val") from error
     if not found:
         return None, "the folds have no calibration.json; samunet_train … --val makes it for one that was validated"
     if len(cases) < FEWEST_CASES:

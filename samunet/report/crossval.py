@@ -25,6 +25,7 @@ from samunet.report.scores import (
     fold_table,
     numbers,
     read_scores,
+    scored_classes,
     worst_first,
 )
 
@@ -51,7 +52,7 @@ def crossval_report(model: ModelFolder, pictures: int) -> str:
     ]
     if not cases:
         raise SamunetError(f"the validations in {model.path} have no cases", "validate again: samunet_train … --val")
-    means = [mean_of(numbers(cases, class_key(region), "Dice")) for _, region in labels.foreground]
+    means = [mean_of(numbers(cases, key, "Dice")) for _, key in scored_classes(cases, labels)]
     worst = worst_first(cases)
     lowest = worst[0]
     sections = [

@@ -52,6 +52,10 @@ footer { padding: 30px 20px 40px; font-size: .9rem; }
 @media (max-width: 600px) {
   header, main, footer { padding-left: 14px; padding-right: 14px; }
   h1 { font-size: 1.35rem; }
+  .stacked thead { display: none; }
+  .stacked tr { display: block; padding: 8px 0; border-bottom: 1px solid var(--line); }
+  .stacked td { display: block; padding: 0; border: 0; min-width: 0; }
+  .stacked td:first-child { color: var(--muted); }
 }
 @media print { nav { display: none; } figure, tr { break-inside: avoid; } }
 """.strip()
@@ -106,7 +110,11 @@ def cards(values: Sequence[tuple[object, str]]) -> Html:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], kinds: str = "", marked: Sequence[bool] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    kinds: str = "",
+    marked: Sequence[bool] = (),
+    stacked: bool = False,
 ) -> Html:
     """A table that scrolls by itself where the screen is narrow.
 
@@ -115,6 +123,7 @@ def table(
         rows: Cells.
         kinds: A letter for each column: ``n`` numbers, aligned right; ``c`` names; ``l`` long text. Default: all names.
         marked: Which rows to mark.
+        stacked: On narrow screens, show the cells of a row one below the other.
     """
     names = {"n": "number", "c": "name", "l": "long"}
     styles = [names[kind] for kind in (kinds or "c" * len(columns))]
@@ -123,8 +132,9 @@ def table(
     for index, row in enumerate(rows):
         cells = "".join(f'<td class="{style}">{text(cell)}</td>' for cell, style in zip(row, styles, strict=True))
         body.append(f"<tr{' class=marked' if index < len(marked) and marked[index] else ''}>{cells}</tr>")
+    kind = " class=stacked" if stacked else ""
     return Html(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table{kind}><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 

@@ -81,7 +81,7 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
         rows[0][2] = reason
     decided = {key: value for key, value in asdict(plan).items() if key not in ("networks", "why")}
     rows += [[_words(key), _shown(value), plan.why.get(key, "")] for key, value in decided.items()]
-    content: list[object] = [table(["data and preprocessing", "decision", "why"], rows, "ccl")]
+    content: list[object] = [table(["data and preprocessing", "decision", "why"], rows, "ccl", stacked=True)]
     networks = [network for network in plan.networks.values() if encoder in (None, network.encoder)]
     content += [_network_table(network) for network in networks]
     return content
@@ -92,7 +92,7 @@ def _network_table(network: NetworkPlan) -> Html:
     rows = [[_words(key), _shown(value), network.why.get(key, "")] for key, value in decided.items()]
     if reason := network.why.get("training_images"):
         rows.append(["training images", _shown(network.training_images), reason])
-    return table([f"network {network.encoder}", "decision", "why"], rows, "ccl")
+    return table([f"network {network.encoder}", "decision", "why"], rows, "ccl", stacked=True)
 
 
 def _words(key: str) -> str:

@@ -82,12 +82,31 @@ def _read(folder: Path) -> _Predicted:
     if not isinstance(arguments, dict) or not masks:
         raise SamunetError(f"{folder} holds no masks", "predict first: samunet_predict -i IMAGES -o " + str(folder))
     quality = read_json(folder / "quality.json") if (folder / "quality.json").is_file() else None
-    if quality is not None and not (isinstance(quality, dict) and {"cases", "calibration"} <= quality.keys()):
+    if quality is not None and not _whole(quality, description):
         raise SamunetError(f"{folder / 'quality.json'} is damaged", "predict again with --save_uncertainty")
     summary = folder / "summary.json"
     scores = read_scores(summary) if summary.is_file() else []
     plans = read_plans(folder / "plans.json")
     return _Predicted(folder, arguments, plans, description, quality, scores, masks)
+
+
+def _whole(quality: Any, description: Description) -> bool:
+    """Whether ``quality.json`` has all that is read from it."""
+    classes = {class_key(region) for _, region in description.labels.foreground}
+    figures = {"predicted_Dice", "fold_disagreement", "voxels"}
+    try:
+        return (
+            "about" in quality["calibration"]
+            and "threshold" in quality["calibration"]
+            and all(
+                {"case", "look", "predicted_Dice", "entropy"} <= row.keys()
+                and classes <= row["classes"].keys()
+                and all(figures <= doubt.keys() for doubt in row["classes"].values())
+                for row in quality["cases"]
+            )
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _order(predicted: _Predicted) -> list[str]:

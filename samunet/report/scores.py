@@ -62,11 +62,16 @@ def worst_first(cases: Sequence[Scored]) -> list[Scored]:
     return sorted(cases, key=lambda case: (math.isnan(case.dice), case.dice, case.name))
 
 
+def scored_classes(cases: Sequence[Scored], labels: Labels) -> list[tuple[str, str]]:
+    """Name and key of the classes that all cases were scored for, which may be fewer than the dataset has."""
+    named = [(name, class_key(region)) for name, region in labels.foreground]
+    return [(name, key) for name, key in named if all(key in case.metrics for case in cases)]
+
+
 def class_table(cases: Sequence[Scored], labels: Labels) -> Html:
     """Dice and IoU of every class: mean, spread and range over cases."""
     rows = []
-    for name, region in labels.foreground:
-        key = class_key(region)
+    for name, key in scored_classes(cases, labels):
         dice = numbers(cases, key, "Dice")
         iou = numbers(cases, key, "IoU")
         missed = sum(case.metrics[key]["n_ref"] > 0 and case.metrics[key]["TP"] == 0 for case in cases)
@@ -89,28 +94,30 @@ def class_table(cases: Sequence[Scored], labels: Labels) -> Html:
 
 def fold_table(cases: Sequence[Scored], labels: Labels) -> Html:
     """Mean Dice of every class in every fold."""
+    classes = scored_classes(cases, labels)
     rows = []
     for fold in dict.fromkeys(case.fold for case in cases):
         own = [case for case in cases if case.fold == fold]
-        values = [mean_of(numbers(own, class_key(region), "Dice")) for _, region in labels.foreground]
+        values = [mean_of(numbers(own, key, "Dice")) for _, key in classes]
         rows.append([f"fold {fold}", *map(_cell, values), _cell(mean_of(values)), len(own)])
-    columns = ["fold", *(name for name, _ in labels.foreground), "mean", "cases"]
+    columns = ["fold", *(name for name, _ in classes), "mean", "cases"]
     return table(columns, rows, "c" + "n" * (len(columns) - 1))
 
 
 def case_table(cases: Sequence[Scored], labels: Labels) -> Html:
     """Every case, worst first, with the Dice of each class."""
+    classes = scored_classes(cases, labels)
     rows = []
     for case in worst_first(cases):
-        values = [case.metrics[class_key(region)]["Dice"] for _, region in labels.foreground]
+        values = [case.metrics[key]["Dice"] for _, key in classes]
         rows.append([case.name, *([case.fold] if case.fold else []), _cell(case.dice), *map(_cell, values)])
-    columns = ["case", *(["fold"] if cases[0].fold else []), "mean Dice", *(name for name, _ in labels.foreground)]
+    columns = ["case", *(["fold"] if cases[0].fold else []), "mean Dice", *(name for name, _ in classes)]
     return long_table(columns, rows, "c" + "n" * (len(columns) - 1))
 
 
 def dice_chart(cases: Sequence[Scored], labels: Labels) -> Html:
     """Every case's Dice as a point."""
-    groups = {name: numbers(cases, class_key(region), "Dice") for name, region in labels.foreground}
+    groups = {name: numbers(cases, key, "Dice") for name, key in scored_classes(cases, labels)}
     return picture(
         strip_chart(groups, "Dice"),
         "Dice of every case (a point each); the line is the median",
@@ -120,7 +127,7 @@ def dice_chart(cases: Sequence[Scored], labels: Labels) -> Html:
 
 def case_caption(case: Scored, labels: Labels) -> str:
     """The Dice of every class in words."""
-    values = [f"{name} {_cell(case.metrics[class_key(region)]['Dice'])}" for name, region in labels.foreground]
+    values = [f"{name} {_cell(case.metrics[key]['Dice'])}" for name, key in scored_classes([case], labels)]
     return f"mean Dice {_cell(case.dice)} ({', '.join(values)})" + (f", fold {case.fold}" if case.fold else "")
 
 
