@@ -96,7 +96,7 @@ def trained(tmp_path_factory):
         patch.setenv(f"samunet_{name}", str(root / name))
     raw = root / "raw" / "Dataset998_Tiny"
     rng = np.random.default_rng(0)
-    for part, number in (("Tr", 10), ("Ts", 3)):
+    for part, number in (("Tr", 15), ("Ts", 3)):
         for index in range(number):
             label = np.zeros((3, 24, 20), np.uint8)
             y, x = np.mgrid[:24, :20]
@@ -111,11 +111,11 @@ def trained(tmp_path_factory):
                 volume.SetOrigin((-12.5, 7.0, 31.25))
                 sitk.WriteImage(volume, str(path))
     labels = {"background": 0, EVIL: 1}
-    description = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 10, "file_ending": ".nii.gz"}
+    description = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 15, "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(description))
     assert plan_and_preprocess.main(["-d", "998"]) == 0
     for fold in ("0", "1"):
-        assert train.main(["998", "2d", fold, "--iterations", "12", "--batch_size", "4"]) == 0
+        assert train.main(["998", "2d", fold, "--iterations", "30", "--batch_size", "4"]) == 0
     preds = root / "preds"
     arguments = ["-i", str(raw / "imagesTs"), "-o", str(preds), "--save_uncertainty"]
     assert predict.main(arguments) == 0
@@ -151,9 +151,26 @@ def test_prediction_goes_on_where_something_is_missing(trained, capsys):
 def test_calibration_of_folds_is_used(trained):
     root, _, preds = trained
     folds = sorted((root / "results").glob("Dataset998_*/*/fold_*"))
-    assert [len(json.loads((fold / "calibration.json").read_text())["cases"]) for fold in folds] == [2, 2]
-    about = json.loads((preds / "quality.json").read_text())["calibration"]["about"]
-    assert about == "4 validation cases are too few for a calibration (5 or more)"
+    assert [len(json.loads((fold / "calibration.json").read_text())["cases"]) for fold in folds] == [3, 3]
+    quality = json.loads((preds / "quality.json").read_text())
+    assert quality["calibration"]["about"] == "calibrated on the 6 validation cases of 2 folds"
+    assert all(0 < row["predicted_Dice"] <= 1 for row in quality["cases"])
+    predicted = [row["predicted_Dice"] for row in quality["cases"]]
+    assert predicted == sorted(predicted)
+    assert len(set(predicted)) == 3
+    assert all(0 <= row["classes"]["1"]["fold_disagreement"] <= 1 for row in quality["cases"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [(["--disable_tta"], "calibrated with mirroring"), (["-chk", "best"], "final checkpoint")]
+)
+def test_other_predictions_than_the_calibrated_one_have_no_predicted_dice(trained, tmp_path, flags, expected, capsys):
+    _, raw, _ = trained
+    assert predict.main(["-i", str(raw / "imagesTs"), "-o", str(tmp_path), "--save_uncertainty", *flags]) == 0
+    assert expected in capsys.readouterr().err
+    quality = json.loads((tmp_path / "quality.json").read_text())
+    assert [row["predicted_Dice"] for row in quality["cases"]] == [None] * 3
+    assert [bool(row["look"]) for row in quality["cases"]] == [True, False, False]
 
 
 def test_single_file_with_uncertainty(trained, tmp_path):
@@ -175,9 +192,9 @@ def test_report_of_a_cross_validation(trained, capsys):
     assert EVIL in found.text
     cases = [name for fold in range(2) for name in validated(root, fold)]
     assert all(name in found.text for name in cases)
-    assert found.tags.count("img") == 3 + 4  # curves, Dice, and every one of the four cases
+    assert found.tags.count("img") == 3 + 6  # curves, Dice, and every one of the six cases
     assert "random encoder is never frozen" in found.text  # a reason of the plan
-    order = re.findall(r"case_\d", found.text.split("Cases, worst first")[2])[:4]
+    order = re.findall(r"case_\d+", found.text.split("Cases, worst first")[2])[:6]
     dice = {name: value for fold in range(2) for name, value in validated(root, fold).items()}
     assert [dice[name] for name in order] == sorted(dice.values())
     assert report.main([str(file.parent), "-n", "0", "-o", str(root / "short.html")]) == 0
@@ -187,7 +204,7 @@ def test_report_of_a_cross_validation(trained, capsys):
 def validated(root, fold):
     file = next((root / "results").glob(f"Dataset998_*/*/fold_{fold}/validation/summary.json"))
     cases = json.loads(file.read_text())["metric_per_case"]
-    return {re.search(r"case_\d", case["prediction_file"])[0]: case["metrics"]["1"]["Dice"] for case in cases}
+    return {re.search(r"case_\d+", case["prediction_file"])[0]: case["metrics"]["1"]["Dice"] for case in cases}
 
 
 def test_report_of_a_prediction(trained, tmp_path, capsys):
@@ -200,7 +217,7 @@ def test_report_of_a_prediction(trained, tmp_path, capsys):
     assert "true Dice" in found.text
     assert found.tags.count("img") == 3 + 3
     rows = json.loads((preds / "quality.json").read_text())["cases"]
-    order = re.findall(r"case_\d", found.text.split("Cases, worst first")[2])[:3]
+    order = re.findall(r"case_\d+", found.text.split("Cases, worst first")[2])[:3]
     assert order == [row["case"] for row in rows]
     for name in ("quality.json", "summary.json"):
         (preds / name).rename(tmp_path / name)

@@ -163,6 +163,11 @@ def charts(items: Sequence[Html]) -> Html:
     return Html(f'<div class="charts">{"".join(items)}</div>')
 
 
+def heading(words: str) -> Html:
+    """A heading within a section."""
+    return Html(f"<h3>{text(words)}</h3>")
+
+
 def tag(words: str) -> Html:
     """A word that stands out by weight, sign and colour."""
     return Html(f'<span class="tag">▲ {text(words)}</span>')

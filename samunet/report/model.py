@@ -10,8 +10,9 @@ from samunet.files import read_json
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.plans import NetworkPlan, Plans
 from samunet.report.charts import training_curves
-from samunet.report.html import Html, charts, picture, table
+from samunet.report.html import Html, charts, heading, picture, table
 
+_COLUMNS = ("what", "decision", "why")
 _LEFT_OUT = {"why", "training_images", "memory_bytes", "training_gflops"}
 
 
@@ -81,9 +82,10 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
         rows[0][2] = reason
     decided = {key: value for key, value in asdict(plan).items() if key not in ("networks", "why")}
     rows += [[_words(key), _shown(value), plan.why.get(key, "")] for key, value in decided.items()]
-    content: list[object] = [table(["data and preprocessing", "decision", "why"], rows, "ccl", stacked=True)]
+    content: list[object] = [heading("Data and preprocessing"), table(_COLUMNS, rows, "ccl", stacked=True)]
     networks = [network for network in plan.networks.values() if encoder in (None, network.encoder)]
-    content += [_network_table(network) for network in networks]
+    for network in networks:
+        content += [heading(f"Network {network.encoder}"), _network_table(network)]
     return content
 
 
@@ -92,7 +94,7 @@ def _network_table(network: NetworkPlan) -> Html:
     rows = [[_words(key), _shown(value), network.why.get(key, "")] for key, value in decided.items()]
     if reason := network.why.get("training_images"):
         rows.append(["training images", _shown(network.training_images), reason])
-    return table([f"network {network.encoder}", "decision", "why"], rows, "ccl", stacked=True)
+    return table(_COLUMNS, rows, "ccl", stacked=True)
 
 
 def _words(key: str) -> str:

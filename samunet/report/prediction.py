@@ -19,7 +19,7 @@ from samunet.imageio.registry import ending_of
 from samunet.inference.model_folder import ModelFolder
 from samunet.plans import Plans, read_plans
 from samunet.quality.files import map_file
-from samunet.report.html import Html, cards, long_table, page, tag
+from samunet.report.html import cards, heading, long_table, page, tag
 from samunet.report.model import curves, plan_tables, runs_table
 from samunet.report.overlays import Shown, overlay
 from samunet.report.scores import Scored, case_table, class_table, dice_chart, read_scores, worst_first
@@ -170,7 +170,7 @@ def _cases(predicted: _Predicted) -> list[object]:
         f"Predicted Dice: {quality['calibration']['about']}.{rule} It is an estimate: look at marked cases first, and "
         "do not take an unmarked one for checked.",
         long_table(columns, cells, kinds, [bool(row["look"]) for row in rows]),
-        Html("<h3>Volumes</h3>"),
+        heading("Volumes"),
         long_table(["case", *(name for name, _ in classes)], volumes, "c" + "n" * len(classes), first=5),
     ]
 
