@@ -115,7 +115,7 @@ def trained(tmp_path_factory):
     (raw / "dataset.json").write_text(json.dumps(description))
     assert plan_and_preprocess.main(["-d", "998"]) == 0
     for fold in ("0", "1"):
-        assert train.main(["998", "2d", fold, "--iterations", "30", "--batch_size", "4"]) == 0
+        assert train.main(["998", "2d", fold, "--iterations", "24", "--batch_size", "2"]) == 0
     preds = root / "preds"
     arguments = ["-i", str(raw / "imagesTs"), "-o", str(preds), "--save_uncertainty"]
     assert predict.main(arguments) == 0
