@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -148,6 +149,17 @@ def test_prediction_goes_on_where_something_is_missing(trained, capsys):
         assert len(list(csv.DictReader(stream))) == 3
 
 
+def test_a_new_mask_takes_what_was_said_of_the_old_one_away(trained, tmp_path):
+    _, raw, preds = trained
+    shutil.copytree(preds, tmp_path / "preds")
+    source = str(raw / "imagesTs" / "case_0_0000.nii.gz")
+    assert predict.main(["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    left = {path.name for path in (tmp_path / "preds" / "uncertainty").iterdir()}
+    assert {name for name in left if name.startswith("case_0")} == set()
+    assert {"case_1.json", "case_1_entropy.nii.gz", "case_2_fold_disagreement.nii.gz"} <= left
+    assert not list((tmp_path / "preds").glob("quality.*"))
+
+
 def test_calibration_of_folds_is_used(trained):
     root, _, preds = trained
     folds = sorted((root / "results").glob("Dataset998_*/*/fold_*"))
@@ -264,8 +276,6 @@ def test_wrong_usage_is_explained(trained, arguments, status, expected, capsys):
 
 @pytest.mark.parametrize("name", ["quality.json", "summary.json", "plans.json"])
 def test_damaged_files_are_named(trained, name, tmp_path, capsys):
-    import shutil
-
     _, _, preds = trained
     shutil.copytree(preds, tmp_path / "preds")
     (tmp_path / "preds" / name).write_text('{"a": 1}')

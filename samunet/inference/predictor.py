@@ -25,7 +25,7 @@ from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
-from samunet.quality.files import case_file, map_file
+from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
 
@@ -194,6 +194,7 @@ class Predictor:
         with naming_the_case(case.name):
             image, reader = self._read(case.images)
             prediction = self._predict(image)
+            forget(file, case.name)
             if prediction.probability is not None:
                 with atomic_path(file.parent / f"{case.name}.npz") as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probability)
@@ -221,8 +222,8 @@ class Predictor:
         return self.options.measure_uncertainty or self.options.save_uncertainty
 
     @property
-    def _maps(self) -> list[str]:
-        return ["entropy", "fold_disagreement"] if len(self.slices.models) > 1 else ["entropy"]
+    def _maps(self) -> Sequence[str]:
+        return KINDS if len(self.slices.models) > 1 else KINDS[:1]
 
     def _write_uncertainty(
         self, prediction: Prediction, name: str, mask_file: Path, geometry: Geometry, writer: Reader
