@@ -18,6 +18,7 @@ COMMANDS = {
     "samunet_predict_from_modelfolder": "predict_from_modelfolder",
     "samunet_evaluate_folder": "evaluate_folder",
     "samunet_evaluate_simple": "evaluate_simple",
+    "samunet_report": "report",
     "samunet_download_checkpoint": "download_checkpoint",
     "samunet_export_model_to_zip": "export_model_to_zip",
     "samunet_install_pretrained_model_from_zip": "install_pretrained_model_from_zip",

@@ -41,23 +41,9 @@ if TYPE_CHECKING:
     from samunet.training.samed_import import import_samed
 
 __all__ = [
-    "ExportOptions",
-    "PlannerOptions",
-    "PredictionOptions",
-    "Predictor",
-    "TrainingOptions",
-    "evaluate",
-    "export_model",
-    "export_onnx",
-    "extract_fingerprint",
-    "import_samed",
-    "install_model",
-    "merge_adapter",
-    "plan_and_preprocess",
-    "plan_experiment",
-    "predict",
-    "preprocess",
-    "train",
+    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions", "evaluate",
+    "export_model", "export_onnx", "extract_fingerprint", "import_samed", "install_model", "merge_adapter",
+    "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -237,6 +223,7 @@ def predict(
         Names of the cases predicted now.
     """
     from samunet.imageio.registry import ending_of
+    from samunet.inference.assess import assess
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.model_folder import open_model_folder
     from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
@@ -269,12 +256,16 @@ def predict(
         for case in cases.values():  # one, or none if it belongs to another part
             predictor.predict_case(case, output)
             log.info("mask written to %s", output)
+        if options.save_uncertainty:
+            assess(output.parent, model, chosen, checkpoint, None)
         return list(cases)
     arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
     write_provenance(output, model, arguments | {"folds": chosen, "checkpoint": checkpoint, **vars(options)})
     done = predictor.predict_cases(cases, output, progress=progress)
     skipped = len(cases) - len(done)
     log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")
+    if options.save_uncertainty:
+        assess(output, model, chosen, checkpoint, list(found))
     return done
 
 

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parents[1] / "samunet"
 FLOORS = [
     {"commands"},
     {"api"},
-    {"training", "pretraining", "sharing"},
+    {"training", "pretraining", "sharing", "report"},
     {"inference"},
     {"network", "planning"},
     {"preprocessing"},
-    {"evaluation", "conversion"},
+    {"evaluation", "conversion", "quality"},
     {"dataset"},
     {"imageio"},
     {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},
@@ -61,7 +61,9 @@ def test_nothing_is_pickled():
         assert text.count("torch.load(") == text.count("weights_only=True"), path
 
 
-@pytest.mark.parametrize("module", ["train", "predict", "plan_and_preprocess", "evaluate_folder", "make_dataset"])
+@pytest.mark.parametrize(
+    "module", ["train", "predict", "plan_and_preprocess", "evaluate_folder", "make_dataset", "report"]
+)
 def test_help_needs_no_heavy_import(module):
     script = (
         f"import sys; from samunet.commands.{module} import main; status = main(['-h']);"

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands import evaluate_folder, plan_and_preprocess, predict, train
+from samunet.commands import evaluate_folder, plan_and_preprocess, predict, report, train
 from samunet.files import read_json
 
 SHORT = ["--iterations", "3", "--batch_size", "2"]
@@ -50,12 +50,18 @@ def test_regions(samunet_folders, tiny_dataset, tmp_path, capsys):
     plan_train()
     assert set(summary_of(samunet_folders)["mean"]) == {"(1, 2)", "2"}
     output = tmp_path / "preds"
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output), "--save_probabilities"]) == 0
+    flags = ["--save_probabilities", "--save_uncertainty"]
+    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output), *flags]) == 0
     mask = labels_of(output / "test_0.nii.gz")
     whole, core = np.load(output / "test_0.npz")["probabilities"].astype(np.float32)
     # Painted in order: core over whole. Half precision may put a probability on the other side of one half.
     expected = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
     assert (mask == expected).mean() > 0.999
+    certain = np.minimum(abs(whole - 0.5), abs(core - 0.5))  # of the least certain region
+    entropy = labels_of(output / "uncertainty" / "test_0_entropy.nii.gz")
+    assert (entropy[certain < 0.05] >= 99).all()
+    assert set(read_json(output / "uncertainty" / "test_0.json")["classes"]) == {"(1, 2)", "2"}
+    assert report.main([str(output)]) == 0
     capsys.readouterr()
     assert evaluate_folder.main([str(folder / "labelsTs"), str(output)]) == 0
     assert "(1, 2) whole" in capsys.readouterr().out
@@ -116,9 +122,11 @@ def test_colour_pictures(samunet_folders, ending):
     folder = write_pictures(samunet_folders, ending)
     plan_train()
     output = samunet_folders / "preds"
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output)]) == 0
+    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output), "--save_uncertainty"]) == 0
     mask_ending = ".png" if ending == ".jpg" else ending
     mask = np.asarray(Image.open(output / f"eye_0{mask_ending}"))
+    assert np.asarray(Image.open(output / "uncertainty" / f"eye_0_entropy{mask_ending}")).shape == mask.shape
+    assert report.main([str(output), "-n", "1"]) == 0
     assert mask.shape == np.asarray(Image.open(folder / "imagesTs" / f"eye_0_0000{ending}")).shape[:2]
     assert set(np.unique(mask)) <= {0, 1}
 

@@ -371,6 +371,19 @@ predictor = Predictor([Simple()], plans, configuration, network, description, Pr
 predictor.slices.batch_size = 1
 predictor.predict_array(np.zeros((1, 2, 256, 256)), (3.0, 1.0, 1.0))
 measure("prediction", lambda: predictor.predict_files(case.images))
+outputs = 40
+raw["labels"] = {"background": 0, **{str(v): v for v in range(1, outputs)}}
+options = PredictionOptions(device="cpu", save_uncertainty=True)
+description = description_from_json(raw, "dataset.json")
+predictor = Predictor([Simple(), Simple(), Simple()], plans, configuration, network, description, options)
+predictor.slices.batch_size = 1
+part = folder / "part.nii"
+nibabel.save(nibabel.load(folder / "image.nii").slicer[:, :, :20], part)
+warm_up = Case("part", (part,), None)
+predictor.predict_case(warm_up, folder / "part_mask.nii")
+measure("a fifth", lambda: predictor.predict_case(warm_up, folder / "part_mask.nii"))
+measure("whole", lambda: predictor.predict_case(case, folder / "mask.nii"))
+found["uncertainty"] = (found["whole"] - found["a fifth"]) / (4 / 5)
 print(json.dumps(found))
 """
 
@@ -384,6 +397,8 @@ def test_each_step_holds_few_copies_of_a_case(tmp_path):
     assert copies["fingerprint"] < 4
     assert copies["preprocessing"] < 4.5
     assert copies["prediction"] < 4
+    # By how much it grows with the slices, with three folds of 40 classes.
+    assert copies["uncertainty"] < 5.5
 
 
 def test_pieces_are_views_of_the_whole(monkeypatch):

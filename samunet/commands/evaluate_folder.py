@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,18 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", type=Path, help="file to write (default: pred_folder/summary.json)")
     parser.add_argument("-np", type=int, help="worker processes (default: by number of cores; 0: none)")
     parser.add_argument("--chill", action="store_true", help="leave out references that have no prediction")
+    parser.add_argument(
+        "--surface_metrics",
+        action="store_true",
+        help="also HD95, surface Dice and volume differences, in metrics.csv and metrics.json beside the summary",
+    )
+    parser.add_argument(
+        "-tolerance",
+        type=_millimetres,
+        default=2.0,
+        metavar="MM",
+        help="of the surface Dice, in millimetres (default: 2)",
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
 
 
@@ -50,7 +64,6 @@ def run(arguments: argparse.Namespace) -> None:
     from samunet.dataset.description import description_from_json
     from samunet.evaluation.summary import evaluate_folder
     from samunet.files import read_json
-    from samunet.workers import default_workers
 
     file = arguments.djfile or _find_dataset_json(arguments.gt_folder, arguments.pred_folder)
     description = description_from_json(read_json(file), str(file))
@@ -60,21 +73,51 @@ def run(arguments: argparse.Namespace) -> None:
         description.labels,
         description.file_ending,
         reader_override=description.reader_override,
-        num_workers=default_workers() if arguments.np is None else arguments.np,
+        num_workers=_workers(arguments),
         allow_missing=arguments.chill,
     )
-    report_summary(summary, arguments, description.labels)
+    report_summary(summary, arguments, description.labels, description.file_ending, description.reader_override)
 
 
-def report_summary(summary: dict, arguments: argparse.Namespace, labels: Labels | None = None) -> None:
-    """Write ``summary`` to the file that ``arguments`` name and print it."""
+def report_summary(
+    summary: dict,
+    arguments: argparse.Namespace,
+    labels: Labels | Sequence[int],
+    file_ending: str,
+    reader_override: str | None = None,
+) -> None:
+    """Write ``summary`` to the file that ``arguments`` name and print it; the same with more metrics, if wanted."""
+    from samunet.dataset.labels import Labels
     from samunet.evaluation.summary import format_table
     from samunet.files import to_json, write_json
 
+    named = labels if isinstance(labels, Labels) else None
     target = arguments.o or arguments.pred_folder / "summary.json"
     write_json(target, summary)
-    print(to_json(summary).rstrip() if arguments.json else format_table(summary, labels))
+    print(to_json(summary).rstrip() if arguments.json else format_table(summary, named))
     print(f"written to {target}", file=sys.stderr)
+    if arguments.surface_metrics:
+        from samunet.evaluation.detailed import detailed_metrics, format_detailed, write_detailed
+
+        workers = _workers(arguments)
+        metrics = detailed_metrics(summary, labels, file_ending, reader_override, arguments.tolerance, workers)
+        write_detailed(metrics, target.parent, named)
+        if not arguments.json:
+            print(f"\n{format_detailed(metrics, named)}")
+        print(f"written to {target.parent / 'metrics.csv'} and metrics.json", file=sys.stderr)
+
+
+def _millimetres(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more millimetres, got {text}")
+    return value
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    from samunet.workers import default_workers
+
+    return default_workers() if arguments.np is None else arguments.np
 
 
 def _find_dataset_json(references: Path, predictions: Path) -> Path:

@@ -30,15 +30,16 @@ def run(arguments: argparse.Namespace) -> None:
     from samunet.evaluation.summary import evaluate_folder
     from samunet.workers import default_workers
 
+    labels, file_ending = list(dict.fromkeys(arguments.l)), _file_ending(arguments.gt_folder)
     summary = evaluate_folder(
         arguments.pred_folder,
         arguments.gt_folder,
-        list(dict.fromkeys(arguments.l)),
-        _file_ending(arguments.gt_folder),
+        labels,
+        file_ending,
         num_workers=default_workers() if arguments.np is None else arguments.np,
         allow_missing=arguments.chill,
     )
-    report_summary(summary, arguments)
+    report_summary(summary, arguments, labels, file_ending)
 
 
 def _label(text: str) -> int:

@@ -31,6 +31,11 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--disable_tta", action="store_true", help="no averaging over mirrored images: faster")
     parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
+    parser.add_argument(
+        "--save_uncertainty",
+        action="store_true",
+        help="also write images of the uncertainty, and quality.csv with a predicted Dice for every case",
+    )
     parser.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone whose mask exists")
     parser.add_argument(
         "--tolerate_geometry", action="store_true", help="only warn where channels differ in origin or direction"
@@ -51,6 +56,7 @@ def predict(arguments: argparse.Namespace, **model: Any) -> None:
         mirroring=not arguments.disable_tta,
         step_size=arguments.step_size,
         save_probabilities=arguments.save_probabilities,
+        save_uncertainty=arguments.save_uncertainty,
         skip_existing=arguments.continue_prediction,
         tolerate_geometry=arguments.tolerate_geometry,
     )

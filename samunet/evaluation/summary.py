@@ -50,6 +50,23 @@ def evaluate_case(
     Raises:
         SamunetError: If a file cannot be read, has unknown values, or the two differ in shape or spacing.
     """
+    prediction, reference, _ = read_pair(prediction_file, reference_file, reader, known)
+    counts = confusion_counts(prediction, reference, regions, None if known is None else known.ignore)
+    return {
+        "metrics": {class_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
+        "prediction_file": str(prediction_file),
+        "reference_file": str(reference_file),
+    }
+
+
+def read_pair(
+    prediction_file: Path, reference_file: Path, reader: Reader, known: Labels | None = None
+) -> tuple[np.ndarray, np.ndarray, Geometry]:
+    """Read a prediction and its reference, ``(z, y, x)`` each, and the geometry that they share.
+
+    Raises:
+        SamunetError: If a file cannot be read, has values that ``known`` does not, or the grids differ.
+    """
     # A mask has the ending of its image, which may differ from the labels'.
     prediction, prediction_geometry = image_reader_for(prediction_file, reader).read_label(prediction_file)
     reference, reference_geometry = reader.read_label(reference_file)
@@ -57,12 +74,13 @@ def evaluate_case(
     if known is not None:
         known.check(np.unique(prediction).tolist(), prediction_file)
         known.check(np.unique(reference).tolist(), reference_file)
-    counts = confusion_counts(prediction, reference, regions, None if known is None else known.ignore)
-    return {
-        "metrics": {_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
-        "prediction_file": str(prediction_file),
-        "reference_file": str(reference_file),
-    }
+    physical = prediction_geometry if prediction_geometry.physical else reference_geometry
+    return prediction, reference, physical
+
+
+def regions_of(labels: Labels | Sequence[int]) -> list[Sequence[int]]:
+    """The values of each class or region to score."""
+    return [region for _, region in labels.foreground] if isinstance(labels, Labels) else [(value,) for value in labels]
 
 
 def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,9 +92,9 @@ def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
     if not cases:
         raise SamunetError("there is no case to summarise")
     classes = list(cases[0]["metrics"])
-    means = {label: {key: _mean(case["metrics"][label][key] for case in cases) for key in KEYS} for label in classes}
+    means = {label: {key: mean_of(case["metrics"][label][key] for case in cases) for key in KEYS} for label in classes}
     occurring = [mean for mean in means.values() if not math.isnan(mean["Dice"])]
-    foreground = {key: _mean(mean[key] for mean in occurring) for key in KEYS}
+    foreground = {key: mean_of(mean[key] for mean in occurring) for key in KEYS}
     return {"foreground_mean": foreground, "mean": means, "metric_per_case": cases}
 
 
@@ -132,9 +150,8 @@ def evaluate_files(
         The content of ``summary.json``, with cases in the order of ``pairs``.
     """
     known = labels if isinstance(labels, Labels) else None
-    regions = [region for _, region in known.foreground] if known else [(value,) for value in labels]
     reader = reader_for(file_ending, reader_override)
-    arguments = [(*files, regions, reader, known) for files in pairs.values()]
+    arguments = [(*files, regions_of(labels), reader, known) for files in pairs.values()]
     results = map_cases(evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating")
     by_case = dict(results)
     return summarize([by_case[case] for case in pairs])
@@ -148,7 +165,7 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
         labels: Gives the classes their names; without them the label values stand alone.
     """
     cases = summary["metric_per_case"]
-    names = {_key(region): name for name, region in labels.foreground} if labels is not None else {}
+    names = {class_key(region): name for name, region in labels.foreground} if labels is not None else {}
     titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
     width = max(len(title) for title in (*titles.values(), "class", "mean"))
     lines = [f"{'class':<{width}}    Dice     std     IoU     std   cases"]
@@ -157,7 +174,7 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
         for key in ("Dice", "IoU"):
             values = _numbers(case["metrics"][label][key] for case in cases)
             scored = len(values)
-            columns += [_mean(values), float(np.std(values)) if values else math.nan]
+            columns += [mean_of(values), float(np.std(values)) if values else math.nan]
         lines.append(f"{title:<{width}}" + "".join(_cell(value) for value in columns) + f"{scored:>8}")
     mean = summary["foreground_mean"]
     lines.append(f"{'mean':<{width}}{_cell(mean['Dice'])}{'':8}{_cell(mean['IoU'])}{'':8}{len(cases):>8}")
@@ -172,7 +189,7 @@ def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int
         dices = {label: value for label, value in dices.items() if _numbers([value])}
         if dices:
             lowest = min(dices, key=dices.__getitem__)
-            ranked.append((_mean(dices.values()), Path(case["prediction_file"]).name, titles[lowest], dices[lowest]))
+            ranked.append((mean_of(dices.values()), Path(case["prediction_file"]).name, titles[lowest], dices[lowest]))
     if len(ranked) < 2:
         return []
     worst = sorted(ranked)[:count]
@@ -236,7 +253,8 @@ def _check_same_grid(
         )
 
 
-def _key(region: Sequence[int]) -> str:
+def class_key(region: Sequence[int]) -> str:
+    """The key of a class in ``summary.json``: its value, or nnU-Net's ``"(1, 2)"`` for a region of several."""
     return str(region[0]) if len(region) == 1 else str(tuple(region))
 
 
@@ -245,7 +263,8 @@ def _numbers(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and not math.isnan(value)]
 
 
-def _mean(values: Iterable[float | None]) -> float:
+def mean_of(values: Iterable[float | None]) -> float:
+    """Mean of the values that are numbers; NaN if there is none."""
     numbers = _numbers(values)
     return float(np.mean(numbers)) if numbers else math.nan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
 
@@ -55,22 +56,33 @@ class SlicePredictor:
         self.batch_size = batch_size
 
     @torch.inference_mode()
-    def logits(self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    def logits(
+        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], watch: Watch | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield ``(z, logits)`` for every slice, in order.
 
         Args:
             image: Prepared ``(channels, z, y, x)`` float.
             grid: Places the network's input over these slices.
             shape: In-plane shape on which logits are wanted.
+            watch: Is shown what every fold says of every window.
 
         Yields:
             Slice index and ``(classes, *shape)`` float32 on the predictor's device.
         """
-        for z, canvas, to_canvas in self._canvases(image, grid, shape):
-            yield z, sample(canvas, to_canvas, shape, outside="border")[0]
+        for z, canvas, to_canvas in self._canvases(image, grid, shape, watch):
+            values = sample(canvas, to_canvas, shape, outside="border")[0]
+            yield z, values if watch is None else watch.draw(z, 0, values)
 
     @torch.inference_mode()
-    def mask(self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], labels: Labels) -> np.ndarray:
+    def mask(
+        self,
+        image: np.ndarray,
+        grid: SliceGrid,
+        shape: tuple[int, int],
+        labels: Labels,
+        watch: Watch | None = None,
+    ) -> np.ndarray:
         """Label values: ``(z, *shape)``, uint8 (uint16 for values above 255); see :func:`decode`.
 
         A large slice is interpolated and decoded some rows at a time, so that not even one slice has all its classes
@@ -78,50 +90,50 @@ class SlicePredictor:
         """
         mask = np.empty((image.shape[1], *shape), dtype=mask_type(labels))
         height, width = shape
-        for z, canvas, to_canvas in self._canvases(image, grid, shape):
+        for z, canvas, to_canvas in self._canvases(image, grid, shape, watch):
             rows = max(1, _BAND_NUMBERS // (canvas.shape[1] * width))
             for first in range(0, height, rows):
                 band = (min(rows, height - first), width)
-                logits = sample(canvas, to_canvas @ shift(first, 0), band, outside="border")[0]
+                values = sample(canvas, to_canvas @ shift(first, 0), band, outside="border")[0]
+                logits = values if watch is None else watch.draw(z, first, values)
                 mask[z, first : first + rows] = decode(logits, labels).cpu().numpy()
         return mask
 
     def _canvases(
-        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int]
+        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], watch: Watch | None = None
     ) -> Iterator[tuple[int, Tensor, np.ndarray]]:
         """Of every slice its index, logits ``(1, classes, h, w)`` on a canvas, and the map from ``shape`` to it."""
         depth, starts = image.shape[1], grid.window_starts(self.step_size)
+        if watch is not None:
+            watch.start(grid, starts, self.device)
         # Windows of one slice fill a batch as well as windows of several slices, and need one canvas only.
         together = max(1, self.batch_size // len(starts))
         for first in range(0, depth, together):
             indices = range(first, min(first + together, depth))
             slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in indices]
             batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
-            canvas, origin = self._canvas(batch, grid, starts)
+            canvas, origin = self._canvas(batch, grid, starts, watch)
             to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
             for z, logits in zip(indices, canvas):
                 yield z, logits[None], to_canvas
 
     def _canvas(
-        self, batch: Tensor, grid: SliceGrid, starts: list[tuple[float, float]]
+        self, batch: Tensor, grid: SliceGrid, starts: list[tuple[float, float]], watch: Watch | None
     ) -> tuple[Tensor, tuple[float, float]]:
         """Logits over the whole zoomed slices, and where the canvas starts in them."""
         if len(starts) == 1:
-            return self._mean_logits(sample(batch, grid.window(starts[0]), grid.input_shape)), starts[0]
+            windows = sample(batch, grid.window(starts[0]), grid.input_shape)
+            return self._mean_logits(windows, watch, starts * len(batch)), starts[0]
         height, width = grid.input_shape
-        origin = tuple(min(axis) for axis in zip(*starts))
-        canvas_shape = tuple(
-            round(max(axis) - low) + side for axis, low, side in zip(zip(*starts), origin, (height, width))
-        )
+        origin, canvas_shape = _canvas_of(grid, starts)
         weight = _gaussian(grid.input_shape).to(self.device)
         total = torch.zeros(canvas_shape, device=self.device)
         canvas = None
         together = max(1, self.batch_size // len(batch))
         for first in range(0, len(starts), together):
             group = starts[first : first + together]
-            logits = self._mean_logits(
-                torch.cat([sample(batch, grid.window(start), grid.input_shape) for start in group])
-            )
+            windows = torch.cat([sample(batch, grid.window(start), grid.input_shape) for start in group])
+            logits = self._mean_logits(windows, watch, [start for start in group for _ in batch])
             if canvas is None:
                 canvas = torch.zeros((len(batch), logits.shape[1], *canvas_shape), device=self.device)
             for (y, x), part in zip(group, logits.split(len(batch))):
@@ -130,19 +142,67 @@ class SlicePredictor:
                 total[row : row + height, column : column + width] += weight
         return canvas.div_(total), origin
 
-    def _mean_logits(self, windows: Tensor) -> Tensor:
+    def _mean_logits(self, windows: Tensor, watch: Watch | None, starts: list[tuple[float, float]]) -> Tensor:
         """Mean over all models and mirrorings: ``(batch, classes, height, width)`` float32."""
-        share = 1 / (len(self.flips) * len(self.models))
         total = None
+        if watch is not None:
+            watch.open(starts)
         # Around all passes: weights are cast to the lower precision once.
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            for flip in self.flips:
-                flipped = windows.flip(flip) if flip else windows
-                for model in self.models:
-                    logits = model(flipped).float()
-                    logits = logits.flip(flip) if flip else logits
-                    total = logits * share if total is None else total.add_(logits, alpha=share)
-        return total
+            for index, model in enumerate(self.models):
+                mean = self._mean_over_flips(model, windows, index, watch)
+                total = mean if total is None else total.add_(mean)
+        total /= len(self.models)
+        return total if watch is None else watch.close(total)
+
+    def _mean_over_flips(self, model: nn.Module, windows: Tensor, index: int, watch: Watch | None) -> Tensor:
+        mean, members = None, []
+        for flip in self.flips:
+            logits = model(windows.flip(flip) if flip else windows).float()
+            logits = logits.flip(flip) if flip else logits
+            if watch is not None:
+                members.append(decode_channels(logits, watch.labels))
+            share = 1 / len(self.flips)
+            mean = logits * share if mean is None else mean.add_(logits, alpha=share)
+        if watch is not None:
+            watch.fold(index, members, mean)
+        return mean
+
+
+class Watch(ABC):
+    """Is shown a case's prediction while it is made: what every fold says of every window, and the mean on each slice.
+
+    Attributes:
+        labels: The dataset's.
+    """
+
+    labels: Labels
+
+    @abstractmethod
+    def start(self, grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device) -> None:
+        """A case begins, whose slices are covered by windows at ``starts``."""
+
+    @abstractmethod
+    def open(self, starts: Sequence[tuple[float, float]]) -> None:
+        """A batch of windows begins; ``starts`` of each."""
+
+    @abstractmethod
+    def fold(self, index: int, members: list[Tensor], mean: Tensor) -> None:
+        """What one fold says of the batch.
+
+        Args:
+            index: Of the fold.
+            members: :func:`decode_channels` of every mirrored input.
+            mean: Mean logits over them ``(batch, outputs, h, w)``; not to be changed.
+        """
+
+    @abstractmethod
+    def close(self, mean: Tensor) -> Tensor:
+        """The batch ends: takes the mean logits over folds, and gives them back with any channels of its own behind."""
+
+    @abstractmethod
+    def draw(self, z: int, row: int, values: Tensor) -> Tensor:
+        """Rows from ``row`` of slice ``z`` on the grid wanted: takes what :meth:`close` gave, gives back the logits."""
 
 
 def decode(logits: Tensor, labels: Labels) -> Tensor:
@@ -164,14 +224,46 @@ def decode(logits: Tensor, labels: Labels) -> Tensor:
     return painted
 
 
-def probabilities(logits: Tensor, labels: Labels) -> Tensor:
-    """Probability of every class (softmax) or region (sigmoid), in the shape of ``logits``."""
-    return torch.sigmoid(logits) if labels.has_regions else logits.softmax(0)
+def decode_channels(logits: Tensor, labels: Labels) -> Tensor:
+    """What is predicted on a batch of windows ``(batch, outputs, h, w)``.
+
+    Returns:
+        The class of the largest logit, ``(batch, 1, h, w)`` integer; with regions, which may overlap, booleans
+        ``(batch, outputs, h, w)``.
+    """
+    return logits > 0 if labels.has_regions else logits.max(1, keepdim=True).indices
+
+
+def probabilities(logits: Tensor, labels: Labels, axis: int = 0) -> Tensor:
+    """Probability of every class (softmax) or region (sigmoid), in the shape of ``logits``; ``axis``: classes."""
+    return torch.sigmoid(logits) if labels.has_regions else logits.softmax(axis)
+
+
+def window_weights(grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device) -> list[Tensor]:
+    """The share of every window in the pixels of its canvas, ``(h, w)`` each: 1 together wherever windows overlap."""
+    if len(starts) == 1:
+        return [torch.ones(grid.input_shape, device=device)]
+    origin, canvas_shape = _canvas_of(grid, starts)
+    weight = _gaussian(grid.input_shape).to(device)
+    total = torch.zeros(canvas_shape, device=device)
+    parts = []
+    for y, x in starts:
+        top, left = round(y - origin[0]), round(x - origin[1])
+        parts.append(total[top : top + weight.shape[0], left : left + weight.shape[1]])
+        parts[-1] += weight
+    return [weight / part for part in parts]
 
 
 def mask_type(labels: Labels) -> type[np.unsignedinteger]:
     """The number type of predicted masks."""
     return np.uint8 if labels.values[-1] <= np.iinfo(np.uint8).max else np.uint16
+
+
+def _canvas_of(grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Where the canvas of several windows starts in the zoomed slice, and its shape."""
+    origin = tuple(min(axis) for axis in zip(*starts))
+    shape = tuple(round(max(axis) - low) + side for axis, low, side in zip(zip(*starts), origin, grid.input_shape))
+    return origin, shape
 
 
 def _gaussian(shape: tuple[int, int]) -> Tensor:

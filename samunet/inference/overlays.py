@@ -13,6 +13,10 @@ from samunet.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# M. Okabe and K. Ito's colours, which colour-blind people can tell apart, without black; yellow last, as white is near.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 
 
 def save_overlay(
@@ -21,7 +25,7 @@ def save_overlay(
     """Write one PNG with up to three slices of a case and its coloured classes.
 
     The slices are those with most foreground (in the reference, if there is one) in the first, middle and last third
-    of its extent. Grey values run from the 1st to the 99th percentile of the first channel.
+    of its extent. Grey values run from the 1st to the 99th percentile of the first channel in these slices.
 
     Args:
         image: Image (channels, z, y, x).
@@ -33,16 +37,35 @@ def save_overlay(
     Raises:
         SamunetError: If the shapes do not agree or the file cannot be written.
     """
+    figure = draw_overlay(image, label, reference, names)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+
+
+def draw_overlay(
+    image: np.ndarray,
+    label: np.ndarray,
+    reference: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    entropy: np.ndarray | None = None,
+) -> Figure:
+    """The picture that :func:`save_overlay` writes, with a row more where ``entropy`` (z, y, x) in percent is given.
+
+    Raises:
+        SamunetError: If the shapes do not agree.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = {"prediction": label} if reference is None else {"prediction": label, "reference": reference}
+    rows = {"prediction": label, "reference": reference, "entropy": entropy}
+    rows = {title: row for title, row in rows.items() if row is not None}
     for title, row in rows.items():
         if row.shape != image.shape[1:]:
             raise SamunetError(f"the {title} has shape {row.shape}, the image {image.shape[1:]}")
+    titles = {title: title for title in rows} | {"entropy": "entropy (bright: uncertain)"}
     slices = choose_slices(label if reference is None else reference)
-    low, high = np.percentile(image[0], (1, 99))
+    low, high = np.percentile(image[0, slices], (1, 99))
     height = 3.2 * image.shape[2] / image.shape[3]
     figure = Figure(figsize=(3.2 * len(slices), min(height, 6.4) * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -50,14 +73,19 @@ def save_overlay(
     for line, (title, row) in zip(axes, rows.items(), strict=True):
         for panel, z in zip(line, slices, strict=True):
             panel.imshow(image[0, z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-            _draw_classes(panel, row[z])
-            panel.set_title(f"{title}, slice {z}", fontsize=9)
+            if title == "entropy":
+                # inferno reads the same with any colour vision; where the network is certain, the image shows. Two
+                # classes of several that are equally likely do not reach 100 %.
+                strength = np.clip(row[z] / 15, 0, 0.85)
+                panel.imshow(row[z], cmap="inferno", vmin=0, vmax=70, alpha=strength)
+            else:
+                _draw_classes(panel, row[z])
+            panel.set_title(f"{titles[title]}, slice {z}", fontsize=9)
             panel.axis("off")
-    patches = [Patch(color=_color(value), label=name) for value, name in enumerate(names) if value > 0]
+    patches = [Patch(color=_color(value), label=_plain(name)) for value, name in enumerate(names) if value > 0]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=9)
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    return figure
 
 
 def choose_slices(label: np.ndarray, count: int = 3) -> list[int]:
@@ -75,10 +103,12 @@ def choose_slices(label: np.ndarray, count: int = 3) -> list[int]:
 
 def _draw_classes(panel: Axes, label: np.ndarray) -> None:
     """Fill every class faintly and draw its outline."""
+    from matplotlib.colors import to_rgba
+
     filled = np.zeros((*label.shape, 4))
     for value in np.unique(label[label > 0]):
         mask = label == value
-        filled[mask] = (*_color(int(value))[:3], 0.3)
+        filled[mask] = to_rgba(_color(int(value)), 0.3)
         # A border of background lets a mask that touches the edge have a closed outline.
         edge = np.pad(mask, 1).astype(float)
         rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
@@ -86,7 +116,10 @@ def _draw_classes(panel: Axes, label: np.ndarray) -> None:
     panel.imshow(filled)
 
 
-def _color(value: int) -> tuple[float, float, float, float]:
-    from matplotlib import colormaps
+def _color(value: int) -> str:
+    return PALETTE[(value - 1) % len(PALETTE)]
 
-    return colormaps["tab10"]((value - 1) % 10)
+
+def _plain(name: str) -> str:
+    """A name in which matplotlib sees no formula, and which it does not leave out of a legend."""
+    return name.replace("$", r"\$").lstrip("_") or " "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,14 +13,19 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.detailed import millilitres
+from samunet.evaluation.metrics import confusion_counts
+from samunet.evaluation.summary import class_key
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
 from samunet.inference.logits import SlicePredictor, decode, mask_type, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
+from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
+from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
 if TYPE_CHECKING:
@@ -38,6 +43,9 @@ class PredictionOptions:
         mirroring: Average over mirrored inputs (the plan's axes).
         step_size: Distance of windows as a share of their side.
         save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
+        measure_uncertainty: Also write ``uncertainty/CASE.json``: what speaks against every class.
+        save_uncertainty: Also write that and images of it, ``uncertainty/CASE_entropy`` and, with several folds,
+            ``uncertainty/CASE_fold_disagreement``, in percent of the largest possible.
         skip_existing: Leave cases alone whose mask is already there.
         tolerate_geometry: Only warn where the channels of a case differ in origin or direction.
     """
@@ -46,12 +54,22 @@ class PredictionOptions:
     mirroring: bool = True
     step_size: float = 0.5
     save_probabilities: bool = False
+    measure_uncertainty: bool = False
+    save_uncertainty: bool = False
     skip_existing: bool = False
     tolerate_geometry: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
             raise UsageError(f"-step_size must be above 0 and at most 1, got {self.step_size:g}")
+
+
+class Prediction(NamedTuple):
+    """Of one case: its mask ``(z, y, x)``, and what was asked for besides."""
+
+    mask: np.ndarray
+    probability: np.ndarray | None
+    uncertainty: CaseUncertainty | None
 
 
 class Predictor:
@@ -61,6 +79,7 @@ class Predictor:
         models: The networks of the folds to average, on any device.
         plans, configuration, network, description: What they were trained with.
         options: How to predict.
+        folds: Names of the models' folds, for the record.
     """
 
     def __init__(
@@ -71,7 +90,9 @@ class Predictor:
         network: NetworkPlan,
         description: Description,
         options: PredictionOptions = PredictionOptions(),
+        folds: Sequence[Fold] = (),
     ) -> None:
+        self.folds = list(folds)
         self.plans = plans
         self.configuration = configuration
         self.network = network
@@ -116,7 +137,7 @@ class Predictor:
         network = model.configuration.networks[model.run(folds[0])["family"]]
         dtype = fast_dtype(resolve_device(options.device))
         models = [_held(model.load([fold], checkpoint)[0], dtype) for fold in folds]
-        return cls(models, model.plans, model.configuration, network, model.description, options)
+        return cls(models, model.plans, model.configuration, network, model.description, options, folds)
 
     @classmethod
     def from_zip(
@@ -182,12 +203,12 @@ class Predictor:
             direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
             dimension=3,
         )
-        return self._predict(Image(array, geometry))[0]
+        return self._predict(Image(array, geometry)).mask
 
     def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
         """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
         image, _ = self.read(tuple(Path(file) for file in files))
-        return self._predict(image)[0], image.geometry
+        return self._predict(image).mask, image.geometry
 
     def predict_cases(self, cases: dict[str, Case], output: Path, *, progress: bool = True) -> list[str]:
         """Predict cases into a folder, one mask per case (see :meth:`mask_file`) in the input's geometry.
@@ -215,26 +236,67 @@ class Predictor:
         return [case.name for case in todo]
 
     def predict_case(self, case: Case, file: Path) -> None:
-        """Predict one case into a file, whose ending chooses the format; probabilities go beside it.
+        """Predict one case into a file, whose ending chooses the format; what else is asked for goes beside it.
 
         Raises:
             SamunetError: Naming the case, if it cannot be read, predicted or written.
         """
         with naming_the_case(case.name):
             image, reader = self.read(case.images)
-            mask, probability = self._predict(image)
-            if probability is not None:
+            prediction = self._predict(image)
+            forget(file, case.name)
+            if prediction.probability is not None:
                 with atomic_path(file.parent / f"{case.name}.npz") as temporary:
-                    np.savez_compressed(temporary, probabilities=probability)
+                    np.savez_compressed(temporary, probabilities=prediction.probability)
             writer = image_reader_for(file, reader)
-            writer.write_label(mask, file, image.geometry)
+            writer.write_label(prediction.mask, file, image.geometry)
+            if prediction.uncertainty is not None:
+                self._write_uncertainty(prediction, case.name, file, image.geometry, writer)
 
     def mask_file(self, case: Case, output: Path) -> Path:
         """Where a case's mask goes: its name with its images' ending (``.png`` for JPEG, ``.nii.gz`` for DICOM)."""
         return output / f"{case.name}{mask_ending(case.images[0])}"
 
     def _is_done(self, mask: Path, name: str) -> bool:
-        return mask.is_file() and (not self.options.save_probabilities or (mask.parent / f"{name}.npz").is_file())
+        files = [mask]
+        if self.options.save_probabilities:
+            files.append(mask.parent / f"{name}.npz")
+        if self._watches:
+            files.append(case_file(mask.parent, name))
+        if self.options.save_uncertainty:
+            files += [map_file(mask, name, kind) for kind in self._maps]
+        return all(file.is_file() for file in files)
+
+    @property
+    def _watches(self) -> bool:
+        return self.options.measure_uncertainty or self.options.save_uncertainty
+
+    @property
+    def _maps(self) -> Sequence[str]:
+        return KINDS if len(self.slices.models) > 1 else KINDS[:1]
+
+    def _write_uncertainty(
+        self, prediction: Prediction, name: str, mask_file: Path, geometry: Geometry, writer: Reader
+    ) -> None:
+        seen = prediction.uncertainty
+        if self.options.save_uncertainty:
+            for kind in self._maps:
+                values = seen.entropy if kind == "entropy" else seen.disagreement
+                writer.write_label(values, map_file(mask_file, name, kind), geometry)
+        labels, classes = self.description.labels, seen.classes()
+        voxels = confusion_counts(prediction.mask, prediction.mask, [region for _, region in labels.foreground])
+        record = {
+            class_key(region): {
+                "name": label,
+                "voxels": count.n_pred,
+                "millilitres": count.n_pred * millilitres(geometry),
+                **asdict(classes[label]),
+            }
+            for (label, region), count in zip(labels.foreground, voxels, strict=True)
+        }
+        mirrored = len(self.slices.flips) > 1
+        # Last: what has this file has the others.
+        write_json(case_file(mask_file.parent, name), {"mirroring": mirrored, "folds": self.folds, "classes": record})
 
     def read(self, files: tuple[Path, ...]) -> tuple[Image, Reader]:
         """An image as the model expects it, given as its files, and what read it.
@@ -252,22 +314,30 @@ class Predictor:
             )
         return image, reader
 
-    def _predict(self, image: Image) -> tuple[np.ndarray, np.ndarray | None]:
+    def _predict(self, image: Image) -> Prediction:
         case = prepare_case(image, None, self.plans, self.configuration)
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
         depth, *plane = record.cropped_shape
+        shape = (depth, *plane)
+        watch = None
+        if self._watches:
+            watch = CaseUncertainty(labels, shape, len(self.slices.models), len(self.slices.flips))
+        probability = None
         if not self.options.save_probabilities:
-            return restore_mask(self.slices.mask(case.image, grid, tuple(plane), labels), record), None
-        mask = np.empty((depth, *plane), dtype=mask_type(labels))
-        probability = np.empty((labels.num_outputs, depth, *plane), dtype=np.float16)
-        for z, logits in self.slices.logits(case.image, grid, tuple(plane)):
-            mask[z] = decode(logits, labels).cpu().numpy()
-            probability[:, z] = probabilities(logits, labels).cpu().numpy()
-        probability = restore_mask(probability, record)
-        if not labels.has_regions:
-            probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
-        return restore_mask(mask, record), probability
+            mask = self.slices.mask(case.image, grid, tuple(plane), labels, watch)
+        else:
+            mask = np.empty(shape, dtype=mask_type(labels))
+            probability = np.empty((labels.num_outputs, *shape), dtype=np.float16)
+            for z, logits in self.slices.logits(case.image, grid, tuple(plane), watch):
+                mask[z] = decode(logits, labels).cpu().numpy()
+                probability[:, z] = probabilities(logits, labels).cpu().numpy()
+            probability = restore_mask(probability, record)
+            if not labels.has_regions:
+                probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
+        if watch is not None:
+            watch.restore(record)
+        return Prediction(restore_mask(mask, record), probability, watch)
 
 
 def _held(model: SamunetModel, dtype: torch.dtype | None) -> SamunetModel:

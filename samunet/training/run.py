@@ -25,6 +25,7 @@ from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
 from samunet.preprocessing.run import check_channels, stored_cases
+from samunet.quality.calibration import write_calibration
 from samunet.training.cached_model import check_frozen
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
@@ -299,6 +300,7 @@ def _validate(
     prediction = PredictionOptions(
         device=options.device,
         save_probabilities=options.save_probabilities,
+        measure_uncertainty=True,
         skip_existing=not options.validation_only,
         tolerate_geometry=True,
     )
@@ -312,5 +314,6 @@ def _validate(
         description.file_ending,
         description.reader_override,
     )
+    write_calibration(model.fold(fold), names, summary)
     write_json(folder / "summary.json", summary)
     log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])

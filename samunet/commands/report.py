@@ -1,0 +1,90 @@
+"""``samunet_report``: one self-contained page about a cross-validation or a prediction."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samunet.commands.common import add_common_flags, run_command
+from samunet.plans import DEFAULT_PLANS_NAME
+
+if TYPE_CHECKING:
+    from samunet.inference.model_folder import ModelFolder
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        "samunet_report",
+        description="Write report.html about a cross-validation (give a dataset, or a model's folder) or about a "
+        "prediction (give the folder of masks): one file without anything from elsewhere.",
+    )
+    parser.add_argument("source", help="a dataset (27, 027 or Dataset027_ACDC), a model's folder, or a folder of masks")
+    parser.add_argument("-c", default="2d", metavar="CONFIGURATION", help="of a dataset: configuration (default: 2d)")
+    parser.add_argument(
+        "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"of a dataset: plans (default: {DEFAULT_PLANS_NAME})"
+    )
+    parser.add_argument(
+        "-i", type=Path, metavar="IMAGES", help="of a prediction: its images (default: where they were when predicted)"
+    )
+    parser.add_argument("-n", type=_count, default=6, metavar="N", help="cases to show in pictures (default: 6)")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)")
+    add_common_flags(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    return run_command(build_parser(), _run, argv, go_on="nothing was written")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from samunet.files import write_text
+    from samunet.report.crossval import crossval_report
+    from samunet.report.prediction import ARGUMENTS, prediction_report
+
+    folder = Path(arguments.source)
+    if (folder / ARGUMENTS).is_file():
+        content = prediction_report(folder, arguments.i, arguments.n)
+    else:
+        model = _model(folder, arguments)
+        folder, content = model.path, crossval_report(model, arguments.n)
+    target = arguments.o or folder / "report.html"
+    write_text(target, content)
+    print(f"report written to {target}", file=sys.stderr)
+
+
+def _model(folder: Path, arguments: argparse.Namespace) -> ModelFolder:
+    from samunet import paths
+    from samunet.dataset.layout import find_dataset
+    from samunet.errors import SamunetError, UsageError
+    from samunet.inference.model_folder import ModelFolder, model_folder_name
+
+    if arguments.i is not None:
+        raise UsageError("-i is for the report of a prediction", "give the folder that samunet_predict wrote")
+    if folder.is_dir():
+        if not (folder / "plans.json").is_file():
+            raise UsageError(
+                f"{folder} is neither a folder that samunet_predict wrote nor a model's folder",
+                "give a dataset (samunet_report 027), a model's folder, or a folder of masks (samunet_report preds)",
+            )
+        return ModelFolder(folder)
+    model = ModelFolder(
+        paths.results_folder() / find_dataset(arguments.source) / model_folder_name(arguments.p, arguments.c)
+    )
+    if not (model.path / "plans.json").is_file():
+        there = sorted(path.parent.name for path in model.path.parent.glob("samunetTrainer__*/plans.json"))
+        raise SamunetError(
+            f"there is no model {model.path.name} of {model.path.parent.name} (trained: {', '.join(there) or 'none'})",
+            f"train it: samunet_train {model.path.parent.name} {arguments.c} 0",
+        )
+    return model
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value

@@ -1,0 +1,146 @@
+"""Scores beyond ``summary.json``, for ``metrics.json`` and ``metrics.csv``: surfaces in millimetres, and volumes.
+
+Rules for a class that is empty in one case are those of :mod:`metrics` and :func:`distances.surface_scores`. The
+volume difference needs no rule, only its relative form does: it is undefined where the reference is empty. What is
+undefined is NaN, ``null`` in JSON and nothing in CSV, and is left out of means.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.dataset.labels import Labels
+from samunet.evaluation.distances import surface_scores
+from samunet.evaluation.metrics import confusion_counts, dice, iou
+from samunet.evaluation.summary import class_key, mean_of, read_pair, regions_of
+from samunet.files import write_json, write_text
+from samunet.imageio.base import Geometry, Reader
+from samunet.imageio.registry import ending_of, reader_for
+from samunet.workers import map_cases
+
+KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
+DEFAULT_TOLERANCE = 2.0
+
+
+def detailed_case(
+    prediction_file: Path,
+    reference_file: Path,
+    regions: Sequence[Sequence[int]],
+    reader: Reader,
+    known: Labels | None,
+    tolerance: float,
+) -> dict[str, Any]:
+    """Score one prediction: ``{"case", "unit", "metrics": {"1": {...}}, "prediction_file", "reference_file"}``.
+
+    ``unit`` is that of HD95 and of the tolerance: ``mm``, or ``px`` for images without physical spacing.
+    Voxels with the ignore label in the reference belong to no class in either map.
+    """
+    prediction, reference, geometry = read_pair(prediction_file, reference_file, reader, known)
+    ignore = None if known is None else known.ignore
+    counts = confusion_counts(prediction, reference, regions, ignore)
+    if ignore is not None:
+        prediction[reference == ignore] = 0
+    voxel = millilitres(geometry)
+    metrics = {}
+    for region, count in zip(regions, counts, strict=True):
+        surface = surface_scores(
+            np.isin(prediction, list(region)), np.isin(reference, list(region)), geometry.spacing, tolerance
+        )
+        difference = count.n_pred - count.n_ref
+        metrics[class_key(region)] = {
+            "Dice": dice(count),
+            "IoU": iou(count),
+            "HD95": surface.hd95,
+            "SurfaceDice": surface.surface_dice,
+            "VolumeDifference_ml": difference * voxel,
+            "RelativeVolumeDifference": difference / count.n_ref if count.n_ref else math.nan,
+        }
+    ending = ending_of(prediction_file) or prediction_file.suffix
+    return {
+        "case": prediction_file.name[: -len(ending)] if ending else prediction_file.name,
+        "unit": "mm" if geometry.physical else "px",
+        "metrics": metrics,
+        "prediction_file": str(prediction_file),
+        "reference_file": str(reference_file),
+    }
+
+
+def detailed_metrics(
+    summary: dict[str, Any],
+    labels: Labels | Sequence[int],
+    file_ending: str,
+    reader_override: str | None = None,
+    tolerance: float = DEFAULT_TOLERANCE,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Score all cases of a ``summary.json`` once more.
+
+    Args:
+        summary: As :func:`samunet.evaluation.summary.evaluate_files` returns it.
+        labels, file_ending, reader_override, num_workers: As there.
+        tolerance: Of the surface Dice, in millimetres (pixels where there are none).
+
+    Returns:
+        ``{"tolerance", "mean": {class: {key: mean}}, "metric_per_case": [...]}``, the content of ``metrics.json``.
+    """
+    known = labels if isinstance(labels, Labels) else None
+    reader = reader_for(file_ending, reader_override)
+    pairs = [(Path(case["prediction_file"]), Path(case["reference_file"])) for case in summary["metric_per_case"]]
+    names = [prediction.name for prediction, _ in pairs]
+    arguments = [(*pair, regions_of(labels), reader, known, tolerance) for pair in pairs]
+    found = dict(map_cases(detailed_case, names, arguments, num_workers=num_workers, description="Measuring surfaces"))
+    cases = [found[name] for name in names]
+    means = {
+        label: {key: mean_of(case["metrics"][label][key] for case in cases) for key in KEYS}
+        for label in cases[0]["metrics"]
+    }
+    return {"tolerance": tolerance, "mean": means, "metric_per_case": cases}
+
+
+def write_detailed(metrics: dict[str, Any], folder: Path, labels: Labels | None = None) -> None:
+    """Write ``metrics.json``, and ``metrics.csv`` with a line for each case and class."""
+    write_json(folder / "metrics.json", metrics)
+    names = {class_key(region): name for name, region in labels.foreground} if labels else {}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "class", "name", *KEYS, "unit", "tolerance"])
+    for case in metrics["metric_per_case"]:
+        for label, scores in case["metrics"].items():
+            numbers = ["" if math.isnan(scores[key]) else f"{scores[key]:.6g}" for key in KEYS]
+            writer.writerow(
+                [case["case"], label, names.get(label, ""), *numbers, case["unit"], f"{metrics['tolerance']:g}"]
+            )
+    write_text(folder / "metrics.csv", text.getvalue())
+
+
+def format_detailed(metrics: dict[str, Any], labels: Labels | None = None) -> str:
+    """A table for people: the means of each class."""
+    names = {class_key(region): name for name, region in labels.foreground} if labels else {}
+    titles = {label: f"{label} {names.get(label, '')}".strip() for label in metrics["mean"]}
+    width = max(len(title) for title in (*titles.values(), "class"))
+    units = {case["unit"] for case in metrics["metric_per_case"]}
+    unit = units.pop() if len(units) == 1 else "mm or px"
+    columns = (f"HD95 {unit}", f"surface Dice ({metrics['tolerance']:g} {unit})", "volume ml", "volume %")
+    lines = [f"{'class':<{width}}  " + "  ".join(columns)]
+    for label, title in titles.items():
+        mean = metrics["mean"][label]
+        relative = 100 * mean["RelativeVolumeDifference"]
+        values = (mean["HD95"], mean["SurfaceDice"], mean["VolumeDifference_ml"], relative)
+        forms = ("{:.2f}", "{:.4f}", "{:+.2f}", "{:+.1f}")
+        cells = [("-" if math.isnan(value) else form.format(value)) for form, value in zip(forms, values, strict=True)]
+        lines.append(
+            f"{title:<{width}}  " + "  ".join(f"{cell:>{len(column)}}" for cell, column in zip(cells, columns))
+        )
+    return "\n".join(lines)
+
+
+def millilitres(geometry: Geometry) -> float:
+    """Volume of a voxel; NaN for pictures and 2D images, whose third side means nothing."""
+    return math.prod(geometry.spacing) / 1000 if geometry.physical and geometry.dimension == 3 else math.nan

@@ -1,0 +1,1 @@
+"""How good a prediction probably is: :mod:`calibration` learns it from validation cases, :mod:`table` lists cases."""

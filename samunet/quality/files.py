@@ -1,0 +1,30 @@
+"""Names of the files in ``uncertainty/``, beside the masks of a prediction or a validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = "uncertainty"
+KINDS = ("entropy", "fold_disagreement")
+TABLES = ("quality.csv", "quality.json")
+
+
+def case_file(masks: Path, case: str) -> Path:
+    """What speaks against every class of a case, as JSON; ``masks`` is the folder of its mask."""
+    return masks / FOLDER / f"{case}.json"
+
+
+def map_file(mask: Path, case: str, kind: str) -> Path:
+    """An image in the geometry of a case; ``kind`` is one of ``KINDS``."""
+    from samunet.imageio.registry import ending_of
+
+    return mask.parent / FOLDER / f"{case}_{kind}{ending_of(mask)}"
+
+
+def forget(mask: Path, case: str) -> None:
+    """Remove what was measured of an earlier mask of a case, and the tables that speak of it."""
+    measured = case_file(mask.parent, case)
+    if measured.is_file():
+        tables = [mask.parent / name for name in TABLES]
+        for file in (*tables, *(map_file(mask, case, kind) for kind in KINDS), measured):
+            file.unlink(missing_ok=True)

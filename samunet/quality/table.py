@@ -1,0 +1,108 @@
+"""``quality.csv`` and ``quality.json``: the cases of a prediction, those first that most probably went wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from samunet.errors import SamunetError
+from samunet.files import read_json, write_json, write_text
+from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
+from samunet.quality.files import FOLDER, case_file
+
+_OF_CLASS = ("predicted_Dice", "entropy", "mirror_disagreement", "fold_disagreement", "voxels", "millilitres")
+
+
+def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | None = None) -> dict[str, Any]:
+    """Write ``quality.csv`` and ``quality.json`` beside the masks of a prediction.
+
+    Args:
+        masks: The folder of the masks.
+        folds: Folders of the folds that predicted, with their calibrations; none if they predicted with the best
+            checkpoint.
+        cases: Names; those that are not predicted yet are left out. None for all that lie there.
+
+    Returns:
+        The content of ``quality.json``.
+    """
+    found = sorted(path.stem for path in (masks / FOLDER).glob("*.json") if not path.name.startswith("."))
+    if cases is not None:
+        found = [name for name in cases if name in set(found)]
+    seen = {name: _read(case_file(masks, name)) for name in found}
+    mirroring = any(case["mirroring"] for case in seen.values())
+    calibration, why = read_calibration(folds, mirroring)
+    rows = [_row(name, case, calibration) for name, case in seen.items()]
+    rows.sort(key=lambda row: (_last_if_nan(row["predicted_Dice"]), -_first_if_nan(row["entropy"]), row["case"]))
+    if calibration is None:
+        for row in rows[: math.ceil(WORST_SHARE * len(rows))]:
+            row["look"].append(f"among the {WORST_SHARE:.0%} of these cases with the highest entropy")
+    quality = {
+        "calibration": {
+            "about": why,
+            "threshold": calibration.threshold if calibration else None,
+            "mean_error": calibration.errors if calibration else {},
+        },
+        "cases": rows,
+    }
+    write_json(masks / "quality.json", quality)
+    write_text(masks / "quality.csv", _csv(rows))
+    return quality
+
+
+def _row(name: str, case: dict, calibration: Calibration | None) -> dict[str, Any]:
+    classes = {key: dict(doubt) for key, doubt in case["classes"].items()}
+    predicted = calibration.predict(classes) if calibration else {}
+    for key, doubt in classes.items():
+        doubt["predicted_Dice"] = predicted.get(key, math.nan)
+    entropies = [doubt["entropy"] for doubt in classes.values() if doubt["entropy"] is not None]
+    score, look = math.nan, []
+    if calibration:
+        score = calibration.score(predicted)
+        if score <= calibration.threshold:
+            look.append(f"predicted Dice as of the worst {WORST_SHARE:.0%} in validation")
+        look += [f"no {classes[key]['name']} found" for key in calibration.missing(predicted)]
+    return {
+        "case": name,
+        "look": look,
+        "predicted_Dice": score,
+        "entropy": sum(entropies) / len(entropies) if entropies else math.nan,
+        "classes": classes,
+    }
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    classes = rows[0]["classes"] if rows else {}
+    columns = [f"{what}_{doubt['name']}" for doubt in classes.values() for what in _OF_CLASS]
+    writer.writerow(["case", "look", "why", "predicted_Dice", "entropy", *columns])
+    for row in rows:
+        numbers = [doubt.get(what) for doubt in row["classes"].values() for what in _OF_CLASS]
+        head = [row["case"], "yes" if row["look"] else "", "; ".join(row["look"])]
+        writer.writerow([*head, *(_cell(value) for value in (row["predicted_Dice"], row["entropy"], *numbers))])
+    return text.getvalue()
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_json(path, "remove it and predict the case again")
+    if not isinstance(content, dict) or not {"mirroring", "classes"} <= content.keys():
+        raise SamunetError(f"{path} does not say what was measured", "remove it and predict the case again")
+    return content
+
+
+def _last_if_nan(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _first_if_nan(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

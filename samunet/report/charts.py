@@ -1,0 +1,95 @@
+"""Charts of a report as SVG in ``data:`` addresses, in colours that colour-blind people can tell apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from samunet.inference.overlays import PALETTE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# As wide as a phone: on a wider screen charts stand side by side and are scaled up a little.
+_WIDTH = 5.2
+_STYLES = ("-", "--", "-.", ":")
+
+
+def training_curves(logs: dict[str, list[dict[str, Any]]], key: str, label: str, bounds: tuple | None = None) -> str:
+    """One line for each fold over iterations; folds differ by colour and by the line's style.
+
+    Args:
+        logs: Name of a fold to its ``training_log.json``.
+        key: What to draw; entries without it are left out.
+        label: Of the axis.
+        bounds: Of the axis; by the data if None.
+    """
+    figure, axes = _figure(3.2)
+    for index, (fold, entries) in enumerate(logs.items()):
+        points = [(entry["iteration"], entry[key]) for entry in entries if entry.get(key) is not None]
+        style = {"color": _color(index), "linestyle": _STYLES[index % len(_STYLES)], "linewidth": 1.6}
+        axes.plot(*zip(*points), label=fold, **style) if points else None
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(label)
+    if bounds:
+        axes.set_ylim(*bounds)
+    axes.legend(frameon=False, fontsize=9)
+    return _address(figure)
+
+
+def strip_chart(groups: dict[str, Sequence[float]], label: str) -> str:
+    """Every case as a point, one row for each class, with the median as a line."""
+    import numpy as np
+
+    figure, axes = _figure(1.1 + 0.5 * len(groups))
+    rng = np.random.default_rng(0)
+    for row, values in enumerate(groups.values()):
+        offsets = rng.uniform(-0.22, 0.22, len(values))
+        axes.scatter(values, row + offsets, s=14, color=_color(row), alpha=0.75, linewidths=0)
+        if len(values):
+            middle = float(np.median(values))
+            axes.plot([middle, middle], [row - 0.36, row + 0.36], color="#1f2933", linewidth=2)
+    # A dollar sign would begin a formula.
+    axes.set_yticks(range(len(groups)), [_shortened(name).replace("$", r"\$") for name in groups])
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return _address(figure)
+
+
+def image_address(content: bytes, kind: str) -> str:
+    """A file's content as a ``data:`` address; ``kind`` such as ``image/jpeg``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _figure(height: float) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _address(figure: Figure) -> str:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # Text as outlines: an image cannot take the page's fonts. The salt and no date make equal charts equal bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "samunet"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return image_address(buffer.getvalue(), "image/svg+xml")
+
+
+def _color(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _shortened(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,124 @@
+"""The report of a cross-validation: what the folds of a model say of the cases that they have not seen."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from samunet import __version__
+from samunet.dataset.labels import Labels
+from samunet.dataset.layout import load_dataset
+from samunet.errors import SamunetError
+from samunet.evaluation.summary import class_key, mean_of
+from samunet.inference.model_folder import ModelFolder
+from samunet.quality.calibration import read_calibration
+from samunet.quality.files import map_file
+from samunet.report.html import blocks, cards, page, table
+from samunet.report.model import curves, plan_tables, runs_table
+from samunet.report.overlays import Shown, overlay
+from samunet.report.scores import (
+    Scored,
+    case_caption,
+    case_table,
+    class_table,
+    dice_chart,
+    fold_table,
+    numbers,
+    read_scores,
+    scored_classes,
+    worst_first,
+)
+
+
+def crossval_report(model: ModelFolder, pictures: int) -> str:
+    """The page, from the validations that the folds have finished.
+
+    Args:
+        model: The model's folder.
+        pictures: How many of the worst cases to show.
+
+    Raises:
+        SamunetError: If no fold has been validated, or a file is damaged.
+    """
+    labels = model.description.labels
+    folds = [fold for fold in model.finished_folds() if (model.fold(fold) / "validation" / "summary.json").is_file()]
+    if not folds:
+        raise SamunetError(
+            f"no fold of {model.path} has been validated",
+            f"train one: samunet_train {model.path.parent.name} {model.configuration_name} 0",
+        )
+    cases = [
+        case for fold in folds for case in read_scores(model.fold(fold) / "validation" / "summary.json", str(fold))
+    ]
+    if not cases:
+        raise SamunetError(f"the validations in {model.path} have no cases", "validate again: samunet_train … --val")
+    means = [mean_of(numbers(cases, key, "Dice")) for _, key in scored_classes(cases, labels)]
+    worst = worst_first(cases)
+    lowest = worst[0]
+    sections = [
+        ("Classes", [class_table(cases, labels), _EMPTY_RULE, dice_chart(cases, labels)]),
+        ("Folds", [fold_table(cases, labels)]),
+        ("Cases, worst first", [case_table(cases, labels)]),
+        ("The worst cases", _pictures(model, [case for case in worst if not math.isnan(case.dice)][:pictures])),
+        ("Predicted Dice", _calibration(model, folds, labels)),
+        ("Training", [runs_table(model, folds), *curves(model, folds)]),
+        ("Plan and reasons", plan_tables(model.plans, model.configuration_name, model.run(folds[0]).get("encoder"))),
+    ]
+    lead = [
+        f"{model.path.name}: every case was predicted by the fold that had not seen it in training.",
+        cards(
+            [
+                (f"{mean_of(means):.3f}", "mean Dice over classes"),
+                (len(cases), "cases"),
+                (len(folds), "folds" if len(folds) > 1 else "fold"),
+                (f"{lowest.dice:.3f}", "mean Dice of the worst case"),
+            ]
+        ),
+    ]
+    return page(f"Cross-validation of {model.path.parent.name}", lead, sections, f"Made by samunet {__version__}.")
+
+
+_EMPTY_RULE = (
+    "A class that is in neither the reference nor the prediction of a case has no score there. One that is in only one "
+    "of the two scores 0. Missed: in the reference, and no voxel of it found."
+)
+
+
+def _pictures(model: ModelFolder, cases: list[Scored]) -> list[object]:
+    try:
+        dataset = load_dataset(model.path.parent.name)
+    except SamunetError as error:
+        return [f"There are no pictures without the raw dataset: {error.message}"]
+    content: list[object] = []
+    for case in cases:
+        files = dataset.cases.get(case.name)
+        if files is None:
+            content.append(f"{case.name} is not in the raw dataset any more.")
+            continue
+        entropy = map_file(case.mask, case.name, "entropy")
+        caption = case_caption(case, model.description.labels)
+        shown = Shown(case.name, caption, files.images, case.mask, files.label or case.reference, entropy)
+        content.append(overlay(shown, model.description))
+    return content
+
+
+def _calibration(model: ModelFolder, folds: list, labels: Labels) -> list[object]:
+    paths = [Path(model.fold(fold)) for fold in folds]
+    calibration, about = read_calibration(paths, mirroring=True)
+    if calibration is None:
+        calibration, without = read_calibration(paths, mirroring=False)
+        about = without if calibration is not None else about
+    if calibration is None:
+        return [f"New predictions cannot tell how good they are: {about}."]
+    rows = []
+    for name, region in labels.foreground:
+        error = calibration.errors.get(class_key(region), math.nan)
+        rows.append([name, "–" if math.isnan(error) else f"{error:.3f}"])
+    content = [
+        "samunet_predict --save_uncertainty predicts the Dice of new cases from entropy and mirror disagreement, "
+        f"{about}. Each validation case predicted from the others is off by:",
+        table(["class", "mean error of the predicted Dice"], rows, "cn"),
+    ]
+    if not math.isnan(calibration.threshold):
+        content.append(f"A case is marked where its mean predicted Dice is {calibration.threshold:.3f} or lower.")
+    return [blocks(content)]

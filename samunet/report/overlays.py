@@ -1,0 +1,75 @@
+"""Pictures of cases for a report: the image with its classes, the reference, and the uncertainty."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from samunet.dataset.description import Description
+from samunet.errors import SamunetError
+from samunet.imageio.base import Reader
+from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.inference.overlays import draw_overlay
+from samunet.report.charts import image_address
+from samunet.report.html import Html, picture, text
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case to show.
+
+    Attributes:
+        name: Of the case.
+        caption: What to say of it.
+        images: Its image files.
+        mask: The prediction.
+        reference: The true mask, if there is one.
+        entropy: Image of the entropy in percent, if there is one.
+    """
+
+    name: str
+    caption: str
+    images: tuple[Path, ...]
+    mask: Path
+    reference: Path | None = None
+    entropy: Path | None = None
+
+
+def overlay(case: Shown, description: Description) -> Html:
+    """A picture of the case; a sentence instead where a file is missing or cannot be read."""
+    reader = reader_for(description.file_ending, description.reader_override)
+    try:
+        image = image_reader_for(case.images[0], reader).read_image(case.images, tolerate_geometry=True).array[:1]
+        mask = _read(case.mask, reader)
+        reference = _read(case.reference, reader)
+        entropy = _read(case.entropy, reader)
+        if reference is not None and description.labels.ignore is not None:
+            reference = np.where(reference == description.labels.ignore, 0, reference)
+        names = _names_by_value(description)
+        figure = draw_overlay(image, mask, reference, names, entropy)
+    except SamunetError as error:
+        return Html(f"<p>{text(case.name)}: no picture, {text(error.message)}</p>")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100, format="jpeg", pil_kwargs={"quality": 88})
+    rows = ["the prediction"] + (["the reference"] if reference is not None else [])
+    rows += ["the entropy"] if entropy is not None else []
+    alt = f"Slices of {case.name} with {', '.join(rows)}"
+    return picture(image_address(buffer.getvalue(), "image/jpeg"), f"{case.name}: {case.caption}", alt, wide=True)
+
+
+def _read(file: Path | None, reader: Reader) -> np.ndarray | None:
+    if file is None or not file.is_file():
+        return None
+    return image_reader_for(file, reader).read_label(file)[0]
+
+
+def _names_by_value(description: Description) -> list[str]:
+    """Names for the legend by the value in a mask; with regions, of the region that is painted with it."""
+    labels = description.labels
+    if not labels.has_regions:
+        return list(labels.names)
+    painted = dict(zip(labels.class_order, labels.names))
+    return [painted.get(value, str(value)) for value in labels.values]

@@ -1,0 +1,256 @@
+"""The report of a prediction: which of its cases to look at, and what is known about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet import __version__, paths
+from samunet.dataset.cases import Case
+from samunet.dataset.description import Description, description_from_json
+from samunet.dataset.layout import list_cases
+from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.summary import class_key
+from samunet.files import read_json
+from samunet.imageio.registry import ending_of
+from samunet.inference.model_folder import ModelFolder
+from samunet.plans import Plans, read_plans
+from samunet.quality.files import map_file
+from samunet.report.html import cards, heading, long_table, page, tag
+from samunet.report.model import curves, plan_tables, runs_table
+from samunet.report.overlays import Shown, overlay
+from samunet.report.scores import Scored, case_table, class_table, dice_chart, read_scores, worst_first
+
+ARGUMENTS = "predict_from_raw_data_args.json"
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """A folder of masks and what lies beside them."""
+
+    folder: Path
+    arguments: dict[str, Any]
+    plans: Plans
+    description: Description
+    quality: dict[str, Any] | None
+    scores: list[Scored]
+    masks: dict[str, Path]
+
+
+def prediction_report(folder: Path, images: Path | None, pictures: int) -> str:
+    """The page.
+
+    Args:
+        folder: That ``samunet_predict`` wrote.
+        images: Where the images lie; None for where they were when they were predicted.
+        pictures: How many of the worst cases to show.
+
+    Raises:
+        SamunetError: If a file is missing or damaged.
+    """
+    predicted = _read(folder)
+    order = _order(predicted)
+    model = _model(predicted)
+    folds = [fold for fold in predicted.arguments.get("folds", []) if model and model.fold(fold).is_dir()]
+    encoder = model.run(folds[0]).get("encoder") if folds else None
+    sections = [("Cases, worst first", _cases(predicted))]
+    if predicted.scores:
+        cases, labels = predicted.scores, predicted.description.labels
+        content = [class_table(cases, labels), dice_chart(cases, labels), case_table(cases, labels)]
+        sections.append(("Scores against references", content))
+    sections.append(("Pictures", _pictures(predicted, order[:pictures], images)))
+    if folds:
+        sections.append(("Training", [runs_table(model, folds), *curves(model, folds)]))
+    else:
+        sections.append(("Training", ["The model's folder is not in samunet_results, so there are no curves."]))
+    sections.append(("Plan and reasons", plan_tables(predicted.plans, _configuration(predicted), encoder)))
+    title = f"Prediction of {len(predicted.masks)} case{'s' * (len(predicted.masks) != 1)}"
+    return page(title, _lead(predicted), sections, f"Made by samunet {__version__}.")
+
+
+def _read(folder: Path) -> _Predicted:
+    arguments = read_json(folder / ARGUMENTS)
+    description = description_from_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
+    masks = {}
+    for file in sorted(folder.iterdir()):
+        ending = ending_of(file)
+        if ending and file.is_file() and not file.name.startswith("."):
+            masks[file.name[: -len(ending)]] = file
+    if not isinstance(arguments, dict) or not masks:
+        raise SamunetError(f"{folder} holds no masks", "predict first: samunet_predict -i IMAGES -o " + str(folder))
+    quality = read_json(folder / "quality.json") if (folder / "quality.json").is_file() else None
+    if quality is not None and not _whole(quality, description):
+        raise SamunetError(f"{folder / 'quality.json'} is damaged", "predict again with --save_uncertainty")
+    summary = folder / "summary.json"
+    scores = read_scores(summary) if summary.is_file() else []
+    plans = read_plans(folder / "plans.json")
+    return _Predicted(folder, arguments, plans, description, quality, scores, masks)
+
+
+def _whole(quality: Any, description: Description) -> bool:
+    """Whether ``quality.json`` has all that is read from it."""
+    classes = {class_key(region) for _, region in description.labels.foreground}
+    figures = {"predicted_Dice", "fold_disagreement", "voxels"}
+    try:
+        return (
+            "about" in quality["calibration"]
+            and "threshold" in quality["calibration"]
+            and all(
+                {"case", "look", "predicted_Dice", "entropy"} <= row.keys()
+                and classes <= row["classes"].keys()
+                and all(figures <= doubt.keys() for doubt in row["classes"].values())
+                for row in quality["cases"]
+            )
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def _order(predicted: _Predicted) -> list[str]:
+    """Names of the cases, those first that need a look most."""
+    if predicted.quality:
+        named = [row["case"] for row in predicted.quality["cases"]]
+    else:
+        named = [case.name for case in worst_first(predicted.scores)]
+    known = [name for name in named if name in predicted.masks]
+    return known + [name for name in predicted.masks if name not in set(known)]
+
+
+def _lead(predicted: _Predicted) -> list[object]:
+    arguments, quality = predicted.arguments, predicted.quality
+    folds = [str(fold) for fold in arguments.get("folds", [])]
+    used = f"fold{'s' * (len(folds) > 1)} {', '.join(folds)}"
+    mirrored = "with" if arguments.get("mirroring") else "without"
+    model = f"{arguments.get('dataset')}/{arguments.get('model')}"
+    lead: list[object] = [f"Model {model}, {used}, {mirrored} mirroring."]
+    figures: list[tuple[object, str]] = [(len(predicted.masks), "cases")]
+    if quality:
+        rows = quality["cases"]
+        figures.append((sum(bool(row["look"]) for row in rows), "to look at"))
+        values = [row["predicted_Dice"] for row in rows if row["predicted_Dice"] is not None]
+        if values:
+            figures.append((f"{sum(values) / len(values):.3f}", "mean predicted Dice"))
+    if predicted.scores:
+        values = [case.dice for case in predicted.scores if not math.isnan(case.dice)]
+        figures.append((f"{sum(values) / len(values):.3f}" if values else "–", "mean Dice of cases with a reference"))
+    return [*lead, cards(figures)]
+
+
+def _cases(predicted: _Predicted) -> list[object]:
+    if not predicted.quality:
+        rows = [[name, file.name] for name, file in predicted.masks.items()]
+        return [
+            "Nothing was measured that would tell good cases from bad ones: samunet_predict does so with "
+            "--save_uncertainty.",
+            long_table(["case", "mask"], rows, "cc"),
+        ]
+    quality, rows = predicted.quality, predicted.quality["cases"]
+    classes = [(name, class_key(region)) for name, region in predicted.description.labels.foreground]
+    true = {case.name: case.dice for case in predicted.scores}
+    several = any(row["classes"][key]["fold_disagreement"] is not None for row in rows for _, key in classes)
+    columns = ["case", "", "predicted Dice", *(name for name, _ in classes)]
+    columns += [*(["true Dice"] if true else []), "entropy"]
+    columns += [*(["fold disagreement"] if several else []), "why"]
+    cells = []
+    for row in rows:
+        seen = [row["classes"][key] for _, key in classes]
+        line = [row["case"], tag("look") if row["look"] else "", _number(row["predicted_Dice"])]
+        line += [_number(doubt["predicted_Dice"]) for doubt in seen]
+        line += [*([_number(true.get(row["case"]))] if true else []), _number(row["entropy"])]
+        line += [_number(_mean(doubt["fold_disagreement"] for doubt in seen))] if several else []
+        cells.append([*line, "; ".join(row["look"])])
+    kinds = "cc" + "n" * (len(columns) - 3) + "l"
+    volumes = [[row["case"], *(_volume(row["classes"][key]) for _, key in classes)] for row in rows]
+    threshold = quality["calibration"]["threshold"]
+    rule = "" if threshold is None else f" A case is marked where its mean is {threshold:.2f} or lower."
+    return [
+        f"Predicted Dice: {quality['calibration']['about']}.{rule} It is an estimate: look at marked cases first, and "
+        "do not take an unmarked one for checked.",
+        long_table(columns, cells, kinds, [bool(row["look"]) for row in rows]),
+        heading("Volumes"),
+        long_table(["case", *(name for name, _ in classes)], volumes, "c" + "n" * len(classes), first=5),
+    ]
+
+
+def _pictures(predicted: _Predicted, names: list[str], images: Path | None) -> list[object]:
+    found, lacking = _images(predicted, images)
+    if lacking:
+        return [lacking]
+    rows = {row["case"]: row for row in (predicted.quality or {"cases": []})["cases"]}
+    scores = {case.name: case for case in predicted.scores}
+    content: list[object] = []
+    for name in names:
+        if name not in found:
+            content.append(f"{name}: its image is not among those that were given.")
+            continue
+        row, mask = rows.get(name), predicted.masks[name]
+        words = []
+        if row and row["predicted_Dice"] is not None:
+            words.append(f"predicted Dice {row['predicted_Dice']:.3f}")
+        if name in scores and not math.isnan(scores[name].dice):
+            words.append(f"true Dice {scores[name].dice:.3f}")
+        if row and row["look"]:
+            words.append("; ".join(row["look"]))
+        reference = scores[name].reference if name in scores else None
+        shown = Shown(
+            name,
+            ", ".join(words) or "not measured",
+            found[name].images,
+            mask,
+            reference,
+            map_file(mask, name, "entropy"),
+        )
+        content.append(overlay(shown, predicted.description))
+    return content
+
+
+def _images(predicted: _Predicted, images: Path | None) -> tuple[dict[str, Case], str]:
+    """The cases of the images, and what is lacking if they are not found."""
+    if images is not None:
+        return list_cases(images, predicted.description), ""
+    source = Path(str(predicted.arguments.get("input", "")))
+    try:
+        if source.exists():
+            return list_cases(source, predicted.description), ""
+    except (SamunetError, OSError):  # a list of files, as it was typed, is no path
+        pass
+    return {}, f"The images are not at {source} (seen from here): add -i IMAGES, the folder that was predicted."
+
+
+def _model(predicted: _Predicted) -> ModelFolder | None:
+    try:
+        folder = (
+            paths.results_folder() / str(predicted.arguments.get("dataset")) / str(predicted.arguments.get("model"))
+        )
+    except SamunetError:
+        return None
+    return ModelFolder(folder) if folder.is_dir() else None
+
+
+def _configuration(predicted: _Predicted) -> str:
+    name = str(predicted.arguments.get("model", "")).split("__")[-1]
+    if name not in predicted.plans.configurations:
+        raise UsageError(
+            f"{predicted.folder / ARGUMENTS} names the model {predicted.arguments.get('model')!r}, which the plans do "
+            "not have",
+            "predict again, or restore the file",
+        )
+    return name
+
+
+def _volume(seen: dict[str, Any]) -> str:
+    if seen.get("millilitres") is not None:
+        return f"{seen['millilitres']:.1f} ml"
+    return f"{seen['voxels']} voxels"
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
