@@ -69,6 +69,15 @@ def test_weights_of_adapters_by_hand():
     assert small - resources.estimate(mobile, [448, 448], "lora").fixed_bytes == 16 * expected - 12 * 3_291_264
 
 
+def test_a_large_encoder_is_built_in_float32():
+    """641,090,608 parameters: at a small input, building them takes more than a step with the encoder frozen."""
+    facts = ENCODERS["vit_h"]
+    small, large = (resources.estimate(facts, [side, side], "lora", "decoder", device="cpu") for side in (224, 1024))
+    assert small.for_batch(1) == pytest.approx(4 * 641_090_608, rel=0.01)
+    assert small.fixed_bytes + small.image_bytes < small.for_batch(1)
+    assert large.for_batch(8) == large.fixed_bytes + 8 * large.image_bytes > small.for_batch(1)
+
+
 def test_adapters_in_the_decoder_alone_need_no_more_than_the_decoder():
     frozen, lora = (resources.estimate(ENCODERS["vit_b"], [448, 448], kind, "decoder") for kind in ("adapter", "lora"))
     assert frozen == lora

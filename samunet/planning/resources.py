@@ -37,15 +37,20 @@ _PASSING_BYTES_CONVOLVED = 28
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes that do not depend on the batch, bytes per image, and floating-point operations per trained image."""
+    """Bytes that do not depend on the batch, bytes per image, and floating-point operations per trained image.
+
+    ``building_bytes`` are those of all weights in float32, as they are before frozen ones are converted: of a large
+    encoder more than a step takes at a small input.
+    """
 
     fixed_bytes: int
     image_bytes: int
     training_flops: float
+    building_bytes: int
 
     def for_batch(self, size: int) -> int:
         """Bytes of a step with that many images."""
-        return self.fixed_bytes + size * self.image_bytes
+        return max(self.building_bytes, self.fixed_bytes + size * self.image_bytes)
 
 
 def estimate(
@@ -88,6 +93,7 @@ def estimate(
         fixed_bytes=fixed,
         image_bytes=image,
         training_flops=forward + (2 * forward if full else backward) + 3 * head,
+        building_bytes=(sum(_encoder_parameters(facts)) + _HEAD_PARAMETERS) * _SINGLE,
     )
 
 
@@ -111,10 +117,15 @@ def step_bytes(network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"]) 
 
 def weight_bytes(facts: EncoderFacts, full: bool) -> int:
     """Weights, gradients, optimizer: 12 width^2 weights a block, positions, and the head, which always trains."""
-    blocks = sum(12 * stage.depth * stage.width**2 for stage in facts.stages or [facts])
-    positions = 0 if facts.stages else (facts.native_size // facts.patch_size) ** 2 * facts.width
+    blocks, positions = _encoder_parameters(facts)
     encoder = (blocks + positions) * _BYTES_FULL if full else blocks * _BYTES_FROZEN + positions * _SINGLE
     return encoder + _HEAD_PARAMETERS * _BYTES_FULL
+
+
+def _encoder_parameters(facts: EncoderFacts) -> tuple[int, int]:
+    """Weights of the blocks, and absolute positions."""
+    blocks = sum(12 * stage.depth * stage.width**2 for stage in facts.stages or [facts])
+    return blocks, 0 if facts.stages else (facts.native_size // facts.patch_size) ** 2 * facts.width
 
 
 def adapter_parameters(width: int, reduction: int) -> int:
