@@ -34,7 +34,8 @@ def main() -> None:
     """Train once and print the log as JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
-    parser.add_argument("--seconds", type=float, default=90)
+    parser.add_argument("--seconds", type=float, help="in the training loop (default: 90)")
+    parser.add_argument("--iterations", type=int, help="instead, on a machine that is not quiet")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--num_cases", type=int, help="train on so many of the fold's cases, drawn with seed 12345")
     parser.add_argument("--weights", default="bundled", help="bundled, random, or a file (default: bundled)")
@@ -66,7 +67,11 @@ def main() -> None:
             description=description,
             train=stored_cases(folder, plans, configuration, description, names),
             validation=validation,
-            options=TrainingOptions(seconds=arguments.seconds, seed=arguments.seed),
+            options=TrainingOptions(
+                seconds=None if arguments.iterations else arguments.seconds or 90,
+                iterations=arguments.iterations,
+                seed=arguments.seed,
+            ),
             identity="ablation",
             run={},
             base=base,
