@@ -205,7 +205,7 @@ def test_report_of_a_cross_validation(trained, capsys):
     cases = [name for fold in range(2) for name in validated(root, fold)]
     assert all(name in found.text for name in cases)
     assert found.tags.count("img") == 3 + 6  # curves, Dice, and every one of the six cases
-    assert "random encoder is never frozen" in found.text  # a reason of the plan
+    assert "small enough to train in full" in found.text  # a reason of the plan
     order = re.findall(r"case_\d+", found.text.split("Cases, worst first")[2])[:6]
     dice = {name: value for fold in range(2) for name, value in validated(root, fold).items()}
     assert [dice[name] for name in order] == sorted(dice.values())

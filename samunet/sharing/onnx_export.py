@@ -79,8 +79,11 @@ def export_onnx(
     name = find_dataset(dataset)
     model = open_model_folder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
     (fold,) = parse_folds(model, [fold], checkpoint)
-    predictor = Predictor.from_folder(model.path, [fold], checkpoint, PredictionOptions(device="cpu"))
-    network = predictor.slices.models[0].float()
+    (network,) = model.load([fold], checkpoint)  # in single precision, which a predictor may lower
+    predictor = Predictor(
+        [network], model.plans, model.configuration, model.configuration.networks[model.run(fold)["family"]],
+        model.description, PredictionOptions(device="cpu"), [fold],
+    )  # fmt: skip
     windows = _real_windows(predictor, _cases(model, name, images))
     log.info("exporting fold %s of %s", fold, model.path)
     with TemporaryDirectory(dir=make_folder(output.parent), prefix=".tmp-") as scratch:
