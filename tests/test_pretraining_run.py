@@ -205,3 +205,9 @@ def test_a_loss_that_is_no_number_ends_with_advice(tmp_path, monkeypatch):
         run.pretrain(tmp_path, options(objective="dense"))
     assert "--lr" in error.value.hint
     assert not (tmp_path / run.LATEST).exists()
+
+
+def test_cards_do_not_tell_where_folders_are():
+    words = ["--out", "/home/somebody/pretraining", "--objective", "dense", "weights/base.pth"]
+    kept = [run._without_place(word) for word in words]
+    assert kept == ["--out", "pretraining", "--objective", "dense", "weights/base.pth"]

@@ -191,7 +191,7 @@ class _Pretraining:
             "dtype": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *(_without_place(word) for word in sys.argv[1:])]),
             "versions": {"samunet": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
 
@@ -219,6 +219,11 @@ class _Pretraining:
             self.file.unlink()
         log.info("%d images seen, %d iterations in all", state.images, state.iteration)
         return weights
+
+
+def _without_place(word: str) -> str:
+    """A word of the command; of a path its last part alone, because cards are published."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _plot(entries: list[dict], file: Path) -> None:
