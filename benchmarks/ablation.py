@@ -34,6 +34,7 @@ def main() -> None:
     """Train once and print the log as JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
+    parser.add_argument("-p", default="samunetPlans", metavar="NAME", help="name of the plans")
     parser.add_argument("--seconds", type=float, help="in the training loop (default: 90)")
     parser.add_argument("--iterations", type=int, help="instead, on a machine that is not quiet")
     parser.add_argument("--seed", type=int, default=12345)
@@ -45,7 +46,7 @@ def main() -> None:
     if arguments.patch_size:
         ENCODERS["small"] = replace(ENCODERS["small"], patch_size=arguments.patch_size)
     folder = paths.preprocessed_folder() / find_dataset(arguments.dataset)
-    plans, description = read_plans(folder / "samunetPlans.json"), read_description(folder)
+    plans, description = read_plans(folder / f"{arguments.p}.json"), read_description(folder)
     configuration = plans.configuration("2d")
     changes = {key: _value(text) for key, text in (item.split("=", 1) for item in arguments.set)}
     network = replace(configuration.networks["bundled"], **changes)

@@ -33,6 +33,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet import api, paths
     from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
     from samunet.files import read_json
+    from samunet.plans import DEFAULT_PLANS_NAME
 
     for dataset in arguments.d:
         plans = api.plan_and_preprocess(
@@ -47,4 +48,5 @@ def _run(arguments: argparse.Namespace) -> None:
         )
         splits = read_json(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
         fold = 0 if splits else "all"
-        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} {fold}")
+        name = "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}"
+        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} {fold}{name}")

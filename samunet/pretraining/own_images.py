@@ -27,7 +27,7 @@ from samunet.network.checkpoints import find_checkpoint
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
-from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.run import store_cases, stored_cases
@@ -74,7 +74,7 @@ class OwnImages:
         encoder: str | None = None,
         checkpoint: Path | None = None,
         configuration: str = "2d",
-        plans_name: str = "samunetPlans",
+        plans_name: str = DEFAULT_PLANS_NAME,
         *,
         test_images: bool = True,
         device: str = "auto",
