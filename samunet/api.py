@@ -26,6 +26,12 @@ from samunet.dataset.splits import load_or_make_splits, lopsided_folds
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
+from samunet.selection.apply import apply_postprocessing
+from samunet.selection.best import find_best_configuration
+from samunet.selection.crossval import accumulate_crossval_results
+from samunet.selection.determine import determine_postprocessing
+from samunet.selection.ensemble import ensemble
+from samunet.training.folds import train_folds
 from samunet.training.options import TrainingOptions
 from samunet.workers import default_workers
 
@@ -35,19 +41,10 @@ if TYPE_CHECKING:
     from samunet.planning.planner import PlannerOptions
 
 __all__ = [
-    "PlannerOptions",
-    "PredictionOptions",
-    "Predictor",
-    "TrainingOptions",
-    "evaluate",
-    "extract_fingerprint",
-    "import_samed",
-    "merge_adapter",
-    "plan_and_preprocess",
-    "plan_experiment",
-    "predict",
-    "preprocess",
-    "train",
+    "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions", "accumulate_crossval_results",
+    "apply_postprocessing", "determine_postprocessing", "ensemble", "evaluate", "extract_fingerprint",
+    "find_best_configuration", "import_samed", "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict",
+    "preprocess", "train", "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -181,11 +178,7 @@ def train(
     progress: bool = True,
 ) -> Path:
     """Train one fold (or ``"all"`` cases), resuming where an earlier run stopped; returns the fold's folder."""
-    from samunet.training.run import train_fold
-
-    return train_fold(
-        find_dataset(dataset), configuration, fold, options or TrainingOptions(), plans_name, progress=progress
-    )
+    return train_folds(dataset, configuration, [fold], options, plans_name, progress=progress)[0]
 
 
 def predict(

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "samunet"
 FLOORS = [
     {"commands"},
     {"api"},
+    {"selection"},
     {"training", "pretraining"},
     {"inference"},
     {"network", "planning"},

@@ -59,7 +59,7 @@ def evaluate_case(
         known.check(np.unique(reference).tolist(), reference_file)
     counts = confusion_counts(prediction, reference, regions, None if known is None else known.ignore)
     return {
-        "metrics": {_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
+        "metrics": {class_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
         "prediction_file": str(prediction_file),
         "reference_file": str(reference_file),
     }
@@ -148,7 +148,7 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
         labels: Gives the classes their names; without them the label values stand alone.
     """
     cases = summary["metric_per_case"]
-    names = {_key(region): name for name, region in labels.foreground} if labels is not None else {}
+    names = {class_key(region): name for name, region in labels.foreground} if labels is not None else {}
     titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
     width = max(len(title) for title in (*titles.values(), "class", "mean"))
     lines = [f"{'class':<{width}}    Dice     std     IoU     std   cases"]
@@ -236,7 +236,8 @@ def _check_same_grid(
         )
 
 
-def _key(region: Sequence[int]) -> str:
+def class_key(region: Sequence[int]) -> str:
+    """The key of a class or region in ``summary.json``: ``"1"``, or nnU-Net's ``"(1, 2)"``."""
     return str(region[0]) if len(region) == 1 else str(tuple(region))
 
 

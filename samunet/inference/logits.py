@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.dataset.labels import Labels
+from samunet.inference.decoding import mask_type
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
@@ -134,12 +135,12 @@ class SlicePredictor:
         """Mean over all models and mirrorings: ``(batch, classes, height, width)`` float32."""
         share = 1 / (len(self.flips) * len(self.models))
         total = None
-        # Around all passes: weights are cast to the lower precision once.
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            for flip in self.flips:
-                flipped = windows.flip(flip) if flip else windows
-                for model in self.models:
-                    logits = model(flipped).float()
+        for model in self.models:
+            # Around all passes of a fold: its weights are cast to the lower precision once, and forgotten before the
+            # next fold's take their place (SharedFolds).
+            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                for flip in self.flips:
+                    logits = model(windows.flip(flip) if flip else windows).float()
                     logits = logits.flip(flip) if flip else logits
                     total = logits * share if total is None else total.add_(logits, alpha=share)
         return total
@@ -167,11 +168,6 @@ def decode(logits: Tensor, labels: Labels) -> Tensor:
 def probabilities(logits: Tensor, labels: Labels) -> Tensor:
     """Probability of every class (softmax) or region (sigmoid), in the shape of ``logits``."""
     return torch.sigmoid(logits) if labels.has_regions else logits.softmax(0)
-
-
-def mask_type(labels: Labels) -> type[np.unsignedinteger]:
-    """The number type of predicted masks."""
-    return np.uint8 if labels.values[-1] <= np.iinfo(np.uint8).max else np.uint16
 
 
 def _gaussian(shape: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,18 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
-from samunet.inference.logits import SlicePredictor, decode, mask_type, probabilities
+from samunet.inference.decoding import mask_type
+from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
+from samunet.inference.postprocessing import Postprocessing, read_postprocessing
+from samunet.inference.shared_folds import SharedFolds
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.workers import naming_the_case
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class PredictionOptions:
         save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
         skip_existing: Leave cases alone whose mask is already there.
         tolerate_geometry: Only warn where the channels of a case differ in origin or direction.
+        postprocessing: Apply what the model's folder says was found to help (``postprocessing.json``); probabilities
+            are saved as they were before.
     """
 
     device: str = "auto"
@@ -42,6 +51,7 @@ class PredictionOptions:
     save_probabilities: bool = False
     skip_existing: bool = False
     tolerate_geometry: bool = False
+    postprocessing: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
@@ -55,6 +65,7 @@ class Predictor:
         models: The networks of the folds to average, on any device.
         plans, configuration, network, description: What they were trained with.
         options: How to predict.
+        postprocessing: Applied to every mask.
     """
 
     def __init__(
@@ -65,6 +76,7 @@ class Predictor:
         network: NetworkPlan,
         description: Description,
         options: PredictionOptions = PredictionOptions(),
+        postprocessing: Postprocessing | None = None,
     ) -> None:
         self.plans = plans
         self.configuration = configuration
@@ -72,9 +84,11 @@ class Predictor:
         self.description = description
         self.options = options
         self.reader = reader_for(description.file_ending, description.reader_override)
+        self.postprocessing = postprocessing or Postprocessing()
         device = resolve_device(options.device)
+        shared = isinstance(models, SharedFolds)
         self.slices = SlicePredictor(
-            [model.to(device).eval() for model in models],
+            models.to(device) if shared else [model.to(device).eval() for model in models],
             neighbours=network.input_channels == "neighbours",
             device=device,
             dtype=fast_dtype(device),
@@ -107,7 +121,12 @@ class Predictor:
         if not folds:
             raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
         network = model.configuration.networks[model.run(folds[0])["family"]]
-        return cls(model.load(folds, checkpoint), model.plans, model.configuration, network, model.description, options)
+        postprocessing = None
+        if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
+            postprocessing = read_postprocessing(model.path / POSTPROCESSING_FILE)
+            log.info("postprocessing: %s", postprocessing.describe())
+        models = model.load(folds, checkpoint)
+        return cls(models, model.plans, model.configuration, network, model.description, options, postprocessing)
 
     def predict_array(self, array: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Predict one image given as an array.
@@ -196,6 +215,10 @@ class Predictor:
         return image, reader
 
     def _predict(self, image: Image) -> tuple[np.ndarray, np.ndarray | None]:
+        mask, probability = self._predict_raw(image)
+        return self.postprocessing.apply(mask), probability
+
+    def _predict_raw(self, image: Image) -> tuple[np.ndarray, np.ndarray | None]:
         case = prepare_case(image, None, self.plans, self.configuration)
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)

@@ -244,6 +244,7 @@ def _validate(
         save_probabilities=options.save_probabilities,
         skip_existing=not options.validation_only,
         tolerate_geometry=True,
+        postprocessing=False,  # it is chosen on these masks
     )
     predictor = Predictor.from_folder(model.path, [fold], options=prediction)
     cases = {name: dataset.cases[name] for name in names}
