@@ -111,7 +111,7 @@ def choose(pairs: Pairs, labels: Labels, description: Description, num_workers: 
         for (step, index), table in zip(candidates, tables[1:]):
             entry = _decide(step, index, tables[0], table, labels)
             decisions.append(entry)
-            if entry["kept"]:
+            if entry["chosen"]:
                 steps += (step,)
                 current = table if len(candidates) == 1 else _with_column(current, table, index)
     return Chosen(Postprocessing(steps), decisions, before, current)
@@ -175,12 +175,12 @@ def _decide(step: Step, index: int | None, current: np.ndarray, table: np.ndarra
         aim, old, new = "mean Dice", mean_dice(current), mean_dice(table)
     else:
         aim, old, new = f"Dice of {step.name}", float(before[index]), float(after[index])
-    kept = new > old and not worse
+    chosen = bool(new > old and not worse)
     why = f"{aim} {old:.4f} without, {new:.4f} with"
     if worse:
         why += f"; lowers {', '.join(worse)}"
-    log.info("largest component of %s: %s (%s)", step.name, "kept" if kept else "not kept", why)
-    return {"step": f"largest component of {step.name}", "kept": bool(kept), "why": why}
+    log.info("largest component of %s: %s (%s)", step.name, "chosen" if chosen else "not chosen", why)
+    return {"step": f"largest component of {step.name}", "chosen": chosen, "why": why}
 
 
 def _with_column(current: np.ndarray, table: np.ndarray, index: int) -> np.ndarray:
