@@ -277,6 +277,15 @@ def test_prediction_takes_the_model_that_was_found_to_be_best(trained, capsys):
     assert "2d_unmirrored (samunet_find_best_configuration chose it)" in errors
 
 
+def test_folds_from_different_weights_are_not_averaged(trained, capsys):
+    path = model_of(trained) / "fold_1" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": {"sha256": "0123"}}))
+    source = str(trained / "raw" / "Dataset998_Tiny" / "imagesTs")
+    assert predict.main(["-i", source, "-o", "preds", "-d", "998", "-c", "2d"]) == 1
+    assert "fold 1" in capsys.readouterr().err
+    assert predict.main(["-i", source, "-o", "preds", "-d", "998", "-c", "2d", "-f", "0", "2"]) == 0
+
+
 def test_only_what_is_finished_is_compared(trained, capsys):
     (model_of(trained, "2d_unmirrored") / "fold_2" / "checkpoint_final.safetensors").unlink()
     assert find_best_configuration.main(["998"]) == 0
