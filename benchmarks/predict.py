@@ -144,7 +144,7 @@ def random_base(folder: Path, network, configuration, description):
     torch.manual_seed(0)
     whole = build_network(configuration, replace(network, adaptation="full", lora=None), description, None)
     state = {name.removeprefix("head."): value.contiguous() for name, value in whole.state_dict().items()}
-    wanted = ("image_encoder.", "mask_decoder.")
+    wanted = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     save_file({name: value for name, value in state.items() if name.startswith(wanted)}, folder / "base.safetensors")
     return base_weights(network.encoder, None, folder / "base.safetensors")
 

@@ -26,6 +26,7 @@ from samunet.commands import (
 )
 from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
+from samunet.inference.decoding import decode_for_dice
 from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing, foreground_step
 from samunet.selection.instructions import prediction_commands
@@ -313,7 +314,7 @@ def test_earlier_results_can_be_kept(trained):
 
 
 def test_postprocessing_by_hand_is_what_find_best_chooses(trained):
-    assert find_best_configuration.main(["998", "-c", "2d"]) == 0
+    assert find_best_configuration.main(["998", "-c", "2d", "--disable_dice_decoding"]) == 0
     folder = model_of(trained) / "crossval_results_folds_0_1_2"
     labels = trained / "raw" / "Dataset998_Tiny" / "labelsTr"
     assert determine_postprocessing.main(["-i", str(folder), "-ref", str(labels)]) == 0
@@ -337,6 +338,50 @@ def test_ensemble_of_two_predictions(trained, capsys):
     assert "test_1 lacks its mask or its probabilities" in capsys.readouterr().err
     assert ensemble.main(["-i", "2d", "2d_unmirrored", "-o", "2d"]) == 2
     assert ensemble.main(["-i", "2d", "-o", "other"]) == 2
+
+
+def test_decoding_for_dice_is_applied_where_it_was_chosen(trained):
+    images, model = trained / "raw" / "Dataset998_Tiny" / "imagesTs", model_of(trained)
+    flags = ["-i", str(images), "-d", "998", "-c", "2d"]
+    assert predict.main([*flags, "-o", "plain", "--save_probabilities"]) == 0
+    Postprocessing((), "dice").write(model / "postprocessing.json")
+    for extra in ([], ["--save_probabilities"]):
+        assert predict.main([*flags, "-o", "dice", *extra]) == 0
+        changed = 0
+        for name, mask in read_masks(trained / "dice").items():
+            probable = np.load(trained / "plain" / name.replace(".nii.gz", ".npz"))["probabilities"]
+            assert np.array_equal(mask, decode_for_dice(probable, LABELS))
+            changed += np.count_nonzero(mask != probable.argmax(0))
+        assert changed > 0
+
+
+def test_decoding_for_dice_is_chosen_only_where_it_is_better(trained):
+    """The cross-validation's own probabilities are replaced by ones of which it is known."""
+    splits = json.loads((trained / "preprocessed" / "Dataset998_Tiny" / "splits_final.json").read_text())
+    labels = trained / "raw" / "Dataset998_Tiny" / "labelsTr"
+    for certainty, expected in ((0.45, "dice"), (0.9, "argmax")):
+        for fold, split in enumerate(splits):
+            for name in split["val"]:
+                file = model_of(trained) / f"fold_{fold}" / "validation" / f"{name}.nii.gz"
+                image = sitk.ReadImage(str(labels / file.name))
+                truth = sitk.GetArrayFromImage(image)
+                # Of every class one slice is clear; in the others its voxels are less likely than background.
+                probable = np.stack([(truth == value) * certainty for value in range(3)])
+                probable[:, 0] = np.stack([truth[0] == value for value in range(3)])
+                probable[0] = 1 - probable[1:].sum(0)
+                np.savez(file.with_name(f"{name}.npz"), probabilities=probable.astype(np.float16))
+                mask = sitk.GetImageFromArray(probable.argmax(0).astype(np.uint8))
+                mask.CopyInformation(image)
+                sitk.WriteImage(mask, str(file))
+        assert find_best_configuration.main(["998", "-c", "2d"]) == 0
+        content = json.loads((model_of(trained) / "postprocessing.json").read_text())
+        assert content["decoding"] == expected
+        assert content["decisions"][0]["chosen"] == (expected == "dice")
+        summary = json.loads(next(model_of(trained).glob("crossval*/postprocessed/summary.json")).read_text())
+        assert summary["foreground_mean"]["Dice"] == 1
+    assert find_best_configuration.main(["998", "-c", "2d", "--disable_dice_decoding"]) == 0
+    content = json.loads((model_of(trained) / "postprocessing.json").read_text())
+    assert "decoding" not in content["decisions"][0]["step"]
 
 
 def test_the_api_does_the_same(trained):

@@ -25,6 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", type=Path, required=True, metavar="OUTPUT", help="another folder for the masks")
     parser.add_argument("--save_npz", action="store_true", help="also write the mean probabilities as CASE.npz")
+    parser.add_argument(
+        "-decoding",
+        choices=("argmax", "dice"),
+        default="argmax",
+        help="dice: masks of the highest expected Dice (default: argmax)",
+    )
     add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -43,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.i,
         arguments.o,
         save_probabilities=arguments.save_npz,
+        decoding=arguments.decoding,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
     print(f"{len(done)} masks written to {arguments.o}")

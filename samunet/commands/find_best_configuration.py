@@ -21,6 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds (default: all of the dataset)")
     parser.add_argument("--disable_ensembling", action="store_true", help="do not look at pairs of configurations")
     parser.add_argument(
+        "--disable_dice_decoding", action="store_true", help="do not try masks of the highest expected Dice"
+    )
+    parser.add_argument(
         "--no_overwrite", action="store_true", help="keep cross-validation results that are there already"
     )
     add_workers(parser)
@@ -46,6 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.p,
         arguments.f,
         ensembling=not arguments.disable_ensembling,
+        dice_decoding=not arguments.disable_dice_decoding,
         overwrite=not arguments.no_overwrite,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )

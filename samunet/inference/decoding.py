@@ -9,6 +9,9 @@ import numpy as np
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 
+ARGMAX, DICE = "argmax", "dice"
+DECODINGS = (ARGMAX, DICE)
+
 
 def mask_type(labels: Labels) -> type[np.unsignedinteger]:
     """The number type of predicted masks."""
@@ -27,15 +30,62 @@ def decode_probabilities(probabilities: np.ndarray, labels: Labels) -> np.ndarra
     return painted
 
 
-def average(predictions: Sequence[np.ndarray], labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+def decode_for_dice(probabilities: np.ndarray, labels: Labels) -> np.ndarray:
+    """Label values ``(z, y, x)`` of a case that have the highest expected Dice.
+
+    A class takes the voxels whose probability is above half of the Dice that it can expect with them (Dai and Li 2023,
+    to first order): a lower bar than one half where the network is unsure. Where several classes are above theirs, the
+    one that is so by the largest factor wins; where none is, there is background. A class that is nowhere the most
+    probable one (a region: nowhere above one half) stays absent: the expected Dice says nothing of empty classes.
+
+    Args:
+        probabilities: ``(outputs, z, y, x)``.
+        labels: The dataset's.
+    """
+    plain = np.stack([decode_probabilities(part, labels) for part in np.moveaxis(probabilities, 1, 0)])
+    first = 0 if labels.has_regions else 1
+    bars = {}
+    for index in range(first, labels.num_outputs):
+        present = (probabilities[index] > 0.5).any() if labels.has_regions else (plain == index).any()
+        if present:
+            bars[index] = _dice_threshold(probabilities[index])
+    mask = np.zeros_like(plain)
+    for z in range(len(mask)):
+        if labels.has_regions:
+            for index, bar in bars.items():
+                mask[z][probabilities[index, z] > bar] = labels.class_order[index]
+            continue
+        factor = np.ones(mask.shape[1:], dtype=np.float32)
+        for index, bar in bars.items():
+            own = probabilities[index, z].astype(np.float32) / bar
+            mask[z][own > factor] = index
+            np.maximum(factor, own, out=factor)
+    return mask
+
+
+def _dice_threshold(probability: np.ndarray) -> float:
+    """Half of the largest ``2 sum(p of S) / (sum(p) + |S|)`` over sets S of voxels; by Dinkelbach's iteration."""
+    total = float(probability.sum(dtype=np.float64))
+    bar = 0.5
+    for _ in range(50):
+        taken = probability > bar
+        expected = 2 * float(probability.sum(where=taken, dtype=np.float64)) / (total + np.count_nonzero(taken))
+        if abs(expected / 2 - bar) < 1e-6:
+            break
+        bar = expected / 2
+    return bar
+
+
+def average(predictions: Sequence[np.ndarray], labels: Labels, decoding: str = ARGMAX) -> tuple[np.ndarray, np.ndarray]:
     """Average the probabilities of several models, slice by slice.
 
     Args:
         predictions: Each ``(outputs, z, y, x)``, as ``--save_probabilities`` keeps them.
         labels: The dataset's.
+        decoding: One of :data:`DECODINGS`.
 
     Returns:
-        The mask ``(z, y, x)``, decoded before rounding, and the mean in half precision.
+        The mask ``(z, y, x)`` (by ``argmax`` decoded before rounding), and the mean in half precision.
 
     Raises:
         SamunetError: If shapes differ from each other or from the number of outputs.
@@ -54,4 +104,4 @@ def average(predictions: Sequence[np.ndarray], labels: Labels) -> tuple[np.ndarr
         part = np.mean([one[:, z].astype(np.float32) for one in predictions], axis=0)
         mask[z] = decode_probabilities(part, labels)
         mean[:, z] = part
-    return mask, mean
+    return (decode_for_dice(mean, labels) if decoding == DICE else mask), mean

@@ -14,6 +14,7 @@ import numpy as np
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.files import read_json, write_json
+from samunet.inference.decoding import ARGMAX, DECODINGS, DICE
 
 FILE_NAME = "postprocessing.json"
 _RULE = "keep_largest_component"
@@ -57,9 +58,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """Steps that are applied one after the other; none leaves a mask as it is."""
+    """What is done with a network's probabilities, and then with the mask.
+
+    Attributes:
+        steps: Applied to the mask one after the other; none leaves it as it is.
+        decoding: How probabilities become the mask, one of :data:`samunet.inference.decoding.DECODINGS`.
+    """
 
     steps: tuple[Step, ...] = ()
+    decoding: str = ARGMAX
 
     def apply(self, mask: np.ndarray) -> np.ndarray:
         """A mask ``(z, y, x)`` after all steps; the array that was given is not changed."""
@@ -69,9 +76,10 @@ class Postprocessing:
 
     def describe(self) -> str:
         """For people, such as ``only the largest component of RV and of LV``."""
-        if not self.steps:
-            return "none"
-        return "only the largest component of " + " and of ".join(step.name for step in self.steps)
+        said = ["decoded for the highest expected Dice"] if self.decoding == DICE else []
+        if self.steps:
+            said.append("only the largest component of " + " and of ".join(step.name for step in self.steps))
+        return ", ".join(said) or "none"
 
     def write(self, path: Path, decisions: Any = None) -> None:
         """Write as JSON.
@@ -84,7 +92,7 @@ class Postprocessing:
             {"rule": _RULE, "of": step.name, "values": step.values, "removed_voxels_become": step.becomes}
             for step in self.steps
         ]
-        write_json(path, {"steps": steps, "decisions": decisions})
+        write_json(path, {"decoding": self.decoding, "steps": steps, "decisions": decisions})
 
 
 def read_postprocessing(path: Path) -> Postprocessing:
@@ -96,7 +104,11 @@ def read_postprocessing(path: Path) -> Postprocessing:
     data = read_json(path, _HINT)
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
         raise SamunetError(f'{path} must hold {{"steps": [...]}}', _HINT)
-    return Postprocessing(tuple(_step(entry, f"{path}: steps: {index}") for index, entry in enumerate(data["steps"])))
+    decoding = data.get("decoding", ARGMAX)
+    if decoding not in DECODINGS:
+        raise SamunetError(f"{path}: decoding must be one of {', '.join(DECODINGS)}, got {decoding!r}", _HINT)
+    steps = tuple(_step(entry, f"{path}: steps: {index}") for index, entry in enumerate(data["steps"]))
+    return Postprocessing(steps, decoding)
 
 
 def foreground_step(labels: Labels) -> Step:

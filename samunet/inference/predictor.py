@@ -16,7 +16,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
-from samunet.inference.decoding import mask_type
+from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
@@ -223,13 +223,17 @@ class Predictor:
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
         depth, *plane = record.cropped_shape
-        if not self.options.save_probabilities:
+        for_dice = self.postprocessing.decoding == DICE
+        if not (self.options.save_probabilities or for_dice):
             return restore_mask(self.slices.mask(case.image, grid, tuple(plane), labels), record), None
         mask = np.empty((depth, *plane), dtype=mask_type(labels))
         probability = np.empty((labels.num_outputs, depth, *plane), dtype=np.float16)
         for z, logits in self.slices.logits(case.image, grid, tuple(plane)):
             mask[z] = decode(logits, labels).cpu().numpy()
             probability[:, z] = probabilities(logits, labels).cpu().numpy()
+        mask = decode_for_dice(probability, labels) if for_dice else mask
+        if not self.options.save_probabilities:
+            return restore_mask(mask, record), None
         probability = restore_mask(probability, record)
         if not labels.has_regions:
             probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background

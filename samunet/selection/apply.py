@@ -54,7 +54,7 @@ def apply_postprocessing(
         reader = reader_for(description.file_ending, description.reader_override)
     write_postprocessed({name: (path, output / path.name) for name, path in masks.items()}, steps, reader, num_workers)
     copy_beside(source, output)
-    log.info("postprocessing: %s", steps.describe())
+    log.info("postprocessing: %s", Postprocessing(steps.steps).describe())  # masks are decoded already
     return list(masks)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_folder, read_json, write_json, write_text
 from samunet.imageio.registry import reader_for
 from samunet.inference.choose import INFORMATION, INSTRUCTIONS
+from samunet.inference.decoding import DICE
 from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.selection.bootstrap import (
@@ -43,6 +44,7 @@ from samunet.selection.crossval import (
     unfinished,
     write_model_facts,
 )
+from samunet.selection.decoding import try_dice_decoding
 from samunet.selection.determine import Chosen, Pairs, choose, write_chosen
 from samunet.selection.ensemble import ensemble_files
 from samunet.selection.instructions import as_text, prediction_commands
@@ -78,6 +80,7 @@ def find_best_configuration(
     folds: Sequence[Fold] | None = None,
     *,
     ensembling: bool = True,
+    dice_decoding: bool = True,
     overwrite: bool = True,
     num_workers: int = 0,
 ) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def find_best_configuration(
         configurations, plans_names: Which; None for all that are trained. One that is named must be finished.
         folds: Which; None for all of the dataset.
         ensembling: Whether pairs are looked at; they need ``--npz`` in training.
+        dice_decoding: Whether masks of the highest expected Dice are tried for the best; also needs ``--npz``.
         overwrite: False keeps cross-validation results that are there already.
         num_workers: Worker processes; 0 means this one.
 
@@ -117,17 +121,23 @@ def find_best_configuration(
     best = max(found, key=lambda candidate: mean_dice(candidate.dice))  # the first of equals, so a single model
     log.info("best: %s; choosing its postprocessing", best.name)
     labels = best.models[0].description.labels
-    pairs: Pairs = {
-        case: (best.folder / cases[best.models[0].path][case].mask.name, loaded.cases[case].label)
-        for case in best.cases
-    }
+    patients = patients_of(best.cases, loaded)
+    own = [cases[model.path] for model in best.models]
+    decoded = None
+    if dice_decoding:
+        decoded = try_dice_decoding(best.folder, best.models[0], own, best.dice, patients, loaded, num_workers)
+    masks = decoded.folder if decoded and decoded.chosen else best.folder
+    pairs: Pairs = {case: (masks / own[0][case].mask.name, loaded.cases[case].label) for case in best.cases}
     chosen = choose(pairs, labels, loaded.description, num_workers)
+    if decoded:
+        chosen = replace(chosen, decisions=[decoded.decision, *chosen.decisions])
+        if decoded.chosen:
+            chosen = replace(chosen, postprocessing=replace(chosen.postprocessing, decoding=DICE))
     write_chosen(pairs, chosen, labels, loaded.description, best.folder, num_workers)
     for candidate in found:
         if candidate is not best and len(candidate.models) == 1:
             (candidate.home / POSTPROCESSING_FILE).unlink(missing_ok=True)
     chosen.postprocessing.write(best.home / POSTPROCESSING_FILE, chosen.decisions)
-    patients = patients_of(best.cases, loaded)
     images = loaded.folder / "imagesTs"
     source = images if visible(images) else "imagesTs"
     commands = prediction_commands(best.models, numbers, source, chosen.postprocessing, best.home / POSTPROCESSING_FILE)

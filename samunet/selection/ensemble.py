@@ -15,7 +15,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, make_folder
 from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for, reader_for
-from samunet.inference.decoding import average
+from samunet.inference.decoding import ARGMAX, average
 from samunet.selection.masks import copy_beside, description_beside, masks_in, new_folder
 from samunet.workers import map_cases
 
@@ -25,7 +25,12 @@ _SAVE = "predict each folder with --save_probabilities, from the same images"
 
 
 def ensemble(
-    folders: Sequence[str | Path], output: str | Path, *, save_probabilities: bool = False, num_workers: int = 0
+    folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    save_probabilities: bool = False,
+    decoding: str = ARGMAX,
+    num_workers: int = 0,
 ) -> list[str]:
     """Average the probabilities of folders of predictions, and write the masks.
 
@@ -34,6 +39,7 @@ def ensemble(
             labels.
         output: Where the masks go; made if missing.
         save_probabilities: Also write the mean as ``CASE.npz``.
+        decoding: ``argmax``, or ``dice`` (:func:`samunet.inference.decoding.decode_for_dice`).
         num_workers: Worker processes; 0 means this one.
 
     Returns:
@@ -65,7 +71,7 @@ def ensemble(
             )
     reader = reader_for(description.file_ending, description.reader_override)
     files = {name: ([own[name] for own in probable], mask, output / mask.name) for name, mask in masks.items()}
-    ensemble_files(files, description.labels, reader, save_probabilities, num_workers)
+    ensemble_files(files, description.labels, reader, save_probabilities, num_workers, decoding)
     copy_beside(folders[0], output)
     return list(files)
 
@@ -76,18 +82,20 @@ def ensemble_files(
     reader: Reader,
     save_probabilities: bool,
     num_workers: int,
+    decoding: str = ARGMAX,
 ) -> None:
-    """Average saved probabilities wherever they lie.
+    """Average saved probabilities wherever they lie; of one file, decode them.
 
     Args:
         files: Case to its files with probabilities, a mask whose geometry holds, and where the new mask goes.
         labels, reader: Of the dataset.
         save_probabilities: Also write the mean beside the mask.
         num_workers: Worker processes; 0 means this one.
+        decoding: One of :data:`samunet.inference.decoding.DECODINGS`.
     """
     for _, _, target in files.values():
         make_folder(target.parent)
-    arguments = [(*entry, name, labels, reader, save_probabilities) for name, entry in files.items()]
+    arguments = [(*entry, name, labels, reader, save_probabilities, decoding) for name, entry in files.items()]
     for _ in map_cases(_average_case, list(files), arguments, num_workers=num_workers, description="Averaging"):
         pass
 
@@ -113,10 +121,11 @@ def _average_case(
     labels: Labels,
     reader: Reader,
     save_probabilities: bool,
+    decoding: str,
 ) -> None:
     reader = image_reader_for(mask_file, reader)
     _, geometry = reader.read_label(mask_file)
-    mask, mean = average([read_probabilities(path) for path in probable], labels)
+    mask, mean = average([read_probabilities(path) for path in probable], labels, decoding)
     if save_probabilities:
         with atomic_path(target.parent / f"{name}.npz") as temporary:
             np.savez_compressed(temporary, probabilities=mean)

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from samunet.inference.decoding import ARGMAX
 from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing
 
@@ -28,7 +29,8 @@ def prediction_commands(
     parts = [f"{OUTPUT}_{number}" for number in range(1, len(models) + 1)]
     commands = [[*_predict(model, folds, source, part), "--save_probabilities"] for model, part in zip(models, parts)]
     averaged = f"{OUTPUT}_raw" if postprocessing.steps else OUTPUT
-    commands.append(["samunet_ensemble", "-i", *parts, "-o", averaged])
+    decoding = ["-decoding", postprocessing.decoding] if postprocessing.decoding != ARGMAX else []
+    commands.append(["samunet_ensemble", "-i", *parts, "-o", averaged, *decoding])
     if postprocessing.steps:
         file = str(postprocessing_file)
         commands.append(["samunet_apply_postprocessing", "-i", averaged, "-o", OUTPUT, "-pp_json", file])
@@ -37,14 +39,15 @@ def prediction_commands(
 
 def as_text(dataset_name: str, report: str, commands: Sequence[Sequence[str]], postprocessing: Postprocessing) -> str:
     """The content of ``inference_instructions.txt``: comments, and commands that a shell runs as they stand."""
+    by_itself = len(commands) == 1 and postprocessing != Postprocessing()
+    applied = ", which samunet_predict applies by itself" if by_itself else ""
     lines = [
         f"How to predict with the best model of {dataset_name}.",
         "Give your folder of images after -i, and another one for the masks after the last -o.",
         "",
         *report.splitlines(),
         "",
-        f"Postprocessing: {postprocessing.describe()}"
-        + (", which samunet_predict applies by itself." if len(commands) == 1 and postprocessing.steps else "."),
+        f"Postprocessing: {postprocessing.describe()}{applied}.",
     ]
     comments = [f"# {line}".rstrip() for line in lines]
     return "\n".join([*comments, "", *(shlex.join(command) for command in commands)]) + "\n"
