@@ -241,7 +241,8 @@ def predict(
             log.info("mask written to %s", output)
         return list(cases)
     arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
-    write_provenance(output, model, arguments | {"folds": chosen, "checkpoint": checkpoint, **vars(options)})
+    arguments |= {"folds": chosen, "checkpoint": checkpoint, **vars(options)}
+    write_provenance(output, model, arguments | {"postprocessing": predictor.postprocessing.describe()})
     done = predictor.predict_cases(cases, output, progress=progress)
     skipped = len(cases) - len(done)
     log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")

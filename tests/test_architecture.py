@@ -62,7 +62,9 @@ def test_nothing_is_pickled():
         assert text.count("torch.load(") == text.count("weights_only=True"), path
 
 
-@pytest.mark.parametrize("module", ["train", "predict", "plan_and_preprocess", "evaluate_folder"])
+@pytest.mark.parametrize(
+    "module", ["train", "predict", "plan_and_preprocess", "evaluate_folder", "find_best_configuration"]
+)
 def test_help_needs_no_heavy_import(module):
     script = (
         f"import sys; from samunet.commands.{module} import main; status = main(['-h']);"

@@ -384,6 +384,42 @@ def test_decoding_for_dice_is_chosen_only_where_it_is_better(trained):
     assert "decoding" not in content["decisions"][0]["step"]
 
 
+def test_regions_and_an_ignore_label_all_the_way(samunet_folders, monkeypatch):
+    """Two regions, the inner one painted last; some voxels without annotation."""
+    monkeypatch.chdir(samunet_folders)
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    groups = {f"case_{i}": f"patient_{i % 2}" for i in range(4)}
+    folder = write_tiny_dataset(
+        samunet_folders, ids=tuple(groups), groups=groups, labels=labels, regions_class_order=[1, 2]
+    )
+    for file in (folder / "labelsTr").iterdir():
+        image = sitk.ReadImage(str(file))
+        label = sitk.GetArrayFromImage(image)
+        label[:, :3] = 3
+        unknown = sitk.GetImageFromArray(label)
+        unknown.CopyInformation(image)
+        sitk.WriteImage(unknown, str(file))
+    assert plan_and_preprocess.main(["-d", "998", "-image_size", "32"]) == 0
+    assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
+    assert find_best_configuration.main(["998"]) == 0
+    results = samunet_folders / "results" / "Dataset998_Tiny"
+    information = json.loads((results / "inference_information.json").read_text())
+    assert set(information["best_model_or_ensemble"]["classes"]) == {"whole", "core"}
+    summary = json.loads((model_of(samunet_folders) / "crossval_results_folds_0_1" / "summary.json").read_text())
+    assert set(summary["mean"]) == {"(1, 2)", "2"}
+    annotated = sum(summary["metric_per_case"][0]["metrics"]["2"][key] for key in ("TP", "FP", "FN", "TN"))
+    first = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr" / "case_0.nii.gz")))
+    assert annotated == np.count_nonzero(first != 3)
+    for command in information["commands"]:
+        run(command)
+    for mask in read_masks(samunet_folders / "predictions").values():
+        assert set(np.unique(mask)) <= {0, 1, 2}
+    assert (
+        json.loads((samunet_folders / "predictions" / "predict_from_raw_data_args.json").read_text())["postprocessing"]
+        == information["best_model_or_ensemble"]["postprocessing"]
+    )
+
+
 def test_the_api_does_the_same(trained):
     summary = api.accumulate_crossval_results(998)
     information = api.find_best_configuration(998, ["2d"])
