@@ -94,4 +94,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print(format_results(folders))
     for folder in folders:
         print(f"model: {folder}")
-    print("next: samunet_predict -i imagesTs -o preds")
+    if len(folders) > 1:
+        print(f"next: samunet_find_best_configuration {arguments.dataset}")
+    else:
+        print("next: samunet_predict -i imagesTs -o preds")

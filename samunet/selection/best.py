@@ -161,7 +161,8 @@ def format_report(found: Sequence[Candidate], best: Candidate, chosen: Chosen, p
         lines.append(line.rstrip())
     names = [name for name, _ in best.models[0].description.labels.foreground]
     wide = max(len(name) for name in (*names, "mean"))
-    lines += ["", f"{best.name}, {len(best.cases)} cases of {len(set(patients))} patients:"]
+    grouped = len(set(patients)) < len(best.cases)
+    lines += ["", f"{best.name}, {len(best.cases)} cases{f' of {len(set(patients))} patients' if grouped else ''}:"]
     lines.append(f"{'':<{wide}}  Dice    95 % interval     postprocessed")
     rows = zip(
         [*names, "mean"],
