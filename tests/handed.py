@@ -33,7 +33,7 @@ def make_model(root, encoder="small", folds=(0, 1), kinds=("final",), **planner)
     model = ModelFolder(root / "results" / NAME / model_folder_name(name, "2d"))
     configuration = plans.configuration("2d")
     family = "sam" if encoder == "vit_b" else "bundled"
-    base = base_weights(encoder)
+    base = base_weights(encoder) if family == "sam" else None  # the bundled weights are those of its full size
     for fold in folds:
         torch.manual_seed(fold)
         network = build_network(configuration, configuration.networks[family], description, base)
