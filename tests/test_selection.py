@@ -29,6 +29,7 @@ from samunet.encoders import ENCODERS
 from samunet.inference.decoding import decode_for_dice
 from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing, foreground_step
+from samunet.selection import best
 from samunet.selection.instructions import prediction_commands
 
 SHORT = ["--iterations", "4", "--batch_size", "2", "--npz", "--random_weights"]
@@ -227,6 +228,27 @@ def test_the_instructions_run_as_printed(trained, flags, capsys):
     for command in commands:
         run(shlex.split(command))
     assert sorted(read_masks(trained / "predictions")) == ["test_0.nii.gz", "test_1.nii.gz"]
+
+
+def test_an_ensemble_that_is_best(trained, monkeypatch, capsys):
+    single = best._single
+    monkeypatch.setattr(best, "_single", lambda *given: replace(single(*given), dice=single(*given).dice / 2))
+    Postprocessing().write(model_of(trained) / "postprocessing.json")  # of an earlier choice
+    assert find_best_configuration.main(["998"]) == 0
+    results = trained / "results" / "Dataset998_Tiny"
+    information = json.loads((results / "inference_information.json").read_text())
+    chosen = information["best_model_or_ensemble"]
+    assert chosen["name"].startswith("ensemble___")
+    assert len(chosen["selected_model_or_models"]) == 2
+    assert (results / chosen["postprocessing_file"]).parent == results / "ensembles" / chosen["name"]
+    assert (results / "ensembles" / chosen["name"] / "postprocessed" / "summary.json").is_file()
+    assert list(results.glob("samunetTrainer__*/postprocessing.json")) == []
+    for command in information["commands"]:
+        run(command)
+    assert sorted(read_masks(trained / "predictions")) == ["test_0.nii.gz", "test_1.nii.gz"]
+    capsys.readouterr()
+    assert predict.main(["-i", str(trained / "raw" / "Dataset998_Tiny" / "imagesTs"), "-o", "preds"]) == 2
+    assert "inference_instructions.txt" in capsys.readouterr().err
 
 
 def test_the_instructions_for_an_ensemble_run(trained):
