@@ -13,6 +13,15 @@ of its own that starts, loads the model, warms up on two slices and then predict
 A straight line is fitted to each against the number of slices. Time is linear if all points lie near the line; memory
 is flat apart from the volume if the line's slope is a small number of copies of a slice, whatever the classes.
 
+With ``--folds``, one volume is predicted by models of so many folds, with mirroring and without, to see what an
+ensemble costs: seconds per volume, memory when the model is loaded, and the peak while it predicts:
+
+    python benchmarks/predict.py --folds 1 5 --slices 20
+    python benchmarks/predict.py --folds 1 5 --slices 2 --encoder vit_b --image_size 448
+
+Folds of the small encoder have all weights of their own; folds of the others (here with random weights as their base)
+share them and have LoRA and a head each.
+
 With ``--paired``, the same folder of images is predicted by a trained samunet model and by nnU-Net's, in turn, the
 order swapped from one repeat to the next, with mirroring and without, by the commands that users type:
 
@@ -69,16 +78,20 @@ print("MODEL", model)
 """
 
 
-def make_model(folder: Path, num_classes: int, plane: int) -> Path:
-    """A model folder whose only fold has the bundled encoder with random weights.
+def make_model(
+    folder: Path, num_classes: int, plane: int, folds: int = 1, encoder: str = "small", image_size: int | None = None
+) -> Path:
+    """A model folder whose folds have random weights.
 
     Args:
         folder: Where the model's folder is made.
         num_classes: Background included.
         plane: Pixels of a slice's side in the volumes it is planned for.
+        folds: How many.
+        encoder: The bundled one, or one of SAM's, whose base is written beside the model.
+        image_size: Long side of the network's input; None for the planner's.
     """
     import torch
-    from safetensors.torch import save_file
 
     from samunet.dataset.description import description_from_json
     from samunet.files import write_json
@@ -86,6 +99,7 @@ def make_model(folder: Path, num_classes: int, plane: int) -> Path:
     from samunet.planning.fingerprint import CaseFingerprint, Fingerprint
     from samunet.planning.planner import PlannerOptions, plan
     from samunet.plans import IntensityStatistics
+    from samunet.training.state import save_model
 
     labels = {"background": 0, **{f"structure {value}": value for value in range(1, num_classes)}}
     raw = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
@@ -94,17 +108,45 @@ def make_model(folder: Path, num_classes: int, plane: int) -> Path:
     case = CaseFingerprint(spacing, shape, shape, {}, {}, {}, True, [0.0], [1000.0])
     statistics = IntensityStatistics(500.0, 500.0, 100.0, 0.0, 1000.0, 250.0, 750.0)
     fingerprint = Fingerprint([spacing], [shape], {"0": statistics}, 1.0, {"a": case}, [], True, "benchmark")
-    plans = plan("Dataset999_Benchmark", description, fingerprint, PlannerOptions())
+    plans = plan(
+        "Dataset999_Benchmark", description, fingerprint, PlannerOptions(encoder=encoder, image_size=image_size)
+    )
     configuration = plans.configuration("2d")
-    torch.manual_seed(0)
-    network = build_network(configuration, configuration.networks["bundled"], description, None)
-    model = folder / f"{num_classes}_classes" / model_folder_name(plans.plans_name, "2d")
-    (model / "fold_0").mkdir(parents=True)
+    family = next(name for name, network in configuration.networks.items() if network.encoder == encoder)
+    network = configuration.networks[family]
+    model = folder / f"{num_classes}_classes_{folds}_folds" / model_folder_name(plans.plans_name, "2d")
+    model.mkdir(parents=True)
     plans.write(model / "plans.json")
     write_json(model / "dataset.json", raw)
-    write_json(model / "fold_0" / "run.json", {"family": "bundled"})
-    save_file(network.trained_state(), model / "fold_0" / "checkpoint_final.safetensors")
+    base = random_base(folder, network, configuration, description) if family == "sam" else None
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        built = build_network(configuration, network, description, base)
+        for name, parameter in built.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.01)
+        (model / f"fold_{fold}").mkdir()
+        write_json(model / f"fold_{fold}" / "run.json", {"family": family, "base": base.record if base else None})
+        save_model(model / f"fold_{fold}", built, "final")
     return model
+
+
+def random_base(folder: Path, network, configuration, description):
+    """Base weights of a SAM encoder that was never trained, in a file as a checkpoint would be."""
+    from dataclasses import replace
+
+    import torch
+    from safetensors.torch import save_file
+
+    from samunet.inference.model_folder import build_network
+    from samunet.network.base_weights import base_weights
+
+    torch.manual_seed(0)
+    whole = build_network(configuration, replace(network, adaptation="full", lora=None), description, None)
+    state = {name.removeprefix("head."): value.contiguous() for name, value in whole.state_dict().items()}
+    wanted = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
+    save_file({name: value for name, value in state.items() if name.startswith(wanted)}, folder / "base.safetensors")
+    return base_weights(network.encoder, None, folder / "base.safetensors")
 
 
 def make_volume(folder: Path, depth: int, plane: int) -> Path:
@@ -139,7 +181,8 @@ def predict_point(model: Path, file: Path, mirroring: bool) -> dict[str, float]:
         seconds = time.perf_counter() - start
     peak = _resident("VmHWM")
     image = 4 * float(np.prod(shape)) / MIB
-    return {"seconds": seconds, "peak_mib": peak, "above_start_mib": peak - before, "image_mib": image}
+    memory = {"loaded_mib": before, "peak_mib": peak, "above_start_mib": peak - before}
+    return {"seconds": seconds, **memory, "image_mib": image}
 
 
 def _resident(key: str) -> float:
@@ -173,12 +216,7 @@ def growth(arguments: argparse.Namespace) -> dict[str, object]:
         for classes in arguments.classes:
             model = make_model(folder, classes, arguments.plane)
             for depth, file in volumes.items():
-                command = [sys.executable, __file__, "--point", str(model), str(file)]
-                command += ["--disable_tta"] if arguments.disable_tta else []
-                done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-                if done.returncode:
-                    raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-                point = {"classes": classes, "slices": depth, **json.loads(done.stdout.splitlines()[-1])}
+                point = {"classes": classes, "slices": depth, **measured(model, file, not arguments.disable_tta)}
                 points.append(point)
                 print(
                     f"{classes:>8}{depth:>8}{point['seconds']:>10.2f}{point['seconds'] / depth:>11.4f}"
@@ -201,6 +239,43 @@ def growth(arguments: argparse.Namespace) -> dict[str, object]:
             "copies of the image"
         )
     return {"plane": arguments.plane, "mirroring": mirroring, "points": points, "fits": fits}
+
+
+def measured(model: Path, file: Path, mirroring: bool) -> dict[str, float]:
+    """:func:`predict_point` in a process of its own."""
+    command = [sys.executable, __file__, "--point", str(model), str(file), *([] if mirroring else ["--disable_tta"])]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def by_folds(arguments: argparse.Namespace) -> dict[str, object]:
+    """Measure every number of folds with mirroring and without, and print the table."""
+    depth, plane = arguments.slices[0], arguments.plane
+    print(f"{arguments.encoder}, {depth} slices of {plane} x {plane} pixels, {arguments.classes[0]} classes")
+    print(f"{'folds':>6}{'mirroring':>11}{'s / volume':>12}{'loaded MiB':>12}{'peak MiB':>10}{'stored MiB':>12}")
+    points = []
+    with tempfile.TemporaryDirectory(prefix="predict_benchmark_") as name:
+        folder = Path(name)
+        file = make_volume(folder, depth, plane)
+        for folds in arguments.folds:
+            model = make_model(folder, arguments.classes[0], plane, folds, arguments.encoder, arguments.image_size)
+            stored = sum(path.stat().st_size for path in model.glob("fold_*/**/*") if path.is_file()) / MIB
+            for mirroring in (False, True):
+                point = {
+                    "folds": folds,
+                    "mirroring": mirroring,
+                    "stored_mib": stored,
+                    **measured(model, file, mirroring),
+                }
+                points.append(point)
+                print(
+                    f"{folds:>6}{'on' if mirroring else 'off':>11}{point['seconds']:>12.2f}{point['loaded_mib']:>12.0f}"
+                    f"{point['peak_mib']:>10.0f}{stored:>12.1f}",
+                    flush=True,
+                )
+    return {"encoder": arguments.encoder, "plane": plane, "slices": depth, "points": points}
 
 
 def untrained_nnunet(bin_folder: Path, raw: Path, dataset: str, folder: Path) -> Path:
@@ -332,6 +407,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 40], metavar="N", help="with background")
     parser.add_argument("--plane", type=int, default=256, metavar="N", help="pixels of a slice's side (default: 256)")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring (without --paired)")
+    parser.add_argument("--folds", type=int, nargs="+", metavar="N", help="numbers of folds, for example 1 5")
+    parser.add_argument(
+        "--encoder", default="small", metavar="NAME", help="with --folds: small, vit_b, vit_l, vit_h or vit_t"
+    )
+    parser.add_argument("--image_size", type=int, metavar="PX", help="with --folds: network's input (default: planned)")
     parser.add_argument("--paired", type=Path, metavar="MODEL_FOLDER", help="trained samunet model: beside nnU-Net")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="with --paired: what to predict")
     parser.add_argument("--fold", default="0", metavar="N", help="with --paired: samunet's fold (default: 0)")
@@ -350,6 +430,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--paired needs the folder of images to predict: --images FOLDER")
     if parsed.nnunet_bin and parsed.nnunet_model is None and parsed.nnunet_raw is None:
         parser.error("nnU-Net needs --nnunet-model FOLDER, or --nnunet-raw FOLDER to plan the dataset of the model")
+    if parsed.folds and min(parsed.folds) < 1:
+        parser.error("--folds must be at least 1")
     if min(*parsed.slices, *parsed.classes, parsed.repeats, parsed.plane) < 1 or min(parsed.classes) < 2:
         parser.error("--slices, --plane and --repeats must be at least 1, --classes at least 2")
     return parsed
@@ -368,7 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{here['cores']} cores usable, {here['memory_gib']} GiB, load {here['load_average_before']:.2f}, "
             f"{here['thread_variables'] or 'no thread variables'}"
         )
-        result = paired(parsed) if parsed.paired else growth(parsed)
+        result = paired(parsed) if parsed.paired else by_folds(parsed) if parsed.folds else growth(parsed)
         if parsed.json is not None:
             parsed.json.write_text(json.dumps({"machine": here, **result}, indent=2) + "\n", encoding="utf-8")
             print(f"Written: {parsed.json}")

@@ -27,6 +27,12 @@ from samunet.dataset.splits import load_or_make_splits, lopsided_folds
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
+from samunet.selection.apply import apply_postprocessing
+from samunet.selection.best import find_best_configuration
+from samunet.selection.crossval import accumulate_crossval_results
+from samunet.selection.determine import determine_postprocessing
+from samunet.selection.ensemble import ensemble
+from samunet.training.folds import train_folds
 from samunet.training.options import TrainingOptions
 from samunet.workers import default_workers
 
@@ -41,9 +47,10 @@ if TYPE_CHECKING:
     from samunet.training.samed_import import import_samed
 
 __all__ = [
-    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions", "evaluate",
-    "export_model", "export_onnx", "extract_fingerprint", "import_samed", "install_model", "merge_adapter",
-    "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train",
+    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
+    "accumulate_crossval_results", "apply_postprocessing", "determine_postprocessing", "ensemble", "evaluate",
+    "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed", "install_model",
+    "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train", "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -184,11 +191,7 @@ def train(
     progress: bool = True,
 ) -> Path:
     """Train one fold (or ``"all"`` cases), resuming where an earlier run stopped; returns the fold's folder."""
-    from samunet.training.run import train_fold
-
-    return train_fold(
-        find_dataset(dataset), configuration, fold, options or TrainingOptions(), plans_name, progress=progress
-    )
+    return train_folds(dataset, configuration, [fold], options, plans_name, progress=progress)[0]
 
 
 def predict(
@@ -260,7 +263,8 @@ def predict(
             assess(output.parent, model, chosen, checkpoint, None)
         return list(cases)
     arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
-    write_provenance(output, model, arguments | {"folds": chosen, "checkpoint": checkpoint, **vars(options)})
+    arguments |= {"folds": chosen, "checkpoint": checkpoint, **vars(options)}
+    write_provenance(output, model, arguments | {"postprocessing": predictor.postprocessing.describe()})
     done = predictor.predict_cases(cases, output, progress=progress)
     skipped = len(cases) - len(done)
     log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")

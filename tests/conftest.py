@@ -1,6 +1,7 @@
 """Fixtures that several test files use: the three folders, and a tiny dataset in the raw one."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,25 +27,28 @@ def samunet_folders(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny_dataset(tmp_path):
     """A function that writes a dataset of NIfTI volumes with two classes to ``raw`` and returns its folder."""
+    return partial(write_tiny_dataset, tmp_path)
 
-    def write(name="Dataset998_Tiny", ids=tuple(f"case_{i}" for i in range(6)), spacing=(3.0, 1.0, 1.0), seed=0):
-        folder, rng = tmp_path / "raw" / name, np.random.default_rng(seed)
-        for part, cases in (("Tr", ids), ("Ts", ("test_0", "test_1"))):
-            for case in cases:
-                label = _ellipses(rng, shape=(4, 24 + rng.integers(-2, 3), 20 + rng.integers(-2, 3)))
-                image = 100 * label + rng.normal(200, 20, label.shape)
-                _write(image.astype(np.float32), folder / f"images{part}" / f"{case}_0000.nii.gz", spacing)
-                _write(label, folder / f"labels{part}" / f"{case}.nii.gz", spacing)
-        description = {
-            "channel_names": {"0": "MRI"},
-            "labels": {"background": 0, "organ": 1, "core": 2},
-            "numTraining": len(ids),
-            "file_ending": ".nii.gz",
-        }
-        (folder / "dataset.json").write_text(json.dumps(description))
-        return folder
 
-    return write
+def write_tiny_dataset(
+    root, name="Dataset998_Tiny", ids=tuple(f"case_{i}" for i in range(6)), spacing=(3.0, 1.0, 1.0), seed=0, **keys
+):
+    """Write a dataset to ``raw`` in ``root``; ``keys`` join its dataset.json."""
+    folder, rng = root / "raw" / name, np.random.default_rng(seed)
+    for part, cases in (("Tr", ids), ("Ts", ("test_0", "test_1"))):
+        for case in cases:
+            label = _ellipses(rng, shape=(4, 24 + rng.integers(-2, 3), 20 + rng.integers(-2, 3)))
+            image = 100 * label + rng.normal(200, 20, label.shape)
+            _write(image.astype(np.float32), folder / f"images{part}" / f"{case}_0000.nii.gz", spacing)
+            _write(label, folder / f"labels{part}" / f"{case}.nii.gz", spacing)
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "organ": 1, "core": 2},
+        "numTraining": len(ids),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description | keys))
+    return folder
 
 
 def _ellipses(rng, shape):

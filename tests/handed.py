@@ -34,7 +34,7 @@ def make_model(root, encoder="small", folds=(0, 1), kinds=("final",), **planner)
     model = ModelFolder(root / "results" / NAME / model_folder_name(name, "2d"))
     configuration = plans.configuration("2d")
     family = "sam" if encoder == "vit_b" else "bundled"
-    base = base_weights(encoder) if family == "sam" else None
+    base = base_weights(encoder) if family == "sam" else None  # folds of the bundled encoder are whole
     for fold in folds:
         torch.manual_seed(fold)
         network = build_network(configuration, configuration.networks[family], description, base)

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "samunet"
 FLOORS = [
     {"commands"},
     {"api"},
+    {"selection"},
     {"training", "pretraining", "sharing", "report"},
     {"inference"},
     {"network", "planning"},
@@ -62,7 +63,8 @@ def test_nothing_is_pickled():
 
 
 @pytest.mark.parametrize(
-    "module", ["train", "predict", "plan_and_preprocess", "evaluate_folder", "make_dataset", "report"]
+    "module",
+    ["train", "predict", "plan_and_preprocess", "evaluate_folder", "make_dataset", "report", "find_best_configuration"],
 )
 def test_help_needs_no_heavy_import(module):
     script = (

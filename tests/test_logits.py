@@ -7,7 +7,8 @@ from torch import nn
 
 from samunet.dataset.labels import Labels
 from samunet.inference import logits as module
-from samunet.inference.logits import SlicePredictor, decode, mask_type
+from samunet.inference.decoding import mask_type
+from samunet.inference.logits import SlicePredictor, decode
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
 LABELS = Labels(("background", "bright"), ((0,), (1,)))

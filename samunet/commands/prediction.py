@@ -30,6 +30,11 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         "-step_size", type=float, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
     )
     parser.add_argument("--disable_tta", action="store_true", help="no averaging over mirrored images: faster")
+    parser.add_argument(
+        "--disable_postprocessing",
+        action="store_true",
+        help="leave out what samunet_find_best_configuration found to help",
+    )
     parser.add_argument("--save_probabilities", action="store_true", help="also write CASE.npz with the probabilities")
     parser.add_argument(
         "--save_uncertainty",
@@ -59,6 +64,7 @@ def predict(arguments: argparse.Namespace, **model: Any) -> None:
         save_uncertainty=arguments.save_uncertainty,
         skip_existing=arguments.continue_prediction,
         tolerate_geometry=arguments.tolerate_geometry,
+        postprocessing=not arguments.disable_postprocessing,
     )
     api.predict(
         arguments.i[0] if len(arguments.i) == 1 else arguments.i,

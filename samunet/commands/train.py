@@ -1,4 +1,4 @@
-"""``samunet_train``: train one fold; the same command again goes on where it stopped."""
+"""``samunet_train``: train folds; the same command again goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from samunet.plans import DEFAULT_PLANS_NAME
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser("samunet_train", description="Train one fold; resumes by itself.")
+    parser = argparse.ArgumentParser(
+        "samunet_train", description="Train folds, one after the other; resumes by itself."
+    )
     parser.add_argument("dataset", help="27, 027 or Dataset027_ACDC")
     parser.add_argument("configuration", help="for example 2d")
-    parser.add_argument("fold", help="0 to 4, or all to train on every case")
+    parser.add_argument(
+        "fold", nargs="+", help="0 to 4, one or several; or all, which is one model trained on every case"
+    )
     parser.add_argument(
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
@@ -45,12 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that prepare batches (default: none on two cores or fewer)",
     )
-    parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "-device",
+        default="auto",
+        help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one); cuda:0,cuda:1 trains two folds at a time",
+    )
     parser.add_argument("--pretrained", type=Path, metavar="FILE", help="start from another training's model file")
     parser.add_argument("--c", action="store_true", help="accepted for nnU-Net users: resuming is the default")
     parser.add_argument("--val", action="store_true", help="only predict and score the validation cases again")
     parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities as CASE.npz")
-    parser.add_argument("--overwrite", action="store_true", help="train this fold anew")
+    parser.add_argument("--overwrite", action="store_true", help="train these folds anew")
     add_common_flags(parser)
     return parser
 
@@ -63,12 +71,15 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
     from samunet.errors import UsageError
+    from samunet.training.folds import format_results
     from samunet.training.options import parse_size
     from samunet.training.schedule import parse_duration
     from samunet.workers import default_workers
 
-    if arguments.fold != "all" and not arguments.fold.isdigit():
-        raise UsageError(f"{arguments.fold!r} is no fold", "use a number (0 to 4) or all")
+    wrong = [fold for fold in arguments.fold if fold != "all" and not fold.isdecimal()]
+    if wrong:
+        raise UsageError(f"{wrong[0]!r} is no fold", "use numbers (0 to 4) or all, for example: 0 1 2 3 4")
+    devices = [device.strip() for device in arguments.device.split(",")]
     workers = arguments.num_workers
     options = api.TrainingOptions(
         encoder=arguments.encoder,
@@ -81,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> None:
         learning_rate=arguments.lr,
         seed=arguments.seed,
         num_workers=default_workers() if workers is None else workers,
-        device=arguments.device,
+        device=devices[0],
         feature_cache=parse_size(arguments.feature_cache) if arguments.feature_cache else None,
         num_cases=arguments.num_cases,
         pretrained=arguments.pretrained,
@@ -90,7 +101,13 @@ def _run(arguments: argparse.Namespace) -> None:
         validation_only=arguments.val,
         save_probabilities=arguments.npz,
     )
-    fold = int(arguments.fold) if arguments.fold.isdigit() else arguments.fold
-    folder = api.train(arguments.dataset, arguments.configuration, fold, options, arguments.p)
-    print(f"model: {folder}")
-    print("next: samunet_predict -i imagesTs -o preds")
+    folds = [int(fold) if fold.isdecimal() else fold for fold in arguments.fold]
+    folders = api.train_folds(arguments.dataset, arguments.configuration, folds, options, arguments.p, devices=devices)
+    if len(folders) > 1:
+        print(format_results(folders))
+    for folder in folders:
+        print(f"model: {folder}")
+    if len(folders) > 1:
+        print(f"next: samunet_find_best_configuration {arguments.dataset}")
+    else:
+        print("next: samunet_predict -i imagesTs -o preds")

@@ -254,7 +254,7 @@ def _check_same_grid(
 
 
 def class_key(region: Sequence[int]) -> str:
-    """The key of a class in ``summary.json``: its value, or nnU-Net's ``"(1, 2)"`` for a region of several."""
+    """The key of a class in ``summary.json``: ``"1"``, or nnU-Net's ``"(1, 2)"`` for a region of several values."""
     return str(region[0]) if len(region) == 1 else str(tuple(region))
 
 

@@ -7,14 +7,21 @@ from pathlib import Path
 
 from samunet import paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import UsageError
-from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.errors import SamunetError, UsageError
+from samunet.files import read_json
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+
+# What samunet_find_best_configuration writes into a dataset's results.
+INFORMATION = "inference_information.json"
+INSTRUCTIONS = "inference_instructions.txt"
 
 
 def choose_model(
     source: Path, dataset: str | None, configuration: str | None, plans_name: str | None, checkpoint: str
 ) -> tuple[ModelFolder, str]:
     """Choose a trained model: the only one that fits; else the one whose dataset the input's real path names.
+
+    Where several models of one dataset are left, it is the one that ``samunet_find_best_configuration`` recorded.
 
     Args:
         source: The input of the prediction.
@@ -50,8 +57,34 @@ def choose_model(
     in_path = [model for model in fitting if model.path.parent.name == named]
     if len(in_path) == 1:
         return in_path[0], f"the input lies in {named}"
-    commands = "\n".join(f"  {_command(model, source)}" for model in (in_path or fitting))
-    raise UsageError(f"several trained models fit; say which:\n{commands}")
+    left = in_path or fitting
+    folders = {model.path.parent for model in left}
+    chosen = _recorded_choice(next(iter(folders))) if len(folders) == 1 else []
+    best = [model for model in left if model.path.name in chosen]
+    if len(chosen) == 1 and best:
+        return best[0], "samunet_find_best_configuration chose it"
+    several = "several trained models fit; say which"
+    if len(chosen) > 1:
+        several += (
+            f", or predict with the ensemble that was found to be best, as {next(iter(folders)) / INSTRUCTIONS} says"
+        )
+    commands = "\n".join(f"  {_command(model, source)}" for model in left)
+    raise UsageError(f"{several}:\n{commands}")
+
+
+def _recorded_choice(results: Path) -> list[str]:
+    """Folder names of the model or models that were found to be best; empty if nothing was recorded."""
+    if not (results / INFORMATION).is_file():
+        return []
+    information = read_json(results / INFORMATION)
+    try:
+        selected = information["best_model_or_ensemble"]["selected_model_or_models"]
+        return [model_folder_name(model["plans_identifier"], model["configuration"]) for model in selected]
+    except (KeyError, TypeError):
+        raise SamunetError(
+            f"{results / INFORMATION} does not say which model was found to be best",
+            f"make it again: samunet_find_best_configuration {results.name}",
+        ) from None
 
 
 def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: str) -> list[Fold]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.dataset.labels import Labels
+from samunet.inference.decoding import mask_type
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
@@ -147,11 +148,12 @@ class SlicePredictor:
         total = None
         if watch is not None:
             watch.open(starts)
-        # Around all passes: weights are cast to the lower precision once.
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            for index, model in enumerate(self.models):
+        for index, model in enumerate(self.models):
+            # Around all passes of a fold: its weights are cast to the lower precision once, and forgotten before the
+            # next fold's take their place (SharedFolds).
+            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                 mean = self._mean_over_flips(model, windows, index, watch)
-                total = mean if total is None else total.add_(mean)
+            total = mean if total is None else total.add_(mean)
         total /= len(self.models)
         return total if watch is None else watch.close(total)
 
@@ -252,11 +254,6 @@ def window_weights(grid: SliceGrid, starts: Sequence[tuple[float, float]], devic
         parts.append(total[top : top + weight.shape[0], left : left + weight.shape[1]])
         parts[-1] += weight
     return [weight / part for part in parts]
-
-
-def mask_type(labels: Labels) -> type[np.unsignedinteger]:
-    """The number type of predicted masks."""
-    return np.uint8 if labels.values[-1] <= np.iinfo(np.uint8).max else np.uint16
 
 
 def _canvas_of(grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -8,6 +8,7 @@ results/DatasetXXX_Name/samunetTrainer__PLANS__CONFIGURATION/
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 from samunet.preprocessing.run import check_channels
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from samunet.network.base_weights import BaseWeights
@@ -121,17 +123,39 @@ class ModelFolder:
             return None
         return base_weights(encoder, run.get("base"), beside=self.path)
 
-    def load(self, folds: list[Fold], checkpoint: str = "final") -> list[SamunetModel]:
+    def load(
+        self, folds: Sequence[Fold], checkpoint: str = "final", dtype: torch.dtype | None = None
+    ) -> Sequence[SamunetModel]:
         """Load folds for prediction, LoRA merged into the frozen weights.
 
+        Several folds share one network, which is read once; see :class:`samunet.inference.shared_folds.SharedFolds`.
+
+        Args:
+            folds: Which.
+            checkpoint: ``final`` or ``best``.
+            dtype: Number format in which autocast will compute: the encoder is held in it, which takes half the memory
+                and gives the same. None keeps float32.
+
         Raises:
-            SamunetError: If a fold has no such checkpoint, or the base weights are missing or others than in training.
+            SamunetError: If a fold has no such checkpoint, or the base weights are missing or others than in training,
+                or differ between the folds.
         """
-        return [self._load_fold(fold, checkpoint) for fold in folds]
+        from samunet.inference.shared_folds import SharedFolds
+        from samunet.network.adapters import merge_adapters
+        from samunet.network.image_encoder import hold_frozen
 
-    def _load_fold(self, fold: Fold, checkpoint: str) -> SamunetModel:
-        from samunet.network.adapters import load_adapters, merge_adapters
+        files = [self._checkpoint_file(fold, checkpoint) for fold in folds]
+        model = self._network(folds)
+        states = [self._trained_state(model, file) for file in files]
+        if len(states) > 1:
+            return SharedFolds(model, states, dtype)
+        model.load_trained_state(states[0])
+        merge_adapters(model)
+        if dtype is not None:
+            hold_frozen(model.requires_grad_(False).image_encoder, dtype)
+        return [model.eval()]
 
+    def _checkpoint_file(self, fold: Fold, checkpoint: str) -> Path:
         file = self.fold(fold) / f"checkpoint_{checkpoint}.safetensors"
         if not file.is_file():
             finished = ", ".join(map(str, self.finished_folds(checkpoint))) or "none"
@@ -139,17 +163,39 @@ class ModelFolder:
                 f"fold {fold} of {self.path} has no {file.name} (folds that have one: {finished})",
                 f"finish its training: samunet_train {self.plans.dataset_name} {self.configuration_name} {fold}",
             )
-        run = self.run(fold)
-        network = self.configuration.networks[run["family"]]
+        return file
+
+    def _network(self, folds: Sequence[Fold]) -> SamunetModel:
+        """The network that the folds share, with its base weights."""
+        runs = {fold: self.run(fold) for fold in folds}
+        first = next(iter(runs.values()))
+        for fold, run in runs.items():
+            if _origin(run) != _origin(first):
+                raise SamunetError(
+                    f"fold {fold} of {self.path} was trained from other weights than fold {folds[0]}",
+                    f"predict with one of them (-f {fold}), or train one anew with --overwrite",
+                )
+        network = self.configuration.networks[first["family"]]
         check_channels(self.configuration, self.description, self.path / "dataset.json")
-        model = build_network(self.configuration, network, self.description, self.base(fold))
-        state = read_tensors(file) | load_adapters(model, self.fold(fold), checkpoint)
+        return build_network(self.configuration, network, self.description, self.base(folds[0]))
+
+    @staticmethod
+    def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
+        """What a fold trained, checked to fit the network."""
+        from samunet.network.adapters import load_adapters
+
+        kind = file.stem.removeprefix("checkpoint_")
+        state = read_tensors(file) | load_adapters(model, file.parent, kind)
         try:
-            model.load_trained_state(state)
+            model.check_trained_state(state)
         except SamunetError as error:
             raise SamunetError(f"{file}: {error.message}", error.hint) from error
-        merge_adapters(model)
-        return model.eval()
+        return state
+
+
+def _origin(run: dict) -> tuple:
+    """What the folds of a model must have in common: network and base weights."""
+    return run["family"], (run.get("base") or {}).get("sha256")
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:

@@ -20,24 +20,35 @@ PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F
 
 
 def save_overlay(
-    image: np.ndarray, label: np.ndarray, file: Path, reference: np.ndarray | None = None, names: Sequence[str] = ()
+    image: np.ndarray,
+    label: np.ndarray,
+    file: Path,
+    reference: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    *,
+    title: str = "prediction",
+    channel: int | None = 0,
+    intensity: float = 0.3,
 ) -> None:
     """Write one PNG with up to three slices of a case and its coloured classes.
 
     The slices are those with most foreground (in the reference, if there is one) in the first, middle and last third
-    of its extent. Grey values run from the 1st to the 99th percentile of the first channel in these slices.
+    of its extent. Grey values run from the 1st to the 99th percentile in these slices.
 
     Args:
         image: Image (channels, z, y, x).
         label: Predicted label map (z, y, x).
         file: The PNG to write.
         reference: True label map (z, y, x), shown in a second row.
-        names: Names by label value, background first (``Labels.names``), for the legend.
+        names: Names by label value, background first (``Labels.names``), for the legend; empty ones are left out.
+        title: What ``label`` is.
+        channel: Which one is shown; None shows three channels as red, green and blue.
+        intensity: How strongly classes are filled, 0 to 1.
 
     Raises:
         SamunetError: If the shapes do not agree or the file cannot be written.
     """
-    figure = draw_overlay(image, label, reference, names)
+    figure = draw_overlay(image, label, reference, names, title=title, channel=channel, intensity=intensity)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
 
@@ -48,6 +59,10 @@ def draw_overlay(
     reference: np.ndarray | None = None,
     names: Sequence[str] = (),
     entropy: np.ndarray | None = None,
+    *,
+    title: str = "prediction",
+    channel: int | None = 0,
+    intensity: float = 0.3,
 ) -> Figure:
     """The picture that :func:`save_overlay` writes, with a row more where ``entropy`` (z, y, x) in percent is given.
 
@@ -58,31 +73,34 @@ def draw_overlay(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = {"prediction": label, "reference": reference, "entropy": entropy}
-    rows = {title: row for title, row in rows.items() if row is not None}
-    for title, row in rows.items():
+    rows = {title: label, "reference": reference, "entropy": entropy}
+    rows = {what: row for what, row in rows.items() if row is not None}
+    for what, row in rows.items():
         if row.shape != image.shape[1:]:
-            raise SamunetError(f"the {title} has shape {row.shape}, the image {image.shape[1:]}")
-    titles = {title: title for title in rows} | {"entropy": "entropy (bright: uncertain)"}
+            raise SamunetError(f"the {what} has shape {row.shape}, the image {image.shape[1:]}")
     slices = choose_slices(label if reference is None else reference)
-    low, high = np.percentile(image[0, slices], (1, 99))
+    shown = image if channel is None else image[[channel]]
+    low, high = np.percentile(shown[:, slices], (1, 99))
     height = 3.2 * image.shape[2] / image.shape[3]
     figure = Figure(figsize=(3.2 * len(slices), min(height, 6.4) * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(slices), squeeze=False)
-    for line, (title, row) in zip(axes, rows.items(), strict=True):
+    for line, (what, row) in zip(axes, rows.items(), strict=True):
         for panel, z in zip(line, slices, strict=True):
-            panel.imshow(image[0, z], cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-            if title == "entropy":
+            grey = (shown[:, z] - low) / max(high - low, 1e-6)
+            panel.imshow(np.clip(np.moveaxis(grey, 0, -1), 0, 1), cmap="gray", vmin=0, vmax=1)
+            if what == "entropy":
                 # inferno reads the same with any colour vision; where the network is certain, the image shows. Two
                 # classes of several that are equally likely do not reach 100 %.
                 strength = np.clip(row[z] / 15, 0, 0.85)
                 panel.imshow(row[z], cmap="inferno", vmin=0, vmax=70, alpha=strength)
             else:
-                _draw_classes(panel, row[z])
-            panel.set_title(f"{titles[title]}, slice {z}", fontsize=9)
+                _draw_classes(panel, row[z], intensity)
+            meaning = "entropy (bright: uncertain)" if what == "entropy" else what
+            panel.set_title(f"{meaning}, slice {z}", fontsize=9)
             panel.axis("off")
-    patches = [Patch(color=_color(value), label=_plain(name)) for value, name in enumerate(names) if value > 0]
+    shown_names = [(value, name) for value, name in enumerate(names) if value and name]
+    patches = [Patch(color=_color(value), label=_plain(name)) for value, name in shown_names]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=9)
     return figure
@@ -101,14 +119,14 @@ def choose_slices(label: np.ndarray, count: int = 3) -> list[int]:
     return [int(part[area[part].argmax()]) for part in parts if part.size]
 
 
-def _draw_classes(panel: Axes, label: np.ndarray) -> None:
+def _draw_classes(panel: Axes, label: np.ndarray, intensity: float) -> None:
     """Fill every class faintly and draw its outline."""
     from matplotlib.colors import to_rgba
 
     filled = np.zeros((*label.shape, 4))
     for value in np.unique(label[label > 0]):
         mask = label == value
-        filled[mask] = to_rgba(_color(int(value)), 0.3)
+        filled[mask] = to_rgba(_color(int(value)), intensity)
         # A border of background lets a mask that touches the edge have a closed outline.
         edge = np.pad(mask, 1).astype(float)
         rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)

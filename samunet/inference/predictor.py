@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,12 @@ from samunet.evaluation.summary import class_key
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
-from samunet.inference.logits import SlicePredictor, decode, mask_type, probabilities
+from samunet.inference.decoding import DICE, decode_for_dice, mask_type
+from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
+from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
+from samunet.inference.postprocessing import Postprocessing, read_postprocessing
+from samunet.inference.shared_folds import SharedFolds
 from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import prepare_case, restore_mask
@@ -28,10 +33,7 @@ from samunet.preprocessing.grid import SliceGrid
 from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
-if TYPE_CHECKING:
-    import torch
-
-    from samunet.network.model import SamunetModel
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class PredictionOptions:
             ``uncertainty/CASE_fold_disagreement``, in percent of the largest possible.
         skip_existing: Leave cases alone whose mask is already there.
         tolerate_geometry: Only warn where the channels of a case differ in origin or direction.
+        postprocessing: Apply what the model's folder says was found to help (``postprocessing.json``); probabilities
+            are saved as they were before.
     """
 
     device: str = "auto"
@@ -58,6 +62,7 @@ class PredictionOptions:
     save_uncertainty: bool = False
     skip_existing: bool = False
     tolerate_geometry: bool = False
+    postprocessing: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.step_size <= 1:
@@ -80,6 +85,7 @@ class Predictor:
         plans, configuration, network, description: What they were trained with.
         options: How to predict.
         folds: Names of the models' folds, for the record.
+        postprocessing: Applied to every mask.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Predictor:
         description: Description,
         options: PredictionOptions = PredictionOptions(),
         folds: Sequence[Fold] = (),
+        postprocessing: Postprocessing | None = None,
     ) -> None:
         self.folds = list(folds)
         self.plans = plans
@@ -99,9 +106,11 @@ class Predictor:
         self.description = description
         self.options = options
         self.reader = reader_for(description.file_ending, description.reader_override)
+        self.postprocessing = postprocessing or Postprocessing()
         device = resolve_device(options.device)
+        shared = isinstance(models, SharedFolds)
         self.slices = SlicePredictor(
-            [model.to(device).eval() for model in models],
+            models.to(device) if shared else [model.to(device).eval() for model in models],
             neighbours=network.input_channels == "neighbours",
             device=device,
             dtype=fast_dtype(device),
@@ -135,9 +144,12 @@ class Predictor:
         if not folds:
             raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
         network = model.configuration.networks[model.run(folds[0])["family"]]
-        dtype = fast_dtype(resolve_device(options.device))
-        models = [_held(model.load([fold], checkpoint)[0], dtype) for fold in folds]
-        return cls(models, model.plans, model.configuration, network, model.description, options, folds)
+        postprocessing = None
+        if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
+            postprocessing = read_postprocessing(model.path / POSTPROCESSING_FILE)
+            log.info("postprocessing: %s", postprocessing.describe())
+        models = model.load(folds, checkpoint, fast_dtype(resolve_device(options.device)))
+        return cls(models, model.plans, model.configuration, network, model.description, options, folds, postprocessing)
 
     @classmethod
     def from_zip(
@@ -315,6 +327,10 @@ class Predictor:
         return image, reader
 
     def _predict(self, image: Image) -> Prediction:
+        prediction = self._predict_raw(image)
+        return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
+
+    def _predict_raw(self, image: Image) -> Prediction:
         case = prepare_case(image, None, self.plans, self.configuration)
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
@@ -323,8 +339,9 @@ class Predictor:
         watch = None
         if self._watches:
             watch = CaseUncertainty(labels, shape, len(self.slices.models), len(self.slices.flips))
+        for_dice = self.postprocessing.decoding == DICE
         probability = None
-        if not self.options.save_probabilities:
+        if not (self.options.save_probabilities or for_dice):
             mask = self.slices.mask(case.image, grid, tuple(plane), labels, watch)
         else:
             mask = np.empty(shape, dtype=mask_type(labels))
@@ -332,21 +349,16 @@ class Predictor:
             for z, logits in self.slices.logits(case.image, grid, tuple(plane), watch):
                 mask[z] = decode(logits, labels).cpu().numpy()
                 probability[:, z] = probabilities(logits, labels).cpu().numpy()
-            probability = restore_mask(probability, record)
-            if not labels.has_regions:
-                probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
+            mask = decode_for_dice(probability, labels) if for_dice else mask
         if watch is not None:
             watch.restore(record)
-        return Prediction(restore_mask(mask, record), probability, watch)
-
-
-def _held(model: SamunetModel, dtype: torch.dtype | None) -> SamunetModel:
-    """The model with its encoder in the number format that autocast would convert it to again and again."""
-    if dtype is not None:
-        from samunet.network.image_encoder import hold_frozen
-
-        hold_frozen(model.requires_grad_(False).image_encoder, dtype)
-    return model
+        mask = restore_mask(mask, record)
+        if not self.options.save_probabilities:
+            return Prediction(mask, None, watch)
+        probability = restore_mask(probability, record)
+        if not labels.has_regions:
+            probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
+        return Prediction(mask, probability, watch)
 
 
 def write_provenance(output: Path, model: ModelFolder, arguments: dict) -> None:

@@ -119,6 +119,15 @@ class SamunetModel(nn.Module):
         """Restore what :meth:`trained_state` gave.
 
         Raises:
+            SamunetError: As :meth:`check_trained_state`.
+        """
+        self.check_trained_state(state)
+        self.load_state_dict(state, strict=False)
+
+    def check_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Check that a trained state is one of this network.
+
+        Raises:
             SamunetError: If a tensor is missing, unknown or has another shape than this model's.
         """
         own = self.trained_state()
@@ -131,7 +140,6 @@ class SamunetModel(nn.Module):
                 f"shape, for example {wrong[0]}",
                 "it was trained with other plans or classes; train again, or use the plans beside the checkpoint",
             )
-        self.load_state_dict(state, strict=False)
 
 
 def build_model(

@@ -303,6 +303,7 @@ def _validate(
         measure_uncertainty=True,
         skip_existing=not options.validation_only,
         tolerate_geometry=True,
+        postprocessing=False,  # it is chosen on these masks
     )
     predictor = Predictor.from_folder(model.path, [fold], options=prediction)
     cases = {name: dataset.cases[name] for name in names}

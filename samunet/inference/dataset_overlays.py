@@ -1,0 +1,114 @@
+"""A picture of every training case with its label, to look a dataset through before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from samunet import paths
+from samunet.dataset.cases import Case
+from samunet.dataset.description import Description, read_description
+from samunet.dataset.labels import Labels
+from samunet.dataset.layout import find_dataset, load_dataset
+from samunet.errors import SamunetError, UsageError
+from samunet.files import make_folder
+from samunet.inference.overlays import save_overlay
+from samunet.plans import DEFAULT_PLANS_NAME, read_plans
+from samunet.preprocessing.case import read_case
+from samunet.preprocessing.run import stored_cases
+from samunet.preprocessing.store import StoredCase
+from samunet.workers import map_cases
+
+
+def plot_overlays(
+    dataset: str | int,
+    output: str | Path,
+    *,
+    configuration: str | None = None,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    channel: int | None = None,
+    intensity: float = 0.6,
+    num_workers: int = 0,
+) -> list[Path]:
+    """Write ``CASE.png`` for every training case: up to three of its slices with the label on them.
+
+    Args:
+        dataset: Its id or name.
+        output: Folder for the pictures; made if missing.
+        configuration: None shows the raw files; else the slices that preprocessing stored for it.
+        plans_name: Of the stored slices.
+        channel: Which one is shown; None for the first, or for colour where there are the three of a picture.
+        intensity: How strongly classes are filled, 0 to 1.
+        num_workers: Worker processes; 0 means this one.
+
+    Raises:
+        UsageError: If there is no such dataset, configuration or channel.
+        SamunetError: If a case cannot be read; names it.
+    """
+    name = find_dataset(dataset)
+    if not 0 <= intensity <= 1:
+        raise UsageError(f"-overlay_intensity must be 0 to 1, got {intensity:g}")
+    if configuration is None:
+        loaded = load_dataset(name)
+        description = loaded.description
+        cases: dict[str, Case | StoredCase] = dict(loaded.cases)
+    else:
+        source = paths.preprocessed_folder() / name
+        file = source / f"{plans_name}.json"
+        if not file.is_file():
+            raise SamunetError(f"{name} has no plans called {plans_name}", f"samunet_plan_and_preprocess -d {name}")
+        plans, description = read_plans(file), read_description(source)
+        wanted = plans.configuration(configuration)
+        names = sorted(
+            path.name.removesuffix("_seg.b2nd") for path in (source / wanted.data_identifier).glob("*_seg.b2nd")
+        )
+        cases = dict(stored_cases(source, plans, wanted, description, names))
+        if not cases:
+            raise SamunetError(
+                f"{name} has no stored slices of {configuration}", f"samunet_preprocess -d {name} -c {configuration}"
+            )
+    channels = len(description.channel_names)
+    if channel is not None and not 0 <= channel < channels:
+        raise UsageError(f"-channel_idx must be 0 to {channels - 1}, got {channel}")
+    output = make_folder(Path(output))
+    files = {case: output / f"{case}.png" for case in cases}
+    legend = _names_by_value(description.labels)
+    arguments = [
+        (case, description.without_lists(), files[name], channel, intensity, legend) for name, case in cases.items()
+    ]
+    for _ in map_cases(_plot, list(cases), arguments, num_workers=num_workers, description="Plotting"):
+        pass
+    return list(files.values())
+
+
+def _plot(
+    case: Case | StoredCase,
+    description: Description,
+    file: Path,
+    channel: int | None,
+    intensity: float,
+    legend: list[str],
+) -> None:
+    if isinstance(case, StoredCase):
+        image, label = case.image(), np.maximum(case.label(), 0)  # -1: outside a mask, so background
+    else:
+        read, label = read_case(case, description, tolerate_geometry=True)
+        image = read.array
+    if channel is None and not _is_picture(description):
+        channel = 0
+    save_overlay(image, label, file, names=legend, title="label", channel=channel, intensity=intensity)
+
+
+def _is_picture(description: Description) -> bool:
+    """Whether the channels are red, green and blue."""
+    return [name.casefold()[:1] for name in description.channel_names] == ["r", "g", "b"]
+
+
+def _names_by_value(labels: Labels) -> list[str]:
+    """The name of every label value, for a legend; a value of several regions has that of the last."""
+    names = ["background"]
+    for value in labels.values[1:]:
+        own = [name for name, region in labels.foreground if value in region]
+        names.append(own[-1] if own else "")
+    return names if labels.ignore is None else [*names, "ignore"]

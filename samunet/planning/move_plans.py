@@ -1,0 +1,90 @@
+"""Plans of one dataset for another: the same preprocessing and network, as fine-tuning across datasets needs."""
+
+from __future__ import annotations
+
+import logging
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from samunet import paths
+from samunet.dataset.description import read_description
+from samunet.dataset.layout import find_dataset
+from samunet.errors import SamunetError, UsageError
+from samunet.planning import rules
+from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
+from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
+
+log = logging.getLogger(__name__)
+
+
+def move_plans_between_datasets(
+    source: str | int, target: str | int, plans_name: str = DEFAULT_PLANS_NAME, target_plans_name: str | None = None
+) -> Path:
+    """Write a dataset's plans for another dataset, which then only needs to be preprocessed with them.
+
+    Everything stays as it was planned, intensity statistics included, but for the names and for mirroring: an axis is
+    dropped where the target's labels tell left from right along it.
+
+    Args:
+        source, target: Ids or names. The target's fingerprint must exist.
+        plans_name: The source's plans.
+        target_plans_name: What they are called there; None for the same.
+
+    Returns:
+        The plans file of the target.
+
+    Raises:
+        UsageError: If a dataset or plans do not exist, or the target has other plans of that name already.
+        SamunetError: If the plans do not fit the target: another number of channels, or only one of the two datasets
+            has spacing in millimetres.
+    """
+    source_name, target_name = find_dataset(source), find_dataset(target)
+    if source_name == target_name:
+        raise UsageError(f"-s and -t are both {source_name}", "give two datasets")
+    new_name = target_plans_name or plans_name
+    if not new_name or Path(new_name).name != new_name or "__" in new_name:
+        raise UsageError(f"-tp {new_name!r} is no name for plans", "use letters, digits and single underscores")
+    from_file = paths.preprocessed_folder() / source_name / f"{plans_name}.json"
+    if not from_file.is_file():
+        there = ", ".join(file.stem for file in from_file.parent.glob("*Plans*.json")) or "none"
+        raise UsageError(f"{source_name} has no plans called {plans_name} (plans there: {there})", "-sp NAME")
+    folder = paths.preprocessed_folder() / target_name
+    if not (folder / FILE_NAME).is_file():
+        raise SamunetError(f"{target_name} has no fingerprint yet", f"samunet_extract_fingerprint -d {target_name}")
+    plans = read_plans(from_file)
+    moved = _moved(plans, target_name, new_name, folder)
+    path = folder / f"{new_name}.json"
+    if path.is_file() and read_plans(path) != moved:
+        raise UsageError(f"{path} exists already and holds other plans", f"give another name: -tp {source_name}Plans")
+    moved.write(path)
+    log.info("plans written to %s", path)
+    return path
+
+
+def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans:
+    description = read_description(folder)
+    channels, planned = len(description.channel_names), len(plans.foreground_intensity_properties_per_channel)
+    if channels != planned:
+        raise SamunetError(
+            f"the plans {plans.plans_name} of {plans.dataset_name} are for {planned} channels, {target_name} has "
+            f"{channels}",
+            "plans can be moved only between datasets with the same channels",
+        )
+    if read_fingerprint(folder / FILE_NAME).physical_spacing != plans.physical_spacing:
+        with_spacing = plans.dataset_name if plans.physical_spacing else target_name
+        raise SamunetError(
+            f"only {with_spacing} has spacing in millimetres", "plan the target for itself: samunet_plan_experiment"
+        )
+    names = [name for name, _ in description.labels.foreground]
+    allowed, why = rules.mirror_axes(names, plans.transpose_forward, plans.physical_spacing)
+    configurations = deepcopy(plans.configurations)
+    for name, configuration in configurations.items():
+        if "data_identifier" in configuration:
+            rest = configuration["data_identifier"].removeprefix(f"{plans.plans_name}_")
+            configuration["data_identifier"] = f"{new_name}_{rest}"
+        axes = configuration.get("mirror_axes", [])
+        if not set(axes) <= set(allowed):
+            configuration["mirror_axes"] = [axis for axis in axes if axis in allowed]
+            log.warning("%s: mirroring along axes %s only (%s)", name, configuration["mirror_axes"], why)
+    return replace(plans, dataset_name=target_name, plans_name=new_name, configurations=configurations)

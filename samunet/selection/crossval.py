@@ -1,0 +1,230 @@
+"""The masks of a cross-validation: every case as it was predicted by the fold that had not seen it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet import paths
+from samunet.dataset.layout import Dataset, find_dataset, load_dataset
+from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
+from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.summary import evaluate_files
+from samunet.files import atomic_folder, write_json
+from samunet.imageio.registry import mask_ending
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.plans import DEFAULT_PLANS_NAME
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """One case of a cross-validation.
+
+    Attributes:
+        fold: That had not seen it.
+        mask: As this fold predicted it.
+        reference: Its label.
+    """
+
+    fold: int
+    mask: Path
+    reference: Path
+
+    @property
+    def probabilities(self) -> Path:
+        """Where ``--npz`` keeps what the mask was made from; may not exist."""
+        return self.mask.parent / f"{self.mask.name.removesuffix(mask_ending(self.mask))}.npz"
+
+
+def accumulate_crossval_results(
+    dataset: str | int,
+    configuration: str = "2d",
+    folds: Sequence[Fold] | None = None,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    output: str | Path | None = None,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Gather the validation masks of a model's folds in one folder, and score them together.
+
+    Args:
+        dataset: Its id or name.
+        configuration, plans_name: Which model.
+        folds: Which; None for all folds of the dataset.
+        output: Where to; None for ``crossval_results_folds_0_1_2_3_4`` in the model's folder, which is replaced.
+        num_workers: Worker processes; 0 means this one.
+
+    Returns:
+        The content of ``summary.json`` there.
+
+    Raises:
+        UsageError: If there is no such model or fold, or ``output`` is not empty.
+        SamunetError: If a fold is not finished, or was trained on a case that it validates.
+    """
+    name = find_dataset(dataset)
+    model = ModelFolder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
+    if not (model.path / "plans.json").is_file():
+        there = ", ".join(path.name for path in trained_models(name)) or "none"
+        raise UsageError(
+            f"there is no trained model {model.path.name} of {name} (trained: {there})",
+            f"samunet_train {name} {configuration} 0 1 2 3 4 -p {plans_name}",
+        )
+    loaded = load_dataset(name)
+    splits = dataset_splits(loaded)
+    folds = chosen_folds(splits, folds)
+    cases = out_of_fold(model, folds, loaded, splits)
+    if output is not None and Path(output).exists() and (not Path(output).is_dir() or any(Path(output).iterdir())):
+        raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
+    return accumulate(model, folds, cases, loaded, Path(output) if output else None, num_workers)
+
+
+def accumulate(
+    model: ModelFolder,
+    folds: Sequence[int],
+    cases: dict[str, OutOfFold],
+    dataset: Dataset,
+    output: Path | None = None,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """What :func:`accumulate_crossval_results` does once everything is found; an existing folder is replaced."""
+    target = output or crossval_folder(model, folds)
+    summary = score({name: (case.mask, case.reference) for name, case in cases.items()}, model, dataset, num_workers)
+    for (_, case), entry in zip(cases.items(), summary["metric_per_case"], strict=True):
+        entry["prediction_file"] = str(target / case.mask.name)
+        entry["fold"] = case.fold
+    with atomic_folder(target) as folder:
+        for case in cases.values():
+            shutil.copyfile(case.mask, folder / case.mask.name)
+        write_model_facts(folder, model)
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def score(
+    pairs: dict[str, tuple[Path, Path]], model: ModelFolder, dataset: Dataset, num_workers: int
+) -> dict[str, Any]:
+    """Content of ``summary.json`` for masks and their references, by the labels that the model was trained with."""
+    description = dataset.description
+    return evaluate_files(
+        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers
+    )
+
+
+def write_model_facts(folder: Path, model: ModelFolder) -> None:
+    """Put plans.json and dataset.json beside masks."""
+    model.plans.write(folder / "plans.json")
+    write_json(folder / "dataset.json", model.description.raw)
+
+
+def crossval_folder(model: ModelFolder, folds: Sequence[int]) -> Path:
+    """Where the masks of a model's cross-validation are gathered."""
+    return model.path / f"crossval_results_folds_{'_'.join(map(str, folds))}"
+
+
+def trained_models(dataset_name: str) -> list[Path]:
+    """Folders of all models that were ever begun for a dataset."""
+    found = (paths.results_folder() / dataset_name).glob("samunetTrainer__*__*/plans.json")
+    return sorted(path.parent for path in found)
+
+
+def dataset_splits(dataset: Dataset) -> Splits:
+    """The dataset's folds."""
+    folder = paths.preprocessed_folder() / dataset.name
+    return load_or_make_splits(folder, sorted(dataset.cases), dataset.description.groups)
+
+
+def chosen_folds(splits: Splits, folds: Sequence[Fold] | None) -> list[int]:
+    """The folds asked for, or all.
+
+    Raises:
+        UsageError: If one of them does not exist, or is ``all``, which has no case that it was not trained on.
+    """
+    if folds is None:
+        folds = range(len(splits))
+        if not folds:
+            raise UsageError("the dataset has no folds, so there is nothing to cross-validate", "it has too few cases")
+    numbers = [int(fold) if str(fold).isdecimal() else fold for fold in folds]
+    if "all" in numbers:
+        raise UsageError(
+            "fold all is one model that was trained on every case: it has no case that it had not seen",
+            "give numbered folds, or leave out -f for all of them",
+        )
+    for fold in numbers:
+        fold_cases(splits, fold, [])
+    return sorted(set(numbers))
+
+
+def unfinished(model: ModelFolder, folds: Sequence[int]) -> list[int]:
+    """Those of the folds that are not trained and validated to the end."""
+    return [
+        fold
+        for fold in folds
+        if not (model.fold(fold) / "checkpoint_final.safetensors").is_file()
+        or not (model.fold(fold) / "validation" / "summary.json").is_file()
+    ]
+
+
+def training_command(model: ModelFolder, folds: Sequence[Fold], *flags: str) -> str:
+    """What to type to train these folds."""
+    _, plans_name, configuration = model.path.name.split("__")
+    words = ["samunet_train", model.path.parent.name, configuration, *map(str, folds), *flags]
+    return " ".join(words + (["-p", plans_name] if plans_name != DEFAULT_PLANS_NAME else []))
+
+
+def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, splits: Splits) -> dict[str, OutOfFold]:
+    """Every case that the folds validate, by name.
+
+    Only cases that the splits name count: masks that an earlier division left behind are not looked at.
+
+    Raises:
+        SamunetError: If a fold is not finished, lacks a mask, or trained on what it validates; or if two folds validate
+            the same case.
+    """
+    missing = unfinished(model, folds)
+    if missing:
+        listed = ", ".join(map(str, missing))
+        raise SamunetError(
+            f"{model.path}: fold {listed} is not trained and validated", training_command(model, missing)
+        )
+    cases: dict[str, OutOfFold] = {}
+    for fold in folds:
+        _, validation = fold_cases(splits, fold, sorted(dataset.cases))
+        seen = sorted(set(validation) & set(model.run(fold).get("training_cases", [])))
+        if seen:
+            raise SamunetError(
+                f"fold {fold} of {model.path} was trained on {len(seen)} cases that splits_final.json has it validate, "
+                f"such as {seen[0]}",
+                f"the splits changed since: {training_command(model, [fold], '--overwrite')}",
+            )
+        folder = model.fold(fold) / "validation"
+        own = {
+            name: OutOfFold(fold, folder / f"{name}{mask_ending(dataset.cases[name].images[0])}", label)
+            for name in validation
+            if (label := dataset.cases[name].label) is not None
+        }
+        lacking = [name for name, case in own.items() if not case.mask.is_file()]
+        if lacking:
+            raise SamunetError(
+                f"{folder} lacks {len(lacking)} of {len(own)} masks, such as that of {lacking[0]}",
+                training_command(model, [fold], "--val"),
+            )
+        twice = sorted(own.keys() & cases.keys())
+        if twice:
+            raise SamunetError(
+                f"case {twice[0]} is validated by fold {cases[twice[0]].fold} and by fold {fold}",
+                "give folds that have no case in common: -f",
+            )
+        cases |= own
+    return dict(sorted(cases.items()))
+
+
+def patients_of(names: Sequence[str], dataset: Dataset) -> list[str]:
+    """The patient of every case; each case its own where nothing tells patients apart."""
+    groups = dataset.description.groups or infer_groups(sorted(dataset.cases)) or {}
+    return [groups.get(name, name) for name in names]

@@ -1,0 +1,190 @@
+"""Chooses postprocessing by what it does to the Dice of masks that nothing was trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.dataset.description import Description
+from samunet.dataset.labels import Labels
+from samunet.errors import SamunetError
+from samunet.evaluation.metrics import confusion_counts, dice
+from samunet.evaluation.summary import evaluate_files
+from samunet.files import atomic_folder, write_json
+from samunet.imageio.base import Reader
+from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.inference.postprocessing import FILE_NAME, Postprocessing, Step, class_step, foreground_step
+from samunet.selection.apply import write_postprocessed
+from samunet.selection.bootstrap import class_means, mean_dice
+from samunet.selection.masks import copy_beside, description_beside, masks_in
+from samunet.workers import map_cases
+
+log = logging.getLogger(__name__)
+
+Pairs = dict[str, tuple[Path, Path]]  # case to its mask and its reference
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen, and why.
+
+    Attributes:
+        postprocessing: The accepted steps.
+        decisions: One entry per step that was tried, for people.
+        before, after: Dice ``(cases, classes)`` without and with the accepted steps.
+    """
+
+    postprocessing: Postprocessing
+    decisions: list[dict[str, Any]]
+    before: np.ndarray
+    after: np.ndarray
+
+
+def determine_postprocessing(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    dataset_json: str | Path | None = None,
+    keep_masks: bool = True,
+    num_workers: int = 0,
+) -> Chosen:
+    """Choose postprocessing for a folder of masks, and write ``postprocessing.json`` into it.
+
+    Args:
+        predictions: Folder of masks that were predicted for cases that the model had not seen.
+        references: Folder with their labels; labels without a prediction are left out.
+        dataset_json: None for the one in ``predictions``.
+        keep_masks: Also write the postprocessed masks and their ``summary.json`` to ``postprocessed`` there.
+        num_workers: Worker processes; 0 means this one.
+
+    Raises:
+        SamunetError: If a prediction has no reference, or a file cannot be read; names the case.
+    """
+    predictions = Path(predictions)
+    masks, labelled = masks_in(predictions), masks_in(Path(references))
+    description = description_beside(predictions, Path(dataset_json) if dataset_json is not None else None)
+    without = sorted(masks.keys() - labelled.keys())
+    if without:
+        raise SamunetError(
+            f"{references} has no label for {len(without)} of {len(masks)} masks, such as {without[0]}",
+            "give the folder with the labels of these cases: -ref",
+        )
+    pairs = {name: (mask, labelled[name]) for name, mask in masks.items()}
+    chosen = choose(pairs, description.labels, description, num_workers)
+    chosen.postprocessing.write(predictions / FILE_NAME, chosen.decisions)
+    if keep_masks:
+        write_chosen(pairs, chosen, description.labels, description, predictions, num_workers)
+    return chosen
+
+
+def choose(pairs: Pairs, labels: Labels, description: Description, num_workers: int) -> Chosen:
+    """Try nnU-Net's steps one after the other and keep those that help.
+
+    First the largest component of all foreground; then, where there are several classes, of each class. A step is kept
+    if the Dice that it is about rises (the mean of all classes for the first, its own for the others) and that of no
+    class falls.
+
+    Args:
+        pairs: Masks and references.
+        labels: What the masks hold.
+        description: How to read the references.
+        num_workers: Worker processes; 0 means this one.
+    """
+    reader = reader_for(description.file_ending, description.reader_override)
+    count = len(labels.foreground)
+    singles = [(class_step(labels, index), index) for index in range(count)] if count > 1 else []
+    # What a class loses goes to the background, so that classes do not touch each other and are tried in one pass over
+    # the files. Regions lie in each other: each is tried on what the steps before it left.
+    rounds = [[(foreground_step(labels), None)], *([[one] for one in singles] if labels.has_regions else [singles])]
+    steps, decisions, before, current = (), [], None, None
+    for candidates in filter(None, rounds):
+        tables = _dice_with_each(
+            pairs, Postprocessing(steps), [step for step, _ in candidates], labels, reader, num_workers
+        )
+        current = tables[0]
+        before = current if before is None else before
+        for (step, index), table in zip(candidates, tables[1:]):
+            entry = _decide(step, index, tables[0], table, labels)
+            decisions.append(entry)
+            if entry["chosen"]:
+                steps += (step,)
+                current = table if len(candidates) == 1 else _with_column(current, table, index)
+    return Chosen(Postprocessing(steps), decisions, before, current)
+
+
+def write_chosen(
+    pairs: Pairs, chosen: Chosen, labels: Labels, description: Description, source: Path, num_workers: int
+) -> None:
+    """Write the masks of ``source`` with the chosen steps, and their ``summary.json``, to ``postprocessed`` in it."""
+    reader = reader_for(description.file_ending, description.reader_override)
+    target = source / "postprocessed"
+    with atomic_folder(target) as folder:
+        files = {name: (mask, folder / mask.name) for name, (mask, _) in pairs.items()}
+        write_postprocessed(files, chosen.postprocessing, reader, num_workers)
+        scored = {name: (file, pairs[name][1]) for name, (_, file) in files.items()}
+        summary = evaluate_files(scored, labels, description.file_ending, description.reader_override, num_workers)
+        for entry in summary["metric_per_case"]:
+            entry["prediction_file"] = str(target / Path(entry["prediction_file"]).name)
+        write_json(folder / "summary.json", summary)
+        copy_beside(source, folder)
+
+
+def _dice_with_each(
+    pairs: Pairs, applied: Postprocessing, candidates: Sequence[Step], labels: Labels, reader: Reader, num_workers: int
+) -> list[np.ndarray]:
+    """Dice ``(cases, classes)`` with the steps so far, and with each candidate on top of them."""
+    arguments = [(*pair, applied, candidates, labels, reader) for pair in pairs.values()]
+    results = dict(
+        map_cases(_dice_of_case, list(pairs), arguments, num_workers=num_workers, description="Postprocessing")
+    )
+    return [np.array([results[name][index] for name in pairs], dtype=float) for index in range(1 + len(candidates))]
+
+
+def _dice_of_case(
+    mask_file: Path,
+    reference_file: Path,
+    applied: Postprocessing,
+    candidates: Sequence[Step],
+    labels: Labels,
+    reader: Reader,
+) -> list[list[float]]:
+    mask, _ = image_reader_for(mask_file, reader).read_label(mask_file)
+    reference, _ = reader.read_label(reference_file)
+    regions = [region for _, region in labels.foreground]
+    mask = applied.apply(mask)
+    rows = [[dice(count) for count in confusion_counts(mask, reference, regions, labels.ignore)]]
+    for step in candidates:
+        changed = step.apply(mask)
+        rows.append(
+            rows[0]
+            if changed is mask
+            else [dice(count) for count in confusion_counts(changed, reference, regions, labels.ignore)]
+        )
+    return rows
+
+
+def _decide(step: Step, index: int | None, current: np.ndarray, table: np.ndarray, labels: Labels) -> dict[str, Any]:
+    before, after = class_means(current), class_means(table)
+    worse = [labels.foreground[place][0] for place in np.flatnonzero(after < before)]
+    if index is None:
+        aim, old, new = "mean Dice", mean_dice(current), mean_dice(table)
+    else:
+        aim, old, new = f"Dice of {step.name}", float(before[index]), float(after[index])
+    chosen = bool(new > old and not worse)
+    why = f"{aim} {old:.4f} without, {new:.4f} with"
+    if worse:
+        why += f"; lowers {', '.join(worse)}"
+    log.info("largest component of %s: %s (%s)", step.name, "chosen" if chosen else "not chosen", why)
+    return {"step": f"largest component of {step.name}", "chosen": chosen, "why": why}
+
+
+def _with_column(current: np.ndarray, table: np.ndarray, index: int) -> np.ndarray:
+    """``current`` with the Dice of one class as in ``table``."""
+    current = current.copy()
+    current[:, index] = table[:, index]
+    return current

@@ -1,0 +1,74 @@
+"""Folders of masks: which files belong to which case, and what lies beside them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from samunet.dataset.cases import ending_in, visible
+from samunet.dataset.description import Description, description_from_json
+from samunet.errors import SamunetError, UsageError
+from samunet.files import atomic_path, read_json
+from samunet.imageio.registry import READERS
+
+BESIDE = ("dataset.json", "plans.json")
+_ENDINGS = sorted({ending for reader in READERS for ending in reader.endings})
+
+
+def masks_in(folder: Path) -> dict[str, Path]:
+    """The label maps of a folder by case.
+
+    Raises:
+        UsageError: If it is no folder.
+        SamunetError: If there is none, or two for the same case.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} is not a folder", "give a folder with masks")
+    found: dict[str, Path] = {}
+    for file in visible(Path(folder)):
+        ending = ending_in(file.name, _ENDINGS)
+        if ending is None or not file.is_file():
+            continue
+        first = found.setdefault(file.name.removesuffix(ending), file)
+        if first is not file:
+            raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
+    if not found:
+        raise SamunetError(
+            f"{folder} holds no masks ({', '.join(_ENDINGS)})", "give the folder that samunet_predict made"
+        )
+    return found
+
+
+def description_beside(folder: Path, dataset_json: Path | None = None) -> Description:
+    """The dataset.json that belongs to a folder of masks: given, or in it.
+
+    Raises:
+        SamunetError: If it is missing or wrong.
+    """
+    path = Path(dataset_json) if dataset_json is not None else Path(folder) / "dataset.json"
+    if not path.is_file():
+        raise SamunetError(
+            f"{path} does not exist", "give the dataset's: -dataset_json /path/to/DatasetXXX_Name/dataset.json"
+        )
+    return description_from_json(read_json(path), str(path))
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy dataset.json and plans.json, where they are, from one folder of masks to another."""
+    for name in BESIDE:
+        if (source / name).is_file():
+            with atomic_path(target / name) as temporary:
+                shutil.copyfile(source / name, temporary)
+
+
+def new_folder(output: Path, sources: list[Path]) -> Path:
+    """Check that results do not go where they come from.
+
+    Raises:
+        UsageError: If they would.
+    """
+    output = Path(output)
+    for source in sources:
+        if output.resolve() == Path(source).resolve():
+            raise UsageError(f"-o {output} is also an input: its masks would be replaced", "give another folder: -o")
+    return output

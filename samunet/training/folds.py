@@ -1,0 +1,199 @@
+"""Several folds of one model: one after the other, or side by side on several devices; and a table of the results."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import queue
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from samunet import paths
+from samunet.dataset.layout import find_dataset
+from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
+from samunet.dataset.splits import fold_cases
+from samunet.errors import SamunetError, UsageError
+from samunet.evaluation.summary import class_key
+from samunet.files import read_json
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.training.options import TrainingOptions
+from samunet.training.schedule import format_duration
+from samunet.workers import interrupts_held, prepare_worker
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+
+
+def train_folds(
+    dataset: str | int,
+    configuration: str = "2d",
+    folds: Sequence[Fold] = (0, 1, 2, 3, 4),
+    options: TrainingOptions | None = None,
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    devices: Sequence[str] = (),
+    progress: bool = True,
+) -> list[Path]:
+    """Train folds. Where there are several, those that are finished are left alone, unless asked for anew.
+
+    Args:
+        dataset: Its id or name.
+        configuration, options, plans_name, progress: See :func:`samunet.training.run.train_fold`.
+        folds: Which, in this order.
+        devices: Several devices train as many folds at a time, each in a process of its own; one or none: one fold
+            after the other in this process, on ``options.device``.
+
+    Returns:
+        The folds' folders, in the order of ``folds``.
+
+    Raises:
+        UsageError: If a fold is named twice.
+        SamunetError: Of the first fold that fails. Folds that others train at that moment go on to their end; no
+            further one is begun. The same call goes on from there.
+    """
+    options, dataset_name = options or TrainingOptions(), find_dataset(dataset)
+    twice = sorted({str(fold) for fold in folds if list(folds).count(fold) > 1})
+    if twice:
+        raise UsageError(f"fold {twice[0]} is named twice", "name every fold once")
+    _check_folds(dataset_name, folds)
+    model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration))
+    todo = [fold for fold in folds if len(folds) == 1 or not _is_finished(model, fold, options)]
+    done = [str(fold) for fold in folds if fold not in todo]
+    if done:
+        log.info("finished already: fold %s (--overwrite trains anew, --val validates again)", ", ".join(done))
+    jobs = [(dataset_name, configuration, fold, options, plans_name) for fold in todo]
+    if len(devices) > 1 and len(jobs) > 1:
+        _side_by_side(jobs, devices)
+    else:
+        from samunet.training.run import train_fold
+
+        for job in jobs:
+            train_fold(*job, progress=progress)
+    return [model.fold(fold) for fold in folds]
+
+
+def format_results(folders: Sequence[Path]) -> str:
+    """A table for people: per fold its cases, Dice of every class and their mean, iterations and time."""
+    runs = [(folder, read_json(folder / "run.json"), _summary(folder)) for folder in folders]
+    names: dict[str, str] = {}
+    if folders:
+        labels = ModelFolder(folders[0].parent).description.labels
+        names = {class_key(region): name for name, region in labels.foreground}
+    header = ["fold", "cases", *names.values(), "mean Dice", "iterations", "time"]
+    rows = []
+    for folder, run, summary in runs:
+        scores = [summary["mean"][key]["Dice"] if summary else None for key in names]
+        scores.append(summary["foreground_mean"]["Dice"] if summary else None)
+        cases = str(len(summary["metric_per_case"])) if summary else "-"
+        length = [str(run.get("iterations", "-")), format_duration(run.get("training_seconds", 0))]
+        rows.append([folder.name.removeprefix("fold_"), cases, *map(_score, scores), *length])
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in [header, *rows]]
+    if any(summary is None for _, _, summary in runs):
+        lines.append("fold all trains on every case: there is none left to score it on")
+    return "\n".join(lines)
+
+
+def _check_folds(dataset_name: str, folds: Sequence[Fold]) -> None:
+    """Refuse a fold that does not exist now, and not after hours of training others."""
+    path = paths.preprocessed_folder() / dataset_name / SPLITS_FILE
+    splits = read_json(path) if path.is_file() else []
+    for fold in folds if splits else ():
+        fold_cases(splits, fold, [])
+
+
+def _is_finished(model: ModelFolder, fold: Fold, options: TrainingOptions) -> bool:
+    folder = model.fold(fold)
+    if options.overwrite or options.validation_only or not (folder / "checkpoint_final.safetensors").is_file():
+        return False
+    return fold == "all" or (folder / "validation" / "summary.json").is_file()
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    path = folder / "validation" / "summary.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _side_by_side(jobs: list[tuple], devices: Sequence[str]) -> None:
+    """Train each job in a process of its own, as many at a time as there are devices."""
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    waiting, free, running, failure = list(jobs), list(devices), {}, None
+    try:
+        while running or (waiting and failure is None):
+            while waiting and free and failure is None:
+                job, device = waiting.pop(0), free.pop(0)
+                process = context.Process(
+                    target=_train_in_process, args=(job, device, log.getEffectiveLevel(), reports)
+                )
+                with interrupts_held():
+                    process.start()
+                running[job[2]] = (process, device)
+                log.info("fold %s: on %s", job[2], device)
+            ended = _wait(running, reports)
+            for fold, error in ended.items():
+                process, device = running.pop(fold)
+                process.join()
+                free.append(device)
+                failure = failure or error
+    finally:
+        # After an interruption the folds write their checkpoints before they end.
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+    if failure is not None:
+        raise failure
+
+
+def _wait(running: dict, reports: Any) -> dict[Fold, SamunetError | None]:
+    """Folds that ended, each with its error or None."""
+    while True:
+        try:
+            fold, error = reports.get(timeout=_POLL_SECONDS)
+            return {fold: error}
+        except queue.Empty:
+            pass
+        dead = {fold: process.exitcode for fold, (process, _) in running.items() if not process.is_alive()}
+        if dead and reports.empty():
+            return {
+                fold: SamunetError(
+                    f"fold {fold}: its process ended with status {status}, most likely because memory ran out",
+                    "the same command goes on from its last checkpoint; give fewer devices to train fewer at a time",
+                )
+                for fold, status in dead.items()
+            }
+
+
+def _train_in_process(job: tuple, device: str, level: int, reports: Any) -> None:
+    """What a process of :func:`_side_by_side` does; every line that it writes names its fold."""
+    prepare_worker()
+    fold = job[2]
+    logger = logging.getLogger("samunet")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"fold {fold}: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    job = (*job[:3], replace(job[3], device=device), job[4])
+    reports.put((fold, _error_of(job)))
+
+
+def _error_of(job: tuple) -> SamunetError | None:
+    from samunet.training.run import train_fold
+
+    try:
+        train_fold(*job, progress=False)
+    except SamunetError as error:
+        return error
+    except Exception as error:  # whatever it is, it must not end as a silent exit status
+        return SamunetError(f"fold {job[2]}: {type(error).__name__}: {error}")
+    return None
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
