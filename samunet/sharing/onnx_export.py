@@ -80,7 +80,7 @@ def export_onnx(
     model = open_model_folder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
     (fold,) = parse_folds(model, [fold], checkpoint)
     predictor = Predictor.from_folder(model.path, [fold], checkpoint, PredictionOptions(device="cpu"))
-    network = predictor.slices.models[0].float()
+    (network,) = model.load([fold], checkpoint)  # a prediction's may be held in 16 bits, which rounds its weights
     windows = _real_windows(predictor, _cases(model, name, images))
     log.info("exporting fold %s of %s", fold, model.path)
     with TemporaryDirectory(dir=make_folder(output.parent), prefix=".tmp-") as scratch:
