@@ -268,7 +268,7 @@ def test_prediction_applies_what_was_chosen(trained, capsys):
     model, images = model_of(trained), trained / "raw" / "Dataset998_Tiny" / "imagesTs"
     two_organs = sitk.GetArrayFromImage(sitk.ReadImage(str(images / "test_0_0000.nii.gz")))
     sitk.WriteImage(sitk.GetImageFromArray(np.tile(two_organs, (1, 1, 2))), str(trained / "two_0000.nii.gz"))
-    flags = ["-i", str(trained / "two_0000.nii.gz"), "-d", "998", "-c", "2d", "--disable_tta"]
+    flags = ["-i", str(trained / "two_0000.nii.gz"), "-d", "998", "-c", "2d", "--disable_tta", "--save_uncertainty"]
     assert predict.main([*flags, "-o", "before"]) == 0
     steps = Postprocessing((foreground_step(LABELS),))
     steps.write(model / "postprocessing.json")
@@ -280,6 +280,13 @@ def test_prediction_applies_what_was_chosen(trained, capsys):
     assert np.array_equal(without["two.nii.gz"], mask)
     assert np.array_equal(processed["two.nii.gz"], steps.apply(mask))
     assert 0 < np.count_nonzero(processed["two.nii.gz"]) < np.count_nonzero(mask)
+    # What speaks against a class is what the network says; its volume is that of the mask.
+    doubts = [json.loads((trained / name / "uncertainty" / "two.json").read_text()) for name in ("with", "without")]
+    for value in ("1", "2"):
+        own, other = (doubt["classes"][value] for doubt in doubts)
+        assert own.pop("voxels") == np.count_nonzero(processed["two.nii.gz"] == int(value))
+        assert other.pop("voxels") == np.count_nonzero(mask == int(value))
+        assert {**own, "millilitres": 0} == {**other, "millilitres": 0}
     # A fold's validation stays as the network left it: the choice is made on it.
     masks = read_masks(model / "fold_0" / "validation")
     assert train.main(["998", "2d", "0", "--val"]) == 0

@@ -1,0 +1,86 @@
+"""From a raw dataset over five folds to a model that predicts the same elsewhere, by the commands that users type."""
+
+import importlib
+import json
+import shlex
+
+import pytest
+from handed import NAME, small_encoder, small_sam
+from test_documentation import SCRIPTS
+from test_sharing import FOLDER, assert_same, masks
+
+FOLDS = ["0", "1", "2", "3", "4"]
+IDS = tuple(f"case_{index}" for index in range(10))
+SHORT = ["--iterations", "40", "--batch_size", "4", "--npz"]
+
+
+def run(command):
+    """A command line as a shell runs it."""
+    name, *words = shlex.split(command)
+    assert importlib.import_module(f"samunet.commands.{SCRIPTS[name]}").main(words) == 0, command
+
+
+def run_instructions(results):
+    """What ``inference_instructions.txt`` says, in the current folder."""
+    lines = (results / NAME / "inference_instructions.txt").read_text().splitlines()
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert commands
+    for command in commands:
+        run(command.replace("$samunet_results", str(results)))
+    return commands
+
+
+def looked_at(folder):
+    """Predicted Dice and the figures that it rests on, of every case."""
+    quality = json.loads((folder / "quality.json").read_text())
+    assert "predicted" in json.dumps(quality["cases"])
+    return quality
+
+
+@pytest.fixture(params=["small", "vit_b"])
+def planned(request, samunet_folders, tiny_dataset, monkeypatch):
+    """A preprocessed dataset of ten cases, and the flags that its training needs."""
+    if request.param == "small":
+        small_encoder(monkeypatch)
+        start = ["--random_weights"]
+    else:
+        small_sam(samunet_folders, monkeypatch)
+        start = []
+    tiny_dataset(ids=IDS)
+    run(f"samunet_plan_and_preprocess -d 998 -encoder {request.param} -image_size 64")
+    return samunet_folders, start
+
+
+@pytest.mark.slow
+def test_the_same_masks_before_and_after_the_transfer(planned, tmp_path, monkeypatch, capsys):
+    root, start = planned
+    images = root / "raw" / NAME / "imagesTs"
+    run(shlex.join(["samunet_train", "998", "2d", *FOLDS, *SHORT, *start]))
+    assert capsys.readouterr().out.splitlines()[-1] == "next: samunet_find_best_configuration 998"
+    run("samunet_find_best_configuration 998")
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  samunet_")]
+    model = root / "results" / FOLDER
+    chosen = json.loads((model / "postprocessing.json").read_text())
+
+    monkeypatch.chdir(tmp_path)
+    assert run_instructions(root / "results") == printed
+    before = masks(tmp_path / "predictions")
+    run(f"samunet_predict -i {images} -o sure --save_uncertainty")
+    assert_same(before, masks(tmp_path / "sure"))
+    run("samunet_export_model_to_zip -d 998 -o model.zip --with_base")
+
+    for folder in ("results", "preprocessed", "checkpoints"):
+        if (root / folder).is_dir():
+            (root / folder).rename(root / f"former {folder}")
+    (root / "results").mkdir()
+    run("samunet_install_pretrained_model_from_zip model.zip")
+    installed = json.loads((model / "postprocessing.json").read_text())
+    assert (installed["steps"], installed["decoding"]) == (chosen["steps"], chosen["decoding"])
+    monkeypatch.chdir(images.parent)  # the instructions that travel name the images' folder without its place
+    run_instructions(root / "results")
+    assert_same(before, masks(images.parent / "predictions"))
+    run(f"samunet_predict -i {images} -o {tmp_path / 'sure_again'} --save_uncertainty")
+    assert_same(before, masks(tmp_path / "sure_again"))
+    assert looked_at(tmp_path / "sure_again") == looked_at(tmp_path / "sure")
+    run(f"samunet_predict_from_modelfolder -m {model} -i {images} -o {tmp_path / 'by_folder'}")
+    assert_same(before, masks(tmp_path / "by_folder"))
