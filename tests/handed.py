@@ -36,7 +36,7 @@ def make_model(root, encoder="small", folds=(0, 1), kinds=("final",), **planner)
     family = "sam" if encoder == "vit_b" else "bundled"
     base = base_weights(encoder) if family == "sam" else None  # folds of the bundled encoder are whole
     for fold in folds:
-        torch.manual_seed(fold + 6)  # from here on random networks predict more than one class
+        torch.manual_seed(fold)
         network = build_network(configuration, configuration.networks[family], description, base)
         for parameter in network.parameters():
             if parameter.requires_grad:
