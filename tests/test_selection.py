@@ -26,11 +26,14 @@ from samunet.commands import (
 )
 from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
+from samunet.errors import SamunetError
+from samunet.files import write_json
 from samunet.inference.decoding import decode_for_dice
 from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing, foreground_step
 from samunet.selection import best
 from samunet.selection.instructions import prediction_commands
+from samunet.training import run as training_run
 
 SHORT = ["--iterations", "4", "--batch_size", "2", "--npz", "--random_weights"]
 FOLDS = ["0", "1", "2"]
@@ -453,3 +456,22 @@ def test_the_api_does_the_same(trained):
     summary = api.accumulate_crossval_results(998)
     information = api.find_best_configuration(998, ["2d"])
     assert information["all_results"]["samunetTrainer__samunetPlans__2d"] == summary["foreground_mean"]["Dice"]
+
+
+def test_a_fold_that_disappears_meanwhile_is_no_other_fold(tmp_path, monkeypatch):
+    """Two processes with --overwrite: one removes its fold while the other looks for those there are."""
+    model = ModelFolder(tmp_path)
+    for fold in (0, 1, 2):
+        write_json(model.fold(fold) / "run.json", {"encoder": "small"})
+    real = training_run.read_json
+
+    def removed_before(path):
+        if path.parent.name == "fold_1":
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(training_run, "read_json", removed_before)
+    assert list(training_run._runs_of_other_folds(model, 0)) == ["fold_2"]
+    (model.fold(2) / "run.json").write_text("{")
+    with pytest.raises(SamunetError, match="fold_2"):
+        training_run._runs_of_other_folds(model, 0)

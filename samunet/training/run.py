@@ -226,7 +226,7 @@ def _check_other_folds(
 ) -> None:
     """Refuse to mix plans, labels or encoders within a model."""
     folder = model.fold(fold)
-    others = [path for path in model.path.glob("fold_*/run.json") if path.parent != folder]
+    others = _runs_of_other_folds(model, fold)
     begun = others or ((folder / "run.json").is_file() and not options.overwrite)
     name = model.configuration_name
     if begun and _decisions(model.plans, name) != _decisions(plans, name):
@@ -237,11 +237,11 @@ def _check_other_folds(
         )
     if begun:
         agreement.check_same_outputs(description, source / "dataset.json", model.description, model.path)
-    for path in others:
-        encoder = read_json(path).get("encoder")
+    for other, run in others.items():
+        encoder = run.get("encoder")
         if encoder != choice.network.encoder:
             raise SamunetError(
-                f"{path.parent.name} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
+                f"{other} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
                 f"all folds of a model use one encoder: add -encoder {encoder}",
             )
 
@@ -261,8 +261,22 @@ def _prepare_folder(
 
 def _base_of_other_folds(model: ModelFolder, fold: Fold, encoder: str) -> dict | None:
     """Base weights that the model's other folds began with: all folds share them."""
-    others = [read_json(path) for path in model.path.glob("fold_*/run.json") if path.parent != model.fold(fold)]
-    return next((run["base"] for run in others if run.get("encoder") == encoder and run.get("base")), None)
+    others = _runs_of_other_folds(model, fold)
+    return next((run["base"] for run in others.values() if run.get("encoder") == encoder and run.get("base")), None)
+
+
+def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
+    """``run.json`` of the folds that were begun, by folder; another process may be removing one to train it anew."""
+    runs = {}
+    for path in sorted(model.path.glob("fold_*/run.json")):
+        if path.parent == model.fold(fold):
+            continue
+        try:
+            runs[path.parent.name] = read_json(path)
+        except SamunetError:
+            if path.exists():
+                raise
+    return runs
 
 
 def _decisions(plans: Plans, configuration_name: str) -> dict:
