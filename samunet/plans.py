@@ -92,7 +92,8 @@ class NetworkPlan:
         input_shape: ``[height, width]`` of the network's input in pixels.
         spacing: Millimetres per input pixel (the same along both axes); None without physical spacing, where the long
             side of each image is scaled to the input, or reduced fourfold if it is still larger then.
-        head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with a convolutional path).
+        head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with features
+            of the encoder's depths and of a stem).
         adaptation: ``lora`` or ``adapter`` (SAM's weights stay, small modules beside them train) or ``full`` (SAM's
             weights train). What is new, such as the class tokens, always trains.
         lora, adapter: Settings; None unless ``adaptation`` has that name.
