@@ -261,6 +261,26 @@ def read_plans(path: Path) -> Plans:
     return plans
 
 
+def plans_called(name: str, folder: Path) -> Plans:
+    """The plans of a dataset by their name.
+
+    Args:
+        name: Such as ``samunetPlans``.
+        folder: The dataset's, in ``samunet_preprocessed``.
+
+    Raises:
+        SamunetError: If there are none of that name, with those there are; or as :func:`read_plans`.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        there = ", ".join(file.stem for file in sorted(folder.glob("*Plans*.json"))) or "none"
+        raise SamunetError(
+            f"{folder.name} has no plans called {name} (plans there: {there})",
+            f"samunet_plan_and_preprocess -d {folder.name}",
+        )
+    return read_plans(path)
+
+
 def fingerprint_of(*parts: Any) -> str:
     """A short hash of plain data or dataclasses, to notice that something changed."""
     plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]

@@ -14,7 +14,7 @@ from samunet.dataset.layout import find_dataset, load_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.files import make_folder
 from samunet.inference.overlays import save_overlay
-from samunet.plans import DEFAULT_PLANS_NAME, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.run import stored_cases
 from samunet.preprocessing.store import StoredCase
@@ -55,10 +55,7 @@ def plot_overlays(
         cases: dict[str, Case | StoredCase] = dict(loaded.cases)
     else:
         source = paths.preprocessed_folder() / name
-        file = source / f"{plans_name}.json"
-        if not file.is_file():
-            raise SamunetError(f"{name} has no plans called {plans_name}", f"samunet_plan_and_preprocess -d {name}")
-        plans, description = read_plans(file), read_description(source)
+        plans, description = plans_called(plans_name, source), read_description(source)
         wanted = plans.configuration(configuration)
         names = sorted(
             path.name.removesuffix("_seg.b2nd") for path in (source / wanted.data_identifier).glob("*_seg.b2nd")

@@ -27,7 +27,7 @@ from samunet.network.checkpoints import find_checkpoint
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
-from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, plans_called
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.run import store_cases, stored_cases
@@ -82,7 +82,7 @@ class OwnImages:
         progress: bool = True,
     ) -> None:
         source = paths.preprocessed_folder() / dataset
-        plans, self.description = _read_plans(source, plans_name), read_description(source)
+        plans, self.description = plans_called(plans_name, source), read_description(source)
         self.configuration = plans.configuration(configuration)
         self.network = _network(plans, self.configuration, encoder, checkpoint, device)
         self.encoder = self.network.encoder
@@ -202,17 +202,6 @@ class ReconstructionModel(nn.Module):
             name: trained[name].detach().to(value.dtype) if name in trained else value
             for name, value in self._others.items()
         }
-
-
-def _read_plans(source: Path, plans_name: str) -> Plans:
-    path = source / f"{plans_name}.json"
-    if not path.is_file():
-        there = ", ".join(file.stem for file in source.glob("*Plans*.json")) or "none"
-        raise SamunetError(
-            f"{source.name} has no plans called {plans_name} (plans there: {there})",
-            f"samunet_plan_and_preprocess -d {source.name}",
-        )
-    return read_plans(path)
 
 
 def _network(

@@ -23,7 +23,7 @@ from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
-from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, read_plans
+from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, plans_called
 from samunet.preprocessing.run import check_channels, stored_cases
 from samunet.quality.calibration import write_calibration
 from samunet.training.cached_model import check_frozen
@@ -62,7 +62,7 @@ def train_fold(
         SamunetError: If something is missing, was made with other plans, or the fold is finished already.
     """
     source = paths.preprocessed_folder() / dataset_name
-    plans, description = _read_plans(source, plans_name), read_description(source)
+    plans, description = plans_called(plans_name, source), read_description(source)
     configuration = plans.configuration(configuration_name)
     fingerprint = read_fingerprint(source / FINGERPRINT_FILE)
     names = sorted(fingerprint.cases)
@@ -135,17 +135,6 @@ def _starting_weights(
         may_download=True,
         progress=progress,
     )
-
-
-def _read_plans(source: Path, plans_name: str) -> Plans:
-    path = source / f"{plans_name}.json"
-    if not path.is_file():
-        there = ", ".join(file.stem for file in source.glob("*Plans*.json")) or "none"
-        raise SamunetError(
-            f"{source.name} has no plans called {plans_name} (plans there: {there})",
-            f"samunet_plan_and_preprocess -d {source.name}",
-        )
-    return read_plans(path)
 
 
 def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
