@@ -105,7 +105,7 @@ def make_model(
     raw = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
     description = description_from_json(raw, "dataset.json")
     spacing, shape = [3.0, 1.0, 1.0], [20, plane, plane]
-    case = CaseFingerprint(spacing, shape, shape, {}, {}, {}, True, [0.0], [1000.0])
+    case = CaseFingerprint(spacing, shape, shape, {}, {}, {}, {}, True, [0.0], [1000.0])
     statistics = IntensityStatistics(500.0, 500.0, 100.0, 0.0, 1000.0, 250.0, 750.0)
     fingerprint = Fingerprint([spacing], [shape], {"0": statistics}, 1.0, {"a": case}, [], True, "benchmark")
     plans = plan(

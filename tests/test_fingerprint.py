@@ -76,6 +76,19 @@ def test_classes(fingerprint):
     assert case.class_voxels == {"1": 3, "2": 2, "3": 0}
     assert case.class_slices == {"1": 2, "2": 1, "3": 0}
     assert case.class_components == {"1": [2, 1, 1.5, 2], "2": [1, 2, 2.0, 2], "3": [0]}
+    # Three single voxels; two voxels side by side along y.
+    assert case.class_faces == {"1": [6, 6, 6], "2": [4, 2, 4], "3": [0, 0, 0]}
+
+
+def test_faces_to_voxels_without_annotation_do_not_count(dataset, samunet_folders):
+    _, label = first_case()
+    label[2, 2, 2] = 4  # of class 1; beside class 2 along x, and beside background everywhere else
+    write(samunet_folders / "raw" / NAME, "a", [], label)
+    content = json.loads((samunet_folders / "raw" / NAME / "dataset.json").read_text())
+    content["labels"]["ignore"] = 4
+    (samunet_folders / "raw" / NAME / "dataset.json").write_text(json.dumps(content))
+    case = extract_fingerprint(load_dataset(NAME), progress=False).cases["a"]
+    assert case.class_faces == {"1": [4, 4, 4], "2": [4, 2, 3], "3": [0, 0, 0]}
 
 
 def test_a_case_without_foreground(fingerprint):

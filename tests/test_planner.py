@@ -23,11 +23,13 @@ def describe(channels=("MRI",), labels=("background", "a", "b"), ending=".nii.gz
     return description_from_json(content, "dataset.json")
 
 
-def measure(shapes, spacings, physical=True, channels=1, largest=1000.0, kept=1.0, integer=True):
+def measure(
+    shapes, spacings, physical=True, channels=1, largest=1000.0, kept=1.0, integer=True, voxels=9, faces=(0, 0, 0)
+):
     cases = {
         f"case_{index}": CaseFingerprint(
-            spacing=list(spacing), shape=list(shape), shape_after_crop=list(shape), class_voxels={"1": 9},
-            class_slices={"1": 2}, class_components={"1": [1, 9, 9.0, 9]}, integer=integer, minimum=[0.0] * channels,
+            spacing=list(spacing), shape=list(shape), shape_after_crop=list(shape), class_voxels={"1": voxels},
+            class_slices={"1": 2}, class_faces={"1": faces}, class_components={"1": [1, 9, 9.0, 9]}, integer=integer, minimum=[0.0] * channels,
             maximum=[largest] * channels,
         )
         for index, (shape, spacing) in enumerate(zip(shapes, spacings))
@@ -108,6 +110,15 @@ def test_slices_across_the_last_axis_are_reduced_to_the_median():
     assert bundled.input_shape == [160, 224]  # 40 / 60 of 224 are 149.3 px, ten patches of 16
     assert bundled.spacing == pytest.approx(120 / 224)  # the long side has 120 mm
     assert bundled.input_channels == "neighbours"  # 8 mm are 4 pixels
+
+
+@pytest.mark.parametrize(("edges", "size"), [(0, 224), (400, 224), (600, 336), (900, 448), (1100, 560), (9000, 560)])
+def test_thin_structures_get_a_larger_input(edges, size):
+    # 1000 pixels of 0.5 x 0.5 mm with so many edges: 2000 / (edges x pi / 4) pixels wide, of a slice of 600.
+    fingerprint = measure([(9, 600, 600)] * 3, [(3, 0.5, 0.5)] * 3, voxels=1000, faces=(7, edges // 2, edges // 2))
+    bundled = make_plan(fingerprint).configuration("2d").networks["bundled"]
+    assert bundled.input_shape == [size, size]
+    assert ("thin structures" in bundled.why["input_shape"]) == (size > 224)
 
 
 def test_unequal_pixels_give_an_input_in_millimetres():

@@ -1,5 +1,6 @@
 """Every planning rule, with decisions worked out by hand."""
 
+import numpy as np
 import pytest
 
 from samunet.encoders import ENCODERS, encoder_facts
@@ -111,6 +112,49 @@ def test_input_channels(channels, slices, pixel, physical, expected):
 )
 def test_input_size(facts, side, allowed, expected):
     assert decided(rules.input_size(facts, side, allowed)) == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "share", "expected"),
+    [
+        (600, 2 / 224, 224),  # two pixels wide at 224 px
+        (600, 2 / 225, 336),
+        (600, 2 / 448, 448),
+        (600, 0.001, 560),  # the largest
+        (448, 0.001, 448),  # nothing is reduced there
+        (300, 0.001, 336),
+        (200, 0.001, 224),
+    ],
+)
+def test_input_size_of_thin_structures(side, share, expected):
+    assert decided(rules.input_size(SMALL, side, [448], share)) == expected
+    assert decided(rules.input_size(VIT_B, side, [448], share)) == 448  # SAM's is the largest there is
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ([112, 80], 12),
+        ([128, 128], 12),
+        ([144, 144], 6),
+        ([224, 192], 4),
+        ([224, 224], 4),
+        ([336, 224], 2),
+        ([560, 544], 2),
+    ],
+)
+def test_effective_batch(shape, expected):
+    assert rules.effective_batch(SMALL, shape) == expected
+    assert rules.effective_batch(VIT_B, shape) == 12
+
+
+def test_structure_width():
+    # A band of width 3 and length 1000 along an axis has edges of 2000; on average over directions 4 / pi times that.
+    assert rules.structure_width(3000, 2000 * 4 / np.pi) == pytest.approx(3)
+    y, x = np.mgrid[:201, :201] - 100
+    disc = y**2 + x**2 < 80**2
+    edges = np.count_nonzero(disc[1:] != disc[:-1]) + np.count_nonzero(disc[:, 1:] != disc[:, :-1])
+    assert rules.structure_width(disc.sum(), edges) == pytest.approx(80, rel=0.01)
 
 
 @pytest.mark.parametrize(

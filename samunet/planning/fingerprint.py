@@ -33,6 +33,8 @@ class CaseFingerprint:
         shape_after_crop: After cropping to the content.
         class_voxels: Voxels of every foreground class, by label value as text; 0 where the class is absent.
         class_slices: Slices along the first axis that contain the class.
+        class_faces: Faces between voxels of the class and others, by the array axis they are crossed along; those to
+            voxels without annotation are left out.
         class_components: Connected components (26 neighbours): number, and smallest, median and largest size in voxels.
         integer: Whether every voxel is a whole number.
         minimum, maximum: Intensities per channel.
@@ -43,6 +45,7 @@ class CaseFingerprint:
     shape_after_crop: list[int]
     class_voxels: dict[str, int]
     class_slices: dict[str, int]
+    class_faces: dict[str, list[int]]
     class_components: dict[str, list[float]]
     integer: bool
     minimum: list[float]
@@ -148,9 +151,10 @@ def _measure_case(
     """
     image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
     labels = description.labels
+    classes = labels.values[1:]
+    faces = _faces(label, max(classes) + 1, labels.ignore)
     if labels.ignore is not None:
         label[label == labels.ignore] = 0
-    classes = labels.values[1:]
     # The first axis of a case is its slice axis in all but a few datasets; the figure informs, no rule rests on it.
     counts = np.stack([_count(plane, max(classes) + 1) for plane in label])
     box = bounding_box(content_mask(image.array))
@@ -166,6 +170,7 @@ def _measure_case(
         shape_after_crop=[stop - start for start, stop in box],
         class_voxels={str(value): int(counts[:, value].sum()) for value in classes},
         class_slices={str(value): int(np.count_nonzero(counts[:, value])) for value in classes},
+        class_faces={str(value): faces[:, value].tolist() for value in classes},
         class_components=_component_sizes(crop(label, bounding_box(label > 0)) if len(chosen) else label, classes),
         integer=integer,
         minimum=[minimum for minimum, _ in extrema],
@@ -177,6 +182,19 @@ def _measure_case(
 def _count(plane: np.ndarray, length: int) -> np.ndarray:
     """Voxels of each of the values 0 to ``length`` - 1."""
     return sum(np.bincount(piece, minlength=length) for (piece,) in pieces(plane))
+
+
+def _faces(label: np.ndarray, length: int, ignore: int | None) -> np.ndarray:
+    """``(3, length)``: for each of the values 0 to ``length`` - 1, its faces to other values along every axis."""
+    faces = np.zeros((3, length), dtype=np.int64)
+    for index, plane in enumerate(label):
+        neighbours = [(label[max(0, index - 1)], plane), (plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])]
+        for axis, pair in enumerate(neighbours):
+            differ = pair[0] != pair[1]
+            if ignore is not None:
+                differ &= (pair[0] != ignore) & (pair[1] != ignore)
+            faces[axis] += sum(np.bincount(side[differ], minlength=length) for side in pair)
+    return faces
 
 
 def _draw(number: int, samples: int) -> np.ndarray:

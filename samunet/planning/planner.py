@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -58,6 +60,7 @@ class _Slices:
     extent: list[float]
     stored_pixel: float | None
     count: int
+    thinnest: float
     input_channels: str
     input_channels_why: str
 
@@ -81,7 +84,15 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     extent = [float(side) for side in np.median(shapes[:, 1:] * pixels, axis=0)]
     pixel = float(np.median(pixels))
     channels, channels_why = rules.input_channels(len(description.channel_names), target[order[0]], pixel, physical)
-    slices = _Slices(median_shape, extent, pixel if physical else None, int(shapes[:, 0].sum()), channels, channels_why)
+    slices = _Slices(
+        median_shape=median_shape,
+        extent=extent,
+        stored_pixel=pixel if physical else None,
+        count=int(shapes[:, 0].sum()),
+        thinnest=_thinnest(fingerprint, order) / max(extent),
+        input_channels=channels,
+        input_channels_why=channels_why,
+    )
     schemes = _normalization(description, fingerprint, unit_range=options.recipe == "samed")
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
@@ -155,13 +166,13 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
             for side in rules.SAM_INPUT_SIZES
             if _estimate(facts, _shape(side, slices, facts), adapted).for_batch(1) <= budget
         ] or [rules.SAM_INPUT_SIZES[-1]]
-        size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed)
+        size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
         if samed:
             size, size_why = rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
     shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
     estimate = _estimate(facts, shape, adapted)
-    effective = {"effective": rules.SAMED_BATCH} if samed else {}
-    (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, **effective)
+    effective = rules.SAMED_BATCH if samed else rules.effective_batch(facts, shape)
+    (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
     head, head_why = rules.head(facts)
     rate, rate_why = rules.learning_rate(facts, adapted["adaptation"], adapted["components"], batch * accumulation)
     channels, channels_why = slices.input_channels, slices.input_channels_why
@@ -221,6 +232,20 @@ def _stored(fingerprint: Fingerprint, order: list[int], spacing: list[float] | N
         shapes.append([depth, *shape])
         pixels.append(pixel or [1.0, 1.0])
     return np.array(shapes), np.array(pixels)
+
+
+def _thinnest(fingerprint: Fingerprint, order: list[int]) -> float:
+    """Mean in-plane width of the thinnest class over all cases, in mm, or in pixels without physical spacing."""
+    _, down, across = order
+    areas, perimeters = Counter(), Counter()
+    for case in fingerprint.cases.values():
+        height, width = case.spacing[down], case.spacing[across]
+        for value, voxels in case.class_voxels.items():
+            faces = case.class_faces[value]
+            areas[value] += voxels * height * width
+            perimeters[value] += faces[down] * width + faces[across] * height
+    widths = [rules.structure_width(areas[value], length) for value, length in perimeters.items() if length]
+    return min(widths, default=math.inf)
 
 
 def _normalization(description: Description, fingerprint: Fingerprint, unit_range: bool) -> list[tuple[str, str]]:

@@ -20,9 +20,12 @@ Decision = tuple  # (value, reason)
 
 SAM_INPUT_SIZES = (1024, 896, 672, 448)
 SMALL_INPUT_SIZES = (112, 224)
+_THIN_INPUT_SIZES = (336, 448, 560)
 _LARGEST_ENLARGING = 2.0
+_LEAST_WIDTH = 2.0  # the small encoder's masks have half the input's resolution
 NEIGHBOUR_SPACING_LIMIT = 5.0
 _EFFECTIVE_BATCH = 12
+_SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
 SAMED_INPUT_SIZE = 512
 RECIPES = ("samunet", "samed")
@@ -97,13 +100,26 @@ def input_channels(num_channels: int, slice_spacing: float, pixel_spacing: float
     return "repeat", f"one channel; {reason}"
 
 
-def input_size(facts: EncoderFacts, median_long_side: float, allowed: Sequence[int]) -> Decision:
+def structure_width(area: float, perimeter: float) -> float:
+    """Mean width of structures: that of a band with their area and perimeter; of a disc its radius.
+
+    Args:
+        area: In the plane of the slices.
+        perimeter: Sum of the lengths of pixel edges, which on average over all directions is 4 / pi times the border.
+    """
+    return 2 * area / (perimeter * math.pi / 4)
+
+
+def input_size(
+    facts: EncoderFacts, median_long_side: float, allowed: Sequence[int], thinnest: float = math.inf
+) -> Decision:
     """Long side of the network's input in pixels.
 
     Args:
         facts: The encoder.
         median_long_side: Of the stored slices, in pixels.
         allowed: Sizes that memory allows, largest first; for the bundled encoder it is not consulted.
+        thinnest: Mean width of the thinnest class, as a share of the long side; consulted for the bundled encoder.
     """
     if facts.family == "sam":
         size = allowed[0]
@@ -111,10 +127,16 @@ def input_size(facts: EncoderFacts, median_long_side: float, allowed: Sequence[i
         return size, f"{size} px: {native} (enlarging a slice does no harm, reducing it does: SAMed)"
     wanted = median_long_side * _LARGEST_ENLARGING
     size = next((size for size in SMALL_INPUT_SIZES if size >= wanted), SMALL_INPUT_SIZES[-1])
-    return size, (
-        f"{size} px: the smallest that enlarges a slice of {median_long_side:g} px {_LARGEST_ENLARGING:g}-fold, "
-        f"or else the largest ({SMALL_INPUT_SIZES[-1]})"
+    reason = (
+        f"the smallest that enlarges a slice of {median_long_side:g} px {_LARGEST_ENLARGING:g}-fold, "
+        f"or else {SMALL_INPUT_SIZES[-1]}"
     )
+    for larger in _THIN_INPUT_SIZES:
+        if thinnest * size >= _LEAST_WIDTH or size >= median_long_side:
+            break
+        reason = f"thin structures, {thinnest * size:.1f} px wide at {size} px, are {thinnest * larger:.1f} px wide"
+        size = larger
+    return size, f"{size} px: {reason}"
 
 
 def input_shape(long_side: int, extent: Sequence[float], patch: int) -> Decision:
@@ -187,8 +209,16 @@ def head(facts: EncoderFacts) -> Decision:
     )
 
 
+def effective_batch(facts: EncoderFacts, input_shape: Sequence[int]) -> int:
+    """Images per update: SAM's 12; of the small encoder 2 to 12, so that an update sees about 200,000 pixels."""
+    if facts.family == "sam":
+        return _EFFECTIVE_BATCH
+    fitting = _SMALL_STEP_PIXELS // math.prod(input_shape)
+    return max(size for size in (12, 6, 4, 3, 2) if size <= max(2, fitting))
+
+
 def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int, effective: int = _EFFECTIVE_BATCH) -> Decision:
-    """Images per step within the memory target, and accumulation up to an effective batch of 12 (SAMed: 24)."""
+    """Images per step within the memory target, and accumulation up to the effective batch (SAMed: 24)."""
     fitting = max(1, (budget - bytes_fixed) // max(1, bytes_per_image))
     size = next(size for size in range(effective, 0, -1) if effective % size == 0 and size <= fitting)
     return (size, effective // size), f"{fitting} images fit into {budget / 1e9:.3g} GB; {effective} make one update"
