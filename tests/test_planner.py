@@ -29,8 +29,8 @@ def measure(
     cases = {
         f"case_{index}": CaseFingerprint(
             spacing=list(spacing), shape=list(shape), shape_after_crop=list(shape), class_voxels={"1": voxels},
-            class_slices={"1": 2}, class_faces={"1": faces}, class_components={"1": [1, 9, 9.0, 9]}, integer=integer, minimum=[0.0] * channels,
-            maximum=[largest] * channels,
+            class_slices={"1": 2}, class_faces={"1": list(faces)}, class_components={"1": [1, 9, 9.0, 9]},
+            integer=integer, minimum=[0.0] * channels, maximum=[largest] * channels,
         )
         for index, (shape, spacing) in enumerate(zip(shapes, spacings))
     }  # fmt: skip
