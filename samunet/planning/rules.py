@@ -103,7 +103,8 @@ def input_size(facts: EncoderFacts, median_long_side: float, allowed: Sequence[i
     Args:
         facts: The encoder.
         median_long_side: Of the stored slices, in pixels.
-        allowed: Sizes that memory allows, largest first; for the bundled encoder it is not consulted.
+        allowed: Sizes that memory allows, with :func:`checkpoint_blocks` if need be, largest first; for the bundled
+            encoder it is not consulted.
     """
     if facts.family == "sam":
         size = allowed[0]
@@ -184,6 +185,28 @@ def head(facts: EncoderFacts) -> Decision:
     return (
         "detail",
         "borders are learnt sooner with the encoder's detail than from its last tokens alone (measured)",
+    )
+
+
+def checkpoint_blocks(plain: int, checkpointed: int, budget: int) -> Decision:
+    """Whether the encoder's blocks are computed a second time in the backward pass (Chen et al. 2016), to save memory.
+
+    Only where one image does not fit otherwise, but before the input shrinks: that costs accuracy (SAMed), this time.
+
+    Args:
+        plain, checkpointed: Bytes of a step with one image, without and with it.
+        budget: The memory target in bytes.
+    """
+    needed = f"a step with one image takes {plain / 1e9:.3g} GB"
+    least, target = f"{checkpointed / 1e9:.3g} GB", f"{budget / 1e9:.3g} GB"
+    if plain <= budget:
+        return False, f"{needed}, within {target}"
+    if checkpointed >= plain:
+        return False, f"{needed}, more than {target}, and computing blocks twice would save nothing"
+    result = "fits" if checkpointed <= budget else "still does not fit, but comes nearest"
+    return True, (
+        f"{needed}, more than {target}; with the encoder's blocks computed a second time in the backward pass it takes "
+        f"{least} and {result}. That costs about a third more time, a smaller input would cost accuracy (SAMed)"
     )
 
 
