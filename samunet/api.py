@@ -123,9 +123,10 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
     for network in plans.configuration("2d").networks.values():
         height, width = network.input_shape
         log.info(
-            "%s: input %d x %d px, batch %d x %d, %.1f GB, %.0f GFLOP for each training image",
+            "%s: input %d x %d px, batch %d x %d, %.1f GB%s, %.0f GFLOP for each training image",
             network.encoder, height, width, network.batch_size, network.accumulation,
-            network.memory_bytes / 1e9, network.training_gflops,
+            network.memory_bytes / 1e9, " with blocks computed twice" if network.checkpoint_blocks else "",
+            network.training_gflops,
         )  # fmt: skip
     return plans
 

@@ -104,9 +104,11 @@ class NetworkPlan:
         learning_rate, weight_decay: Of AdamW at its peak; decay acts on matrices only.
         training_images: Images drawn in a whole training where the user states no budget, per kind of device.
         memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
-        training_gflops: Predicted work per training image, in 10^9 floating-point operations.
+        training_gflops: Predicted work per training image, in 10^9 floating-point operations, none counted twice.
         components: What is adapted: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
         recipe: How the network is trained: ``samunet``, or ``samed`` (SAMed's loss, schedule and input range).
+        checkpoint_blocks: Whether the encoder's blocks are computed a second time in the backward pass instead of
+            keeping what it needs (activation checkpointing). Changes memory and time, not the result.
         why: Reasons.
     """
 
@@ -128,6 +130,7 @@ class NetworkPlan:
     adapter: AdapterPlan | None = None
     components: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     recipe: Literal["samunet", "samed"] = "samunet"
+    checkpoint_blocks: bool = False
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -338,6 +341,8 @@ def _network_contradictions(family: str, network: NetworkPlan, physical: bool) -
     yield from adaptation_problems(
         network.encoder, network.adaptation, network.components, network.lora, network.adapter
     )
+    if network.checkpoint_blocks and facts and facts.stages:
+        yield "checkpoint_blocks", f"must be false for {network.encoder}, whose blocks keep what they compute"
     if (network.spacing is None) == physical:
         yield "spacing", "must be a number with physical_spacing, and null without"
 

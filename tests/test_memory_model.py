@@ -16,9 +16,11 @@ from samunet.plans import AdapterPlan, LoraPlan
 VIT_B = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
 
 
-def saved_bytes(facts, adaptation: str, size: tuple[int, int], blocks: list[int]) -> int:
+def saved_bytes(
+    facts, adaptation: str, size: tuple[int, int], blocks: list[int], *, checkpoint_blocks: bool = False
+) -> int:
     """Bytes that the encoder's graph keeps, parameters apart."""
-    encoder = build_encoder(facts)
+    encoder = build_encoder(facts, checkpoint_blocks=checkpoint_blocks)
     if adaptation == "lora":
         encoder = add_lora(encoder, LoraPlan(blocks=blocks))
     else:
@@ -48,6 +50,39 @@ def test_kept_bytes(facts, half, size, adaptation):
     )
     assert predicted - predicted_late == pytest.approx(whole - late, rel=0.1)
     assert predicted_late == pytest.approx(late, rel=0.2)
+
+
+@pytest.mark.parametrize("adaptation", ["lora", "adapter"])
+@pytest.mark.parametrize("size", [(448, 448), (512, 320)])
+def test_checkpointed_blocks_keep_their_input_alone(size, adaptation):
+    tokens = size[0] // 16 * (size[1] // 16)
+    whole, late = (
+        saved_bytes(VIT_B, adaptation, size, blocks, checkpoint_blocks=True) for blocks in ([0, 1, 2, 3], [2, 3])
+    )
+    assert whole - late == 2 * tokens * 768 * 4
+    assert whole < 0.35 * saved_bytes(VIT_B, adaptation, size, [0, 1, 2, 3])
+    # While a block is computed again, it has all that it keeps otherwise; the one with the most tells the peak.
+    each = [resources.block_bytes(VIT_B, [side // 16 for side in size], index, adaptation, "cpu") for index in range(4)]
+    for first in (0, 2):
+        predicted, _ = resources.encoder_bytes(VIT_B, list(size), first, adaptation, "cpu", checkpoint_blocks=True)
+        assert predicted == (3 - first) * tokens * 768 * 4 + max(each[first:])
+
+
+def test_what_cannot_be_saved_is_not_promised():
+    """One adapted block keeps what it kept; a frozen encoder keeps nothing; TinyViT has no such blocks."""
+    for name, components, blocks in (
+        ("vit_b", "encoder_decoder", [11]), ("vit_b", "decoder", "all"), ("vit_t", "encoder_decoder", "all"),
+    ):  # fmt: skip
+        plain, twice = (
+            resources.estimate(ENCODERS[name], [448, 448], "lora", components, blocks, checkpoint_blocks=flag)
+            for flag in (False, True)
+        )
+        assert plain == twice
+    plain, twice = (
+        resources.estimate(ENCODERS["vit_b"], [448, 448], "lora", checkpoint_blocks=flag) for flag in (False, True)
+    )
+    assert twice.training_flops == plain.training_flops  # useful work
+    assert twice.fixed_bytes == plain.fixed_bytes
 
 
 def test_weights_of_adapters_by_hand():

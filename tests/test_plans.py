@@ -76,6 +76,14 @@ def test_round_trip_without_physical_spacing(path):
     assert configuration.networks["sam"].spacing is None
 
 
+def test_plans_from_before_checkpointing_go_on_loading(path):
+    assert sam(json.loads(path.read_text())).pop("checkpoint_blocks") is False
+    edit(path, lambda data: sam(data).pop("checkpoint_blocks"))
+    assert read_plans(path).configuration("2d").networks["sam"] == make_network()
+    edit(path, lambda data: sam(data).update(checkpoint_blocks=True))
+    assert read_plans(path).configuration("2d").networks["sam"] == make_network(checkpoint_blocks=True)
+
+
 def test_a_whole_number_may_stand_for_a_fraction(path):
     edit(path, lambda data: data.update(gpu_memory_target_gb=8))
     assert read_plans(path).gpu_memory_target_gb == 8.0
@@ -142,6 +150,11 @@ def sam(data):
         (lambda data: sam(data)["lora"].update(targets=[]), r"networks\.sam\.lora\.targets: .*at least 1"),
         (lambda data: sam(data).update(lora=None), r"networks\.sam\.lora must be given with"),
         (lambda data: sam(data).update(adaptation="full"), r"networks\.sam\.lora must not be given with"),
+        (lambda data: sam(data).update(checkpoint_blocks=1), r"networks\.sam\.checkpoint_blocks: .*boolean"),
+        (
+            lambda data: sam(data).update(encoder="vit_t", checkpoint_blocks=True),
+            r"networks\.sam\.checkpoint_blocks must be false for vit_t",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(path, change, expected):

@@ -1,5 +1,7 @@
 """Every planning rule, with decisions worked out by hand."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -199,6 +201,22 @@ def test_batch_size(fixed, image, budget, expected):
     batch, accumulation = decided(rules.batch_size(fixed * 10**8, image * 10**8, budget * 10**8))
     assert (batch, accumulation) == expected
     assert batch * accumulation == 12
+
+
+@pytest.mark.parametrize(
+    ("plain", "checkpointed", "budget", "expected", "reason"),
+    [
+        (80, 20, 80, False, "takes 8 GB, within 8 GB"),
+        (81, 20, 80, True, "takes 8.1 GB, more than 8 GB; .* takes 2 GB and fits"),
+        (81, 80, 80, True, "takes 8 GB and fits"),
+        (90, 85, 80, True, "takes 8.5 GB and still does not fit, but comes nearest"),
+        (90, 90, 80, False, "more than 8 GB, and computing blocks twice would save nothing"),
+    ],
+)
+def test_checkpoint_blocks(plain, checkpointed, budget, expected, reason):
+    decision, why = rules.checkpoint_blocks(plain * 10**8, checkpointed * 10**8, budget * 10**8)
+    assert decision is expected
+    assert re.search(reason, why)
 
 
 def test_learning_rate():

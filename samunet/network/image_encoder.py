@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,7 @@ from samunet.encoders import EncoderFacts
 from samunet.network.attention import block_attention
 from samunet.network.frozen_prefix import Part, State, run
 from samunet.network.projection import to_autocast
+from samunet.network.recomputation import compute_twice
 from samunet.network.sam_modules import Block, ImageEncoderViT
 
 _GROUPS = 8
@@ -43,12 +45,14 @@ class ImageEncoder(ImageEncoderViT):
 
     Args:
         facts: The encoder to build.
+        checkpoint_blocks: Whether a block keeps only its input for the backward pass; see
+            :mod:`samunet.network.recomputation`.
 
     Attributes:
         tap_widths, gives_details: Channels of every tap, and whether there are details (:class:`Features`).
     """
 
-    def __init__(self, facts: EncoderFacts) -> None:
+    def __init__(self, facts: EncoderFacts, *, checkpoint_blocks: bool = False) -> None:
         super().__init__(
             img_size=facts.native_size,
             patch_size=facts.patch_size,
@@ -64,6 +68,7 @@ class ImageEncoder(ImageEncoderViT):
             global_attn_indexes=facts.global_blocks,
         )
         self.patch_size = facts.patch_size
+        self.checkpoint_blocks = checkpoint_blocks
         self.tap_blocks = facts.global_blocks[:-1]
         self.tap_widths = (facts.width,) * len(self.tap_blocks)
         self.gives_details = facts.convolutional_stem
@@ -101,7 +106,7 @@ class ImageEncoder(ImageEncoderViT):
             return (tokens,) if embedding_only else (tokens, *details)
 
         blocks = [
-            Part.of(block, partial(_run_block, block), keep=index in self.tap_blocks and not embedding_only)
+            Part.of(block, self._change(block), keep=index in self.tap_blocks and not embedding_only)
             for index, block in enumerate(self.blocks)
         ]
         stem = Part([self.pos_embed, *self.patch_embed.parameters()], embed)
@@ -112,6 +117,10 @@ class ImageEncoder(ImageEncoderViT):
         embedding, *rest = state
         details = len(self.patch_embed.layers) - 1 if self.gives_details else 0
         return Features(embedding, tuple(rest[details:]), tuple(rest[:details]))
+
+    def _change(self, block: Block) -> Callable[[Tensor], Tensor]:
+        change = partial(_run_block, block)
+        return partial(compute_twice, change, list(block.parameters())) if self.checkpoint_blocks else change
 
     def _initialise(self) -> None:
         """Truncated normal weights, as for any vision transformer that is trained from nothing (Dosovitskiy et al.)."""

@@ -168,7 +168,7 @@ def build_model(
     if plan.recipe == "samed":  # its networks see every channel's values as they are
         facts = replace(facts, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0))
         unit_range = [True] * num_channels
-    encoder = build_encoder(facts)
+    encoder = build_encoder(facts, checkpoint_blocks=plan.checkpoint_blocks)
     head = build_head(plan.head, num_outputs, encoder, facts)
     if base_state is not None:
         load_base(encoder, head, base_state)

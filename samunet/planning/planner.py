@@ -164,13 +164,15 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         allowed = [
             side
             for side in rules.SAM_INPUT_SIZES
-            if _estimate(facts, _shape(side, slices, facts), adapted).for_batch(1) <= budget
+            if _estimate(facts, _shape(side, slices, facts), adapted, checkpoint_blocks=True).for_batch(1) <= budget
         ] or [rules.SAM_INPUT_SIZES[-1]]
         size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
         if samed:
             size, size_why = rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
     shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
-    estimate = _estimate(facts, shape, adapted)
+    plain, checkpointed = (_estimate(facts, shape, adapted, checkpoint_blocks=twice) for twice in (False, True))
+    twice, twice_why = rules.checkpoint_blocks(plain.for_batch(1), checkpointed.for_batch(1), budget)
+    estimate = checkpointed if twice else plain
     effective = rules.SAMED_BATCH if samed else rules.effective_batch(facts, shape)
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
     head, head_why = rules.head(facts)
@@ -194,12 +196,14 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         memory_bytes=estimate.for_batch(batch),
         training_gflops=round(estimate.training_flops / 1e9, 1),
         recipe=recipe,
+        checkpoint_blocks=twice,
         why={
             "input_shape": f"{size_why}; {shape_why}",
             "head": head_why,
             "adaptation": adaptation_why,
             "recipe": recipe_why,
             "input_channels": channels_why,
+            "checkpoint_blocks": twice_why,
             "batch_size": batch_why,
             "learning_rate": rate_why,
             "training_images": images_why,
@@ -216,10 +220,10 @@ def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) 
         other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size, encoder=sam.encoder))
         base = asdict(sam)
         changed = {key: value for key, value in asdict(other).items() if key != "why" and value != base[key]}
-        smaller[f"2d_{size}"] = {
-            "inherits_from": "2d",
-            "networks": {"sam": {**changed, "why": {"input_shape": f"{size} px: less memory and time than 2d"}}},
-        }
+        why = {"input_shape": f"{size} px: less memory and time than 2d"}
+        if "checkpoint_blocks" in changed:
+            why["checkpoint_blocks"] = other.why["checkpoint_blocks"]
+        smaller[f"2d_{size}"] = {"inherits_from": "2d", "networks": {"sam": {**changed, "why": why}}}
     return smaller
 
 
@@ -262,11 +266,14 @@ def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
     return rules.input_shape(size, slices.extent, facts.patch_size)[0]
 
 
-def _estimate(facts: EncoderFacts, shape: list[int], adapted: dict) -> resources.Estimate:
+def _estimate(facts: EncoderFacts, shape: list[int], adapted: dict, *, checkpoint_blocks: bool) -> resources.Estimate:
     settings = adapted["lora"] or adapted["adapter"]
     blocks = settings.blocks if settings else "all"
     reduction = adapted["adapter"].reduction if adapted["adapter"] else 4
-    return resources.estimate(facts, shape, adapted["adaptation"], adapted["components"], blocks, reduction=reduction)
+    return resources.estimate(
+        facts, shape, adapted["adaptation"], adapted["components"], blocks,
+        reduction=reduction, checkpoint_blocks=checkpoint_blocks,
+    )  # fmt: skip
 
 
 def _names(family: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Memory and work of a training step, from the encoder's dimensions alone. A measured time replaces it at training.
 
 Memory is a sum of parts: weights with their gradients and optimizer, what blocks, neck and head keep for the backward
-pass, and what exists only for a moment. ``documentation/benchmarks.md`` compares the sum with measured peaks.
+pass, and what exists only for a moment. Work is counted as useful work: what is computed a second time to save memory
+counts once. ``documentation/benchmarks.md`` compares the sum with measured peaks.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ _BYTES_FROZEN = 2  # a frozen weight is kept in the 16-bit format it is computed
 _HALF, _SINGLE = 2, 4
 # Measured with vit_b at 448 to 1024 px (benchmarks/step_memory.py): what neck, detail head and loss keep for a token;
 # what exists for a moment, for a token and channel; and on a CPU the libraries' own memory, and resident bytes for one
-# in use, because the C library keeps the gaps between what is freed and what stays.
+# in use, because the C library keeps the gaps between what is freed and what stays: more where a block's values come
+# and go between inputs that stay.
 _HEAD_BYTES_PER_TOKEN = 52_000
 _PASSING_BYTES = 40
 _CPU_LIBRARY_BYTES = 70_000_000
 _CPU_RESIDENT_SHARE = 1.5
+_CPU_RESIDENT_SHARE_CHECKPOINTED = 1.8
 # Of TinyViT, in 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention,
 # where everything trains also of a convolutional one, and per attention score; per token and channel on both sides of a
 # step to the next stage. Measured: bytes that exist for a moment, per token and channel of the first stage.
@@ -62,6 +65,7 @@ def estimate(
     *,
     reduction: int = 4,
     device: Literal["cpu", "gpu"] = "gpu",
+    checkpoint_blocks: bool = False,
 ) -> Estimate:
     """Predict a training step's memory and work, computed in a 16-bit format.
 
@@ -73,11 +77,12 @@ def estimate(
         blocks: Of the encoder, which are adapted. What lies before the first of them keeps nothing.
         reduction: Channels of a block by those of its bottleneck adapters.
         device: Attention keeps less on a CPU; there the result is resident memory, on a GPU allocated memory.
+        checkpoint_blocks: Whether a block keeps its input alone. Operations are those without.
     """
     adapted = adapted_blocks(blocks, facts.attention_blocks) if components == "encoder_decoder" else []
     first = adapted[0] if adapted else facts.attention_blocks
     full = adaptation == "full" and bool(adapted)
-    kept, passing = encoder_bytes(facts, input_shape, first, adaptation, device, reduction)
+    kept, passing = encoder_bytes(facts, input_shape, first, adaptation, device, reduction, checkpoint_blocks)
     forward, backward = encoder_operations(facts, input_shape, first)
     tokens = math.prod(side // facts.patch_size for side in input_shape)
     head = 2 * tokens * 3_000_000
@@ -88,7 +93,8 @@ def estimate(
         fixed -= _TRANSFORMER_PARAMETERS * (_BYTES_FULL - _SINGLE)
     image = kept + passing + tokens * _HEAD_BYTES_PER_TOKEN
     if device == "cpu":
-        fixed, image = fixed + _CPU_LIBRARY_BYTES, round(image * _CPU_RESIDENT_SHARE)
+        share = _CPU_RESIDENT_SHARE_CHECKPOINTED if checkpoint_blocks and adapted else _CPU_RESIDENT_SHARE
+        fixed, image = fixed + _CPU_LIBRARY_BYTES, round(image * share)
     return Estimate(
         fixed_bytes=fixed,
         image_bytes=image,
@@ -110,8 +116,9 @@ def step_bytes(network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"]) 
     facts = encoder_facts(network.encoder)
     reduction = network.adapter.reduction if network.adapter else 4
     predicted = estimate(
-        facts, network.input_shape, network.adaptation, network.components, blocks, reduction=reduction, device=device
-    )
+        facts, network.input_shape, network.adaptation, network.components, blocks,
+        reduction=reduction, device=device, checkpoint_blocks=network.checkpoint_blocks,
+    )  # fmt: skip
     return predicted.for_batch(batch)
 
 
@@ -148,6 +155,7 @@ def encoder_bytes(
     adaptation: str,
     device: Literal["cpu", "gpu"],
     reduction: int = 4,
+    checkpoint_blocks: bool = False,
 ) -> tuple[int, int]:
     """What the encoder keeps for the backward pass of one image, and what exists for a moment.
 
@@ -158,12 +166,18 @@ def encoder_bytes(
         adaptation: ``full``, ``lora`` or ``adapter``.
         device: Where.
         reduction: Of bottleneck adapters.
+        checkpoint_blocks: Whether every block keeps its input alone, in float32, and what it needs beyond that exists
+            for one block at a time. TinyViT has no such blocks.
     """
     if facts.stages:
         return _stages_bytes(facts, input_shape, first, adaptation)
     grid = [side // facts.patch_size for side in input_shape]
-    kept = sum(block_bytes(facts, grid, index, adaptation, device, reduction) for index in range(first, facts.depth))
-    return kept, math.prod(grid) * facts.width * _PASSING_BYTES
+    blocks = [block_bytes(facts, grid, index, adaptation, device, reduction) for index in range(first, facts.depth)]
+    tokens = math.prod(grid) * facts.width
+    kept = sum(blocks)
+    if checkpoint_blocks and blocks:
+        kept = (len(blocks) - 1) * tokens * _SINGLE + max(blocks)
+    return kept, tokens * _PASSING_BYTES
 
 
 def block_bytes(

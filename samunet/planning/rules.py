@@ -118,7 +118,8 @@ def input_size(
     Args:
         facts: The encoder.
         median_long_side: Of the stored slices, in pixels.
-        allowed: Sizes that memory allows, largest first; for the bundled encoder it is not consulted.
+        allowed: Sizes that memory allows, with :func:`checkpoint_blocks` if need be, largest first; for the bundled
+            encoder it is not consulted.
         thinnest: Mean width of the thinnest class, as a share of the long side; consulted for the bundled encoder.
     """
     if facts.family == "sam":
@@ -215,6 +216,28 @@ def effective_batch(facts: EncoderFacts, input_shape: Sequence[int]) -> int:
         return _EFFECTIVE_BATCH
     fitting = _SMALL_STEP_PIXELS // math.prod(input_shape)
     return max(size for size in (12, 6, 4, 3, 2) if size <= max(2, fitting))
+
+
+def checkpoint_blocks(plain: int, checkpointed: int, budget: int) -> Decision:
+    """Whether the encoder's blocks are computed a second time in the backward pass (Chen et al. 2016), to save memory.
+
+    Only where one image does not fit otherwise, but before the input shrinks: that costs accuracy (SAMed), this time.
+
+    Args:
+        plain, checkpointed: Bytes of a step with one image, without and with it.
+        budget: The memory target in bytes.
+    """
+    needed = f"a step with one image takes {plain / 1e9:.3g} GB"
+    least, target = f"{checkpointed / 1e9:.3g} GB", f"{budget / 1e9:.3g} GB"
+    if plain <= budget:
+        return False, f"{needed}, within {target}"
+    if checkpointed >= plain:
+        return False, f"{needed}, more than {target}, and computing blocks twice would save nothing"
+    result = "fits" if checkpointed <= budget else "still does not fit, but comes nearest"
+    return True, (
+        f"{needed}, more than {target}; with the encoder's blocks computed a second time in the backward pass it takes "
+        f"{least} and {result}. That costs about a third more time, a smaller input would cost accuracy (SAMed)"
+    )
 
 
 def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int, effective: int = _EFFECTIVE_BATCH) -> Decision:

@@ -122,7 +122,10 @@ class OwnImages:
 
     def batch_size(self) -> int:
         """Images per update for which the plans' memory is enough, with the whole encoder trained; at most 12."""
-        estimate = resources.estimate(encoder_facts(self.encoder), self.network.input_shape, "full")
+        estimate = resources.estimate(
+            encoder_facts(self.encoder), self.network.input_shape, "full",
+            checkpoint_blocks=self.network.checkpoint_blocks,
+        )  # fmt: skip
         return rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, self.budget)[0][0]
 
     def learning_rate(self) -> float:

@@ -269,12 +269,13 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
 
 
 def _decisions(plans: Plans, configuration_name: str) -> dict:
-    """All that a model of this configuration depends on: not other configurations, reasons or versions."""
+    """All that a model of this configuration depends on: not other configurations, reasons, versions or memory."""
     decisions = asdict(plans) | asdict(plans.configuration(configuration_name))
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
     for network in decisions["networks"].values():
-        del network["why"], network["training_images"], network["memory_bytes"], network["training_gflops"]
+        for key in ("why", "training_images", "memory_bytes", "training_gflops", "checkpoint_blocks"):
+            del network[key]
     return decisions
 
 

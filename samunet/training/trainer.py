@@ -197,7 +197,9 @@ class Trainer:
                 if self.micro_batch == 1:
                     raise SamunetError(
                         "a single image does not fit into the GPU's memory",
-                        "use a smaller configuration, for example 2d_448, or -encoder small",
+                        "plan for less memory under another name (samunet_plan_experiment with a smaller "
+                        "-gpu_memory_target and -overwrite_plans_name NAME) and train with -p NAME; or use a smaller "
+                        "configuration, for example 2d_448, or -encoder small",
                     ) from error
                 self.micro_batch = max(1, self.micro_batch // 2)
                 log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
@@ -320,6 +322,8 @@ class Trainer:
             "input %d x %d px, batch %d x %d, %s on %s",
             *self.network.input_shape, self.micro_batch, self.network.accumulation, self.run["dtype"], self.device,
         )  # fmt: skip
+        if self.network.checkpoint_blocks:
+            log.info("the encoder's blocks are computed a second time in the backward pass, to save memory")
         trained = self.run["trained_parameters"]
         parts = ", ".join(f"{name} {count:,}" for name, count in trained.items() if count)
         log.info(
