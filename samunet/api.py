@@ -273,17 +273,53 @@ def predict(
     return done
 
 
-def evaluate(predictions: str | Path, references: str | Path, dataset_json: str | Path) -> dict[str, Any]:
-    """Score a folder of masks against references; returns the content of ``summary.json``, which is written as well."""
-    from samunet.dataset.description import description_from_json
-    from samunet.evaluation.summary import evaluate_folder
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    dataset_json: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    surface_metrics: bool = False,
+    tolerance: float = 2.0,
+    allow_missing: bool = False,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Score a folder of masks against references and write ``summary.json``.
 
-    description = description_from_json(read_json(Path(dataset_json)), str(dataset_json))
+    Args:
+        predictions: Folder with the masks, named like the references.
+        references: Folder with the true labels.
+        dataset_json: Names and values of the labels; None for the file among the predictions, else that beside the
+            references' folder.
+        output: File to write; None for ``summary.json`` among the predictions.
+        surface_metrics: Also measure HD95, surface Dice and volume differences, written to ``metrics.json`` and
+            ``metrics.csv`` beside ``output``.
+        tolerance: Of the surface Dice, in millimetres (pixels where there are none).
+        allow_missing: Leave out references that have no prediction instead of stopping.
+        num_workers: Worker processes; 0 means this one.
+
+    Returns:
+        The content of ``summary.json``; with ``surface_metrics`` that of ``metrics.json`` as well, as the item of this
+        name.
+    """
+    from samunet.dataset.description import description_from_json
+    from samunet.evaluation.detailed import detailed_metrics, write_detailed
+    from samunet.evaluation.summary import evaluate_folder, find_dataset_json
+
+    predictions, references = Path(predictions), Path(references)
+    file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
+    description = description_from_json(read_json(file), str(file))
+    labels, ending, reader = description.labels, description.file_ending, description.reader_override
     summary = evaluate_folder(
-        Path(predictions), Path(references), description.labels, description.file_ending, description.reader_override
+        predictions, references, labels, ending, reader, num_workers=num_workers, allow_missing=allow_missing
     )
-    write_json(Path(predictions) / "summary.json", summary)
-    return summary
+    metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers) if surface_metrics else None
+    target = Path(output) if output is not None else predictions / "summary.json"
+    write_json(target, summary)
+    if metrics is None:
+        return summary
+    write_detailed(metrics, target.parent, labels)
+    return summary | {"surface_metrics": metrics}
 
 
 def _load(
