@@ -105,6 +105,7 @@ def free_name(name: str, arguments: argparse.Namespace) -> str:
 def finish(draft: Draft, arguments: argparse.Namespace, command: str) -> None:
     """Show the table; unless it is a dry run, write the dataset and tell what comes next."""
     from samunet.conversion.write import write_dataset
+    from samunet.paths import number_in
 
     print(draft.to_text(), flush=True)
     if arguments.dry_run:
@@ -114,5 +115,4 @@ def finish(draft: Draft, arguments: argparse.Namespace, command: str) -> None:
     print(f"\nwritten to {folder}")
     if draft.splits:
         print(f"its folds are the source's; for five folds: rm {folder / 'splits_final.json'}")
-    number = draft.name.removeprefix("Dataset").split("_")[0]
-    print(f"next: samunet_plan_and_preprocess -d {number} --verify_dataset_integrity")
+    print(f"next: samunet_plan_and_preprocess -d {number_in(draft.name)} --verify_dataset_integrity")
