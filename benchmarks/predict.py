@@ -33,8 +33,8 @@ order swapped from one repeat to the next, with mirroring and without, by the co
 
 ``--nnunet-model`` takes the folder of a trained nnU-Net model. Without it, nnU-Net plans the dataset of the images
 (``--nnunet-raw``) and an untrained checkpoint of its 2d configuration is saved, which takes as long to predict with.
-Seconds are wall seconds of the whole command, Python's start included; memory is as in benchmarks/preprocess.py, whose
-sampler is used. Linux only (``/proc``).
+Seconds are wall seconds of the whole command, Python's start included; memory is as in benchmarks/preprocess.py. Linux
+only (``/proc``).
 """
 
 from __future__ import annotations
@@ -43,18 +43,16 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from preprocess import MIB, BenchmarkError, Sampler, machine, spread
+from timed import MIB, BenchmarkError, last_lines, machine, spread, timed
 
 CHECKPOINT_SCRIPT = """
 import shutil, sys, torch
@@ -300,35 +298,17 @@ def _nnunet_environment(raw: Path | None, folder: Path) -> dict[str, str]:
     return environment | ({"nnUNet_raw": str(raw)} if raw else {})
 
 
-def timed(command: list[str], environment: dict[str, str], output: Path) -> dict[str, float]:
+def predicted(command: list[str], environment: dict[str, str], output: Path) -> dict[str, float]:
     """Run a command that predicts into ``output``: wall and CPU seconds, peak memory, number of masks."""
     log = output.with_suffix(".log")
-    with log.open("wb") as stream:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        sampler = Sampler(process.pid)
-        sampler.start()
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-            wall = time.perf_counter() - start
-            process.returncode = os.waitstatus_to_exitcode(status)
-        finally:
-            sampler.stop()
-            if process.returncode is None:  # interrupted: end what was started here
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
+    took = timed(command, environment, log)
     masks = len(list(output.glob("*.nii.gz")) + list(output.glob("*.png")))
-    if process.returncode or not masks:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise BenchmarkError(f"{' '.join(command)} ended with status {process.returncode}, {masks} masks:\n{tail}")
+    if took.status or not masks:
+        raise BenchmarkError(f"{' '.join(command)} ended with status {took.status}, {masks} masks:\n{last_lines(log)}")
     return {
-        "wall_seconds": wall,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_rss_mib": sampler.peak_rss / MIB,
+        "wall_seconds": took.wall_seconds,
+        "cpu_seconds": took.cpu_seconds,
+        "peak_rss_mib": took.peak_rss_mib,
         "masks": masks,
     }
 
@@ -369,7 +349,7 @@ def paired(arguments: argparse.Namespace) -> dict[str, object]:
                     shutil.rmtree(output, ignore_errors=True)
                     output.mkdir()
                     command = [*commands[contender], "-o", str(output), *([] if mirroring else ["--disable_tta"])]
-                    run = timed(command, environments[contender], output)
+                    run = predicted(command, environments[contender], output)
                     runs.append({"contender": contender, "mirroring": mirroring, "repeat": repeat + 1, **run})
                     print(
                         f"mirroring {'on ' if mirroring else 'off'} repeat {repeat + 1} {contender:<8} wall "

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samunet import paths
-from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset, read_dataset
-from samunet.dataset.prediction_input import as_paths, flat
-from samunet.dataset.splits import load_or_make_splits, lopsided_folds
-from samunet.errors import SamunetError, UsageError
+from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
+from samunet.dataset.prediction_input import as_paths
+from samunet.errors import SamunetError
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
 from samunet.selection.apply import apply_postprocessing
@@ -97,8 +96,10 @@ def extract_fingerprint(
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
     """
-    loaded = _load(dataset, verify, tolerate_geometry, num_workers, progress)
-    return _extract(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
+    from samunet.planning.measure import load_checked, measure
+
+    loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
+    return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
 
 
 def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -> Plans:
@@ -114,7 +115,9 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
     options = options or PlannerOptions()
     folder = paths.preprocessed_folder() / name
     if not (folder / FILE_NAME).is_file():
-        raise SamunetError(f"{name} has no fingerprint in {folder}", f"samunet_extract_fingerprint -d {_number(name)}")
+        raise SamunetError(
+            f"{name} has no fingerprint in {folder}", f"samunet_extract_fingerprint -d {paths.number_in(name)}"
+        )
     plans = plan(name, read_description(folder), read_fingerprint(folder / FILE_NAME), options)
     path = folder / f"{options.plans_name}.json"
     keep_own_configurations(path, plans)
@@ -144,7 +147,9 @@ def preprocess(
     name = find_dataset(dataset)
     path = paths.preprocessed_folder() / name / f"{plans_name}.json"
     if not path.is_file():
-        raise SamunetError(f"{name} has no plans called {plans_name}", f"samunet_plan_experiment -d {_number(name)}")
+        raise SamunetError(
+            f"{name} has no plans called {plans_name}", f"samunet_plan_experiment -d {paths.number_in(name)}"
+        )
     _preprocess(load_dataset(name), read_plans(path), configurations, num_workers, progress, tolerate_geometry)
 
 
@@ -172,8 +177,10 @@ def plan_and_preprocess(
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
     """
-    loaded = _load(dataset, verify, tolerate_geometry, num_workers, progress)
-    _extract(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
+    from samunet.planning.measure import load_checked, measure
+
+    loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
+    measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
     plans = plan_experiment(loaded.name, options)
     for configuration in configurations:
         plans.configuration(configuration)
@@ -226,131 +233,71 @@ def predict(
     Returns:
         Names of the cases predicted now.
     """
-    from samunet.imageio.registry import ending_of
-    from samunet.inference.assess import assess
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.model_folder import open_model_folder
-    from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
+    from samunet.inference.predictor import PredictionOptions
+    from samunet.inference.run import Chosen, check_request, predict_found
 
-    sources, output = as_paths(source), Path(output)
-    first = next(flat([sources]), None)
-    if first is None:
-        raise UsageError("there is nothing to predict: the list of files is empty")
-    missing = next((path for path in flat([sources]) if not path.exists()), None)
-    if missing is not None:
-        raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: -i imagesTs")
+    sources = as_paths(source)
+    first = check_request(sources, part)
     if model_folder is None:
         model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
     else:
         model, why = open_model_folder(model_folder), "as asked"
-    chosen = parse_folds(model, folds, checkpoint)
+    chosen = Chosen(model, parse_folds(model, folds, checkpoint), checkpoint)
     log.info("model: %s (%s)", model.path, why)
-    log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen)), checkpoint)
-    index, number = part
-    if not 0 <= index < number:
-        raise UsageError(f"-part_id must be 0 to {number - 1} with -num_parts {number}, got {index}")
+    log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen.folds)), checkpoint)
     found = list_cases(sources, model.description)
-    to_file = ending_of(output) is not None and not output.is_dir()
-    if to_file and len(found) > 1:
-        raise UsageError(f"{output} is one file, but there are {len(found)} cases", "give a folder: -o preds")
-    cases = dict(list(found.items())[index::number])
-    options = options or PredictionOptions()
-    predictor = Predictor.from_folder(model.path, chosen, checkpoint, options)
-    if to_file:
-        for case in cases.values():  # one, or none if it belongs to another part
-            predictor.predict_case(case, output)
-            log.info("mask written to %s", output)
-        if options.save_uncertainty:
-            assess(output.parent, model, chosen, checkpoint, None)
-        return list(cases)
-    arguments = {"input": str(source), "model": model.path.name, "dataset": model.path.parent.name}
-    arguments |= {"folds": chosen, "checkpoint": checkpoint, **vars(options)}
-    write_provenance(output, model, arguments | {"postprocessing": predictor.postprocessing.describe()})
-    done = predictor.predict_cases(cases, output, progress=progress)
-    skipped = len(cases) - len(done)
-    log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")
-    if options.save_uncertainty:
-        assess(output, model, chosen, checkpoint, list(found))
-    return done
+    return predict_found(chosen, found, Path(output), options or PredictionOptions(), part, str(source), progress)
 
 
-def evaluate(predictions: str | Path, references: str | Path, dataset_json: str | Path) -> dict[str, Any]:
-    """Score a folder of masks against references; returns the content of ``summary.json``, which is written as well."""
+def evaluate(
+    predictions: str | Path,
+    references: str | Path,
+    dataset_json: str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    surface_metrics: bool = False,
+    tolerance: float = 2.0,
+    allow_missing: bool = False,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """Score a folder of masks against references and write ``summary.json``.
+
+    Args:
+        predictions: Folder with the masks, named like the references.
+        references: Folder with the true labels.
+        dataset_json: Names and values of the labels; None for the file among the predictions, else that beside the
+            references' folder.
+        output: File to write; None for ``summary.json`` among the predictions.
+        surface_metrics: Also measure HD95, surface Dice and volume differences, written to ``metrics.json`` and
+            ``metrics.csv`` beside ``output``.
+        tolerance: Of the surface Dice, in millimetres (pixels where there are none).
+        allow_missing: Leave out references that have no prediction instead of stopping.
+        num_workers: Worker processes; 0 means this one.
+
+    Returns:
+        The content of ``summary.json``; with ``surface_metrics`` that of ``metrics.json`` as well, as the item of this
+        name.
+    """
     from samunet.dataset.description import description_from_json
-    from samunet.evaluation.summary import evaluate_folder
+    from samunet.evaluation.detailed import detailed_metrics, write_detailed
+    from samunet.evaluation.summary import evaluate_folder, find_dataset_json
 
-    description = description_from_json(read_json(Path(dataset_json)), str(dataset_json))
+    predictions, references = Path(predictions), Path(references)
+    file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
+    description = description_from_json(read_json(file), str(file))
+    labels, ending, reader = description.labels, description.file_ending, description.reader_override
     summary = evaluate_folder(
-        Path(predictions), Path(references), description.labels, description.file_ending, description.reader_override
+        predictions, references, labels, ending, reader, num_workers=num_workers, allow_missing=allow_missing
     )
-    write_json(Path(predictions) / "summary.json", summary)
-    return summary
-
-
-def _load(
-    dataset: str | int, verify: bool, tolerate_geometry: bool, num_workers: int | None, progress: bool
-) -> Dataset:
-    """Load a raw dataset; with ``verify``, check every file of it first."""
-    from samunet.dataset.complete_check import complete_check
-
-    name = find_dataset(dataset)
-    if verify:
-        workers = default_workers() if num_workers is None else num_workers
-        report = complete_check(
-            read_dataset(name), num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry
-        )
-        path = report.write(paths.preprocessed_folder() / name)
-        log.info("%s", report.to_text())
-        if report.errors:
-            raise SamunetError(
-                f"{report.summary}; the table is above and in {path}",
-                "correct the errors, then run the same command again",
-            )
-        log.info("written to %s", path)
-    return load_dataset(name)
-
-
-def _extract(
-    dataset: Dataset,
-    clean: bool,
-    num_workers: int | None,
-    progress: bool,
-    tolerate_geometry: bool,
-    verified: bool,
-) -> Fingerprint:
-    from samunet.planning.fingerprint import FILE_NAME, extract_fingerprint, read_fingerprint, source_hash
-
-    folder = paths.preprocessed_folder() / dataset.name
-    path = folder / FILE_NAME
-    log.info("%s: %d training cases", dataset.name, len(dataset.cases))
-    write_json(folder / "dataset.json", dataset.description.raw)
-    splits = load_or_make_splits(folder, list(dataset.cases), dataset.description.groups, dataset.folder)
-    if path.is_file() and not clean:
-        fingerprint = read_fingerprint(path)
-        if fingerprint.source == source_hash(dataset):
-            log.info("the fingerprint is up to date")
-            _report_splits(splits, fingerprint, dataset)
-            return fingerprint
-    workers = default_workers() if num_workers is None else num_workers
-    try:
-        fingerprint = extract_fingerprint(
-            dataset, num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry
-        )
-    except SamunetError as error:
-        if verified:
-            raise
-        check = f"samunet_extract_fingerprint -d {_number(dataset.name)} --verify_dataset_integrity"
-        hints = [error.hint] if error.hint else []
-        raise type(error)(
-            error.message, "\n  -> ".join([*hints, f"all problems of all cases at once: {check}"])
-        ) from error
-    fingerprint.write(path)
-    if fingerprint.empty_cases:
-        log.warning(
-            "%d cases have no foreground: %s", len(fingerprint.empty_cases), ", ".join(fingerprint.empty_cases[:5])
-        )
-    _report_splits(splits, fingerprint, dataset)
-    return fingerprint
+    metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers) if surface_metrics else None
+    target = Path(output) if output is not None else predictions / "summary.json"
+    write_json(target, summary)
+    if metrics is None:
+        return summary
+    write_detailed(metrics, target.parent, labels)
+    return summary | {"surface_metrics": metrics}
 
 
 def _preprocess(
@@ -374,17 +321,3 @@ def _preprocess(
         kept = len(dataset.cases) - made
         where = folder / configuration.data_identifier
         log.info("%s: %d cases stored in %s%s", name, made, where, f", {kept} were up to date" if kept else "")
-
-
-def _report_splits(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:
-    for fold, split in enumerate(splits):
-        log.info("fold %d: %d cases to train on, %d to validate", fold, len(split["train"]), len(split["val"]))
-    if not splits:
-        log.info("too few cases for folds: train with fold all")
-    class_voxels = {name: case.class_voxels for name, case in fingerprint.cases.items()}
-    for warning in lopsided_folds(splits, class_voxels, dataset.description.labels):
-        log.warning("%s", warning)
-
-
-def _number(name: str) -> str:
-    return name.split("_")[0].removeprefix("Dataset")

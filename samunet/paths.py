@@ -44,6 +44,11 @@ def known_folders() -> list[Path]:
     return [_absolute(value) for value in values if value and _absolute(value).is_dir()]
 
 
+def number_in(name: str) -> str:
+    """``027`` of ``Dataset027_ACDC``: how the commands are told the dataset."""
+    return name.removeprefix("Dataset").split("_")[0]
+
+
 def _from_environment(name: str, fallback: str | None = None, *, create: bool = False) -> Path:
     if fallback and not os.environ.get(name) and os.environ.get(fallback):
         name = fallback

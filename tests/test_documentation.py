@@ -80,7 +80,8 @@ def test_every_argument_is_documented(command):
 
 def test_flags_named_anywhere_exist():
     known = set().union(*(options_of(parser_of(command)) for command in SCRIPTS))
-    for name in ("documentation/commands.md", "documentation/planning_rules.md", "documentation/python_api.md"):
+    pages = ("commands", "planning_rules", "python_api", "getting_started", "preparing_a_dataset", "after_training")
+    for name in ("README.md", *(f"documentation/{page}.md" for page in pages)):
         spans = re.findall(r"`(-[^`]*)`", without_fences(PAGES[name]))
         unknown = {flag for span in spans for flag in FLAG.findall(span)} - known
         assert not unknown, name

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from samunet import api
 from samunet.commands import evaluate_folder, evaluate_simple
 from samunet.commands.common import add_common_flags, run_command
 from samunet.errors import SamunetError, UsageError
@@ -67,6 +68,41 @@ def test_folder_without_dataset_json_names_the_remedy(folders, tmp_path, capsys)
     (tmp_path / "dataset.json").unlink()
     assert evaluate_folder.main([*folders]) == 1
     assert "samunet_evaluate_simple" in capsys.readouterr().err
+
+
+def test_the_function_writes_what_the_command_writes(folders, tmp_path):
+    references, predictions = folders
+    os.remove(os.path.join(predictions, "a.nii.gz"))
+    flags = ["--surface_metrics", "-tolerance", "1", "--chill", "-o", str(tmp_path / "typed" / "summary.json")]
+    assert evaluate_folder.main([references, predictions, *flags]) == 0
+    content = api.evaluate(
+        predictions,
+        references,
+        output=tmp_path / "called" / "summary.json",
+        surface_metrics=True,
+        tolerance=1.0,
+        allow_missing=True,
+    )
+    for name in ("summary.json", "metrics.json", "metrics.csv"):
+        assert (tmp_path / "called" / name).read_bytes() == (tmp_path / "typed" / name).read_bytes()
+    # One voxel of the liver is right, the other lies beside the true one: distances are 0 and 1 both ways.
+    assert content["mean"]["1"]["Dice"] == 0.5
+    measured = content["surface_metrics"]["mean"]["1"]
+    assert measured["HD95"] == pytest.approx(0.95)
+    assert (measured["SurfaceDice"], measured["VolumeDifference_ml"]) == (1.0, 0.0)
+    assert sorted(os.listdir(predictions)) == ["b.nii.gz"]
+
+
+def test_the_function_finds_dataset_json_and_refuses_what_it_cannot_use(folders, tmp_path):
+    references, predictions = folders
+    assert list(api.evaluate(predictions, references)) == ["foreground_mean", "mean", "metric_per_case"]
+    os.remove(os.path.join(predictions, "summary.json"))
+    with pytest.raises(UsageError, match="tolerance of the surface Dice must be 0 or more"):
+        api.evaluate(predictions, references, surface_metrics=True, tolerance=-1)
+    (tmp_path / "dataset.json").unlink()
+    with pytest.raises(SamunetError, match=r"found no dataset\.json"):
+        api.evaluate(predictions, references)
+    assert sorted(os.listdir(predictions)) == ["a.nii.gz", "b.nii.gz"]
 
 
 @pytest.mark.parametrize("command", [evaluate_folder, evaluate_simple])

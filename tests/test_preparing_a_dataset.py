@@ -43,6 +43,13 @@ def photographs(folder):
         Image.fromarray(255 * rng.integers(0, 2, (20, 24), np.uint8)).save(folder / "masks" / f"{name}.png")
 
 
+def class_files(folder):
+    for name in ("anna", "bert"):
+        volume(folder / "scans" / f"{name}.nii.gz", range(-40, 40))
+        volume(folder / "masks" / f"{name}_liver.nii.gz", [0, 1, 1])
+        volume(folder / "masks" / f"{name}_tumour.nii.gz", [0, 0, 1])
+
+
 def tumours(folder):
     for name in ("p07", "p08"):
         volume(folder / "patients" / name / "flair.nii.gz", range(50))
@@ -62,6 +69,7 @@ def eyes(folder):
 EXAMPLES = [
     (photographs, "Dataset012_Vessels", ("R", "G", "B"), ("background", "vessel")),
     (ct_scans, "Dataset011_Liver", ("CT",), ("background", "liver")),
+    (class_files, "Dataset015_LiverTumour", ("CT",), ("background", "liver", "tumour")),
     (tumours, "Dataset013_Tumour", ("FLAIR", "T1c"), ("background", "necrosis", "edema", "enhancing")),
     (eyes, "Dataset014_Eyes", ("R", "G", "B"), ("background", "foreground")),
 ]
@@ -95,7 +103,7 @@ def test_worked_example(command, make_sources, name, channels, labels, samunet_f
 def test_the_regions_fit_the_tumours(samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tumours(tmp_path)
-    assert main(shlex.split(COMMANDS[3])) == 0
+    assert main(shlex.split(COMMANDS[4])) == 0
     content = read_json(tmp_path / "raw" / "Dataset013_Tumour" / "dataset.json")
     (regions,) = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
     assert regions["channel_names"] == content["channel_names"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from samunet.commands import flags
@@ -25,9 +26,15 @@ def add_target(parser: argparse.ArgumentParser, *, name: str | None = None, numb
     )
 
 
-def add_values(parser: argparse.ArgumentParser) -> None:
-    """What the values of masks mean."""
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of the classes 1, 2, ... in this order")
+def add_values(parser: argparse.ArgumentParser, *, class_files: bool = False) -> None:
+    """What the values of masks mean; ``class_files``: whether each class may have a file of its own."""
+    told = "; with {class} in the masks' pattern, NAME=TEXT gives the text of its file names" if class_files else ""
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="NAME[=TEXT]" if class_files else "NAME",
+        help=f"names of the classes 1, 2, ... in this order{told}",
+    )
     parser.add_argument(
         "--remap",
         nargs="*",
@@ -62,15 +69,18 @@ def add_writing(parser: argparse.ArgumentParser, *, geometry: bool = True) -> No
     flags.add_workers(parser)
 
 
-def options(arguments: argparse.Namespace, channel_names: tuple[str, ...] | None = None) -> Options:
-    """The :class:`samunet.conversion.draft.Options` that the flags ask for."""
+def options(
+    arguments: argparse.Namespace, channel_names: tuple[str, ...] | None = None, labels: Sequence[str] | None = None
+) -> Options:
+    """The :class:`samunet.conversion.draft.Options` that the flags ask for; ``labels``: in place of ``--labels``."""
     from samunet.conversion.coding import CodingOptions, parse_labels, parse_remap
     from samunet.conversion.draft import Options
 
     coding = CodingOptions(
-        labels=parse_labels(getattr(arguments, "labels", None)),
+        labels=parse_labels(labels or getattr(arguments, "labels", None)),
         remap=parse_remap(getattr(arguments, "remap", None)),
         threshold=getattr(arguments, "threshold", None),
+        paint_in_order=getattr(arguments, "paint_in_order", False),
     )
     return Options(channel_names, coding, getattr(arguments, "tolerate_geometry", False), arguments.np)
 
@@ -95,14 +105,14 @@ def free_name(name: str, arguments: argparse.Namespace) -> str:
 def finish(draft: Draft, arguments: argparse.Namespace, command: str) -> None:
     """Show the table; unless it is a dry run, write the dataset and tell what comes next."""
     from samunet.conversion.write import write_dataset
+    from samunet.paths import number_in
 
     print(draft.to_text(), flush=True)
     if arguments.dry_run:
         print("\nnothing was written: run the command again without --dry_run")
         return
     folder = write_dataset(draft, command)
-    number = draft.name.removeprefix("Dataset").split("_")[0]
     print(f"\nwritten to {folder}")
     if draft.splits:
         print(f"its folds are the source's; for five folds: rm {folder / 'splits_final.json'}")
-    print(f"next: samunet_plan_and_preprocess -d {number} --verify_dataset_integrity")
+    print(f"next: samunet_plan_and_preprocess -d {number_in(draft.name)} --verify_dataset_integrity")

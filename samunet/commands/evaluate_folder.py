@@ -62,10 +62,10 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate as the command line asks."""
     from samunet.dataset.description import description_from_json
-    from samunet.evaluation.summary import evaluate_folder
+    from samunet.evaluation.summary import evaluate_folder, find_dataset_json
     from samunet.files import read_json
 
-    file = arguments.djfile or _find_dataset_json(arguments.gt_folder, arguments.pred_folder)
+    file = arguments.djfile or find_dataset_json(arguments.pred_folder, arguments.gt_folder)
     description = description_from_json(read_json(file), str(file))
     summary = evaluate_folder(
         arguments.pred_folder,
@@ -118,22 +118,6 @@ def _workers(arguments: argparse.Namespace) -> int:
     from samunet.workers import default_workers
 
     return default_workers() if arguments.np is None else arguments.np
-
-
-def _find_dataset_json(references: Path, predictions: Path) -> Path:
-    from samunet.errors import SamunetError, UsageError
-
-    for folder in (references, predictions):
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder", "give the folder with the references, then the predictions")
-    candidates = [predictions / "dataset.json", references.resolve().parent / "dataset.json"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise SamunetError(
-        f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
-        "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

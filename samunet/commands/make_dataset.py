@@ -16,7 +16,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     place = "a folder, or a pattern such as 'scans/{case}_ct.nii.gz'"
     parser.add_argument("images", help=place)
-    parser.add_argument("masks", help="the same for masks")
+    parser.add_argument(
+        "masks", help="the same for masks; with {class} where each class has a file of its own: '{case}_{class}.nii.gz'"
+    )
     converting.add_target(parser)
     parser.add_argument(
         "--channel_names",
@@ -24,7 +26,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME[=TEXT]",
         help="what images show: CT, T2, ...; with {channel} in a pattern, NAME=TEXT gives the text of its file names",
     )
-    converting.add_values(parser)
+    converting.add_values(parser, class_files=True)
+    parser.add_argument(
+        "--paint_in_order",
+        action="store_true",
+        help="with {class}: where classes overlap, later names of --labels cover earlier ones",
+    )
     converting.add_threshold(parser)
     converting.add_patients(parser)
     parser.add_argument("--test_images", metavar="IMAGES", help="images to predict later, for imagesTs")
@@ -44,12 +51,18 @@ def _run(arguments: argparse.Namespace) -> None:
 
     name = converting.target_name(arguments)
     channels = [word.partition("=") for word in arguments.channel_names or ()]
+    classes = [word.partition("=") for word in arguments.labels or ()]
+    options = converting.options(
+        arguments, tuple(channel for channel, _, _ in channels) or None, [label for label, _, _ in classes]
+    )
+    text_of = {label: text or label for label, _, text in classes}
     draft = draft_of_folders(
         name,
         arguments.images,
         arguments.masks,
-        converting.options(arguments, tuple(channel for channel, _, _ in channels) or None),
+        options,
         channel_texts=[text or channel for channel, _, text in channels],
+        class_texts=[text_of[label] for label in options.coding.labels or ()],
         patient_pattern=arguments.patient_pattern,
         test_images=arguments.test_images,
         test_masks=arguments.test_masks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,12 +29,16 @@ class CodingOptions:
         remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
         threshold: Values above it are class 1; None if not asked for.
         known: Raw value to name, where a file of the dataset tells it; then nothing is decided.
+        class_files: Whether each class has a file of its own; ``labels`` are then known.
+        paint_in_order: Whether later classes may then cover earlier ones.
     """
 
     labels: tuple[str, ...] | None = None
     remap: tuple[tuple[str, int], ...] | None = None
     threshold: float | None = None
     known: Mapping[int, str] | None = None
+    class_files: bool = False
+    paint_in_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class Coding:
         classes: Raw value to class.
         coloured: Whether raw values are colours.
         threshold: Values above it are class 1 instead; None for the values themselves.
+        meanings: What raw values mean where they are no values of a file; see :mod:`samunet.conversion.class_files`.
     """
 
     names: tuple[str, ...]
     classes: dict[int, int]
     coloured: bool = False
     threshold: float | None = None
+    meanings: Mapping[int, str] = field(default_factory=dict)
 
     def apply(self, values: np.ndarray, where: str) -> np.ndarray:
         """Classes of raw values ``(z, y, x)``, in the same shape; worked out slice by slice to save memory.
@@ -80,6 +86,8 @@ class Coding:
 
     def show(self, value: int) -> str:
         """A raw value as a person writes it."""
+        if self.meanings:
+            return self.meanings.get(value, str(value))
         if self.threshold is not None:
             return f"> {self.threshold:g}" if value else f"<= {self.threshold:g}"
         return shown(value, self.coloured)

@@ -6,8 +6,10 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from samunet.conversion import class_files
 from samunet.conversion.channels import decide_channels, decide_file_ending, wrong_channels
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
 from samunet.conversion.inspection import Finding, inspect_all
@@ -94,7 +96,8 @@ class Draft:
         """What was found, as a table."""
         lines = [self.name]
         lines += [f"  {what:<14}{text}" for what, text in self._facts() if text]
-        lines += ["", f"  {'in the masks':>14}  {'class':>5}  {'cases':>6}  {'voxels':>14}  {'share':>8}  name"]
+        width = max(14, *(len(self.coding.show(raw)) for raw in self.coding.classes))
+        lines += ["", f"  {'in the masks':>{width}}  {'class':>5}  {'cases':>6}  {'voxels':>14}  {'share':>8}  name"]
         voxels, cases = Counter(), Counter()
         for finding in self.training:
             voxels.update(finding.values)
@@ -102,7 +105,7 @@ class Draft:
         total = max(sum(voxels.values()), 1)
         for raw, new in sorted(self.coding.classes.items(), key=lambda pair: pair[::-1][0]):
             lines.append(
-                f"  {self.coding.show(raw):>14}  {new:>5}  {cases[raw]:>6}  {voxels[raw]:>14}  "
+                f"  {self.coding.show(raw):>{width}}  {new:>5}  {cases[raw]:>6}  {voxels[raw]:>14}  "
                 f"{voxels[raw] / total:>8.3%}  {self.coding.names[new]}"
             )
         return "\n".join(lines)
@@ -118,8 +121,11 @@ class Draft:
         facts.append(("shape", _range([finding.shape for finding in self.training], "{:.0f}")))
         spacings = [finding.geometry.spacing for finding in self.training if finding.geometry.physical]
         facts.append(("spacing", f"{_range(spacings, '{:.3g}')} mm" if spacings else "none"))
-        files = Counter(file.name[file.name.find(".") :] for one in self.training for file in one.source.files[:1])
+        files = Counter(_form(file) for one in self.training for file in one.source.files[:1])
         facts.append(("images", ", ".join(f"{number} {ending}" for ending, number in files.most_common(4))))
+        if self.options.coding.class_files:
+            sources = [finding.source for finding in self.training]
+            facts.append(("class files", class_files.describe(sources, self.coding.names[1:])))
         facts.append(("labels", f"written as {self.file_ending}"))
         if self.groups:
             sizes = Counter(self.groups.values())
@@ -176,6 +182,8 @@ def make_draft(
     )
     everything = found + found_test
     problems += [problem for finding in everything for problem in finding.problems]
+    if options.coding.class_files and not options.coding.paint_in_order:
+        problems += class_files.overlaps(everything, options.coding.labels)
     sound = [finding for finding in everything if finding.geometry is not None]
     raise_problems(problems, where)
     for problem in problems:
@@ -183,12 +191,19 @@ def make_draft(
     channel_names = decide_channels(sound, options.channel_names)
     raise_problems(wrong_channels(sound, channel_names), where)
     values = {value for finding in everything for value in finding.values}
-    coding = decide_coding(values, any(finding.coloured for finding in everything), options.coding)
+    if options.coding.class_files:
+        coding = class_files.decide_painting(values, options.coding.labels, options.coding.threshold)
+    else:
+        coding = decide_coding(values, any(finding.coloured for finding in everything), options.coding)
     draft = Draft(
         name, found, found_test, channel_names, coding, decide_file_ending(sound), keys or {}, splits, options
     )  # fmt: skip
     description_from_json(draft.description(""), where)
     return draft
+
+
+def _form(file: Path) -> str:
+    return "DICOM series" if file.is_dir() else file.name[file.name.find(".") :]
 
 
 def _range(rows: Sequence[Sequence[float]], form: str) -> str:

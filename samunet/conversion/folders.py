@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from samunet.conversion.class_files import ClassFilesSource, check_names
+from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.groups import group_by_pattern
 from samunet.conversion.pairing import Pairs, find_pairs
@@ -25,6 +27,7 @@ def draft_of_folders(
     options: Options,
     *,
     channel_texts: Sequence[str] = (),
+    class_texts: Sequence[str] = (),
     patient_pattern: str | None = None,
     test_images: str | None = None,
     test_masks: str | None = None,
@@ -36,6 +39,7 @@ def draft_of_folders(
         images, masks: Folders or patterns; see :func:`samunet.conversion.pairing.find_pairs`.
         options: What the user says about the data.
         channel_texts: What stands for each channel where a pattern has ``{channel}``.
+        class_texts: What stands for each of ``options.coding.labels`` where the pattern of masks has ``{class}``.
         patient_pattern: See :func:`samunet.conversion.groups.group_by_pattern`.
         test_images, test_masks: The same for imagesTs.
 
@@ -43,14 +47,19 @@ def draft_of_folders(
         SamunetError: If images and masks do not fit together, or are not understood.
         UsageError: If a folder, a pattern or an option is wrong.
     """
-    if test_masks is not None and test_images is None:
-        raise UsageError("--test_masks are masks of --test_images, which are missing", "add --test_images FOLDER")
-    if "channel" in names_in(masks):
-        raise UsageError(f"{masks}: a case has one mask for all channels", "leave {channel} out")
-    training = find_pairs(images, masks, channel_texts)
+    _check(images, masks, test_images, test_masks)
+    if "class" in names_in(masks):
+        options = replace(options, coding=replace(options.coding, class_files=True))
+    _check_coding(options.coding, class_texts)
+    training = find_pairs(images, masks, channel_texts, class_texts)
+    _check_classes(masks, training, options.coding)
     test = Pairs([], [], [])
     if test_images is not None:
-        test = find_pairs(test_images, test_masks, channel_texts, training.naming)
+        test = find_pairs(test_images, test_masks, channel_texts, class_texts, training.naming)
+    others = training.other_classes + test.other_classes
+    if others:
+        listed = shortened([str(file) for file in others])
+        log.warning("left alone, since --labels does not name their class: %s", listed)
     ignored = [file for file in training.ignored + test.ignored if not _states_spacing(file)]
     if ignored:
         log.warning("left alone, since they are no images: %s", shortened([str(file) for file in ignored]))
@@ -59,6 +68,60 @@ def draft_of_folders(
         sources = group_by_pattern(sources, patient_pattern)
     problems = training.problems + [replace(problem, kind=f"test {problem.kind}") for problem in test.problems]
     return make_draft(name, sources, test.sources, options, problems=problems, where=images)
+
+
+def _check(images: str, masks: str, test_images: str | None, test_masks: str | None) -> None:
+    if test_masks is not None and test_images is None:
+        raise UsageError("--test_masks are masks of --test_images, which are missing", "add --test_images FOLDER")
+    for place, name, fix in (
+        (images, "class", "images have no classes: write {class} in the pattern of masks"),
+        (test_images, "class", "images have no classes: write {class} in the pattern of masks"),
+        (masks, "channel", "a case has one mask for all channels: leave {channel} out"),
+        (test_masks, "channel", "a case has one mask for all channels: leave {channel} out"),
+    ):
+        if place is not None and name in names_in(place):
+            raise UsageError(f"{place}: {{{name}}} does not belong there", fix)
+    if test_masks is not None and ("class" in names_in(masks)) != ("class" in names_in(test_masks)):
+        raise UsageError(
+            f"{masks} and {test_masks}: either both or none may have {{class}}",
+            "masks for training and for testing must come in the same form",
+        )
+
+
+def _check_coding(coding: CodingOptions, class_texts: Sequence[str]) -> None:
+    if coding.class_files:
+        if coding.remap is not None:
+            raise UsageError(
+                "--remap numbers the values of masks, but with {class} each class has a file of its own",
+                "leave out --remap: classes are numbered in the order of --labels",
+            )
+        check_names(coding.labels or ())
+        return
+    if coding.paint_in_order:
+        raise UsageError(
+            "--paint_in_order says which of several files covers the others, but masks are one file per case",
+            "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
+        )
+    if class_texts and list(coding.labels or ()) != list(class_texts):
+        raise UsageError(
+            "--labels NAME=TEXT says what stands for {class} in the pattern of masks, which has none",
+            "leave out =TEXT; for other values of the masks: --remap OLD=NEW",
+        )
+
+
+def _check_classes(masks: str, training: Pairs, coding: CodingOptions) -> None:
+    if not coding.class_files:
+        return
+    found = {
+        label for source in training.sources if isinstance(source, ClassFilesSource) for label, _ in source.class_files
+    }
+    lacking = [name for label, name in enumerate(coding.labels, 1) if label not in found]
+    if lacking:
+        others = shortened([str(file) for file in training.other_classes]) or "none"
+        raise UsageError(
+            f"{masks}: no file is of the class {lacking[0]}; files of classes that --labels does not name: {others}",
+            f"say what stands in the names of files, --labels {lacking[0]}=TEXT, or leave the class out",
+        )
 
 
 def _states_spacing(file: Path) -> bool:

@@ -113,8 +113,9 @@ def inspect(source: Source, as_colours: bool, threshold: float | None, tolerate_
         found.problems.append(unusable(source.name, source.mask_name, error))
         return found
     first = image_file, found.shape, found.geometry
-    own = image_file.with_name(source.mask_name), mask.values.shape, mask.geometry
-    found.problems += grid_differences(source.name, own, first, tolerate_geometry)
+    for file, geometry in mask.parts or [(image_file.with_name(source.mask_name), mask.geometry)]:
+        own = file, mask.values.shape, geometry
+        found.problems += grid_differences(source.name, own, first, tolerate_geometry)
     found.values, found.coloured, found.palette = count_values(mask.values), mask.coloured, mask.palette
     return found
 

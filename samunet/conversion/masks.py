@@ -26,12 +26,14 @@ class RawMask:
         geometry: Of the file.
         coloured: Whether ``values`` are colours.
         palette: Colour of every index that occurs, if the file has a palette and ``values`` are its indices.
+        parts: The files that ``values`` were joined of, and their geometries; none where it is one file.
     """
 
     values: np.ndarray
     geometry: Geometry
     coloured: bool = False
     palette: dict[int, int] = field(default_factory=dict)
+    parts: tuple[tuple[Path, Geometry], ...] = ()
 
 
 def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None = None) -> RawMask:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in
+from samunet.conversion.class_files import ClassFilesSource
+from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in, other_classes
 from samunet.conversion.source import FileSource
 from samunet.dataset.cases import alike, case_and_channel, duplicate
 from samunet.dataset.problems import Problem, shortened
@@ -18,7 +19,12 @@ from samunet.imageio.registry import READERS, ending_of
 _MASK_WORDS = "masks?|segmentations?|segs?|labels?|labelmap|gt|groundtruth|ground_truth|manual|annotations?"
 _IMAGE_WORDS = "images?|img|im|scan|volume|ct|mri?|us|training|test"
 _PATTERN_HINT = (
-    "say with {case} where the name of the case stands, for example 'images/{case}_ct.nii.gz' 'masks/{case}_seg.nii.gz'"
+    "say with {case} where the name of the case stands, for example 'images/{case}_ct.nii.gz' "
+    "'masks/{case}_seg.nii.gz'; and where each class has a file of its own, with {class} where its name stands: "
+    "'masks/{class}/{case}.png' --labels liver tumour"
+)
+_MASK_HINT = (
+    "keep one of the files; or, where they are of different classes, put {class} where the name of the class stands"
 )
 
 _Key = tuple[str, int | None]
@@ -33,16 +39,20 @@ class Pairs:
         sources: Sorted by name.
         problems: Images without masks, masks without images, names that clash.
         ignored: Files in the folders that are no images.
+        other_classes: Files that the pattern of masks describes, of classes that are not named.
         naming: How names of images were read, as an index of ways; for more images of the same kind.
     """
 
     sources: list[FileSource]
     problems: list[Problem]
     ignored: list[Path]
+    other_classes: list[Path] = field(default_factory=list)
     naming: int = 0
 
 
-def find_pairs(images: str, masks: str | None, channels: Sequence[str], naming: int = 0) -> Pairs:
+def find_pairs(
+    images: str, masks: str | None, channels: Sequence[str], classes: Sequence[str] = (), naming: int = 0
+) -> Pairs:
     """Find cases.
 
     In folders (subfolders included), an image and its mask have the same name; or the mask's, or both, have a usual
@@ -53,34 +63,57 @@ def find_pairs(images: str, masks: str | None, channels: Sequence[str], naming: 
         images: A folder, or a pattern; see :func:`samunet.conversion.patterns.find_matches`.
         masks: The same; None for test images without reference.
         channels: What may stand for ``{channel}`` in the pattern of images.
+        classes: What may stand for ``{class}`` in the pattern of masks.
         naming: Without masks: how names are read, as found with others that have masks.
 
     Raises:
         UsageError: If a folder does not exist or has no images, or a pattern is wrong or matches nothing.
-        SamunetError: If no mask has the name of any image.
+        SamunetError: If no mask has the name of any image, or masks are DICOM.
     """
     _check_places(images, masks)
+    others: list[Path] = []
     found, ignored = _find(images, masks, channels)
-    reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [])
+    reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [], classes)
     if masks is not None:
+        _refuse_dicom(reference)
+        others = other_classes(masks, reference, [match.file for match in found])
         found, reference, naming = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
     elif not is_pattern(images):
         found = _rename(found, _IMAGE_NAMINGS[naming])
     by_case, problems = _by_case(found)
     if names_in(images) >= {"channel"}:
         problems += _incomplete(by_case, channels)
-    mask_of: dict[str, Path] = {}
+    masks_of: dict[str, list[Match]] = {}
     for match in reference:
-        first = mask_of.setdefault(match.case, match.file)
-        if first is not match.file:
-            problems.append(duplicate(match.case, [str(first), str(match.file)]))
+        masks_of.setdefault(match.case, []).append(match)
     if masks is not None:
-        problems += _unpaired(by_case, mask_of)
-    sources = [
-        FileSource(case, tuple(match.file for match in matches), mask_of.get(case), matches[0].patient)
-        for case, matches in by_case.items()
-    ]
-    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks, naming)
+        problems += _unpaired(by_case, masks_of)
+        problems += [
+            replace(duplicate(case, [str(match.file) for match in matches]), fix=_MASK_HINT)
+            for case, matches in masks_of.items()
+            if len(matches) > 1 and matches[0].label is None
+        ]
+    sources = [_source(case, matches, masks_of.get(case, [])) for case, matches in by_case.items()]
+    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks, others, naming)
+
+
+def _source(case: str, images: Sequence[Match], masks: Sequence[Match]) -> FileSource:
+    files, patient = tuple(match.file for match in images), images[0].patient
+    if not masks:
+        return FileSource(case, files, None, patient)
+    if masks[0].label is None:
+        return FileSource(case, files, masks[0].file, patient)
+    of_class = tuple(sorted((match.label + 1, match.file) for match in masks))
+    return ClassFilesSource(case, files, of_class[0][1], patient, of_class)
+
+
+def _refuse_dicom(masks: Sequence[Match]) -> None:
+    folder = next((match.file for match in masks if match.file.is_dir()), None)
+    if folder is not None:
+        raise SamunetError(
+            f"{folder} holds DICOM files, which cannot be read as masks",
+            "save segmentations and structure sets on the grid of their images, as .nii.gz: 3D Slicer does it",
+        )
 
 
 def _check_places(images: str, masks: str | None) -> None:
@@ -93,23 +126,25 @@ def _check_places(images: str, masks: str | None) -> None:
         raise UsageError(f"{images} is given as the folder of both images and masks", _PATTERN_HINT)
 
 
-def _find(place: str, other: str | None, channels: Sequence[str]) -> tuple[list[Match], list[Path]]:
+def _find(
+    place: str, other: str | None, channels: Sequence[str], classes: Sequence[str] = ()
+) -> tuple[list[Match], list[Path]]:
     """Images of a folder or pattern, and files that are none."""
     if is_pattern(place):
-        matches = find_matches(place, channels)
+        matches = find_matches(place, channels, classes)
     else:
         folder = Path(place).expanduser()
         without = None if other is None or is_pattern(other) else _inside(folder, Path(other).expanduser())
-        matches = [Match(file, _name_below(folder, file), None, None) for file in files_below(folder, without)]
-    readable = [match for match in matches if ending_of(match.file) is not None]
-    ignored = [match.file for match in matches if ending_of(match.file) is None]
+        matches = [Match(file, _name_below(folder, file)) for file in files_below(folder, without)]
+    readable = [match for match in matches if ending_of(match.file) is not None or match.file.is_dir()]
+    ignored = [match.file for match in matches if ending_of(match.file) is None and not match.file.is_dir()]
     if not readable:
         endings = dict.fromkeys(ending for reader in READERS for ending in reader.image_endings)
         what = shortened([file.name for file in ignored]) or "it is empty"
         raise UsageError(
             f"{place} has no files that can be read: {what}",
-            f"endings that can be read: {', '.join(endings)}; save others in one of these without loss, DICOM as "
-            ".nii.gz",
+            f"endings that can be read: {', '.join(endings)}; save others in one of these without loss. DICOM: a "
+            "subfolder for each series; give the folder that they lie in",
         )
     return readable, ignored
 
@@ -147,7 +182,7 @@ def _rename(matches: Sequence[Match], naming: _Naming) -> list[Match]:
     renamed = []
     for match in matches:
         case, channel = naming(match.case)
-        renamed.append(Match(match.file, case, match.patient, match.channel if channel is None else channel))
+        renamed.append(replace(match, case=case, channel=match.channel if channel is None else channel))
     return renamed
 
 
@@ -189,7 +224,7 @@ def _incomplete(cases: dict[str, list[Match]], channels: Sequence[str]) -> list[
     return problems
 
 
-def _unpaired(images: dict[str, list[Match]], masks: dict[str, Path]) -> list[Problem]:
+def _unpaired(images: dict[str, list[Match]], masks: dict[str, list[Match]]) -> list[Problem]:
     fix = "add the mask, or move the image away; healthy images need a mask that is empty"
     problems = [
         Problem("images without mask:", case, str(matches[0].file), fix)
@@ -198,5 +233,7 @@ def _unpaired(images: dict[str, list[Match]], masks: dict[str, Path]) -> list[Pr
     ]
     fix = "add the image, or move the mask away"
     return problems + [
-        Problem("masks without image:", case, str(file), fix) for case, file in masks.items() if case not in images
+        Problem("masks without image:", case, str(matches[0].file), fix)
+        for case, matches in masks.items()
+        if case not in images
     ]

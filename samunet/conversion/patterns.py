@@ -1,34 +1,38 @@
-"""``scans/{case}_ct.nii.gz``: patterns that say where in a path the names of case, patient and channel stand."""
+"""``scans/{case}_ct.nii.gz``: patterns that say where in a path the case, patient, channel and class are named."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.dataset.problems import shortened
 from samunet.errors import UsageError
+from samunet.imageio.dicom import is_dicom_folder
+from samunet.imageio.registry import ending_of
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}|(\*)")
-_KNOWN = ("case", "patient", "channel")
+_KNOWN = ("case", "patient", "channel", "class")
 
 
 @dataclass(frozen=True)
 class Match:
-    """A file that a pattern describes.
+    """A file, or folder with a DICOM series, that a pattern describes.
 
     Attributes:
         file: Its path.
         case: ``PATIENT_CASE`` where the pattern names both.
         patient: None where the pattern names none.
         channel: Index in the channels; None where the pattern names none.
+        label: Index in the classes; None where the pattern names none.
     """
 
     file: Path
     case: str
-    patient: str | None
-    channel: int | None
+    patient: str | None = None
+    channel: int | None = None
+    label: int | None = None
 
 
 def is_pattern(text: str) -> bool:
@@ -41,50 +45,88 @@ def names_in(pattern: str) -> set[str]:
     return {match[1] for match in _PLACEHOLDER.finditer(pattern) if match[1] is not None}
 
 
-def find_matches(pattern: str, channels: Sequence[str]) -> list[Match]:
-    """Files that a pattern describes, sorted.
+def find_matches(pattern: str, channels: Sequence[str], classes: Sequence[str] = ()) -> list[Match]:
+    """Files and DICOM folders that a pattern describes, sorted.
 
     Args:
-        pattern: A path with ``{case}``, and if need be ``{patient}``, ``{channel}`` and ``*``; each stands for a part
-            of a file's or folder's name.
+        pattern: A path with ``{case}``, and if need be ``{patient}``, ``{channel}`` or ``{class}``, and ``*``; each
+            stands for a part of a file's or folder's name.
         channels: What may stand for ``{channel}``.
+        classes: What may stand for ``{class}``.
 
     Raises:
         UsageError: If the pattern has no ``{case}`` or unknown placeholders, its folder does not exist, or nothing
             matches.
     """
     _check(pattern, channels)
-    parts = Path(pattern).expanduser().parts
-    first = next(index for index, part in enumerate(parts) if is_pattern(part))
-    root = Path(*parts[:first]) if first else Path()
-    if not root.is_dir():
-        raise UsageError(f"{pattern}: there is no folder {root}", "correct the path")
-    expression = _expression("/".join(parts[first:]), channels)
-    files = [file for file in sorted(root.rglob("*")) if not _hidden(file, root) and file.is_file()]
-    found = []
-    for file in files:
-        match = expression.fullmatch(file.relative_to(root).as_posix())
-        if match:
-            named = match.groupdict()
-            patient, channel = named.get("patient"), named.get("channel")
-            case = named["case"] if patient is None else f"{patient}_{named['case']}"
-            found.append(Match(file, case, patient, None if channel is None else list(channels).index(channel)))
-    if not found:
-        there = shortened([file.relative_to(root).as_posix() for file in files]) or "no files"
+    if "class" in names_in(pattern) and not classes:
+        found = list(dict.fromkeys(texts["class"] for _, texts in _texts(pattern, {})))
         raise UsageError(
-            f"nothing matches {pattern}; {root} has {there}",
-            "{case} stands for the part of a file's or folder's name that tells the case; write the rest as it is",
+            f"{pattern}: {{class}} stands for the names of --labels, which are missing; files have "
+            f"{shortened(found) or 'no such name'}",
+            "name those that are classes, in the order of their values, for example --labels liver tumour",
+        )
+    found = []
+    for file, texts in _texts(pattern, {"channel": channels, "class": classes}):
+        patient, channel, label = texts.get("patient"), texts.get("channel"), texts.get("class")
+        case = texts["case"] if patient is None else f"{patient}_{texts['case']}"
+        found.append(Match(file, case, patient, _place(channel, channels), _place(label, classes)))
+    if not found:
+        root = _parts(pattern)[0]
+        there = files_below(root)
+        listed = shortened([file.relative_to(root).as_posix() for file in there]) or "no files"
+        series = "; a DICOM series is named by its folder" if any(file.is_dir() for file in there) else ""
+        text = f", {{class}} for {' or '.join(classes)}, or --labels NAME=TEXT says for what" if classes else ""
+        raise UsageError(
+            f"nothing matches {pattern}; {root} has {listed}",
+            f"{{case}} stands for the part of a file's or folder's name that tells the case{text}; write the rest as "
+            f"it is{series}",
         )
     return found
 
 
-def files_below(folder: Path, without: Path | None) -> list[Path]:
-    """All files of a folder and its subfolders, sorted, without hidden ones and those below ``without``."""
-    return [
+def other_classes(pattern: str, matches: Sequence[Match], without: Sequence[Path]) -> list[Path]:
+    """Files that a pattern with ``{class}`` describes if any text may stand for it, but for those found, and others."""
+    if "class" not in names_in(pattern):
+        return []
+    known = {match.file for match in matches} | set(without)
+    return [file for file, _ in _texts(pattern, {}) if file not in known]
+
+
+def files_below(folder: Path, without: Path | None = None) -> list[Path]:
+    """All files of a folder and its subfolders, sorted, without hidden ones and those below ``without``.
+
+    A subfolder that holds DICOM files is named in their place; other files in it are named as well.
+    """
+    files = [
         file
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not _hidden(file, folder) and (without is None or without not in file.parents)
     ]
+    strange = {file.parent for file in files if ending_of(file) is None}
+    series = {parent for parent in strange if parent != folder and is_dicom_folder(parent)}
+    return sorted({file.parent if file.parent in series and ending_of(file) is None else file for file in files})
+
+
+def _texts(pattern: str, allowed: Mapping[str, Sequence[str]]) -> list[tuple[Path, dict[str, str]]]:
+    """Files that match, and what stands for each placeholder; ``allowed`` says what may stand for some."""
+    root, rest = _parts(pattern)
+    if not root.is_dir():
+        raise UsageError(f"{pattern}: there is no folder {root}", "correct the path")
+    expression = _expression(rest, allowed)
+    matches = [(file, expression.fullmatch(file.relative_to(root).as_posix())) for file in files_below(root)]
+    return [(file, match.groupdict()) for file, match in matches if match]
+
+
+def _parts(pattern: str) -> tuple[Path, str]:
+    """The folder that a pattern begins with, and the rest of it."""
+    parts = Path(pattern).expanduser().parts
+    first = next(index for index, part in enumerate(parts) if is_pattern(part))
+    return Path(*parts[:first]) if first else Path(), "/".join(parts[first:])
+
+
+def _place(text: str | None, texts: Sequence[str]) -> int | None:
+    return None if text is None else list(texts).index(text)
 
 
 def _hidden(file: Path, root: Path) -> bool:
@@ -110,7 +152,7 @@ def _check(pattern: str, channels: Sequence[str]) -> None:
         )
 
 
-def _expression(pattern: str, channels: Sequence[str]) -> re.Pattern[str]:
+def _expression(pattern: str, allowed: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
     seen: set[str] = set()
     text, position = "", 0
     for match in _PLACEHOLDER.finditer(pattern):
@@ -122,8 +164,8 @@ def _expression(pattern: str, channels: Sequence[str]) -> re.Pattern[str]:
         elif name in seen:
             text += f"(?P={name})"
         else:
-            # The longest channel first: t1c must not be found in t1ce.
-            one_of = "|".join(re.escape(channel) for channel in sorted(channels, key=len, reverse=True))
-            text += f"(?P<{name}>{one_of if name == 'channel' else '[^/]+?'})"
+            # The longest first: t1c must not be found in t1ce.
+            one_of = "|".join(re.escape(word) for word in sorted(allowed.get(name, ()), key=len, reverse=True))
+            text += f"(?P<{name}>{one_of or '[^/]+?'})"
             seen.add(name)
     return re.compile(text + re.escape(pattern[position:]))

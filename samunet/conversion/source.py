@@ -10,6 +10,7 @@ from samunet.conversion.masks import RawMask, read_mask
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, write_json
 from samunet.imageio.base import Geometry, Image
+from samunet.imageio.dicom import write_as_nifti
 from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.registry import READERS, ending_of, image_reader_for
 from samunet.imageio.tiff import TIFF_ENDINGS
@@ -64,7 +65,7 @@ class FileSource(Source):
 
     Attributes:
         name: Of the case.
-        images: One file per channel, or one that holds all.
+        images: One file per channel, or one that holds all; a folder is a DICOM series.
         mask: None for test images without reference.
         group: Its patient.
     """
@@ -104,8 +105,11 @@ class FileSource(Source):
         return read_mask(self.mask, as_colours=as_colours, threshold=threshold)
 
     def write_image(self, folder: Path, geometry: Geometry) -> None:
-        """Copies the files byte for byte; a TIFF's spacing goes into the JSON file beside it."""
+        """Copies the files byte for byte; a TIFF's spacing goes into the JSON file beside it, DICOM becomes NIfTI."""
         for channel, file in enumerate(self.images):
+            if file.is_dir():
+                write_as_nifti(file, folder / f"{self.name}_{channel:04d}.nii.gz")
+                continue
             target = folder / f"{self.name}_{channel:04d}{ending_of(file)}"
             try:
                 content = file.read_bytes()
@@ -119,7 +123,7 @@ class FileSource(Source):
 
 
 def kind_of(file: Path) -> str:
-    """``volume``, ``tiff`` or ``picture``, by a file's ending."""
+    """``volume``, ``tiff`` or ``picture``, by a file's ending; a DICOM folder is a volume."""
     ending = ending_of(file)
     if ending in TIFF_ENDINGS:
         return "tiff"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.errors import UsageError
 from samunet.evaluation.distances import surface_scores
 from samunet.evaluation.metrics import confusion_counts, dice, iou
 from samunet.evaluation.summary import class_key, mean_of, read_pair, regions_of
@@ -89,7 +90,12 @@ def detailed_metrics(
 
     Returns:
         ``{"tolerance", "mean": {class: {key: mean}}, "metric_per_case": [...]}``, the content of ``metrics.json``.
+
+    Raises:
+        UsageError: If the tolerance is not 0 or more.
     """
+    if not 0 <= tolerance < math.inf:
+        raise UsageError(f"the tolerance of the surface Dice must be 0 or more millimetres, got {tolerance}")
     known = labels if isinstance(labels, Labels) else None
     reader = reader_for(file_ending, reader_override)
     pairs = [(Path(case["prediction_file"]), Path(case["reference_file"])) for case in summary["metric_per_case"]]

@@ -133,6 +133,26 @@ def evaluate_folder(
     return evaluate_files(pairs, labels, file_ending, reader_override, num_workers)
 
 
+def find_dataset_json(predictions: Path, references: Path) -> Path:
+    """The dataset.json that predictions are scored with: the one among them, else the one beside the references.
+
+    Raises:
+        UsageError: If either is no folder.
+        SamunetError: If there is none.
+    """
+    for folder in (references, predictions):
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder", "give the folder with the references, then the predictions")
+    candidates = [predictions / "dataset.json", references.resolve().parent / "dataset.json"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise SamunetError(
+        f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
+        "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+    )
+
+
 def evaluate_files(
     pairs: dict[str, tuple[Path, Path]],
     labels: Labels | Sequence[int],

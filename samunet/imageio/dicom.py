@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samunet.errors import SamunetError
+from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN
 from samunet.imageio.itk import itk, reason
 
@@ -58,6 +59,20 @@ def read_series(folder: Path) -> sitk.Image:
         raise SamunetError(f"could not read the DICOM series in {folder}: {reason(error)}", COPY_AGAIN) from error
 
 
+def write_as_nifti(folder: Path, file: Path) -> None:
+    """Write the one DICOM series in a folder as one NIfTI file, in its own number type and with nothing of its header.
+
+    Raises:
+        SamunetError: As :func:`read_series`, or if the file cannot be written.
+    """
+    image = read_series(folder)
+    try:
+        with atomic_path(file) as temporary:
+            itk().WriteImage(image, str(temporary), useCompression=True, imageIO="NiftiImageIO")
+    except RuntimeError as error:
+        raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error
+
+
 def count_components(folder: Path) -> int:
     """Number of channels of the one DICOM series in a folder, from the header of its first file.
 
@@ -82,7 +97,7 @@ def _series_files(folder: Path) -> Sequence[str]:
         listed = "".join(f"\n  - {_describe(files)}" for files in found.values())
         raise SamunetError(
             f"{folder} holds {len(found) or 'no'} DICOM series; exactly one can be read{listed}",
-            "give each series a folder of its own, and predict that" if found else COPY_AGAIN,
+            "give each series a folder of its own" if found else COPY_AGAIN,
         )
     return next(iter(found.values()))
 

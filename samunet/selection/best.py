@@ -120,20 +120,9 @@ def find_best_configuration(
                 found.append(_pair(pair, numbers, cases, loaded, overwrite, num_workers))
     best = max(found, key=lambda candidate: mean_dice(candidate.dice))  # the first of equals, so a single model
     log.info("best: %s; choosing its postprocessing", best.name)
-    labels = best.models[0].description.labels
     patients = patients_of(best.cases, loaded)
     own = [cases[model.path] for model in best.models]
-    decoded = None
-    if dice_decoding:
-        decoded = try_dice_decoding(best.folder, best.models[0], own, best.dice, patients, loaded, num_workers)
-    masks = decoded.folder if decoded and decoded.chosen else best.folder
-    pairs: Pairs = {case: (masks / own[0][case].mask.name, loaded.cases[case].label) for case in best.cases}
-    chosen = choose(pairs, labels, loaded.description, num_workers)
-    if decoded:
-        chosen = replace(chosen, decisions=[decoded.decision, *chosen.decisions])
-        if decoded.chosen:
-            chosen = replace(chosen, postprocessing=replace(chosen.postprocessing, decoding=DICE))
-    write_chosen(pairs, chosen, labels, loaded.description, best.folder, num_workers)
+    chosen = _choose_postprocessing(best, own, patients, loaded, dice_decoding, num_workers)
     for candidate in found:
         if candidate is not best and len(candidate.models) == 1:
             (candidate.home / POSTPROCESSING_FILE).unlink(missing_ok=True)
@@ -147,6 +136,40 @@ def find_best_configuration(
     write_text(results / INSTRUCTIONS, as_text(name, report, commands, chosen.postprocessing))
     write_json(results / INFORMATION, information)
     return information
+
+
+def _choose_postprocessing(
+    best: Candidate,
+    own: Sequence[dict[str, OutOfFold]],
+    patients: Sequence[str],
+    dataset: Dataset,
+    dice_decoding: bool,
+    num_workers: int,
+) -> Chosen:
+    """How the best one's masks are decoded and postprocessed; the masks that come of it are written.
+
+    Args:
+        best: The best.
+        own: The validation cases of each of its models.
+        patients: Of every case.
+        dataset: With the references.
+        dice_decoding: Whether masks of the highest expected Dice are tried.
+        num_workers: Worker processes; 0 means this one.
+    """
+    model = best.models[0]
+    labels = model.description.labels
+    decoded = None
+    if dice_decoding:
+        decoded = try_dice_decoding(best.folder, model, own, best.dice, patients, dataset, num_workers)
+    masks = decoded.folder if decoded and decoded.chosen else best.folder
+    pairs: Pairs = {case: (masks / own[0][case].mask.name, dataset.cases[case].label) for case in best.cases}
+    chosen = choose(pairs, labels, dataset.description, num_workers)
+    if decoded:
+        chosen = replace(chosen, decisions=[decoded.decision, *chosen.decisions])
+        if decoded.chosen:
+            chosen = replace(chosen, postprocessing=replace(chosen.postprocessing, decoding=DICE))
+    write_chosen(pairs, chosen, labels, dataset.description, best.folder, num_workers)
+    return chosen
 
 
 def format_report(found: Sequence[Candidate], best: Candidate, chosen: Chosen, patients: Sequence[str]) -> str:

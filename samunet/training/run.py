@@ -65,10 +65,7 @@ def train_fold(
     plans, description = plans_called(plans_name, source), read_description(source)
     configuration = plans.configuration(configuration_name)
     fingerprint = read_fingerprint(source / FINGERPRINT_FILE)
-    names = sorted(fingerprint.cases)
-    train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
-    if options.num_cases:
-        train = few_cases(train, options.num_cases, options.seed, description.groups or infer_groups(names))
+    train, validation = _cases_of(fold, source, fingerprint, description, options)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
@@ -77,14 +74,7 @@ def train_fold(
         check_frozen(choice.network)
     _check_agreement(dataset_name, source, fingerprint, configuration, choice.network, description)
     with training_lock(folder):
-        trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
-        if options.validation_only and not trained:
-            raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
-        validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
-        if validated and not options.validation_only:
-            raise SamunetError(
-                f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again"
-            )
+        trained = _is_trained(folder, validation, options)
         _check_other_folds(model, fold, plans, description, source, choice, options)
         if options.pretrained and not trained:
             check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
@@ -97,6 +87,8 @@ def train_fold(
         if options.num_cases:
             log.info("%d training cases: %s", len(train), ", ".join(train))
         if not trained:
+            decisions = _decisions(plans, configuration_name)
+            facts = _run_facts(choice, fold, dataset_name, configuration_name)
             trainer = Trainer(
                 folder=folder,
                 configuration=configuration,
@@ -105,10 +97,8 @@ def train_fold(
                 train=stored_cases(source, plans, configuration, description, train),
                 validation=stored_cases(source, plans, configuration, description, validation),
                 options=options,
-                identity=fingerprint_of(
-                    _decisions(plans, configuration_name), choice.family, description.labels, train
-                ),
-                run=run | _run_facts(choice, fold, dataset_name, configuration_name) | {"training_cases": train},
+                identity=fingerprint_of(decisions, choice.family, description.labels, train),
+                run=run | facts | {"training_cases": train},
                 base=base,
                 progress=progress,
             )
@@ -117,6 +107,28 @@ def train_fold(
         if validation:
             _validate(model, fold, dataset_name, validation, options, progress)
     return folder
+
+
+def _cases_of(
+    fold: Fold, source: Path, fingerprint: Fingerprint, description: Description, options: TrainingOptions
+) -> tuple[list[str], list[str]]:
+    """Names of the cases to train on, fewer where that is asked for, and of those to validate."""
+    names = sorted(fingerprint.cases)
+    train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
+    if options.num_cases:
+        train = few_cases(train, options.num_cases, options.seed, description.groups or infer_groups(names))
+    return train, validation
+
+
+def _is_trained(folder: Path, validation: list[str], options: TrainingOptions) -> bool:
+    """Whether only the validation is left to do; refuses a fold that is finished, or has nothing to validate yet."""
+    trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
+    if options.validation_only and not trained:
+        raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
+    validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
+    if validated and not options.validation_only:
+        raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
+    return trained
 
 
 def _starting_weights(

@@ -1,0 +1,112 @@
+"""A prediction from the cases that were found to masks, their provenance and, if asked for, their quality table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.dataset.cases import Case
+from samunet.dataset.prediction_input import flat
+from samunet.errors import UsageError
+from samunet.imageio.registry import ending_of
+from samunet.inference.assess import assess
+from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What predicts: a model, which of its folds, and ``final`` or ``best``."""
+
+    model: ModelFolder
+    folds: Sequence[Fold]
+    checkpoint: str
+
+
+def check_request(sources: object, part: tuple[int, int]) -> Path:
+    """The first file or folder of the input, after a look at what needs no model.
+
+    Raises:
+        UsageError: If there is no input, some of it does not exist, or there is no such part.
+    """
+    first = next(flat([sources]), None)
+    if first is None:
+        raise UsageError("there is nothing to predict: the list of files is empty")
+    missing = next((path for path in flat([sources]) if not path.exists()), None)
+    if missing is not None:
+        raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: -i imagesTs")
+    index, number = part
+    if not 0 <= index < number:
+        raise UsageError(f"-part_id must be 0 to {number - 1} with -num_parts {number}, got {index}")
+    return first
+
+
+def predict_found(
+    chosen: Chosen,
+    found: dict[str, Case],
+    output: Path,
+    options: PredictionOptions,
+    part: tuple[int, int],
+    given: str,
+    progress: bool,
+) -> list[str]:
+    """Predict a part of the cases.
+
+    Args:
+        chosen: What predicts.
+        found: All cases.
+        output: Folder for the masks; for a single case also a file.
+        options: How to predict.
+        part: ``(index, number)`` of the share of the cases.
+        given: The input as it was given, for the record beside the masks.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Names of the cases predicted now.
+
+    Raises:
+        UsageError: If several cases are to become one file.
+    """
+    to_file = ending_of(output) is not None and not output.is_dir()
+    if to_file and len(found) > 1:
+        raise UsageError(f"{output} is one file, but there are {len(found)} cases", "give a folder: -o preds")
+    index, number = part
+    cases = dict(list(found.items())[index::number])
+    predictor = Predictor.from_folder(chosen.model.path, chosen.folds, chosen.checkpoint, options)
+    if to_file:
+        done = _to_file(predictor, cases, output)
+    else:
+        _write_record(chosen, predictor, output, options, given)
+        done = _to_folder(predictor, cases, output, progress)
+    if options.save_uncertainty:
+        folder, listed = (output.parent, None) if to_file else (output, list(found))
+        assess(folder, chosen.model, chosen.folds, chosen.checkpoint, listed)
+    return done
+
+
+def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list[str]:
+    for case in cases.values():  # one, or none if it belongs to another part
+        predictor.predict_case(case, output)
+        log.info("mask written to %s", output)
+    return list(cases)
+
+
+def _write_record(
+    chosen: Chosen, predictor: Predictor, output: Path, options: PredictionOptions, given: str
+) -> None:  # fmt: skip
+    path = chosen.model.path
+    arguments = {"input": given, "model": path.name, "dataset": path.parent.name}
+    arguments |= {"folds": chosen.folds, "checkpoint": chosen.checkpoint, **vars(options)}
+    arguments |= {"postprocessing": predictor.postprocessing.describe()}
+    write_provenance(output, chosen.model, arguments)
+
+
+def _to_folder(predictor: Predictor, cases: dict[str, Case], output: Path, progress: bool) -> list[str]:
+    done = predictor.predict_cases(cases, output, progress=progress)
+    skipped = len(cases) - len(done)
+    log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")
+    return done
