@@ -2,16 +2,21 @@
 
 import importlib
 import json
+import os
 import shlex
+from pathlib import Path
 
 import pytest
 from handed import NAME, small_encoder, small_sam
 from test_documentation import SCRIPTS
-from test_sharing import FOLDER, assert_same, masks
+from test_sharing import assert_same, masks
 
 FOLDS = ["0", "1", "2", "3", "4"]
 IDS = tuple(f"case_{index}" for index in range(10))
 SHORT = ["--iterations", "40", "--batch_size", "4", "--npz"]
+HIPPOCAMPUS = Path(__file__).parents[2] / "shared" / "data" / "Dataset004_Hippocampus"
+# For each fold, for example 3m, on all cases of the Hippocampus; without it some seconds on a few of them.
+BUDGET = os.environ.get("SAMUNET_TEST_BUDGET")
 
 
 def run(command):
@@ -20,9 +25,9 @@ def run(command):
     assert importlib.import_module(f"samunet.commands.{SCRIPTS[name]}").main(words) == 0, command
 
 
-def run_instructions(results):
+def run_instructions(results, name):
     """What ``inference_instructions.txt`` says, in the current folder."""
-    lines = (results / NAME / "inference_instructions.txt").read_text().splitlines()
+    lines = (results / name / "inference_instructions.txt").read_text().splitlines()
     commands = [line for line in lines if line and not line.startswith("#")]
     assert commands
     for command in commands:
@@ -54,20 +59,46 @@ def planned(request, samunet_folders, tiny_dataset, monkeypatch):
 @pytest.mark.slow
 def test_the_same_masks_before_and_after_the_transfer(planned, tmp_path, monkeypatch, capsys):
     root, start = planned
-    images = root / "raw" / NAME / "imagesTs"
-    run(shlex.join(["samunet_train", "998", "2d", *FOLDS, *SHORT, *start]))
-    assert capsys.readouterr().out.splitlines()[-1] == "next: samunet_find_best_configuration 998"
-    run("samunet_find_best_configuration 998")
+    go_through(root, NAME, [*SHORT, *start], tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason=f"the Hippocampus is not at {HIPPOCAMPUS}")
+def test_the_same_masks_of_real_images(samunet_folders, tmp_path, monkeypatch, capsys):
+    link_hippocampus(samunet_folders / "raw" / HIPPOCAMPUS.name, *((None, None) if BUDGET else (30, 4)))
+    run("samunet_plan_and_preprocess -d 004")
+    flags = ["--time_budget", BUDGET or "10s", "--npz", "-device", "cpu"]
+    go_through(samunet_folders, HIPPOCAMPUS.name, flags, tmp_path, monkeypatch, capsys)
+
+
+def link_hippocampus(folder, training, test):
+    """The dataset, or its first cases, as links."""
+    for part, number in (("imagesTr", training), ("labelsTr", training), ("imagesTs", test)):
+        (folder / part).mkdir(parents=True)
+        for file in sorted((HIPPOCAMPUS / part).iterdir())[:number]:
+            (folder / part / file.name).symlink_to(file)
+    content = json.loads((HIPPOCAMPUS / "dataset.json").read_text())
+    content["numTraining"] = len(list((folder / "labelsTr").iterdir()))
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def go_through(root, name, flags, tmp_path, monkeypatch, capsys):
+    """Train five folds, choose, predict as printed, export, install elsewhere, and predict the same again."""
+    number = name[7:10]
+    images = root / "raw" / name / "imagesTs"
+    run(shlex.join(["samunet_train", number, "2d", *FOLDS, *flags]))
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: samunet_find_best_configuration {number}"
+    run(f"samunet_find_best_configuration {number}")
     printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  samunet_")]
-    model = root / "results" / FOLDER
+    model = root / "results" / name / "samunetTrainer__samunetPlans__2d"
     chosen = json.loads((model / "postprocessing.json").read_text())
 
     monkeypatch.chdir(tmp_path)
-    assert run_instructions(root / "results") == printed
+    assert run_instructions(root / "results", name) == printed
     before = masks(tmp_path / "predictions")
     run(f"samunet_predict -i {images} -o sure --save_uncertainty")
     assert_same(before, masks(tmp_path / "sure"))
-    run("samunet_export_model_to_zip -d 998 -o model.zip --with_base")
+    run(f"samunet_export_model_to_zip -d {number} -o model.zip --with_base")
 
     for folder in ("results", "preprocessed", "checkpoints"):
         if (root / folder).is_dir():
@@ -77,7 +108,7 @@ def test_the_same_masks_before_and_after_the_transfer(planned, tmp_path, monkeyp
     installed = json.loads((model / "postprocessing.json").read_text())
     assert (installed["steps"], installed["decoding"]) == (chosen["steps"], chosen["decoding"])
     monkeypatch.chdir(images.parent)  # the instructions that travel name the images' folder without its place
-    run_instructions(root / "results")
+    run_instructions(root / "results", name)
     assert_same(before, masks(images.parent / "predictions"))
     run(f"samunet_predict -i {images} -o {tmp_path / 'sure_again'} --save_uncertainty")
     assert_same(before, masks(tmp_path / "sure_again"))
