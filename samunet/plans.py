@@ -19,6 +19,7 @@ from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
 
+_OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _HINT = "undo the edit, or plan again with samunet_plan_experiment"
@@ -244,6 +245,18 @@ class Plans:
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""
         write_json(path, asdict(self))
+
+
+def check_plans_name(name: str, flag: str) -> None:
+    """Check a name for plans: of the file ``NAME.json`` beside a dataset's others, and a part of models' folders.
+
+    Raises:
+        UsageError: If it cannot be both.
+    """
+    if not name or name.startswith(".") or set(name) & set("/\\") or "__" in name:
+        raise UsageError(f"{flag} {name!r} is no name for plans", "use letters, digits and single underscores")
+    if name in _OTHER_FILES:
+        raise UsageError(f"{flag} {name} would replace the dataset's {name}.json", "use another name, such as myPlans")
 
 
 def read_plans(path: Path) -> Plans:

@@ -151,6 +151,8 @@ TRAINING = [
     Row("start from the fold that is to be overwritten", nothing,
         AGAIN + " --overwrite --pretrained results/Dataset998_Tiny/samunetTrainer__samunetPlans__2d/fold_0/"
         "checkpoint_final.safetensors", ("--overwrite would remove", "checkpoint_final", "copy"), 2, repaired=False),
+    Row("stored slices are gone, and the fold is to be overwritten", remove("preprocessed/*/samunetPlans_2d/*"),
+        AGAIN + " --overwrite", ("not preprocessed", "samunet_preprocess"), repaired=False),
     Row("a loss that is no number", nothing, TRAIN + " --iterations 3 --lr 1e20", ("loss", "--lr"),
         repaired=False, writes=BEGAN),
     Row("run.json of the fold is not JSON", write(FOLD + "run.json", "{"), AGAIN, ("run.json", "not valid JSON"),
@@ -202,6 +204,7 @@ TRAINING = [
 
 MASKS = ("preds/*.json", "preds/*.nii.gz")
 TEST = "raw/*/imagesTs/test_1_0000.nii.gz"
+IMAGES = "raw/Dataset998_Tiny/imagesTs"
 MODELS = [
     Row("nothing trained", remove("results/*"), PREDICT, ("nothing is trained yet", "samunet_train"), 2),
     Row("no model of the dataset", make_folder("raw/Dataset005_Liver"), PREDICT.replace("-d 998", "-d 005"),
@@ -255,6 +258,12 @@ PREDICTION = [
     Row("output lies below a file", write("file", ""), PREDICT.replace("-o preds", "-o file/preds"), ("file/preds",)),
     Row("one output file for two cases", nothing, PREDICT.replace("-o preds", "-o mask.nii.gz"),
         ("mask.nii.gz", "2 cases", "-o preds"), 2, repaired=False),
+    Row("a mask in the place of its image", copy(TEST, "scan.nii.gz"),
+        f"predict -d 998 -i {IMAGES}/scan.nii.gz -o {IMAGES}", ("scan", "would replace the image", "-o preds"), 2,
+        repaired=False),
+    Row("a mask that is called like its image", copy(TEST, "scan.nii.gz"),
+        f"predict -d 998 -i {IMAGES}/scan.nii.gz -o {IMAGES}/scan.nii.gz", ("would replace the image",), 2,
+        repaired=False),
     Row("a step of 0", nothing, PREDICT + " -step_size 0", ("-step_size", "0"), 2, repaired=False),
     Row("part 3 of 2", nothing, PREDICT + " -num_parts 2 -part_id 3", ("-part_id", "3"), 2, repaired=False),
     Row("no parts", nothing, PREDICT + " -num_parts 0", ("num_parts", "0"), 2, repaired=False),

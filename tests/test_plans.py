@@ -12,6 +12,7 @@ from samunet.plans import (
     LoraPlan,
     NetworkPlan,
     Plans,
+    check_plans_name,
     fingerprint_of,
     read_plans,
 )
@@ -233,3 +234,16 @@ def test_hash_depends_on_every_part_and_not_on_the_order_of_keys():
     ]
     assert len(set(different)) == len(different)
     assert fingerprint_of(make_network()) == fingerprint_of(asdict(make_network()))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\\b", ".hidden", "my__plans"])
+def test_names_of_plans_are_parts_of_paths(name):
+    with pytest.raises(UsageError, match="is no name for plans"):
+        check_plans_name(name, "-overwrite_plans_name")
+
+
+@pytest.mark.parametrize("name", ["dataset", "splits_final", "dataset_fingerprint"])
+def test_plans_do_not_replace_other_files(name):
+    with pytest.raises(UsageError, match=f"would replace the dataset's {name}.json"):
+        check_plans_name(name, "-tp")
+    check_plans_name(f"{name}_plans", "-tp")

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
+    return run_command(build_parser(), _run, argv, go_on="the same command (without --overwrite) goes on from here")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from samunet.dataset.cases import Case
 from samunet.dataset.prediction_input import flat
 from samunet.errors import UsageError
-from samunet.imageio.registry import ending_of
+from samunet.imageio.registry import ending_of, mask_ending
 from samunet.inference.assess import assess
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
@@ -69,11 +69,12 @@ def predict_found(
         Names of the cases predicted now.
 
     Raises:
-        UsageError: If several cases are to become one file.
+        UsageError: If several cases are to become one file, or a mask would replace an image.
     """
     to_file = ending_of(output) is not None and not output.is_dir()
     if to_file and len(found) > 1:
         raise UsageError(f"{output} is one file, but there are {len(found)} cases", "give a folder: -o preds")
+    _check_images_stay(found, output, to_file)
     index, number = part
     cases = dict(list(found.items())[index::number])
     predictor = Predictor.from_folder(chosen.model.path, chosen.folds, chosen.checkpoint, options)
@@ -86,6 +87,15 @@ def predict_found(
         folder, listed = (output.parent, None) if to_file else (output, list(found))
         assess(folder, chosen.model, chosen.folds, chosen.checkpoint, listed)
     return done
+
+
+def _check_images_stay(found: dict[str, Case], output: Path, to_file: bool) -> None:
+    """An image of one channel may have just the name that its mask gets."""
+    images = {image.resolve() for case in found.values() for image in case.images}
+    for name, case in found.items():
+        mask = output if to_file else output / f"{name}{mask_ending(case.images[0])}"
+        if mask.resolve() in images:
+            raise UsageError(f"the mask of {name} would replace the image {mask}", "write somewhere else: -o preds")
 
 
 def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list[str]:

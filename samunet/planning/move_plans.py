@@ -13,7 +13,7 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.planning import rules
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
-from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def move_plans_between_datasets(
     if source_name == target_name:
         raise UsageError(f"-s and -t are both {source_name}", "give two datasets")
     new_name = target_plans_name or plans_name
-    if not new_name or Path(new_name).name != new_name or "__" in new_name:
-        raise UsageError(f"-tp {new_name!r} is no name for plans", "use letters, digits and single underscores")
+    check_plans_name(new_name, "-tp")
     from_file = paths.preprocessed_folder() / source_name / f"{plans_name}.json"
     if not from_file.is_file():
         there = ", ".join(file.stem for file in from_file.parent.glob("*Plans*.json")) or "none"

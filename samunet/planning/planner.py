@@ -18,7 +18,15 @@ from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
-from samunet.plans import DEFAULT_PLANS_NAME, AdapterPlan, ConfigurationPlan, LoraPlan, NetworkPlan, Plans
+from samunet.plans import (
+    DEFAULT_PLANS_NAME,
+    AdapterPlan,
+    ConfigurationPlan,
+    LoraPlan,
+    NetworkPlan,
+    Plans,
+    check_plans_name,
+)
 from samunet.preprocessing.case import stored_shape
 
 DEFAULT_SAM = "vit_b"
@@ -283,6 +291,7 @@ def _names(family: str) -> list[str]:
 
 
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
+    check_plans_name(options.plans_name, "-overwrite_plans_name")
     obstacle = recipe_obstacle(options.recipe, description.labels)
     if obstacle:
         raise UsageError(

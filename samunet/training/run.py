@@ -78,8 +78,10 @@ def train_fold(
         _check_other_folds(model, fold, plans, description, source, choice, options)
         if options.pretrained and not trained:
             check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
-        base = None
+        base, stored = None, ()
         if not trained:  # before anything is written or, with --overwrite, removed
+            resolve_device(options.device)
+            stored = [stored_cases(source, plans, configuration, description, names) for names in (train, validation)]
             base = _starting_weights(model, fold, choice, options, run, progress)
         _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
@@ -94,8 +96,8 @@ def train_fold(
                 configuration=configuration,
                 network=choice.network,
                 description=description,
-                train=stored_cases(source, plans, configuration, description, train),
-                validation=stored_cases(source, plans, configuration, description, validation),
+                train=stored[0],
+                validation=stored[1],
                 options=options,
                 identity=fingerprint_of(decisions, choice.family, description.labels, train),
                 run=run | facts | {"training_cases": train},
