@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -179,30 +180,31 @@ class Trainer:
     def _backward(self, images: Tensor, labels: Tensor, keys: np.ndarray | None = None) -> float:
         """Gradients of the batch, in as many parts as memory needs; ``keys`` name the images in the feature cache."""
         while True:
-            try:
-                total = 0.0
-                for first in range(0, len(images), self.micro_batch):
-                    rows = slice(first, first + self.micro_batch)
-                    part, target = images[rows], labels[rows]
-                    model = self.cached.with_keys(keys[rows]) if self.cached else self.model
-                    with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                        logits = model(part, upsample=not self.samed)
-                    loss = self.loss(logits.float(), target) * (len(part) / len(images))
-                    self.scaler.scale(loss).backward()
-                    total += float(loss.detach())
-                return total
-            except torch.cuda.OutOfMemoryError as error:
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                if self.micro_batch == 1:
-                    raise SamunetError(
-                        "a single image does not fit into the GPU's memory",
-                        "plan for less memory under another name (samunet_plan_experiment with a smaller "
-                        "-gpu_memory_target and -overwrite_plans_name NAME) and train with -p NAME; or use a smaller "
-                        "configuration, for example 2d_448, or -encoder small",
-                    ) from error
-                self.micro_batch = max(1, self.micro_batch // 2)
-                log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
+            # Memory is freed after the block: until the exception is gone, its traceback holds the part that failed.
+            with suppress(torch.cuda.OutOfMemoryError):
+                parts = range(0, len(images), self.micro_batch)
+                return sum(self._backward_part(slice(i, i + self.micro_batch), images, labels, keys) for i in parts)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            if self.micro_batch == 1:
+                raise SamunetError(
+                    "a single image does not fit into the GPU's memory",
+                    "plan for less memory under another name (samunet_plan_experiment with a smaller "
+                    "-gpu_memory_target and -overwrite_plans_name NAME) and train with -p NAME; or use a smaller "
+                    "configuration, for example 2d_448, or -encoder small",
+                )
+            self.micro_batch = max(1, self.micro_batch // 2)
+            log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
+
+    def _backward_part(self, rows: slice, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> float:
+        """Adds the gradients of some of the batch's images; returns their share of its loss."""
+        part, target = images[rows], labels[rows]
+        model = self.cached.with_keys(keys[rows]) if self.cached else self.model
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            logits = model(part, upsample=not self.samed)
+        loss = self.loss(logits.float(), target) * (len(part) / len(images))
+        self.scaler.scale(loss).backward()
+        return float(loss.detach())
 
     def _end_epoch(self, losses: list[float], seconds: float, data_seconds: float, bar) -> None:
         """Check the monitored cases, log, plot, and keep the model if it is the best so far."""

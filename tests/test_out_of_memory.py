@@ -1,0 +1,71 @@
+"""What is done when a GPU's memory runs out; played on a CPU, where the error is raised by hand."""
+
+import logging
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from samunet.errors import SamunetError
+from samunet.inference import predictor as predictor_module
+from samunet.inference.postprocessing import Postprocessing
+from samunet.inference.predictor import Prediction, Predictor
+from samunet.training.trainer import Trainer
+
+
+class Small(nn.Module):
+    """One weight; more than ``most`` images do not fit. When the next try begins, what failed must be gone."""
+
+    def __init__(self, most: int, where: str = "network") -> None:
+        super().__init__()
+        self.where = where
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.most = most
+        self.failed: list[weakref.ref] = []
+
+    def forward(self, image, upsample=True):
+        assert all(reference() is None for reference in self.failed)
+        return self.take("network", image * self.weight)
+
+    def loss(self, logits, target):
+        return (self.take("loss", logits) * target).mean()
+
+    def take(self, where, logits):
+        if where == self.where and len(logits) > self.most:
+            self.failed.append(weakref.ref(logits))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return logits
+
+
+def small_trainer(most, where="network"):
+    trainer = Trainer.__new__(Trainer)
+    trainer.model = Small(most, where)
+    trainer.cached, trainer.samed, trainer.dtype = None, False, None
+    trainer.device = torch.device("cpu")
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainer.loss = trainer.model.loss
+    trainer.micro_batch = 8
+    return trainer
+
+
+@pytest.mark.parametrize("where", ["network", "loss"])
+def test_a_step_that_does_not_fit_is_freed_and_computed_in_parts(where, caplog):
+    trainer = small_trainer(2, where)
+    images, labels = torch.arange(8.0).reshape(8, 1), torch.ones(8, 1)
+    with caplog.at_level(logging.WARNING):
+        loss = trainer._backward(images, labels)
+    assert trainer.micro_batch == 2
+    assert len(trainer.model.failed) == 2
+    assert [record.args for record in caplog.records] == [(4,), (2,)]
+    assert loss == pytest.approx(2 * 3.5)
+    assert float(trainer.model.weight.grad) == pytest.approx(3.5)  # nothing is left of the tries that failed
+
+
+def test_a_single_image_that_does_not_fit_is_an_error():
+    with pytest.raises(SamunetError, match="a single image does not fit") as caught:
+        small_trainer(most=0)._backward(torch.ones(8, 1), torch.ones(8, 1))
+    assert "2d_448" in caught.value.hint
