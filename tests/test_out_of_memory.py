@@ -69,3 +69,39 @@ def test_a_single_image_that_does_not_fit_is_an_error():
     with pytest.raises(SamunetError, match="a single image does not fit") as caught:
         small_trainer(most=0)._backward(torch.ones(8, 1), torch.ones(8, 1))
     assert "2d_448" in caught.value.hint
+
+
+@pytest.fixture
+def predict(monkeypatch):
+    """A function that predicts one image with a predictor to which ``most`` slices at a time do fit."""
+
+    def run(most):
+        predictor = Predictor.__new__(Predictor)
+        predictor.plans = predictor.configuration = None
+        predictor.postprocessing = Postprocessing()
+        predictor.slices = SimpleNamespace(batch_size=6)
+        model = Small(most)
+
+        def predict_prepared(self, case):
+            logits = model(torch.ones(self.slices.batch_size, 1))
+            return Prediction(np.full((1, 1, 1), int(logits[0])), None, None)
+
+        monkeypatch.setattr(predictor_module, "prepare_case", lambda *arguments: None)
+        monkeypatch.setattr(Predictor, "_predict_prepared", predict_prepared)
+        return predictor, predictor._predict(None)
+
+    return run
+
+
+def test_a_prediction_that_does_not_fit_is_made_with_fewer_slices_at_a_time(predict, caplog):
+    with caplog.at_level(logging.WARNING):
+        predictor, prediction = predict(most=2)
+    assert prediction.mask.item() == 2
+    assert predictor.slices.batch_size == 1  # for the cases that follow, too
+    assert [record.args for record in caplog.records] == [(3,), (1,)]
+
+
+def test_a_single_slice_that_does_not_fit_is_an_error(predict):
+    with pytest.raises(SamunetError, match="a single slice does not fit") as caught:
+        predict(most=0)
+    assert "-device cpu" in caught.value.hint

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
@@ -28,7 +30,7 @@ from samunet.inference.postprocessing import Postprocessing, read_postprocessing
 from samunet.inference.shared_folds import SharedFolds
 from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
-from samunet.preprocessing.case import prepare_case, restore_mask
+from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
@@ -327,11 +329,19 @@ class Predictor:
         return image, reader
 
     def _predict(self, image: Image) -> Prediction:
-        prediction = self._predict_raw(image)
-        return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
-
-    def _predict_raw(self, image: Image) -> Prediction:
         case = prepare_case(image, None, self.plans, self.configuration)
+        while True:
+            # Memory is freed after the block: until the exception is gone, its traceback holds what failed.
+            with suppress(torch.cuda.OutOfMemoryError):
+                prediction = self._predict_prepared(case)
+                return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
+            torch.cuda.empty_cache()
+            if self.slices.batch_size == 1:
+                raise SamunetError("a single slice does not fit into the GPU's memory", "predict with -device cpu")
+            self.slices.batch_size //= 2
+            log.warning("out of GPU memory: %d slices at a time from now on", self.slices.batch_size)
+
+    def _predict_prepared(self, case: PreparedCase) -> Prediction:
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
         depth, *plane = record.cropped_shape
