@@ -106,6 +106,7 @@ def train_fold(
             )
             del base  # the model holds its own copy: up to 2.5 GB less during the training
             trainer.train()
+            del trainer  # the validation loads the model anew: a GPU need not hold both
         if validation:
             _validate(model, fold, dataset_name, validation, options, progress)
     return folder
