@@ -38,3 +38,19 @@ def test_the_network_is_freed_before_the_validation(planned, monkeypatch):
     monkeypatch.setattr(run, "_validate", validate)
     train()
     assert there == [False]
+
+
+def test_a_validation_case_that_is_missing_is_told_before_anything_is_written(planned, monkeypatch):
+    monkeypatch.setattr(run, "load_dataset", lambda name: SimpleNamespace(folder=name, cases={"case_9": None}))
+    with pytest.raises(SamunetError, match=r"Dataset998_Tiny lacks 2 of the fold's 2 .* such as case_") as caught:
+        train()
+    assert "samunet_raw" in caught.value.hint
+    assert not list(planned.glob("results/*/*/fold_0"))
+
+
+def test_fold_all_needs_no_raw_images(planned, monkeypatch):
+    monkeypatch.delenv("samunet_raw")
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    with pytest.raises(SamunetError, match="samunet_raw is not set"):
+        train()
+    train("all")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from samunet import __version__, paths
+from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import load_dataset
 from samunet.dataset.splits import few_cases, fold_cases, infer_groups, load_or_make_splits
@@ -78,6 +79,7 @@ def train_fold(
         _check_other_folds(model, fold, plans, description, source, choice, options)
         if options.pretrained and not trained:
             check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
+        dataset = _dataset_to_validate(dataset_name, validation) if validation else None
         base, stored = None, ()
         if not trained:  # before anything is written or, with --overwrite, removed
             resolve_device(options.device)
@@ -108,7 +110,7 @@ def train_fold(
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
         if validation:
-            _validate(model, fold, dataset_name, validation, options, progress)
+            _validate(model, fold, dataset, validation, options, progress)
     return folder
 
 
@@ -309,11 +311,22 @@ def _run_facts(choice: _Choice, fold: Fold, dataset_name: str, configuration_nam
     }
 
 
+def _dataset_to_validate(dataset_name: str, names: list[str]) -> Dataset:
+    """The raw dataset, which the validation needs: whether it is there is better known before the training."""
+    dataset = load_dataset(dataset_name)
+    missing = [name for name in names if name not in dataset.cases]
+    if missing:
+        raise SamunetError(
+            f"{dataset.folder} lacks {len(missing)} of the fold's {len(names)} validation cases, such as {missing[0]}",
+            "restore them, or set samunet_raw to where they are; or run samunet_plan_and_preprocess again",
+        )
+    return dataset
+
+
 def _validate(
-    model: ModelFolder, fold: Fold, dataset_name: str, names: list[str], options: TrainingOptions, progress: bool
+    model: ModelFolder, fold: Fold, dataset: Dataset, names: list[str], options: TrainingOptions, progress: bool
 ) -> None:
     """Predict the fold's own validation cases as a user would, and score just these."""
-    dataset = load_dataset(dataset_name)
     folder = model.fold(fold) / "validation"
     # What differs in origin or direction was accepted when the dataset was preprocessed.
     prediction = PredictionOptions(
