@@ -242,3 +242,24 @@ def test_pixels_without_annotation_have_no_vote():
     share = (reduce_label(sparse, (30, 30), ignore=9) == 1).mean()
     assert share == pytest.approx(0.1, abs=0.03)
     assert (reduce_label(sparse, (30, 30)) == 1).mean() < 0.05
+
+
+@pytest.mark.parametrize("size", [(37, 50), (1, 6), (512, 300)])
+def test_outside_border_is_grid_samples_border_without_its_padding(size, monkeypatch):
+    """Every device samples with zeros outside; MPS knows no other padding for this."""
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    matrix = rotation(20, 5, 7) @ shift(-9, -14)
+    plain, paddings = F.grid_sample, []
+
+    def recorded(*arguments, padding_mode, **settings):
+        paddings.append(padding_mode)
+        return plain(*arguments, padding_mode=padding_mode, **settings)
+
+    monkeypatch.setattr(F, "grid_sample", recorded)
+    ours = sample(images, matrix, (60, 80), outside="border")
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
+    rows, columns = (along_y * y + along_x * x + start for along_y, along_x, start in matrix[:2].tolist())
+    grid = torch.stack([(2 * columns + 1) / size[1] - 1, (2 * rows + 1) / size[0] - 1], dim=-1).float()
+    expected = plain(images, grid.expand(2, -1, -1, -1), padding_mode="border", align_corners=False)
+    assert torch.allclose(ours, expected, atol=2e-4)
+    assert paddings == ["zeros"]

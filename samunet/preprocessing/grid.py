@@ -66,8 +66,9 @@ def sample(images: Tensor, matrix: np.ndarray, shape: tuple[int, int], *, outsid
     if factors != (1, 1):
         matrix = matrix @ scaling(factors)
         shape = (shape[0] * factors[0], shape[1] * factors[1])
-    grid = _normalized_grid(matrix, shape, images.shape[2:], images.device).expand(len(images), -1, -1, -1)
-    sampled = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode=outside, align_corners=False)
+    grid = _normalized_grid(matrix, shape, images.shape[2:], images.device, clamp=outside == "border")
+    grid = grid.expand(len(images), -1, -1, -1).to(images.dtype)
+    sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled if factors == (1, 1) else F.avg_pool2d(sampled, factors)
 
 
@@ -183,13 +184,20 @@ class SliceGrid:
         return scaling(zoom)
 
 
-def _normalized_grid(matrix: np.ndarray, shape: tuple[int, int], size: torch.Size, device: torch.device) -> Tensor:
-    """Positions for ``grid_sample``: ``(1, height, width, 2)`` in x, y from -1 to 1 over the input."""
+def _normalized_grid(
+    matrix: np.ndarray, shape: tuple[int, int], size: torch.Size, device: torch.device, *, clamp: bool
+) -> Tensor:
+    """Positions for ``grid_sample``: ``(1, height, width, 2)`` in x, y from -1 to 1 over the input.
+
+    Clamped to the centres of the outer pixels they do what its padding ``border`` does, which does not exist on MPS.
+    """
     rows = torch.arange(shape[0], dtype=torch.float32, device=device)[:, None]
     columns = torch.arange(shape[1], dtype=torch.float32, device=device)[None, :]
     axes = []
     for axis, side in ((1, size[1]), (0, size[0])):
         along_y, along_x, start = (float(value) for value in matrix[axis])
         position = along_y * rows + along_x * columns + start
+        if clamp:
+            position = position.clamp(0, side - 1)
         axes.append((2 * position + 1) / side - 1)
     return torch.stack(axes, dim=-1).unsqueeze(0)
