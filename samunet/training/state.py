@@ -75,7 +75,8 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
     for index, (parameter, _) in enumerate(_optimizer_items(optimizer)):
         saved = _with_prefix(tensors, f"optimizer.{index}.")
         if saved:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+            # Copies, not views of the file: Windows cannot replace a file that is mapped into memory.
+            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
     return progress
 
 
