@@ -51,11 +51,9 @@ def unfinished(project):
 
 
 def keep_checkpoint(end_epoch):
-    from samunet.training.state import save_latest
-
     def keeping(trainer, *arguments):
         end_epoch(trainer, *arguments)
-        save_latest(trainer.folder, trainer.model, trainer.optimizer, trainer.state)
+        trainer._save_latest()
 
     return keeping
 

@@ -5,11 +5,12 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from samunet import api
 from samunet.commands import plan_and_preprocess
 from samunet.errors import SamunetError
-from samunet.training import run
+from samunet.training import run, trainer
 from samunet.training.trainer import Trainer
 
 
@@ -54,3 +55,28 @@ def test_fold_all_needs_no_raw_images(planned, monkeypatch):
     with pytest.raises(SamunetError, match="samunet_raw is not set"):
         train()
     train("all")
+
+
+def test_a_resumed_training_in_half_precision_keeps_the_scale_of_its_gradients(planned, monkeypatch):
+    monkeypatch.setattr(trainer, "fast_dtype", lambda device: torch.float16)
+    scales = []
+
+    def begin(self):
+        scales.append(self.scaler.get_scale())
+        self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": 1024.0})
+        self._save_latest()
+
+    monkeypatch.setattr(Trainer, "train", begin)
+    train()
+    train()
+    assert scales == [65536.0, 1024.0]
+
+
+def test_without_half_precision_there_is_no_scale_to_keep(planned, monkeypatch):
+    monkeypatch.setattr(trainer, "fast_dtype", lambda device: None)
+    monkeypatch.setattr(Trainer, "train", Trainer._save_latest)
+    train()
+    kept = []
+    monkeypatch.setattr(Trainer, "train", lambda self: kept.append((self.state.scaler, self.scaler.is_enabled())))
+    train()
+    assert kept == [({}, False)]

@@ -1,8 +1,10 @@
 """Checkpoints of a running training, with a network of one layer."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from samunet.training import state
@@ -43,3 +45,13 @@ def test_nothing_of_a_restored_optimizer_lies_in_the_file(tmp_path, stepped, mon
     assert not in_file & {tensor.untyped_storage().data_ptr() for tensor in moments}
     for own, other in zip(optimizer.state.values(), stepped[1].state.values(), strict=True):
         assert all(torch.equal(own[key], torch.as_tensor(other[key])) for key in other)
+
+
+def test_checkpoints_from_before_the_scaler_was_kept_can_be_read(tmp_path, stepped):
+    progress = Progress(iteration=7, setup={"seed": 1}, scaler={"scale": 1024.0})
+    save_latest(tmp_path, *stepped, progress)
+    assert load_latest(tmp_path, *training(), {"seed": 1}) == progress
+    older = {key: value for key, value in vars(progress).items() if key != "scaler"}
+    save_file(load_file(tmp_path / LATEST), tmp_path / LATEST, {"progress": json.dumps(older)})
+    restored = load_latest(tmp_path, *training(), {"seed": 1})
+    assert (restored.iteration, restored.scaler) == (7, {})

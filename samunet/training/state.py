@@ -29,6 +29,7 @@ class Progress:
         best_dice: Of the monitored cases so far; None before the first check.
         log: One entry per epoch; see :mod:`samunet.training.log`.
         setup: What must not change on resume: hash of plans, dtype, batch size and so on.
+        scaler: State of the gradient scaler; empty where none is used, and in checkpoints of older versions.
     """
 
     iteration: int = 0
@@ -36,6 +37,7 @@ class Progress:
     best_dice: float | None = None
     log: list[dict] = field(default_factory=list)
     setup: dict = field(default_factory=dict)
+    scaler: dict = field(default_factory=dict)
 
 
 def save_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, progress: Progress) -> None:

@@ -117,7 +117,9 @@ class Trainer:
         self.state = load_latest(folder, self.model, self.optimizer, self.setup)
         if self.dtype is not None:
             hold_frozen(self.model.image_encoder, self.dtype)
-        self.scaler = torch.amp.GradScaler(enabled=self.dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
 
     def train(self) -> None:
         """Train to the end of the budget and write the final model.
@@ -146,7 +148,7 @@ class Trainer:
                     self.state.elapsed = time.monotonic() - started
                 self._update_bar(bar, losses)
                 if stop.received or time.monotonic() - saved > self.options.checkpoint_seconds:
-                    save_latest(self.folder, self.model, self.optimizer, self.state)
+                    self._save_latest()
                     saved = time.monotonic()
                 if stop.received:
                     source.close()
@@ -154,6 +156,10 @@ class Trainer:
                     stop.pass_on()
         source.close()
         self._finish()
+
+    def _save_latest(self) -> None:
+        self.state.scaler = self.scaler.state_dict()
+        save_latest(self.folder, self.model, self.optimizer, self.state)
 
     def _step(self, batch: dict[str, np.ndarray]) -> float:
         """One update from one batch; returns its loss."""
