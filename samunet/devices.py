@@ -21,14 +21,18 @@ def resolve_device(name: str) -> torch.device:
     """
     import torch
 
-    kind = name.split(":")[0]
-    if kind not in CHOICES:
+    kind, numbered, number = name.partition(":")
+    if kind not in CHOICES or (kind == "auto" and numbered):
         raise UsageError(f"-device {name} is unknown", f"use one of: {', '.join(CHOICES)}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if kind == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[kind]:
         raise UsageError(f"-device {name}: torch finds no such device on this machine", "use -device cpu")
+    there = [str(index) for index in range(torch.cuda.device_count() if kind == "cuda" else 1)]
+    if numbered and number not in there:
+        names = ", ".join(f"{kind}:{index}" for index in there)
+        raise UsageError(f"-device {name}: torch finds no such device, but {names}", f"use one of these, or {kind}")
     return torch.device(name)
 
 

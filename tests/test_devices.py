@@ -1,0 +1,46 @@
+"""Choosing a device, where torch is told which GPUs there are."""
+
+import pytest
+import torch
+
+from samunet.devices import resolve_device
+from samunet.errors import UsageError
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that makes torch find so many GPUs."""
+
+    def find(number):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+
+    return find
+
+
+def test_devices_that_are_there(gpus):
+    gpus(2)
+    for name in ("cpu", "cuda", "cuda:0", "cuda:1"):
+        assert resolve_device(name) == torch.device(name)
+    assert resolve_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "expected"),
+    [
+        ("cuda:3", 1, "cuda:3: torch finds no such device, but cuda:0\n"),
+        ("cuda:2", 2, "no such device, but cuda:0, cuda:1\n"),
+        ("cuda:x", 1, "cuda:x: torch finds no such device, but cuda:0\n"),
+        ("cuda:", 1, "no such device, but cuda:0\n"),
+        ("cuda:-1", 1, "no such device, but cuda:0\n"),
+        ("cpu:x", 1, "no such device, but cpu:0\n"),
+        ("auto:1", 2, "-device auto:1 is unknown"),
+        ("tpu", 1, "-device tpu is unknown"),
+        ("cuda:0", 0, "cuda:0: torch finds no such device on this machine"),
+    ],
+)
+def test_devices_that_are_not_there(gpus, name, number, expected):
+    gpus(number)
+    with pytest.raises(UsageError, match=expected) as caught:
+        resolve_device(name)
+    assert caught.value.hint
