@@ -1,9 +1,11 @@
 """Choosing a device, where torch is told which GPUs there are."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from samunet.devices import resolve_device
+from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import UsageError
 
 
@@ -44,3 +46,21 @@ def test_devices_that_are_not_there(gpus, name, number, expected):
     with pytest.raises(UsageError, match=expected) as caught:
         resolve_device(name)
     assert caught.value.hint
+
+
+def test_the_number_format_is_that_of_the_chosen_gpu(monkeypatch):
+    """An older GPU beside a newer one: only the second computes bfloat16."""
+    current = [torch.device("cuda:0")]
+
+    @contextmanager
+    def chosen(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == torch.device("cuda:1")
+    )
+    assert fast_dtype(torch.device("cuda:0")) == torch.float16
+    assert fast_dtype(torch.device("cuda:1")) == torch.bfloat16
