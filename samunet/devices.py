@@ -60,3 +60,11 @@ def peak_memory(device: torch.device) -> int | None:
 
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory` of a CUDA device count from here on; elsewhere it is that of the whole process."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_initialized():  # else nothing is counted yet, and torch would fail
+        torch.cuda.reset_peak_memory_stats(device)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from samunet.devices import fast_dtype, resolve_device
+from samunet.devices import fast_dtype, reset_peak_memory, resolve_device
 from samunet.errors import UsageError
 
 
@@ -64,3 +64,13 @@ def test_the_number_format_is_that_of_the_chosen_gpu(monkeypatch):
     )
     assert fast_dtype(torch.device("cuda:0")) == torch.float16
     assert fast_dtype(torch.device("cuda:1")) == torch.bfloat16
+
+
+def test_peak_memory_of_a_gpu_can_begin_anew(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    for ready in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda ready=ready: ready)
+        for name in ("cpu", "mps", "cuda:1"):
+            reset_peak_memory(torch.device(name))
+    assert calls == [torch.device("cuda:1")]

@@ -80,3 +80,11 @@ def test_without_half_precision_there_is_no_scale_to_keep(planned, monkeypatch):
     monkeypatch.setattr(Trainer, "train", lambda self: kept.append((self.state.scaler, self.scaler.is_enabled())))
     train()
     assert kept == [({}, False)]
+
+
+def test_every_fold_counts_its_own_peak_memory(planned, monkeypatch):
+    calls = []
+    monkeypatch.setattr(trainer, "reset_peak_memory", calls.append)
+    train(0)
+    train(1)
+    assert len(calls) == 2

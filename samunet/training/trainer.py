@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.dataset.description import Description
-from samunet.devices import fast_dtype, peak_memory, resolve_device
+from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_device
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
@@ -82,6 +82,7 @@ class Trainer:
         self.run = run
         self.show_progress = progress
         self.device = resolve_device(options.device)
+        reset_peak_memory(self.device)
         self.micro_batch = network.batch_size
         self.batch_size = network.batch_size * network.accumulation
         num_slices = sum(case.shape[0] for case in train.values())
