@@ -1,17 +1,23 @@
 """What the planner says a step keeps in memory, against PyTorch's saved tensors and arithmetic by hand."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 
+from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
 from samunet.network.adapters import add_lora
 from samunet.network.bottleneck import add_encoder_adapters
 from samunet.network.build_encoder import build_encoder
 from samunet.network.image_encoder import hold_frozen
+from samunet.network.sam_modules import MaskDecoder, TwoWayTransformer
 from samunet.planning import resources
 from samunet.plans import AdapterPlan, LoraPlan
+from samunet.training.loss import SegmentationLoss
 
 VIT_B = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
 
@@ -117,3 +123,49 @@ def test_adapters_in_the_decoder_alone_need_no_more_than_the_decoder():
     frozen, lora = (resources.estimate(ENCODERS["vit_b"], [448, 448], kind, "decoder") for kind in ("adapter", "lora"))
     assert frozen == lora
     assert frozen.fixed_bytes < resources.estimate(ENCODERS["vit_b"], [448, 448], "full", "decoder").fixed_bytes
+
+
+def labels_of(count: int, regions: bool) -> Labels:
+    names = tuple(f"output {index}" for index in range(count))
+    if not regions:
+        return Labels(names, tuple((value,) for value in range(count)))
+    values = tuple(range(1, count + 1))
+    return Labels(names, tuple((value,) for value in values), class_order=values)
+
+
+def peak_of_loss(outputs: int, regions: bool, side: int = 64) -> int:
+    """Bytes at the peak of loss and backward pass, from logits at half the resolution on."""
+    labels = labels_of(outputs, regions)
+    assert labels.num_outputs == outputs
+    loss, head = SegmentationLoss(labels), torch.randn(1, outputs, side // 2, side // 2, requires_grad=True)
+    target = torch.randint(outputs, (1, side, side))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        logits = functional.interpolate(head, size=(side, side), mode="bilinear")
+        loss(logits, target).backward()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_what_a_class_more_takes_in_the_loss(regions):
+    """20 bytes a pixel for a class, 24 for a region: the estimate takes the larger."""
+    few, many = (peak_of_loss(outputs, regions) for outputs in (3, 23))
+    shape = [448, 448]
+    predicted = [resources.estimate(VIT_B, shape, "lora", num_outputs=outputs).image_bytes for outputs in (3, 23)]
+    assert (many - few) / 64**2 == pytest.approx((predicted[1] - predicted[0]) / 448**2, rel=0.2)
+
+
+def test_classes_beyond_three_take_memory():
+    plain = resources.estimate(VIT_B, [448, 320], "lora")
+    for outputs in (1, 2, 3):
+        assert resources.estimate(VIT_B, [448, 320], "lora", num_outputs=outputs) == plain
+    many = resources.estimate(VIT_B, [448, 320], "lora", num_outputs=13)
+    decoder = MaskDecoder(
+        num_multimask_outputs=3, transformer=TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=8),
+        transformer_dim=256,
+    )  # fmt: skip
+    own = sum(parameter.numel() for parameter in decoder.output_hypernetworks_mlps[0].parameters()) + 256
+    assert many.fixed_bytes - plain.fixed_bytes == 10 * 16 * own
+    # SAMed's loss works at a quarter of the resolution.
+    samed = resources.estimate(VIT_B, [448, 320], "lora", num_outputs=13, upsampled=False)
+    assert many.image_bytes - plain.image_bytes == 16 * (samed.image_bytes - plain.image_bytes) > 0

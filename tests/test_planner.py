@@ -298,3 +298,14 @@ def test_memory_estimate_grows_as_it_should():
     # 16 bytes for a trained weight; frozen, 2 for each of 12 blocks of 12 x 768 x 768 and 4 for each position.
     assert full.fixed_bytes - half.fixed_bytes == 12 * 12 * 768**2 * 14 + 64**2 * 768 * 12
     assert full.training_flops > half.training_flops
+
+
+def test_many_classes_take_memory_at_the_networks_input_size():
+    """24 bytes a pixel and class: of 104 classes more, 2.6 GB for an image of 1024 x 1024 px."""
+    many = describe(labels=["background", *(f"organ {index}" for index in range(106))])
+    few, much = (make_plan(squares(), labels).configuration("2d").networks["sam"] for labels in (None, many))
+    assert few.batch_size > much.batch_size == 1
+    assert few.memory_bytes <= 8e9
+    assert 4.5e9 < much.memory_bytes <= 8e9
+    # SAMed's loss has a sixteenth of the pixels: at 512 px 0.05 GB.
+    assert make_plan(squares(), many, recipe="samed").configuration("2d").networks["sam"].batch_size >= 8

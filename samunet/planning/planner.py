@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ class PlannerOptions:
 
 @dataclass(frozen=True)
 class _Slices:
-    """What the network's rules need to know of the stored slices."""
+    """What the network's rules need to know of the stored slices and their labels."""
 
     median_shape: list[int]
     extent: list[float]
@@ -71,6 +72,7 @@ class _Slices:
     thinnest: float
     input_channels: str
     input_channels_why: str
+    num_outputs: int
 
 
 def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, options: PlannerOptions) -> Plans:
@@ -100,6 +102,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         thinnest=_thinnest(fingerprint, order) / max(extent),
         input_channels=channels,
         input_channels_why=channels_why,
+        num_outputs=description.labels.num_outputs,
     )
     schemes = _normalization(description, fingerprint, unit_range=options.recipe == "samed")
     masked, masked_why = rules.masked_normalization(
@@ -166,19 +169,20 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     adapted, adaptation_why = rules.adaptation(facts, *flags)
     recipe, recipe_why = rules.recipe(options.recipe, facts)
     samed = recipe == "samed"
+    predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=not samed)
     size = rules.parse_image_size(options.image_size, facts) if asked else None
     size_why = "given by -image_size"
     if size is None:
         allowed = [
             side
             for side in rules.SAM_INPUT_SIZES
-            if _estimate(facts, _shape(side, slices, facts), adapted, checkpoint_blocks=True).for_batch(1) <= budget
+            if predict(_shape(side, slices, facts), checkpoint_blocks=True).for_batch(1) <= budget
         ] or [rules.SAM_INPUT_SIZES[-1]]
         size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
         if samed:
             size, size_why = rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
     shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
-    plain, checkpointed = (_estimate(facts, shape, adapted, checkpoint_blocks=twice) for twice in (False, True))
+    plain, checkpointed = (predict(shape, checkpoint_blocks=twice) for twice in (False, True))
     twice, twice_why = rules.checkpoint_blocks(plain.for_batch(1), checkpointed.for_batch(1), budget)
     estimate = checkpointed if twice else plain
     effective = rules.SAMED_BATCH if samed else rules.effective_batch(facts, shape)
@@ -274,14 +278,13 @@ def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
     return rules.input_shape(size, slices.extent, facts.patch_size)[0]
 
 
-def _estimate(facts: EncoderFacts, shape: list[int], adapted: dict, *, checkpoint_blocks: bool) -> resources.Estimate:
-    settings = adapted["lora"] or adapted["adapter"]
-    blocks = settings.blocks if settings else "all"
+def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: bool | int) -> resources.Estimate:
+    adapter = adapted["lora"] or adapted["adapter"]
+    blocks = adapter.blocks if adapter else "all"
     reduction = adapted["adapter"].reduction if adapted["adapter"] else 4
     return resources.estimate(
-        facts, shape, adapted["adaptation"], adapted["components"], blocks,
-        reduction=reduction, checkpoint_blocks=checkpoint_blocks,
-    )  # fmt: skip
+        facts, shape, adapted["adaptation"], adapted["components"], blocks, reduction=reduction, **settings
+    )
 
 
 def _names(family: str) -> list[str]:

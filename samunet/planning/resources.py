@@ -28,6 +28,12 @@ _PASSING_BYTES = 40
 _CPU_LIBRARY_BYTES = 70_000_000
 _CPU_RESIDENT_SHARE = 1.5
 _CPU_RESIDENT_SHARE_CHECKPOINTED = 1.8
+# All this with three classes. Of each one beyond them, parameters of its token and network in the head, and for a pixel
+# of its logits what the loss keeps and what exists for a moment: logits, softmax, its logarithm, the target and their
+# gradients in float32 (tests/test_memory_model.py counts them). SAMed's loss sees a sixteenth of the pixels.
+_MEASURED_OUTPUTS = 3
+_OUTPUT_PARAMETERS = 140_064
+_BYTES_PER_OUTPUT = 24
 # Of TinyViT, in 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention,
 # where everything trains also of a convolutional one, and per attention score; per token and channel on both sides of a
 # step to the next stage. Measured: bytes that exist for a moment, per token and channel of the first stage.
@@ -66,6 +72,8 @@ def estimate(
     reduction: int = 4,
     device: Literal["cpu", "gpu"] = "gpu",
     checkpoint_blocks: bool = False,
+    num_outputs: int = _MEASURED_OUTPUTS,
+    upsampled: bool = True,
 ) -> Estimate:
     """Predict a training step's memory and work, computed in a 16-bit format.
 
@@ -78,6 +86,8 @@ def estimate(
         reduction: Channels of a block by those of its bottleneck adapters.
         device: Attention keeps less on a CPU; there the result is resident memory, on a GPU allocated memory.
         checkpoint_blocks: Whether a block keeps its input alone. Operations are those without.
+        num_outputs: Classes including background, or regions; fewer than three count as three.
+        upsampled: Whether the loss sees logits at the input's resolution; not with SAMed's recipe.
     """
     adapted = adapted_blocks(blocks, facts.attention_blocks) if components == "encoder_decoder" else []
     first = adapted[0] if adapted else facts.attention_blocks
@@ -91,7 +101,10 @@ def estimate(
         fixed += _BYTES_FULL * sum(adapter_parameters(width, reduction) for width in _adapted_widths(facts, adapted))
     if adaptation == "adapter" or (adaptation == "lora" and components == "decoder"):
         fixed -= _TRANSFORMER_PARAMETERS * (_BYTES_FULL - _SINGLE)
+    more = max(0, num_outputs - _MEASURED_OUTPUTS)
+    fixed += more * _OUTPUT_PARAMETERS * _BYTES_FULL
     image = kept + passing + tokens * _HEAD_BYTES_PER_TOKEN
+    image += more * math.prod(input_shape) * _BYTES_PER_OUTPUT // (1 if upsampled else 16)
     if device == "cpu":
         share = _CPU_RESIDENT_SHARE_CHECKPOINTED if checkpoint_blocks and adapted else _CPU_RESIDENT_SHARE
         fixed, image = fixed + _CPU_LIBRARY_BYTES, round(image * share)
@@ -103,13 +116,16 @@ def estimate(
     )
 
 
-def step_bytes(network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"]) -> int:
+def step_bytes(
+    network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"], num_outputs: int = _MEASURED_OUTPUTS
+) -> int:
     """Predicted peak memory of a training step of a planned network; see :func:`estimate`.
 
     Args:
         network: The plan, whose own ``memory_bytes`` is for a GPU.
         batch: Images at a time.
         device: Kind of device.
+        num_outputs: Classes including background, or regions.
     """
     adapter = network.lora or network.adapter
     blocks = adapter.blocks if adapter else "all"
@@ -118,6 +134,7 @@ def step_bytes(network: NetworkPlan, batch: int, device: Literal["cpu", "gpu"]) 
     predicted = estimate(
         facts, network.input_shape, network.adaptation, network.components, blocks,
         reduction=reduction, device=device, checkpoint_blocks=network.checkpoint_blocks,
+        num_outputs=num_outputs, upsampled=network.recipe != "samed",
     )  # fmt: skip
     return predicted.for_batch(batch)
 

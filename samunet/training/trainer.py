@@ -344,7 +344,7 @@ class Trainer:
         else:
             length = f"{self.budget.iterations} iterations, about {format_duration(self.budget.iterations * step)}"
         kind = "cpu" if self.device.type == "cpu" else "gpu"
-        memory = step_bytes(self.network, self.micro_batch, kind)
+        memory = step_bytes(self.network, self.micro_batch, kind, self.labels.num_outputs)
         log.info("estimate: %s (%.2f s a step), %.1f GB", length, step, memory / 1e9)
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)
