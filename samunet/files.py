@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     target = Path(target)
     _prepare(target.parent)
-    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
+    temporary = _temporary(target)
     try:
         yield temporary
         _finish(temporary)
@@ -80,8 +81,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """
     target = Path(target)
     _prepare(target.parent)
-    temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{target.name}")
-    before = target.with_name(f"{_TEMPORARY}{os.getpid()}-before-{target.name}")
+    temporary = _temporary(target)
+    before = _temporary(target)
     try:
         make_folder(temporary)
         yield temporary
@@ -157,6 +158,11 @@ def read_json(path: Path, hint: str = "correct it there, or restore the file") -
         ) from None
     except OSError as error:
         raise SamunetError(f"could not read {path}: {_reason(error)}", "make it a file that you may read") from error
+
+
+def _temporary(target: Path) -> Path:
+    """A name beside ``target`` that nobody else has: containers that share a folder have processes of one number."""
+    return target.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
 
 
 def _prepare(folder: Path) -> None:

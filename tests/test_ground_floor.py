@@ -213,3 +213,21 @@ def test_errors_print_their_hint():
     assert str(SamunetError("wrong", "do that")) == "wrong\n  -> do that"
     assert SamunetError("wrong").exit_status == 1
     assert UsageError("wrong").exit_status == 2
+
+
+def test_processes_of_the_same_number_do_not_share_temporary_files(tmp_path):
+    """As in two containers that write to one folder; one process plays both here."""
+    target = tmp_path / "a.json"
+    with atomic_path(target) as first:
+        first.write_text("first")
+        with atomic_path(target) as second:
+            assert not second.exists()
+            second.write_text("second")
+        assert target.read_text() == "second"
+    assert target.read_text() == "first"
+    with atomic_folder(tmp_path / "folder") as first:
+        (first / "a").touch()
+        with atomic_folder(tmp_path / "folder") as second:
+            assert list(second.iterdir()) == []
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["a"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
