@@ -309,3 +309,12 @@ def test_many_classes_take_memory_at_the_networks_input_size():
     assert 4.5e9 < much.memory_bytes <= 8e9
     # SAMed's loss has a sixteenth of the pixels: at 512 px 0.05 GB.
     assert make_plan(squares(), many, recipe="samed").configuration("2d").networks["sam"].batch_size >= 8
+
+
+def test_flags_for_the_small_encoder_change_none_of_sams_configurations():
+    flagged, plain = (make_plan(encoder="small", **flags) for flags in ({"adaptation": "full"}, {}))
+    assert list(flagged.configurations) == ["2d", "2d_896", "2d_672", "2d_448"]
+    for name in flagged.configurations:
+        network = flagged.configuration(name).networks["sam"]
+        assert network == plain.configuration(name).networks["sam"]
+        assert network.adaptation == "lora"

@@ -225,6 +225,8 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
 
 def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) -> dict[str, dict]:
     """Configurations ``2d_896`` and so on, below the default's size, that differ in what follows from the size."""
+    if options.encoder == BUNDLED:  # then these were meant for the small encoder
+        options = replace(options, adaptation=None, components=None, lora=None, adapter=None)
     smaller = {}
     for size in rules.SAM_INPUT_SIZES:
         if size >= max(sam.input_shape):
