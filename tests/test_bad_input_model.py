@@ -88,6 +88,11 @@ def regions(pattern):
     )
 
 
+def not_predicted(project):
+    """No damage; but whoever predicts fails, for it takes long."""
+    project.patch.setattr("samunet.inference.predictor.Predictor._predict", None)
+
+
 TRAINING = [
     Row("a fold that does not exist", nothing, "train 998 2d 7", ("no fold 7", "0, 1, 2, 3, 4, all"), 2,
         repaired=False),
@@ -260,6 +265,9 @@ PREDICTION = [
         repaired=False),
     Row("a mask that is called like its image", copy(TEST, "scan.nii.gz"),
         f"predict -d 998 -i {IMAGES}/scan.nii.gz -o {IMAGES}/scan.nii.gz", ("would replace the image",), 2,
+        repaired=False),
+    Row("a picture as the output for a volume", not_predicted,
+        f"predict -d 998 -i {IMAGES}/test_0_0000.nii.gz -o mask.png", ("test_0", "mask.png", ".nii.gz"),
         repaired=False),
     Row("a step of 0", nothing, PREDICT + " -step_size 0", ("-step_size", "0"), 2, repaired=False),
     Row("part 3 of 2", nothing, PREDICT + " -num_parts 2 -part_id 3", ("-part_id", "3"), 2, repaired=False),

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image as pillow
 
 from samunet.errors import SamunetError
+from samunet.imageio.base import Geometry
 from samunet.imageio.registry import reader_for
 
 RANDOM = np.random.default_rng(0)
@@ -228,3 +229,18 @@ def test_bmp(tmp_path, mode, expected):
     assert np.array_equal(image.array[:, 0], pixels.transpose(2, 0, 1))
     reader_for(".bmp").write_label(np.ones((1, 5, 7), int), tmp_path / "b.bmp", image.geometry)
     assert reader_for(".bmp").read_label(tmp_path / "b.bmp")[0].sum() == 35
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp"])
+def test_a_picture_cannot_hold_the_mask_of_a_volume(tmp_path, ending):
+    file, geometry = tmp_path / f"a{ending}", Geometry((3.0, 1.0, 1.0), True, (0.0,) * 3, (1.0,) * 9, 3)
+    for write in (
+        lambda: reader_for(ending).check_mask(file, geometry),
+        lambda: reader_for(ending).write_label(np.ones((4, 5, 7), int), file, geometry),
+    ):
+        with pytest.raises(SamunetError, match=f"mask of a volume cannot be written as {ending}") as caught:
+            write()
+        assert ".nii.gz" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+    for able in (".tif", ".nii.gz"):
+        reader_for(able).check_mask(tmp_path / f"a{able}", geometry)

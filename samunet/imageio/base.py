@@ -137,6 +137,13 @@ class Reader(ABC):
             SamunetError: If the file cannot be written.
         """
 
+    def check_mask(self, file: Path, geometry: Geometry) -> None:  # noqa: B027  nothing to refuse in most formats
+        """Check, before there is one, that ``file`` can hold a mask of an image; formats of volumes hold any.
+
+        Raises:
+            SamunetError: If it cannot.
+        """
+
     @abstractmethod
     def count_channels(self, file: Path) -> int:
         """Number of channels in one file, from its header alone.

@@ -37,6 +37,8 @@ _ALPHA = ("LA", "RGBA")
 # Pillow stretches PNG's grey of 2 and 4 bits to 0...255.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _EXIF_ORIENTATION = 0x0112
+# The largest numbers that a mask may have.
+_WIDEST = {".png": np.uint16, ".bmp": np.uint8}
 _SAVE_LABEL = (
     "save it with one channel that holds the label's value 0, 1, 2, ...; with Pillow: "
     "Image.fromarray(values.astype('uint8')).save(file)"
@@ -75,19 +77,31 @@ class NaturalImageReader(Reader):
         from PIL import Image as pillow
 
         file = Path(file)
+        self.check_mask(file, geometry)
         values = without_z_if_2d(smallest_unsigned(array), geometry)
         if file.suffix.lower() in tiff.TIFF_ENDINGS:
             tiff.write_pages(values, file)
             return
-        widest = {".png": np.uint16, ".bmp": np.uint8}.get(file.suffix.lower())
-        if widest is None:
-            raise SamunetError(f"{file}: masks cannot be written as {file.suffix}", "write them as .png")
+        widest = _WIDEST[file.suffix.lower()]
         if values.max() > np.iinfo(widest).max:
             raise SamunetError(
                 f"{file} cannot hold the label value {values.max()}; {file.suffix} goes up to {np.iinfo(widest).max}"
             )
         with atomic_path(file) as temporary:
             pillow.fromarray(values).save(temporary)
+
+    def check_mask(self, file: Path, geometry: Geometry) -> None:
+        """See :meth:`Reader.check_mask`. PNG and BMP hold pictures, TIFF stacks too, and JPEG no mask."""
+        ending = Path(file).suffix.lower()
+        if ending in tiff.TIFF_ENDINGS:
+            return
+        if ending not in _WIDEST:
+            raise SamunetError(f"{file}: masks cannot be written as {ending}", "write them as .png")
+        if geometry.dimension != 2:
+            raise SamunetError(
+                f"{file}: the mask of a volume cannot be written as {ending}, which holds single pictures",
+                "choose a format of volumes, such as .nii.gz",
+            )
 
     def count_channels(self, file: Path) -> int:
         """See :meth:`Reader.count_channels`. Transparency does not count."""

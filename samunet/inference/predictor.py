@@ -257,12 +257,13 @@ class Predictor:
         """
         with naming_the_case(case.name):
             image, reader = self.read(case.images)
+            writer = image_reader_for(file, reader)
+            writer.check_mask(file, image.geometry)
             prediction = self._predict(image)
             forget(file, case.name)
             if prediction.probability is not None:
                 with atomic_path(file.parent / f"{case.name}.npz") as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probability)
-            writer = image_reader_for(file, reader)
             writer.write_label(prediction.mask, file, image.geometry)
             if prediction.uncertainty is not None:
                 self._write_uncertainty(prediction, case.name, file, image.geometry, writer)
