@@ -42,8 +42,9 @@ class CaseInMemory(StoredCase):
 
 
 def make_loader(
-    foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None
-):
+    foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None,
+    masked=False,
+):  # fmt: skip
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
@@ -51,7 +52,8 @@ def make_loader(
     )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
-        use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=foreground_share, networks={"bundled": network},
+        use_mask_for_norm=[masked], mirror_axes=[0, 1], foreground_share=foreground_share,
+        networks={"bundled": network},
     )  # fmt: skip
     cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
     return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore)
@@ -162,6 +164,22 @@ def test_masked_channels_stay_zero_outside():
     masked = MaskOutsideTransform([1])(data=data, seg=seg)["data"]
     assert masked[0, 0].tolist() == [[1, 1], [1, 1]]
     assert masked[0, 1].tolist() == [[0, 1], [1, 0]]
+
+
+def test_each_neighbour_is_masked_by_its_own_content():
+    """All of slice 0, half of slice 1 and a quarter of slice 2 are content; noise must not stay in the rest."""
+    case = CaseInMemory((3, 16, 16))
+    image, label = case.arrays["image"], case.arrays["label"]
+    image[:], label[:] = 5.0, 0
+    for z, columns in enumerate((16, 8, 4)):
+        label[z, :, columns:], image[0, z, :, columns:] = OUTSIDE, 0
+    label[1, 8, 2] = 1
+    case.__dict__["class_locations"] = {1: np.array([[1, 8, 2]])}
+    loader = make_loader(channels="neighbours", foreground_share=1.0, cases={"a": case}, masked=True)
+    data = np.concatenate([loader.batch(iteration)["data"] for iteration in range(10)])
+    counts = np.count_nonzero(data, axis=(2, 3))
+    assert np.median(counts, axis=0).tolist() == [256, 128, 64]  # most items are neither turned nor scaled
+    assert loader.batch(0)["seg"].shape == (4, 16, 16)
 
 
 def test_seeded_leaves_the_global_generator_alone():

@@ -28,7 +28,7 @@ class AffineWindowTransform(AbstractTransform):
     Takes the place of batchgenerators' ``SpatialTransform``, which computes coordinates for elastic deformation with
     map_coordinates and is many times slower (``benchmarks/augmentation.py``).
 
-    Expects ``data`` ``(1, channels, h, w)``, ``seg`` ``(1, 1, h, w)`` and ``window``, the ``3 x 3`` map from the
+    Expects ``data`` ``(1, channels, h, w)``, ``seg`` ``(1, labels, h, w)`` and ``window``, the ``3 x 3`` map from the
     network's input to the stored slice.
 
     Args:
@@ -67,13 +67,18 @@ class AffineWindowTransform(AbstractTransform):
         matrix = data_dict["window"] @ self.draw()
         images = torch.from_numpy(np.ascontiguousarray(data_dict["data"], dtype=np.float32))
         data_dict["data"] = sample(images, matrix, self.shape).numpy()
-        label = sample_label(data_dict["seg"][0, 0], matrix, self.shape, outside=OUTSIDE, ignore=self.ignore)
-        data_dict["seg"] = label[None, None]
+        labels = [
+            sample_label(label, matrix, self.shape, outside=OUTSIDE, ignore=self.ignore)
+            for label in data_dict["seg"][0]
+        ]
+        data_dict["seg"] = np.stack(labels)[None]
         return data_dict
 
 
 class MaskOutsideTransform(AbstractTransform):
     """Puts values outside the nonzero mask back to 0 after intensity changes (nnU-Net's last step).
+
+    The mask is told from ``seg``, which has one label for all channels, or one for each.
 
     Args:
         channels: Channels to mask.
@@ -83,9 +88,9 @@ class MaskOutsideTransform(AbstractTransform):
         self.channels = list(channels)
 
     def __call__(self, **data_dict):
-        outside = data_dict["seg"][:, 0] == OUTSIDE
+        outside = data_dict["seg"] == OUTSIDE
         for channel in self.channels:
-            data_dict["data"][:, channel][outside] = 0
+            data_dict["data"][:, channel][outside[:, channel if outside.shape[1] > 1 else 0]] = 0
         return data_dict
 
 

@@ -64,7 +64,8 @@ class SliceLoader(SlimDataLoaderBase):
         self.ignore = ignore
         self.variants: int | None = None
         masked = [channel for channel, used in enumerate(configuration.use_mask_for_norm) if used]
-        if self.neighbours and masked:
+        self.masks_neighbours = self.neighbours and bool(masked)
+        if self.masks_neighbours:
             masked = [0, 1, 2]
         self.transforms = training_transforms(
             network.input_shape, configuration.mirror_axes, masked, per_channel=not self.neighbours, ignore=ignore
@@ -78,7 +79,7 @@ class SliceLoader(SlimDataLoaderBase):
     def batch(self, iteration: int) -> Batch:
         """Batch number ``iteration``: ``data`` ``(b, channels, H, W)`` float32, ``seg`` ``(b, H, W)`` int64."""
         items = [self._item(iteration, index) for index in range(self.batch_size)]
-        seg = np.stack([item["seg"][0, 0] for item in items]).astype(np.int64)
+        seg = np.concatenate([item["seg"] for item in items]).astype(np.int64)
         batch = {"data": np.concatenate([item["data"] for item in items]), "seg": np.maximum(seg, 0)}
         return batch if self.variants is None else batch | {"key": image_keys(batch["data"])}
 
@@ -102,8 +103,11 @@ class SliceLoader(SlimDataLoaderBase):
             centre = centre and place_in_slice(places[value], z, draw)
         start = _window_start(grid, centre, draw)
         image = slice_with_context(case.image, z, depth, self.neighbours)
+        # Each neighbour is masked by its own label, as it was normalised.
+        label = slice_with_context(lambda first, last: case.label(first, last)[None], z, depth, self.masks_neighbours)
         with seeded(*key):
-            return self.transforms(data=image[None], seg=case.label(z, z + 1)[None], window=grid.window(start))
+            item = self.transforms(data=image[None], seg=label[None], window=grid.window(start))
+        return item | {"seg": item["seg"][:, len(label) // 2]}
 
     def places(self, case: StoredCase, foreground: bool) -> dict[int, np.ndarray]:
         """Places by class, of which one becomes the centre; none where any slice and window will do.
