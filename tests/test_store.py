@@ -136,3 +136,20 @@ def test_a_case_without_foreground(tmp_path):
     case = PreparedCase(np.zeros((1, 2, 3, 4), dtype=np.float32), np.zeros((2, 3, 4), dtype=np.int16), RECORD)
     write_case(tmp_path, "a", case, StoreKey("plans", "key"))
     assert StoredCase(tmp_path, "a").class_locations == {}
+
+
+def test_slices_larger_than_a_block_may_be(tmp_path, monkeypatch):
+    """Of 12 rows of 2 x 10 half-precision values, 40 bytes each, five fit into a block of 239 bytes."""
+    import blosc2
+
+    assert store._MOST_BLOCK_BYTES <= blosc2.MAX_BLOCKSIZE
+    case = make_case()
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    assert blosc2.open(str(tmp_path / "a.b2nd"), mode="r").blocks == (2, 1, 12, 10)
+    monkeypatch.setattr(store, "_MOST_BLOCK_BYTES", 239)
+    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    stored = StoredCase(tmp_path, "a")
+    assert blosc2.open(str(tmp_path / "a.b2nd"), mode="r").blocks == (2, 1, 5, 10)
+    assert np.array_equal(stored.image(), case.image.astype(np.float16))
+    assert np.array_equal(stored.image(3, 4), case.image[:, 3:4].astype(np.float16))
+    assert np.array_equal(stored.label(), case.label)

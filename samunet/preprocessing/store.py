@@ -22,6 +22,7 @@ from samunet.preprocessing.case import CaseRecord, PreparedCase
 from samunet.preprocessing.pieces import places, values_in
 
 _CHUNK_BYTES = 1 << 18
+_MOST_BLOCK_BYTES = 536_866_816  # blosc2's BLOSC2_MAXBLOCKSIZE
 _ENDINGS = (".b2nd", ".json")
 _LABEL_ENDINGS = ("_seg.b2nd", "_locations.npz")
 MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
@@ -164,15 +165,17 @@ class StoredCase:
 def _write_array(path: Path, array: np.ndarray) -> None:
     import blosc2
 
-    # A block, what is decompressed at once, is one slice. Small slices share a chunk: each has a fixed cost in writing.
-    block = (*array.shape[:-3], 1, *array.shape[-2:])
-    slices = max(1, min(array.shape[-3], _CHUNK_BYTES // (math.prod(block) * array.dtype.itemsize)))
-    chunk = (*array.shape[:-3], slices, *array.shape[-2:])
+    # A block, what is decompressed at once, is one slice, or of a giant one as many rows as blosc2 allows. Small slices
+    # share a chunk: each has a fixed cost in writing.
+    *leading, depth, height, width = array.shape
+    row = math.prod(leading) * width * array.dtype.itemsize
+    rows = min(height, max(1, _MOST_BLOCK_BYTES // row))
+    slices = max(1, min(depth, _CHUNK_BYTES // (rows * row)))
     with atomic_path(path) as temporary:
         blosc2.asarray(
             np.ascontiguousarray(array),
-            chunks=chunk,
-            blocks=block,
+            chunks=(*leading, slices, rows, width),
+            blocks=(*leading, 1, rows, width),
             urlpath=str(temporary),
             mode="w",
             cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
