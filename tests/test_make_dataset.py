@@ -232,6 +232,19 @@ def test_threshold_takes_smoothed_and_jpeg_masks(capsys):
     assert np.array_equal(label(checked(), "a1")[0], MASK > 0)
 
 
+def test_a_threshold_that_empties_masks_is_told(capsys, caplog):
+    photographs(lambda name, path: save((MASK > 0).astype(np.uint8), path))
+    make("photos", "masks", "--threshold", "127", status=1)
+    assert "no mask has anything above --threshold 127" in capsys.readouterr().err
+    assert not Path("../raw", NAME).exists()
+    save(255 * (MASK > 0).astype(np.uint8), "masks/a1.png")
+    save(0 * MASK, "masks/b1.png")  # healthy, nothing to warn of
+    caplog.clear()
+    make("photos", "masks", "--threshold", "127")
+    told = [record.getMessage() for record in caplog.records if "nothing is above --threshold" in record.getMessage()]
+    assert ["a2.png has values up to 1" in line for line in told] == [True]
+
+
 def test_smoothed_masks_are_not_taken_for_256_classes(capsys):
     photographs(lambda name, path: save(np.resize(np.arange(256, dtype=np.uint8), (16, 16)), path))
     for seed, name in enumerate(("a1", "a2", "b1")):
