@@ -132,6 +132,14 @@ def test_decathlon_json(decathlon, keys, says, status, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_decathlon_refuses_a_case_that_is_listed_twice(decathlon, capsys):
+    content = json.loads((decathlon / "dataset.json").read_text())
+    content["training"] += content["training"][:1]
+    (decathlon / "dataset.json").write_text(json.dumps(content))
+    run("MSD", "-i", decathlon, status=1)
+    assert "the same case twice: prostate_00 is" in capsys.readouterr().err
+
+
 def test_decathlon_needs_the_task(decathlon, capsys):
     run("MSD", "-i", decathlon / "imagesTr", status=2)
     assert "Task04_Hippocampus" in capsys.readouterr().err
@@ -292,6 +300,15 @@ def test_finetune_sam_lists(lists, content, says, capsys):
     Path("train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     run("finetune_SAM", *lists, status=1)
     assert says in capsys.readouterr().err
+
+
+def test_finetune_sam_refuses_different_slices_of_one_name(lists, capsys):
+    """``hip/p0/0.png`` and ``hip/p0_0.png`` would both be the case p0_0."""
+    other = Path("images/hip/p0_0.png")
+    other.write_bytes(Path("images/hip/p0/0.png").read_bytes())
+    Path("train.csv").write_text(Path("train.csv").read_text() + "hip/p0_0.png,hip/p0/0_m.png\n")
+    run("finetune_SAM", *lists, status=1)
+    assert "the same case twice: p0_0 is" in capsys.readouterr().err
 
 
 def test_finetune_sam_refuses_slices_in_two_lists(lists, capsys):
