@@ -180,6 +180,9 @@ def test_old_nnunet_says_what_is_wrong(version_1, capsys):
     (version_1 / "imagesTr" / "a_0001.nii.gz").unlink()
     run("old_nnUNet", version_1, "Dataset017_Abdomen", status=1)  # one file could hold both channels; this one has one
     assert "2 channels expected: a has 1" in capsys.readouterr().err
+    (version_1 / "imagesTr" / "b_0001.nii.gz").rename(version_1 / "imagesTr" / "b_0002.nii.gz")
+    run("old_nnUNet", version_1, "Dataset017_Abdomen", status=1)
+    assert "numbers of channels with gaps: b has 0000, 0002" in capsys.readouterr().err
     (version_1 / "labelsTr" / "b.nii.gz").unlink()
     run("old_nnUNet", version_1, "Dataset017_Abdomen", status=1)
     assert "images without label: b" in capsys.readouterr().err

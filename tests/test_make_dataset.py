@@ -324,6 +324,17 @@ def test_numbered_channels_and_test_cases():
     assert (dataset.folder / "imagesTs").is_dir()
 
 
+def test_gaps_between_channels_are_refused(capsys):
+    stack = np.stack([MASK] * 3)
+    for case in "ab":
+        for number in range(2):
+            volume(np.full(stack.shape, number, np.float32), f"images/{case}_000{number}.nii.gz")
+        volume(stack, f"masks/{case}.nii.gz")
+    Path("images/a_0001.nii.gz").rename("images/a_0002.nii.gz")
+    make("images", "masks", "--channel_names", "T1", "T2", status=1)
+    assert "numbers of channels with gaps: a has 0000, 0002" in capsys.readouterr().err
+
+
 def test_numbers_of_test_images_are_channels_only_if_those_of_training_images_are():
     photographs(lambda name, path: save(MASK, path), names=("frame_0000", "frame_0001"))
     for seed in (7, 8, 9):
