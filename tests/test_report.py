@@ -160,6 +160,16 @@ def test_a_new_mask_takes_what_was_said_of_the_old_one_away(trained, tmp_path):
     assert not list((tmp_path / "preds").glob("quality.*"))
 
 
+def test_a_new_mask_takes_the_probabilities_of_the_old_one_away(trained, tmp_path):
+    _, raw, _ = trained
+    arguments = ["-i", str(raw / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"]
+    assert predict.main([*arguments, "--save_probabilities"]) == 0
+    assert len(list((tmp_path / "preds").glob("*.npz"))) == 3
+    source = str(raw / "imagesTs" / "case_2_0000.nii.gz")
+    assert predict.main(["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    assert sorted(path.name for path in (tmp_path / "preds").glob("*.npz")) == ["case_0.npz", "case_1.npz"]
+
+
 def test_calibration_of_folds_is_used(trained):
     root, _, preds = trained
     folds = sorted((root / "results").glob("Dataset998_*/*/fold_*"))

@@ -257,8 +257,11 @@ class Predictor:
             image, reader = self.read(case.images)
             prediction = self._predict(image)
             forget(file, case.name)
-            if prediction.probability is not None:
-                with atomic_path(file.parent / f"{case.name}.npz") as temporary:
+            saved = file.parent / f"{case.name}.npz"
+            if prediction.probability is None and file.is_file() and file == self.mask_file(case, file.parent):
+                saved.unlink(missing_ok=True)  # of the mask that is replaced
+            elif prediction.probability is not None:
+                with atomic_path(saved) as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probability)
             writer = image_reader_for(file, reader)
             writer.write_label(prediction.mask, file, image.geometry)
