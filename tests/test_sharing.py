@@ -119,9 +119,6 @@ def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
     api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
     installed = {str(path.relative_to(tmp_path / "elsewhere")) for path in (tmp_path / "elsewhere").rglob("*.*")}
     assert {name for name in files if name.startswith(NAME)} <= installed
-    (tmp_path / "elsewhere" / NAME / "inference_information.json").write_text("{}")
-    with pytest.raises(SamunetError, match=r"inference_information.json exists"):
-        api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
 
 
 def test_with_case_ids_everything_stays(model, tmp_path):
@@ -193,6 +190,29 @@ def test_installing_over_another_model(model, tmp_path, samunet_folders, capsys)
     assert not model.fold(1).exists()
     assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 0, "the same once more"
     assert "was there already" in capsys.readouterr().err
+
+
+def test_the_receivers_choice_of_a_configuration_is_kept(model, tmp_path, capsys):
+    ensemble = f"ensembles/ensemble___{'___'.join(['samunetPlans__2d'] * 2)}___0_1"
+    for name in ("inference_information.json", f"{ensemble}/postprocessing.json", f"{ensemble}/summary.json"):
+        write_json(model.path.parent / name, {"of": "the zip"})
+    (model.path.parent / "inference_instructions.txt").write_text("# of the zip\n")
+    assert export(tmp_path / "model.zip") == 0
+    (model.path.parent / ensemble / "summary.json").unlink()
+    for name in ("inference_information.json", f"{ensemble}/postprocessing.json"):
+        write_json(model.path.parent / name, {"of": "the receiver"})
+    (model.path.parent / "inference_instructions.txt").unlink()
+    write_json(model.fold(0) / "run.json", {"family": "other"})
+    before = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
+    capsys.readouterr()
+    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip"), "--force"]) == 0
+    told = capsys.readouterr().err
+    assert "inference_information.json" in told
+    assert "kept as they are" in told
+    after = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
+    assert after == before, "half of what belongs together would be worse than none"
+    assert not (model.path.parent / "inference_instructions.txt").exists()
+    assert json.loads((model.fold(0) / "run.json").read_text())["family"] == "bundled"
 
 
 def test_licence_travels_on(model, tmp_path, monkeypatch):
