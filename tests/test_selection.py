@@ -28,10 +28,12 @@ from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
 from samunet.files import write_json
+from samunet.imageio.base import Geometry
+from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import decode_for_dice
 from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing, foreground_step
-from samunet.selection import best
+from samunet.selection import best, crossval
 from samunet.selection.instructions import prediction_commands
 from samunet.training import run as training_run
 
@@ -172,6 +174,17 @@ def test_accumulated_folds(trained, capsys):
     assert {"dataset.json", "plans.json"} <= {path.name for path in folder.iterdir()}
     assert accumulate_crossval_results.main(["998", "-o", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_accumulated_tiff_volumes_keep_their_spacing(tmp_path, monkeypatch):
+    monkeypatch.setattr(crossval, "score", lambda pairs, *_: {"metric_per_case": [{} for _ in pairs]})
+    monkeypatch.setattr(crossval, "write_model_facts", lambda *_: None)
+    reader = reader_for(".tif")
+    geometry = Geometry((3.0, 1.0, 1.0), True, (0.0,) * 3, tuple(np.eye(3).ravel().tolist()), 3)
+    reader.write_label(np.zeros((2, 4, 5), np.uint8), tmp_path / "a.tif", geometry)
+    cases = {"a": crossval.OutOfFold(0, tmp_path / "a.tif", tmp_path / "reference.tif")}
+    crossval.accumulate(ModelFolder(tmp_path), [0], cases, None, tmp_path / "out")
+    assert reader.read_label(tmp_path / "out" / "a.tif")[1].spacing == (3.0, 1.0, 1.0)
 
 
 def test_what_cannot_be_accumulated(trained, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 from samunet.dataset.cases import ending_in, visible
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS
+from samunet.imageio.tiff import TIFF_ENDINGS
 
 MASK_ENDINGS = sorted({ending for reader in READERS for ending in reader.endings})
 
@@ -29,3 +30,9 @@ def mask_files(folder: Path) -> dict[str, Path]:
         if first is not file:
             raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
     return found
+
+
+def with_sidecar(mask: Path) -> list[Path]:
+    """A mask and, of a TIFF volume, the JSON file beside it that states its spacing."""
+    sidecar = mask.with_suffix(".json")
+    return [mask, sidecar] if mask.suffix.lower() in TIFF_ENDINGS and sidecar.is_file() else [mask]

@@ -11,6 +11,7 @@ from typing import Any
 
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
+from samunet.dataset.mask_files import with_sidecar
 from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
@@ -100,7 +101,8 @@ def accumulate(
         entry["fold"] = case.fold
     with atomic_folder(target) as folder:
         for case in cases.values():
-            shutil.copyfile(case.mask, folder / case.mask.name)
+            for file in with_sidecar(case.mask):
+                shutil.copyfile(file, folder / file.name)
         write_model_facts(folder, model)
         write_json(folder / "summary.json", summary)
     return summary
