@@ -123,10 +123,15 @@ def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
 
 def test_with_case_ids_everything_stays(model, tmp_path):
     (model.fold(0) / "validation" / "case_0.nii.gz").write_bytes(b"a mask")
+    (model.fold(0) / "validation" / "case_1.tif").write_bytes(b"a mask of an image with another ending")
+    write_json(model.fold(0) / "validation" / "case_1.json", {"spacing": [3, 1, 1]})
+    (model.fold(0) / "validation" / "case_0.npz").write_bytes(b"probabilities")
     assert export(tmp_path / "model.zip", "--with_case_ids", "--exp_cv_preds") == 0
     files = contents(tmp_path / "model.zip")
     assert files[f"{FOLDER}/fold_0/run.json"] == (model.fold(0) / "run.json").read_bytes()
     assert files[f"{FOLDER}/fold_0/validation/case_0.nii.gz"] == b"a mask"
+    names = {Path(name).name for name in files if "fold_0/validation/" in name}
+    assert names == {"case_0.nii.gz", "case_1.tif", "case_1.json", "summary.json"}
     assert {f"{FOLDER}/fold_0/training_log.json", f"{FOLDER}/fold_0/progress.png"} <= files.keys()
     assert export(tmp_path / "other.zip", "--exp_cv_preds") == 2
     assert not (tmp_path / "other.zip").exists()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.dataset.mask_files import mask_files, with_sidecar
 from samunet.errors import SamunetError
 from samunet.files import read_json, to_json
 from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder
@@ -74,9 +75,9 @@ class Selection:
             yield folder / f"checkpoint_{checkpoint}.safetensors"
             for adapter in _ADAPTERS:
                 yield from _existing(folder / adapter.format(checkpoint), _OF_ADAPTER)
-        if self.masks:
-            ending = self.model.description.file_ending
-            yield from (path for path in sorted((folder / "validation").glob(f"*{ending}")) if path.is_file())
+        if self.masks and (folder / "validation").is_dir():
+            for mask in mask_files(folder / "validation").values():
+                yield from with_sidecar(mask)
 
 
 def dataset_files(
