@@ -197,6 +197,27 @@ def test_installing_over_another_model(model, tmp_path, samunet_folders, capsys)
     assert "was there already" in capsys.readouterr().err
 
 
+def test_instructions_go_along_only_with_what_they_need(model, tmp_path, capsys):
+    chosen = [{"configuration": "2d", "trainer": "samunetTrainer", "plans_identifier": "samunetPlans"}]
+    information = {"folds": [0, 1], "best_model_or_ensemble": {"selected_model_or_models": chosen}}
+    write_json(model.path.parent / "inference_information.json", information)
+    (model.path.parent / "inference_instructions.txt").write_text("samunet_predict -f 0 1\n")
+    pair = f"ensembles/ensemble___{'___'.join(['samunetPlans__2d'] * 2)}___0_1"
+    write_json(model.path.parent / pair / "postprocessing.json", {})
+    beside = {f"{NAME}/{name}" for name in ("inference_information.json", "inference_instructions.txt")}
+    beside.add(f"{NAME}/{pair}/postprocessing.json")
+    assert export(tmp_path / "all.zip") == 0
+    assert beside <= contents(tmp_path / "all.zip").keys()
+    capsys.readouterr()
+    assert export(tmp_path / "one.zip", "-f", "1") == 0
+    assert beside & contents(tmp_path / "one.zip").keys() == set()
+    assert "fold 0 of samunetTrainer__samunetPlans__2d" in capsys.readouterr().err
+    write_json(model.path.parent / "inference_information.json", information | {"best_model_or_ensemble": {
+        "selected_model_or_models": [*chosen, chosen[0] | {"configuration": "2d_448"}]}})  # fmt: skip
+    assert export(tmp_path / "other.zip") == 0
+    assert f"{NAME}/inference_instructions.txt" not in contents(tmp_path / "other.zip")
+
+
 def test_the_receivers_choice_of_a_configuration_is_kept(model, tmp_path, capsys):
     ensemble = f"ensembles/ensemble___{'___'.join(['samunetPlans__2d'] * 2)}___0_1"
     for name in ("inference_information.json", f"{ensemble}/postprocessing.json", f"{ensemble}/summary.json"):

@@ -94,8 +94,8 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
         items |= {f"{name}/{folder.name}/{path}": content for path, content in selection.files()}
         models.append(_entry(selection))
         cases |= case_names(folder)
-    folders = [entry.folder for entry in models]
-    shared = dataset_files(paths.results_folder() / name, folders, options.with_case_ids, cases)
+    folds = {entry.folder: entry.folds for entry in models}
+    shared = dataset_files(paths.results_folder() / name, folds, options.with_case_ids, cases)
     items |= {f"{name}/{path}": content for path, content in shared}
     raw = selections[0].model.description.raw
     with atomic_path(output) as temporary, TemporaryDirectory(dir=output.parent, prefix=".tmp-") as scratch:
