@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -156,6 +157,26 @@ def test_paths_lose_all_but_their_last_part(value, expected):
     cleaned = without_cases("x.json", {"key": [value]}, set(), Path("/results"))
     assert cleaned == {"key": [value if expected is None else expected]}
     assert without_paths(f"-m /results/x {value}", Path("/results")).startswith("-m $samunet_results/x ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-i '/data/my patients/imagesTs' -o x", "-i 'imagesTs' -o x"),
+        ("-i '/data/my patients/a b' -o '/my masks/c d'", "-i 'a b' -o 'c d'"),
+        ('read "C:\\\\Users\\\\Jane Doe\\\\x y"', 'read "x y"'),
+        ("-i " + shlex.quote("/data/o'brien s/imagesTs"), "-i 'imagesTs'"),
+    ],
+)
+def test_quoted_paths_may_have_spaces(text, expected):
+    assert without_paths(text, Path("/results")) == expected
+
+
+def test_nothing_is_said_per_case(model, tmp_path):
+    assert export(tmp_path / "model.zip") == 0
+    fingerprint = json.loads(contents(tmp_path / "model.zip")[f"{FOLDER}/dataset_fingerprint.json"])
+    kept = {"foreground_intensity_properties_per_channel", "median_relative_size_after_cropping", "physical_spacing"}
+    assert {key for key, value in fingerprint.items() if value not in ([], {}, "")} == kept
 
 
 def test_what_goes_in(model, samunet_folders, tmp_path, capsys):
