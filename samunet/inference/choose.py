@@ -91,12 +91,15 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
     """Folds to use: those asked for, or all that are finished.
 
     Raises:
-        UsageError: If one asked for is not finished.
+        UsageError: If one asked for is not finished, or named twice: it would count twice in the mean.
     """
     finished = model.finished_folds(checkpoint)
     if not folds:
         return finished
     wanted: list[Fold] = [int(fold) if str(fold).isdigit() else fold for fold in folds]
+    twice = next((fold for fold in wanted if wanted.count(fold) > 1), None)
+    if twice is not None:
+        raise UsageError(f"fold {twice} is named twice", "name every fold once")
     missing = [fold for fold in wanted if not (model.fold(fold) / f"checkpoint_{checkpoint}.safetensors").is_file()]
     if missing:
         raise UsageError(

@@ -1,0 +1,32 @@
+"""Which trained model and which folds a prediction takes; folders with the files that this looks at, all empty."""
+
+import shlex
+
+import pytest
+
+from samunet.errors import UsageError
+from samunet.inference.choose import choose_model, parse_folds
+from samunet.inference.model_folder import ModelFolder
+
+NAME = "Dataset998_Tiny"
+
+
+@pytest.fixture
+def trained(samunet_folders):
+    """A function that makes a model's folder with two finished folds."""
+
+    def make(name="samunetTrainer__samunetPlans__2d"):
+        folder = samunet_folders / "results" / NAME / name
+        for file in ("plans.json", "fold_0/checkpoint_final.safetensors", "fold_1/checkpoint_final.safetensors"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+        return ModelFolder(folder)
+
+    return make
+
+
+def test_a_fold_named_twice_is_refused(trained):
+    model = trained()
+    assert parse_folds(model, ["0", 1], "final") == [0, 1]
+    with pytest.raises(UsageError, match="fold 0 is named twice"):
+        parse_folds(model, ["0", "0", "1"], "final")
