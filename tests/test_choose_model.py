@@ -30,3 +30,14 @@ def test_a_fold_named_twice_is_refused(trained):
     assert parse_folds(model, ["0", 1], "final") == [0, 1]
     with pytest.raises(UsageError, match="fold 0 is named twice"):
         parse_folds(model, ["0", "0", "1"], "final")
+
+
+def test_suggested_commands_can_be_copied(trained, tmp_path):
+    trained()
+    trained("samunetTrainer__samunetPlans__2d_448")
+    source = tmp_path / "my images" / "imagesTs"
+    with pytest.raises(UsageError) as error:
+        choose_model(source, None, None, None, "final")
+    commands = [shlex.split(line) for line in str(error.value).splitlines() if line.startswith("  samunet_predict")]
+    expected = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", NAME, "-c"]
+    assert [command[: len(expected)] for command in commands] == [expected] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
             f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{_number(model)} {model.configuration_name} {missing[0]}",
+            f"{_dataset(model)} {model.configuration_name} {missing[0]}",
         )
     return wanted
 
@@ -129,12 +130,13 @@ def _title(model: ModelFolder) -> str:
     return f"{model.path.parent.name}/{model.path.name}"
 
 
-def _number(model: ModelFolder) -> str:
+def _dataset(model: ModelFolder) -> str:
     # A model's folder may lie anywhere.
-    found = paths.DATASET_NAME.match(model.path.parent.name)
-    return found[1] if found else model.plans.dataset_name
+    name = model.path.parent.name
+    return name if paths.DATASET_NAME.match(name) else model.plans.dataset_name
 
 
 def _command(model: ModelFolder, source: Path) -> str:
     _, plans_name, configuration = model.path.name.split("__")
-    return f"samunet_predict -i {source} -o preds -d {_number(model)} -c {configuration} -p {plans_name}"
+    words = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", _dataset(model)]
+    return shlex.join([*words, "-c", configuration, "-p", plans_name])
