@@ -4,9 +4,13 @@ import shlex
 
 import pytest
 
+
 from samunet.errors import UsageError
+from samunet.files import write_json
 from samunet.inference.choose import choose_model, parse_folds
 from samunet.inference.model_folder import ModelFolder
+from samunet.selection.crossval import trained_models
+from samunet.sharing.export import ExportOptions, _selections
 
 NAME = "Dataset998_Tiny"
 
@@ -41,3 +45,13 @@ def test_suggested_commands_can_be_copied(trained, tmp_path):
     commands = [shlex.split(line) for line in str(error.value).splitlines() if line.startswith("  samunet_predict")]
     expected = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", NAME, "-c"]
     assert [command[: len(expected)] for command in commands] == [expected] * 2
+
+
+def test_renamed_folders_are_no_candidates(trained):
+    model = trained()
+    old = trained("samunetTrainer__samunetPlans__2d__old")
+    assert choose_model(model.path, "998", None, None, "final")[0] == model
+    assert trained_models(NAME) == [model.path]
+    assert _selections(model.path.parent, ExportOptions())[0].model == model
+    write_json(old.fold(0) / "run.json", {"configuration": "2d"})
+    assert old.configuration_name == "2d"

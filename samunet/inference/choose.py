@@ -10,7 +10,7 @@ from samunet import paths
 from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
 # What samunet_find_best_configuration writes into a dataset's results.
 INFORMATION = "inference_information.json"
@@ -40,9 +40,9 @@ def choose_model(
     results = paths.results_folder()
     name = find_dataset(dataset) if dataset is not None else None
     trained = [
-        ModelFolder(path.parent)
-        for path in sorted(results.glob("Dataset*/samunetTrainer__*/plans.json"))
-        if ModelFolder(path.parent).finished_folds(checkpoint)
+        model
+        for model in model_folders(results, f"Dataset*/{TRAINER_NAME}__*")
+        if model.finished_folds(checkpoint)
     ]
     fitting = [model for model in trained if _fits(model, name, configuration, plans_name)]
     if not fitting:

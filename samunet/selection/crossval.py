@@ -17,7 +17,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import mask_ending
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,7 @@ def crossval_folder(model: ModelFolder, folds: Sequence[int]) -> Path:
 
 def trained_models(dataset_name: str) -> list[Path]:
     """Folders of all models that were ever begun for a dataset."""
-    found = (paths.results_folder() / dataset_name).glob("samunetTrainer__*__*/plans.json")
-    return sorted(path.parent for path in found)
+    return [model.path for model in model_folders(paths.results_folder() / dataset_name)]
 
 
 def dataset_splits(dataset: Dataset) -> Splits:

@@ -27,7 +27,7 @@ from samunet.inference.manifest import (
     parse_manifest,
 )
 from samunet.inference.model_archive import open_archive
-from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.network.base_weights import BASE_FOLDER, published_as
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.sharing.contents import Selection, dataset_files
@@ -136,9 +136,9 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
         UsageError: If one of them is not trained.
     """
     trained = {
-        path.parent.name: ModelFolder(path.parent)
-        for path in sorted(results.glob(f"{TRAINER_NAME}__*/plans.json"))
-        if all(ModelFolder(path.parent).finished_folds(checkpoint) for checkpoint in options.checkpoints)
+        model.path.name: model
+        for model in model_folders(results)
+        if all(model.finished_folds(checkpoint) for checkpoint in options.checkpoints)
     }
     there = ", ".join(trained) or "nothing is trained"
     of_plans = [name.split("__")[-1] for name in trained if name.split("__")[1] == options.plans_name]
