@@ -4,7 +4,6 @@ import shlex
 
 import pytest
 
-
 from samunet.errors import UsageError
 from samunet.files import write_json
 from samunet.inference.choose import choose_model, parse_folds

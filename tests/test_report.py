@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet.commands import evaluate_folder, plan_and_preprocess, predict, report, train
+from samunet.commands import evaluate_folder, plan_and_preprocess, predict, predict_from_modelfolder, report, train
 from samunet.report.charts import strip_chart, training_curves
 from samunet.report.html import Html, blocks, long_table, page, table, text
 
@@ -252,6 +252,16 @@ def test_report_of_a_prediction(trained, tmp_path, capsys):
     assert "add -i IMAGES" in found.text
     assert report.main([str(preds), "-i", str(raw / "imagesTs")]) == 0
     assert check_self_contained((preds / "report.html").read_text()).tags.count("img") == 2 + 3
+
+
+def test_report_of_a_prediction_by_a_renamed_model(trained, tmp_path):
+    root, raw, _ = trained
+    shutil.copytree(next((root / "results").glob("Dataset998_*/samunetTrainer__*")), tmp_path / "acdc")
+    source = str(raw / "imagesTs" / "case_0_0000.nii.gz")
+    arguments = ["-i", source, "-o", str(tmp_path / "preds"), "-m", str(tmp_path / "acdc"), "--disable_tta"]
+    assert predict_from_modelfolder.main(arguments) == 0
+    assert report.main([str(tmp_path / "preds")]) == 0
+    assert "small enough to train in full" in (tmp_path / "preds" / "report.html").read_text()
 
 
 def test_a_case_that_cannot_be_read_does_not_end_the_report(trained):
