@@ -223,6 +223,19 @@ def test_report_of_a_cross_validation(trained, capsys):
     assert check_self_contained((root / "short.html").read_text()).tags.count("img") == 3
 
 
+def test_report_of_a_model_from_within_its_folder(trained, tmp_path, monkeypatch):
+    root, _, _ = trained
+    folder = next((root / "results").glob("Dataset998_*/samunetTrainer__*"))
+    monkeypatch.chdir(folder)
+    assert report.main([".", "-n", "1", "-o", str(tmp_path / "inside.html")]) == 0
+    shutil.copytree(folder, tmp_path / "acdc")
+    assert report.main([str(tmp_path / "acdc"), "-n", "1"]) == 0
+    for file in (tmp_path / "inside.html", tmp_path / "acdc" / "report.html"):
+        content = file.read_text()
+        assert "Cross-validation of Dataset998_Tiny" in content
+        assert check_self_contained(content).tags.count("img") == 3 + 1, "a picture needs the raw dataset"
+
+
 def validated(root, fold):
     file = next((root / "results").glob(f"Dataset998_*/*/fold_{fold}/validation/summary.json"))
     cases = json.loads(file.read_text())["metric_per_case"]
