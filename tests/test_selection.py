@@ -123,6 +123,15 @@ def test_folds_in_turn_are_resumed_and_tabled(trained, capsys):
         assert row.split()[5] == "4"
 
 
+def test_the_next_step_names_the_folds_that_are_missing(trained, capsys):
+    assert train.main(["998", "2d", *FOLDS, *SHORT]) == 0
+    assert capsys.readouterr().out.endswith("next: samunet_find_best_configuration 998\n")
+    (model_of(trained) / "fold_2" / "checkpoint_final.safetensors").unlink()
+    assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: samunet_train Dataset998_Tiny 2d 2 with the same flags; when all folds are trained")
+
+
 def test_a_fold_does_not_depend_on_the_folds_before_it(trained):
     fold = model_of(trained) / "fold_2" / "checkpoint_final.safetensors"
     together = fold.read_bytes()
