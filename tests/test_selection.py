@@ -211,6 +211,15 @@ def test_what_cannot_be_accumulated(trained, capsys):
     assert "samunet_train Dataset998_Tiny 2d 2" in capsys.readouterr().err
 
 
+def test_folds_are_not_accumulated_into_the_current_folder(trained, monkeypatch, capsys):
+    (trained / "here").mkdir()
+    monkeypatch.chdir(trained / "here")
+    assert accumulate_crossval_results.main(["998", "-o", "."]) == 2
+    assert "is the current folder" in capsys.readouterr().err
+    assert accumulate_crossval_results.main(["998", "-o", "new"]) == 0
+    assert len(read_masks(trained / "here" / "new")) == 6
+
+
 def test_a_fold_that_saw_its_validation_cases_does_not_count(trained, capsys):
     path = trained / "preprocessed" / "Dataset998_Tiny" / "splits_final.json"
     splits = json.loads(path.read_text())

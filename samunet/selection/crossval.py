@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,9 +66,10 @@ def accumulate_crossval_results(
         The content of ``summary.json`` there.
 
     Raises:
-        UsageError: If there is no such model or fold, or ``output`` is not empty.
+        UsageError: If there is no such model or fold, or ``output`` is not empty, or the current folder.
         SamunetError: If a fold is not finished, or was trained on a case that it validates.
     """
+    output = None if output is None else _new_folder(Path(os.path.abspath(output)))
     name = find_dataset(dataset)
     model = ModelFolder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
     if not (model.path / "plans.json").is_file():
@@ -80,9 +82,15 @@ def accumulate_crossval_results(
     splits = dataset_splits(loaded)
     folds = chosen_folds(splits, folds)
     cases = out_of_fold(model, folds, loaded, splits)
-    if output is not None and Path(output).exists() and (not Path(output).is_dir() or any(Path(output).iterdir())):
+    return accumulate(model, folds, cases, loaded, output, num_workers)
+
+
+def _new_folder(output: Path) -> Path:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
-    return accumulate(model, folds, cases, loaded, Path(output) if output else None, num_workers)
+    if output == Path.cwd():
+        raise UsageError(f"{output} is the current folder, which cannot be replaced", "give a new folder: -o results")
+    return output
 
 
 def accumulate(
