@@ -23,6 +23,7 @@ from samunet.commands import (
 )
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
+from samunet.inference.model_archive import open_archive
 from samunet.sharing.private import without_cases, without_paths
 
 FOLDER = f"{NAME}/samunetTrainer__samunetPlans__2d"
@@ -370,6 +371,12 @@ def test_arrays_that_do_not_fit(model, shape, spacing, message):
         predictor.predict_array(np.zeros(shape), spacing)
     with pytest.raises(UsageError, match="finite"):
         predictor.predict_array(np.full((1, 4, 24, 20), np.nan), (3, 1, 1))
+
+
+def test_errors_beside_an_archive_are_not_its_own(model, tmp_path):
+    assert export(tmp_path / "model.zip") == 0
+    with pytest.raises(RuntimeError, match="out of memory"), open_archive(tmp_path / "model.zip"):
+        raise RuntimeError("CUDA out of memory")
 
 
 def test_archives_with_several_models_are_asked_which(model, samunet_folders, tmp_path):
