@@ -156,7 +156,8 @@ def test_every_planning_rule_has_a_row():
     assert [rule for rule in rules if not any(f"`{rule}`" in row.split(" | ")[0] for row in rows)] == []
 
 
-API_ROWS = [line.split(" | ")[0] for line in PAGES["documentation/python_api.md"].splitlines() if line.startswith("| `")]
+API_PAGE = PAGES["documentation/python_api.md"]
+API_ROWS = [line.split(" | ")[0] for line in API_PAGE.splitlines() if line.startswith("| `")]
 CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PredictionOptions")
 
 
@@ -164,7 +165,7 @@ CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PredictionOpti
 def test_every_option_has_a_row_and_no_other(name):
     from samunet import api
 
-    table = PAGES["documentation/python_api.md"].split(f"| `{name}` | default | flag |\n")[1].split("\n\n")[0]
+    table = API_PAGE.split(f"| `{name}` | default | flag |\n")[1].split("\n\n")[0]
     cells = [row.split(" | ")[0].split(":")[0] for row in table.splitlines()[1:]]
     documented = [option for cell in cells for option in re.findall(r"`(\w+)`", cell)]
     assert sorted(documented) == sorted(field.name for field in dataclasses.fields(getattr(api, name)))
@@ -189,7 +190,7 @@ def test_every_function_has_a_row_with_its_arguments():
 def test_commands_without_a_function_are_named():
     from samunet import api
 
-    said = set(re.findall(r"`samunet_(\w+)`", PAGES["documentation/python_api.md"].split("## Functions")[0]))
+    said = set(re.findall(r"`samunet_(\w+)`", API_PAGE.split("## Functions")[0]))
     other_names = {"evaluate_folder": "evaluate", "predict_from_modelfolder": "predict"}
     other_names |= {"export_model_to_zip": "export_model", "install_pretrained_model_from_zip": "install_model"}
     names = {command.removeprefix("samunet_") for command in SCRIPTS if not command.startswith("samunet_convert_")}

@@ -40,9 +40,7 @@ def choose_model(
     results = paths.results_folder()
     name = find_dataset(dataset) if dataset is not None else None
     trained = [
-        model
-        for model in model_folders(results, f"Dataset*/{TRAINER_NAME}__*")
-        if model.finished_folds(checkpoint)
+        model for model in model_folders(results, f"Dataset*/{TRAINER_NAME}__*") if model.finished_folds(checkpoint)
     ]
     fitting = [model for model in trained if _fits(model, name, configuration, plans_name)]
     if not fitting:
