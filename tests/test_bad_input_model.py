@@ -213,7 +213,7 @@ MODELS = [
         ("Dataset005_Liver", "Dataset998_Tiny", "samunet_train"), 2, repaired=False),
     Row("unknown dataset", nothing, PREDICT.replace("-d 998", "-d 5"), ("no dataset 5", "Dataset998_Tiny"), 2,
         repaired=False),
-    Row("a fold that is not trained", nothing, PREDICT + " -f 9", ("fold 9", "samunet_train 998 2d 9"), 2,
+    Row("a fold that is not trained", nothing, PREDICT + " -f 9", ("fold 9", "samunet_train Dataset998_Tiny 2d 9"), 2,
         repaired=False),
     Row("a fold that is text", nothing, PREDICT + " -f first", ("fold first", "-f 0"), 2, repaired=False),
     Row("a fold that is another folder", nothing, PREDICT + " -f ../../x", ("fold ../../x", "-f 0"), 2,

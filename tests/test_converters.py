@@ -132,6 +132,14 @@ def test_decathlon_json(decathlon, keys, says, status, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_decathlon_refuses_a_case_that_is_listed_twice(decathlon, capsys):
+    content = json.loads((decathlon / "dataset.json").read_text())
+    content["training"] += content["training"][:1]
+    (decathlon / "dataset.json").write_text(json.dumps(content))
+    run("MSD", "-i", decathlon, status=1)
+    assert "the same case twice: prostate_00 is" in capsys.readouterr().err
+
+
 def test_decathlon_needs_the_task(decathlon, capsys):
     run("MSD", "-i", decathlon / "imagesTr", status=2)
     assert "Task04_Hippocampus" in capsys.readouterr().err
@@ -172,6 +180,9 @@ def test_old_nnunet_says_what_is_wrong(version_1, capsys):
     (version_1 / "imagesTr" / "a_0001.nii.gz").unlink()
     run("old_nnUNet", version_1, "Dataset017_Abdomen", status=1)  # one file could hold both channels; this one has one
     assert "2 channels expected: a has 1" in capsys.readouterr().err
+    (version_1 / "imagesTr" / "b_0001.nii.gz").rename(version_1 / "imagesTr" / "b_0002.nii.gz")
+    run("old_nnUNet", version_1, "Dataset017_Abdomen", status=1)
+    assert "numbers of channels with gaps: b has 0000, 0002" in capsys.readouterr().err
     (version_1 / "labelsTr" / "b.nii.gz").unlink()
     run("old_nnUNet", version_1, "Dataset017_Abdomen", status=1)
     assert "images without label: b" in capsys.readouterr().err
@@ -292,6 +303,15 @@ def test_finetune_sam_lists(lists, content, says, capsys):
     Path("train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     run("finetune_SAM", *lists, status=1)
     assert says in capsys.readouterr().err
+
+
+def test_finetune_sam_refuses_different_slices_of_one_name(lists, capsys):
+    """``hip/p0/0.png`` and ``hip/p0_0.png`` would both be the case p0_0."""
+    other = Path("images/hip/p0_0.png")
+    other.write_bytes(Path("images/hip/p0/0.png").read_bytes())
+    Path("train.csv").write_text(Path("train.csv").read_text() + "hip/p0_0.png,hip/p0/0_m.png\n")
+    run("finetune_SAM", *lists, status=1)
+    assert "the same case twice: p0_0 is" in capsys.readouterr().err
 
 
 def test_finetune_sam_refuses_slices_in_two_lists(lists, capsys):

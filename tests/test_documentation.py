@@ -2,7 +2,9 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -152,3 +154,44 @@ def test_every_planning_rule_has_a_row():
     rules = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     rows = [line for line in PAGES["documentation/planning_rules.md"].splitlines() if line.startswith("| ")]
     assert [rule for rule in rules if not any(f"`{rule}`" in row.split(" | ")[0] for row in rows)] == []
+
+
+API_PAGE = PAGES["documentation/python_api.md"]
+API_ROWS = [line.split(" | ")[0] for line in API_PAGE.splitlines() if line.startswith("| `")]
+CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PredictionOptions")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_option_has_a_row_and_no_other(name):
+    from samunet import api
+
+    table = API_PAGE.split(f"| `{name}` | default | flag |\n")[1].split("\n\n")[0]
+    cells = [row.split(" | ")[0].split(":")[0] for row in table.splitlines()[1:]]
+    documented = [option for cell in cells for option in re.findall(r"`(\w+)`", cell)]
+    assert sorted(documented) == sorted(field.name for field in dataclasses.fields(getattr(api, name)))
+
+
+def test_every_function_has_a_row_with_its_arguments():
+    from samunet import api
+
+    found = {}
+    for row in API_ROWS:
+        if match := re.fullmatch(r"\| `(\w+)(\(.*\))`", row):
+            arguments = ast.parse(f"def f{match[2]}: pass").body[0].args
+            given = [*arguments.args, *arguments.kwonlyargs, *([arguments.kwarg] if arguments.kwarg else [])]
+            found[match[1]] = [argument.arg for argument in given]
+    functions = {name for name in api.__all__ if name[0].islower()}
+    assert functions <= found.keys()
+    assert {name: found[name] for name in functions} == {
+        name: list(inspect.signature(getattr(api, name)).parameters) for name in functions
+    }
+
+
+def test_commands_without_a_function_are_named():
+    from samunet import api
+
+    said = set(re.findall(r"`samunet_(\w+)`", API_PAGE.split("## Functions")[0]))
+    other_names = {"evaluate_folder": "evaluate", "predict_from_modelfolder": "predict"}
+    other_names |= {"export_model_to_zip": "export_model", "install_pretrained_model_from_zip": "install_model"}
+    names = {command.removeprefix("samunet_") for command in SCRIPTS if not command.startswith("samunet_convert_")}
+    assert {name for name in names if other_names.get(name, name) not in api.__all__} == said

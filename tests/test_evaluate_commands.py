@@ -122,6 +122,15 @@ def test_simple_deduces_the_ending_and_scores_only_the_named_values(folders, cap
     assert "0.7500" in capsys.readouterr().out
 
 
+def test_simple_scores_endings_in_upper_case_too(folders, capsys):
+    for folder in folders:
+        os.rename(os.path.join(folder, "b.nii.gz"), os.path.join(folder, "b.NII.GZ"))
+    assert evaluate_simple.main([*folders, "-l", "1", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["metric_per_case"]) == 2
+    assert summary["mean"]["1"]["Dice"] == 0.75
+
+
 def test_simple_refuses_mixed_and_unknown_endings(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert evaluate_simple.main([str(tmp_path / "empty"), folders[1], "-l", "1"]) == 1

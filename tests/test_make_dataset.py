@@ -232,6 +232,19 @@ def test_threshold_takes_smoothed_and_jpeg_masks(capsys):
     assert np.array_equal(label(checked(), "a1")[0], MASK > 0)
 
 
+def test_a_threshold_that_empties_masks_is_told(capsys, caplog):
+    photographs(lambda name, path: save((MASK > 0).astype(np.uint8), path))
+    make("photos", "masks", "--threshold", "127", status=1)
+    assert "no mask has anything above --threshold 127" in capsys.readouterr().err
+    assert not Path("../raw", NAME).exists()
+    save(255 * (MASK > 0).astype(np.uint8), "masks/a1.png")
+    save(0 * MASK, "masks/b1.png")  # healthy, nothing to warn of
+    caplog.clear()
+    make("photos", "masks", "--threshold", "127")
+    told = [record.getMessage() for record in caplog.records if "nothing is above --threshold" in record.getMessage()]
+    assert ["a2.png has values up to 1" in line for line in told] == [True]
+
+
 def test_smoothed_masks_are_not_taken_for_256_classes(capsys):
     photographs(lambda name, path: save(np.resize(np.arange(256, dtype=np.uint8), (16, 16)), path))
     for seed, name in enumerate(("a1", "a2", "b1")):
@@ -309,6 +322,17 @@ def test_numbered_channels_and_test_cases():
     assert not (dataset.folder / "labelsTs").exists()
     make("images", "masks", *flags, "--test_masks", "masks_ts", "--overwrite", status=1)  # y has no mask
     assert (dataset.folder / "imagesTs").is_dir()
+
+
+def test_gaps_between_channels_are_refused(capsys):
+    stack = np.stack([MASK] * 3)
+    for case in "ab":
+        for number in range(2):
+            volume(np.full(stack.shape, number, np.float32), f"images/{case}_000{number}.nii.gz")
+        volume(stack, f"masks/{case}.nii.gz")
+    Path("images/a_0001.nii.gz").rename("images/a_0002.nii.gz")
+    make("images", "masks", "--channel_names", "T1", "T2", status=1)
+    assert "numbers of channels with gaps: a has 0000, 0002" in capsys.readouterr().err
 
 
 def test_numbers_of_test_images_are_channels_only_if_those_of_training_images_are():

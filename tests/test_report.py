@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet.commands import evaluate_folder, plan_and_preprocess, predict, report, train
+from samunet.commands import evaluate_folder, plan_and_preprocess, predict, predict_from_modelfolder, report, train
 from samunet.report.charts import strip_chart, training_curves
 from samunet.report.html import Html, blocks, long_table, page, table, text
 
@@ -160,6 +160,16 @@ def test_a_new_mask_takes_what_was_said_of_the_old_one_away(trained, tmp_path):
     assert not list((tmp_path / "preds").glob("quality.*"))
 
 
+def test_a_new_mask_takes_the_probabilities_of_the_old_one_away(trained, tmp_path):
+    _, raw, _ = trained
+    arguments = ["-i", str(raw / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"]
+    assert predict.main([*arguments, "--save_probabilities"]) == 0
+    assert len(list((tmp_path / "preds").glob("*.npz"))) == 3
+    source = str(raw / "imagesTs" / "case_2_0000.nii.gz")
+    assert predict.main(["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    assert sorted(path.name for path in (tmp_path / "preds").glob("*.npz")) == ["case_0.npz", "case_1.npz"]
+
+
 def test_calibration_of_folds_is_used(trained):
     root, _, preds = trained
     folds = sorted((root / "results").glob("Dataset998_*/*/fold_*"))
@@ -213,6 +223,19 @@ def test_report_of_a_cross_validation(trained, capsys):
     assert check_self_contained((root / "short.html").read_text()).tags.count("img") == 3
 
 
+def test_report_of_a_model_from_within_its_folder(trained, tmp_path, monkeypatch):
+    root, _, _ = trained
+    folder = next((root / "results").glob("Dataset998_*/samunetTrainer__*"))
+    monkeypatch.chdir(folder)
+    assert report.main([".", "-n", "1", "-o", str(tmp_path / "inside.html")]) == 0
+    shutil.copytree(folder, tmp_path / "acdc")
+    assert report.main([str(tmp_path / "acdc"), "-n", "1"]) == 0
+    for file in (tmp_path / "inside.html", tmp_path / "acdc" / "report.html"):
+        content = file.read_text()
+        assert "Cross-validation of Dataset998_Tiny" in content
+        assert check_self_contained(content).tags.count("img") == 3 + 1, "a picture needs the raw dataset"
+
+
 def validated(root, fold):
     file = next((root / "results").glob(f"Dataset998_*/*/fold_{fold}/validation/summary.json"))
     cases = json.loads(file.read_text())["metric_per_case"]
@@ -242,6 +265,16 @@ def test_report_of_a_prediction(trained, tmp_path, capsys):
     assert "add -i IMAGES" in found.text
     assert report.main([str(preds), "-i", str(raw / "imagesTs")]) == 0
     assert check_self_contained((preds / "report.html").read_text()).tags.count("img") == 2 + 3
+
+
+def test_report_of_a_prediction_by_a_renamed_model(trained, tmp_path):
+    root, raw, _ = trained
+    shutil.copytree(next((root / "results").glob("Dataset998_*/samunetTrainer__*")), tmp_path / "acdc")
+    source = str(raw / "imagesTs" / "case_0_0000.nii.gz")
+    arguments = ["-i", source, "-o", str(tmp_path / "preds"), "-m", str(tmp_path / "acdc"), "--disable_tta"]
+    assert predict_from_modelfolder.main(arguments) == 0
+    assert report.main([str(tmp_path / "preds")]) == 0
+    assert "small enough to train in full" in (tmp_path / "preds" / "report.html").read_text()
 
 
 def test_a_case_that_cannot_be_read_does_not_end_the_report(trained):

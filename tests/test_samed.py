@@ -26,6 +26,7 @@ from samunet.network.optimizer import adamw
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.training.samed import SamedLoss, reduce_target
+from samunet.training.samed_import import SamedImport, _check, _dataset_json
 from samunet.training.schedule import Budget
 
 CLASSES = 3  # without background
@@ -299,6 +300,16 @@ def test_prediction_holds_the_encoder_in_the_fast_format(reduced, tmp_path, monk
     monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: None)
     (exact,) = Predictor.from_folder(folder.path).slices.models
     assert {parameter.dtype for parameter in exact.parameters()} == {torch.float32}
+
+
+def test_a_leading_background_is_no_class(reduced):
+    facts = ENCODERS["vit_b"]
+    options = SamedImport(image_size=SIZE, num_classes=2, labels=["Background", "a", "b"])
+    _check(options, facts)
+    assert _dataset_json(options)["labels"] == {"background": 0, "a": 1, "b": 2}
+    for labels in (["a", "background"], ["background", "a"], ["a", "A"]):
+        with pytest.raises(UsageError, match="2 different names"):
+            _check(replace(options, labels=labels), facts)
 
 
 def test_files_that_do_not_fit_are_refused(reduced, tmp_path):

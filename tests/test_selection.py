@@ -28,10 +28,12 @@ from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
 from samunet.files import write_json
+from samunet.imageio.base import Geometry
+from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import decode_for_dice
 from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing, foreground_step
-from samunet.selection import best
+from samunet.selection import best, crossval
 from samunet.selection.instructions import prediction_commands
 from samunet.training import run as training_run
 
@@ -121,6 +123,15 @@ def test_folds_in_turn_are_resumed_and_tabled(trained, capsys):
         assert row.split()[5] == "4"
 
 
+def test_the_next_step_names_the_folds_that_are_missing(trained, capsys):
+    assert train.main(["998", "2d", *FOLDS, *SHORT]) == 0
+    assert capsys.readouterr().out.endswith("next: samunet_find_best_configuration 998\n")
+    (model_of(trained) / "fold_2" / "checkpoint_final.safetensors").unlink()
+    assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("next: samunet_train Dataset998_Tiny 2d 2 with the same flags; when all folds are trained")
+
+
 def test_a_fold_does_not_depend_on_the_folds_before_it(trained):
     fold = model_of(trained) / "fold_2" / "checkpoint_final.safetensors"
     together = fold.read_bytes()
@@ -174,6 +185,17 @@ def test_accumulated_folds(trained, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_accumulated_tiff_volumes_keep_their_spacing(tmp_path, monkeypatch):
+    monkeypatch.setattr(crossval, "score", lambda pairs, *_: {"metric_per_case": [{} for _ in pairs]})
+    monkeypatch.setattr(crossval, "write_model_facts", lambda *_: None)
+    reader = reader_for(".tif")
+    geometry = Geometry((3.0, 1.0, 1.0), True, (0.0,) * 3, tuple(np.eye(3).ravel().tolist()), 3)
+    reader.write_label(np.zeros((2, 4, 5), np.uint8), tmp_path / "a.tif", geometry)
+    cases = {"a": crossval.OutOfFold(0, tmp_path / "a.tif", tmp_path / "reference.tif")}
+    crossval.accumulate(ModelFolder(tmp_path), [0], cases, None, tmp_path / "out")
+    assert reader.read_label(tmp_path / "out" / "a.tif")[1].spacing == (3.0, 1.0, 1.0)
+
+
 def test_what_cannot_be_accumulated(trained, capsys):
     model = model_of(trained)
     assert accumulate_crossval_results.main(["998", "-f", "all"]) == 2
@@ -187,6 +209,15 @@ def test_what_cannot_be_accumulated(trained, capsys):
     (model / "fold_2" / "checkpoint_final.safetensors").unlink()
     assert accumulate_crossval_results.main(["998"]) == 1
     assert "samunet_train Dataset998_Tiny 2d 2" in capsys.readouterr().err
+
+
+def test_folds_are_not_accumulated_into_the_current_folder(trained, monkeypatch, capsys):
+    (trained / "here").mkdir()
+    monkeypatch.chdir(trained / "here")
+    assert accumulate_crossval_results.main(["998", "-o", "."]) == 2
+    assert "is the current folder" in capsys.readouterr().err
+    assert accumulate_crossval_results.main(["998", "-o", "new"]) == 0
+    assert len(read_masks(trained / "here" / "new")) == 6
 
 
 def test_a_fold_that_saw_its_validation_cases_does_not_count(trained, capsys):

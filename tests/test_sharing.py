@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from samunet.commands import (
 )
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
+from samunet.inference.model_archive import open_archive
 from samunet.sharing.private import without_cases, without_paths
 
 FOLDER = f"{NAME}/samunetTrainer__samunetPlans__2d"
@@ -119,17 +121,19 @@ def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
     api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
     installed = {str(path.relative_to(tmp_path / "elsewhere")) for path in (tmp_path / "elsewhere").rglob("*.*")}
     assert {name for name in files if name.startswith(NAME)} <= installed
-    (tmp_path / "elsewhere" / NAME / "inference_information.json").write_text("{}")
-    with pytest.raises(SamunetError, match=r"inference_information.json exists"):
-        api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
 
 
 def test_with_case_ids_everything_stays(model, tmp_path):
     (model.fold(0) / "validation" / "case_0.nii.gz").write_bytes(b"a mask")
+    (model.fold(0) / "validation" / "case_1.tif").write_bytes(b"a mask of an image with another ending")
+    write_json(model.fold(0) / "validation" / "case_1.json", {"spacing": [3, 1, 1]})
+    (model.fold(0) / "validation" / "case_0.npz").write_bytes(b"probabilities")
     assert export(tmp_path / "model.zip", "--with_case_ids", "--exp_cv_preds") == 0
     files = contents(tmp_path / "model.zip")
     assert files[f"{FOLDER}/fold_0/run.json"] == (model.fold(0) / "run.json").read_bytes()
     assert files[f"{FOLDER}/fold_0/validation/case_0.nii.gz"] == b"a mask"
+    names = {Path(name).name for name in files if "fold_0/validation/" in name}
+    assert names == {"case_0.nii.gz", "case_1.tif", "case_1.json", "summary.json"}
     assert {f"{FOLDER}/fold_0/training_log.json", f"{FOLDER}/fold_0/progress.png"} <= files.keys()
     assert export(tmp_path / "other.zip", "--exp_cv_preds") == 2
     assert not (tmp_path / "other.zip").exists()
@@ -154,6 +158,26 @@ def test_paths_lose_all_but_their_last_part(value, expected):
     cleaned = without_cases("x.json", {"key": [value]}, set(), Path("/results"))
     assert cleaned == {"key": [value if expected is None else expected]}
     assert without_paths(f"-m /results/x {value}", Path("/results")).startswith("-m $samunet_results/x ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-i '/data/my patients/imagesTs' -o x", "-i 'imagesTs' -o x"),
+        ("-i '/data/my patients/a b' -o '/my masks/c d'", "-i 'a b' -o 'c d'"),
+        ('read "C:\\\\Users\\\\Jane Doe\\\\x y"', 'read "x y"'),
+        ("-i " + shlex.quote("/data/o'brien s/imagesTs"), "-i 'imagesTs'"),
+    ],
+)
+def test_quoted_paths_may_have_spaces(text, expected):
+    assert without_paths(text, Path("/results")) == expected
+
+
+def test_nothing_is_said_per_case(model, tmp_path):
+    assert export(tmp_path / "model.zip") == 0
+    fingerprint = json.loads(contents(tmp_path / "model.zip")[f"{FOLDER}/dataset_fingerprint.json"])
+    kept = {"foreground_intensity_properties_per_channel", "median_relative_size_after_cropping", "physical_spacing"}
+    assert {key for key, value in fingerprint.items() if value not in ([], {}, "")} == kept
 
 
 def test_what_goes_in(model, samunet_folders, tmp_path, capsys):
@@ -193,6 +217,50 @@ def test_installing_over_another_model(model, tmp_path, samunet_folders, capsys)
     assert not model.fold(1).exists()
     assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 0, "the same once more"
     assert "was there already" in capsys.readouterr().err
+
+
+def test_instructions_go_along_only_with_what_they_need(model, tmp_path, capsys):
+    chosen = [{"configuration": "2d", "trainer": "samunetTrainer", "plans_identifier": "samunetPlans"}]
+    information = {"folds": [0, 1], "best_model_or_ensemble": {"selected_model_or_models": chosen}}
+    write_json(model.path.parent / "inference_information.json", information)
+    (model.path.parent / "inference_instructions.txt").write_text("samunet_predict -f 0 1\n")
+    pair = f"ensembles/ensemble___{'___'.join(['samunetPlans__2d'] * 2)}___0_1"
+    write_json(model.path.parent / pair / "postprocessing.json", {})
+    beside = {f"{NAME}/{name}" for name in ("inference_information.json", "inference_instructions.txt")}
+    beside.add(f"{NAME}/{pair}/postprocessing.json")
+    assert export(tmp_path / "all.zip") == 0
+    assert beside <= contents(tmp_path / "all.zip").keys()
+    capsys.readouterr()
+    assert export(tmp_path / "one.zip", "-f", "1") == 0
+    assert beside & contents(tmp_path / "one.zip").keys() == set()
+    assert "fold 0 of samunetTrainer__samunetPlans__2d" in capsys.readouterr().err
+    write_json(model.path.parent / "inference_information.json", information | {"best_model_or_ensemble": {
+        "selected_model_or_models": [*chosen, chosen[0] | {"configuration": "2d_448"}]}})  # fmt: skip
+    assert export(tmp_path / "other.zip") == 0
+    assert f"{NAME}/inference_instructions.txt" not in contents(tmp_path / "other.zip")
+
+
+def test_the_receivers_choice_of_a_configuration_is_kept(model, tmp_path, capsys):
+    ensemble = f"ensembles/ensemble___{'___'.join(['samunetPlans__2d'] * 2)}___0_1"
+    for name in ("inference_information.json", f"{ensemble}/postprocessing.json", f"{ensemble}/summary.json"):
+        write_json(model.path.parent / name, {"of": "the zip"})
+    (model.path.parent / "inference_instructions.txt").write_text("# of the zip\n")
+    assert export(tmp_path / "model.zip") == 0
+    (model.path.parent / ensemble / "summary.json").unlink()
+    for name in ("inference_information.json", f"{ensemble}/postprocessing.json"):
+        write_json(model.path.parent / name, {"of": "the receiver"})
+    (model.path.parent / "inference_instructions.txt").unlink()
+    write_json(model.fold(0) / "run.json", {"family": "other"})
+    before = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
+    capsys.readouterr()
+    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip"), "--force"]) == 0
+    told = capsys.readouterr().err
+    assert "inference_information.json" in told
+    assert "kept as they are" in told
+    after = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
+    assert after == before, "half of what belongs together would be worse than none"
+    assert not (model.path.parent / "inference_instructions.txt").exists()
+    assert json.loads((model.fold(0) / "run.json").read_text())["family"] == "bundled"
 
 
 def test_licence_travels_on(model, tmp_path, monkeypatch):
@@ -303,6 +371,12 @@ def test_arrays_that_do_not_fit(model, shape, spacing, message):
         predictor.predict_array(np.zeros(shape), spacing)
     with pytest.raises(UsageError, match="finite"):
         predictor.predict_array(np.full((1, 4, 24, 20), np.nan), (3, 1, 1))
+
+
+def test_errors_beside_an_archive_are_not_its_own(model, tmp_path):
+    assert export(tmp_path / "model.zip") == 0
+    with pytest.raises(RuntimeError, match="out of memory"), open_archive(tmp_path / "model.zip"):
+        raise RuntimeError("CUDA out of memory")
 
 
 def test_archives_with_several_models_are_asked_which(model, samunet_folders, tmp_path):

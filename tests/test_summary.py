@@ -94,6 +94,24 @@ def test_stale_predictions_are_ignored_when_cases_are_named(folders):
         evaluate_folder(predictions, references, LABELS, ".nii.gz", cases=["b", "c"])
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".NII.GZ"])
+def test_masks_may_have_another_ending_than_the_dataset(folders, ending):
+    predictions, references = folders
+    expected = evaluate_folder(predictions, references, LABELS, ".nii.gz")
+    for folder in folders:
+        image = sitk.ReadImage(str(folder / "b.nii.gz"))
+        (folder / "b.nii.gz").unlink()
+        lower = folder / f"b{ending.lower()}"
+        sitk.WriteImage(image, str(lower))
+        lower.rename(folder / f"b{ending}")
+        summary = evaluate_folder(predictions, references, LABELS, ".nii.gz")  # the predictions' first, then both
+        assert summary["mean"] == expected["mean"]
+        assert Path(summary["metric_per_case"][1]["prediction_file"]).name == f"b{ending}"
+    write(predictions / "b.mha", [0] * 8)
+    with pytest.raises(SamunetError, match=r"b\.mha and b\.|b\.NII\.GZ and b\.mha"):
+        evaluate_folder(predictions, references, LABELS, ".nii.gz")
+
+
 def test_leftovers_of_interrupted_writes_are_no_cases(folders):
     for folder in folders:
         (folder / ".tmp-1-c.nii.gz").write_bytes(b"")

@@ -51,18 +51,19 @@ def _label(text: str) -> int:
 
 def _file_ending(folder: Path) -> str:
     """The one image ending that the files in ``folder`` have."""
+    from samunet.dataset.cases import ending_in, visible
+    from samunet.dataset.mask_files import MASK_ENDINGS
     from samunet.errors import SamunetError, UsageError
-    from samunet.imageio.registry import READERS
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
-    known = sorted({ending for reader in READERS for ending in reader.endings}, key=len, reverse=True)
-    names = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
-    found = [ending for ending in known if any(name.endswith(ending) for name in names)]
+    present = {ending_in(file.name, MASK_ENDINGS) for file in visible(folder)} - {None}
+    found = sorted({ending.lower() for ending in present}, key=lambda ending: (-len(ending), ending))
     if len(found) == 1:
         return found[0]
     got = "files ending in " + " and in ".join(found) if found else "no file with a known ending"
-    raise SamunetError(f"{folder} contains {got}; it must hold references of one kind ({', '.join(sorted(known))})")
+    allowed = ", ".join(MASK_ENDINGS)
+    raise SamunetError(f"{folder} contains {got}; it must hold references of one kind ({allowed})")
 
 
 def main(argv: list[str] | None = None) -> int:

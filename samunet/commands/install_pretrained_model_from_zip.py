@@ -17,7 +17,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("zip", type=Path, help="the file")
     parser.add_argument("-o", type=Path, metavar="FOLDER", help="where to (default: samunet_results)")
-    parser.add_argument("--force", action="store_true", help="replace models of the same names")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace models of the same names, each with its whole folder; the dataset's other results stay",
+    )
     add_common_flags(parser)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def _model(folder: Path, arguments: argparse.Namespace) -> ModelFolder:
                 f"{folder} is neither a folder that samunet_predict wrote nor a model's folder",
                 "give a dataset (samunet_report 027), a model's folder, or a folder of masks (samunet_report preds)",
             )
-        return ModelFolder(folder)
+        return ModelFolder(Path(os.path.abspath(folder)))  # "." has no name
     model = ModelFolder(
         paths.results_folder() / find_dataset(arguments.source) / model_folder_name(arguments.p, arguments.c)
     )

@@ -107,7 +107,23 @@ def _run(arguments: argparse.Namespace) -> None:
         print(format_results(folders))
     for folder in folders:
         print(f"model: {folder}")
-    if len(folders) > 1:
-        print(f"next: samunet_find_best_configuration {arguments.dataset}")
-    else:
-        print("next: samunet_predict -i imagesTs -o preds")
+    print(f"next: {_next_step(arguments.dataset, folders)}")
+
+
+def _next_step(dataset: str, folders: list[Path]) -> str:
+    """What to type after folds were trained."""
+    from samunet import paths
+    from samunet.dataset.splits import FILE_NAME
+    from samunet.files import read_json
+    from samunet.inference.model_folder import ModelFolder
+    from samunet.selection.crossval import training_command, unfinished
+
+    if len(folders) == 1:
+        return "samunet_predict -i imagesTs -o preds"
+    model = ModelFolder(folders[0].parent)
+    splits = read_json(paths.preprocessed_folder() / model.path.parent.name / FILE_NAME)
+    compare = f"samunet_find_best_configuration {dataset}"
+    missing = unfinished(model, range(len(splits)))
+    if not missing:
+        return compare
+    return f"{training_command(model, missing)} with the same flags; when all folds are trained, {compare}"

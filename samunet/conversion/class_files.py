@@ -53,7 +53,7 @@ class ClassFilesSource(FileSource):
         Raises:
             SamunetError: If a file cannot be read, has several values besides 0, or another shape than the first.
         """
-        values, parts = None, []
+        values, parts, below = None, [], {}
         for label, file in self.class_files:
             mask = read_mask(file, threshold=threshold)
             if values is None:
@@ -68,7 +68,8 @@ class ClassFilesSource(FileSource):
                 top = slice_ % _UNDER
                 slice_[...] = np.where(own & (top != label), label + _UNDER * top, slice_)
             parts.append((file, mask.geometry))
-        return RawMask(values, parts[0][1], parts=tuple(parts))
+            below |= mask.below
+        return RawMask(values, parts[0][1], parts=tuple(parts), below=below)
 
 
 def _drawn(mask: RawMask, file: Path) -> np.ndarray:

@@ -159,6 +159,11 @@ def decide_coding(values: Iterable[int], coloured: bool, options: CodingOptions)
     if options.threshold is not None:
         if options.remap is not None:
             raise UsageError("--threshold makes one class of all that is brighter", "leave out --remap")
+        if values == [0]:
+            raise SamunetError(
+                f"no mask has anything above --threshold {options.threshold:g}: all would be empty",
+                "give a lower one: white is 255 in some files and 1 in others",
+            )
         return _named({0: 0, 1: 1}, options.labels, False, options.threshold, exact=True)
     if values == [0]:
         raise SamunetError("all masks are empty: 0 everywhere", "are these the folders with the masks?")

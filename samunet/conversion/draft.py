@@ -14,7 +14,7 @@ from samunet.conversion.channels import decide_channels, decide_file_ending, wro
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
 from samunet.conversion.inspection import Finding, inspect_all
 from samunet.conversion.source import Source
-from samunet.dataset.cases import alike
+from samunet.dataset.cases import alike, duplicate
 from samunet.dataset.description import description_from_json
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError
@@ -166,7 +166,7 @@ def make_draft(
         UsageError: If the options do not fit the data.
     """
     training, test = (sorted(sources, key=lambda source: source.name) for sources in (training, test))
-    problems = [*problems, *alike([source.name for source in test])]
+    problems = list(dict.fromkeys([*problems, *_names_that_clash(training), *_names_that_clash(test)]))
     if not training:
         raise_problems(problems, where)
         raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
@@ -200,6 +200,15 @@ def make_draft(
     )  # fmt: skip
     description_from_json(draft.description(""), where)
     return draft
+
+
+def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
+    """Cases that would be written to the same files, on this system or on another."""
+    files: dict[str, list[str]] = {}
+    for source in sources:
+        files.setdefault(source.name, []).append(str(source.files[0]))
+    same = [duplicate(name, found) for name, found in files.items() if len(found) > 1]
+    return same + alike(files)
 
 
 def _form(file: Path) -> str:

@@ -116,6 +116,10 @@ def inspect(source: Source, as_colours: bool, threshold: float | None, tolerate_
     for file, geometry in mask.parts or [(image_file.with_name(source.mask_name), mask.geometry)]:
         own = file, mask.values.shape, geometry
         found.problems += grid_differences(source.name, own, first, tolerate_geometry)
+    fix = "if something is drawn there, the threshold is too high for it"
+    for file, highest in mask.below.items():
+        detail = f"{file} has values up to {highest:g}"
+        found.problems.append(Problem("nothing is above --threshold:", source.name, detail, fix, warning=True))
     found.values, found.coloured, found.palette = count_values(mask.values), mask.coloured, mask.palette
     return found
 

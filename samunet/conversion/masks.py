@@ -27,6 +27,7 @@ class RawMask:
         coloured: Whether ``values`` are colours.
         palette: Colour of every index that occurs, if the file has a palette and ``values`` are its indices.
         parts: The files that ``values`` were joined of, and their geometries; none where it is one file.
+        below: Files in which something is drawn, but nothing above the threshold; with their highest value.
     """
 
     values: np.ndarray
@@ -34,6 +35,7 @@ class RawMask:
     coloured: bool = False
     palette: dict[int, int] = field(default_factory=dict)
     parts: tuple[tuple[Path, Geometry], ...] = ()
+    below: dict[Path, float] = field(default_factory=dict)
 
 
 def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None = None) -> RawMask:
@@ -52,7 +54,9 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     """
     if threshold is not None:
         image = image_reader_for(file, READERS[0]).read_image([file])
-        return RawMask((image.array.mean(axis=0) > threshold).astype(np.int32), image.geometry)
+        brightness = image.array.mean(axis=0)
+        below = {file: float(brightness.max())} if brightness.any() and brightness.max() <= threshold else {}
+        return RawMask((brightness > threshold).astype(np.int32), image.geometry, below=below)
     _refuse_jpeg(file)
     if as_colours:
         return _read_colours(file)

@@ -16,7 +16,7 @@ from typing import Any
 from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.source import FileSource
-from samunet.dataset.cases import group_by_case, visible
+from samunet.dataset.cases import channel_gaps, group_by_case, visible
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
@@ -172,7 +172,7 @@ def _stem(file: Path) -> str:
 
 def _v1_cases(folder: Path, part: str, problems: list[Problem]) -> list[FileSource]:
     images, wrong, unnumbered = group_by_case(visible(folder / f"images{part}"), [_ENDING])
-    problems += wrong
+    problems += wrong + channel_gaps(images)
     hint = "images of nnU-Net v1 are called case_0000.nii.gz, case_0001.nii.gz, ..."
     problems += [Problem("names without channel number:", file.name, file.name, hint) for file in unnumbered]
     labels = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from samunet.conversion.class_files import ClassFilesSource
 from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in, other_classes
 from samunet.conversion.source import FileSource
-from samunet.dataset.cases import alike, case_and_channel, duplicate
+from samunet.dataset.cases import alike, case_and_channel, channel_gaps, duplicate
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS, ending_of
@@ -81,8 +81,10 @@ def find_pairs(
     elif not is_pattern(images):
         found = _rename(found, _IMAGE_NAMINGS[naming])
     by_case, problems = _by_case(found)
-    if names_in(images) >= {"channel"}:
+    if "channel" in names_in(images):
         problems += _incomplete(by_case, channels)
+    else:
+        problems += channel_gaps({case: [match.channel for match in matches] for case, matches in by_case.items()})
     masks_of: dict[str, list[Match]] = {}
     for match in reference:
         masks_of.setdefault(match.case, []).append(match)

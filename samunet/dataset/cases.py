@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +101,22 @@ def duplicate(name: str, files: Sequence[str]) -> Problem:
     """Two files that would be the same case."""
     listed = " and ".join(files)
     return Problem("the same case twice:", name, f"{name} is {listed}", "keep one of the files, or rename one")
+
+
+def channel_gaps(cases: Mapping[str, Iterable[int | None]]) -> list[Problem]:
+    """Cases whose channel numbers are not 0, 1, 2, ...: the next file would become a channel that it is not.
+
+    Args:
+        cases: Name to the numbers of its files; None stands for a name without number.
+    """
+    problems = []
+    for name, numbers in cases.items():
+        found = list(numbers)
+        if found != [None] and found != list(range(len(found))):
+            listed = ", ".join("no number" if number is None else f"{number:04d}" for number in found)
+            fix = "channels are 0000, 0001, ... without gaps: add the files that are missing, or rename those there are"
+            problems.append(Problem("numbers of channels with gaps:", name, f"{name} has {listed}", fix))
+    return problems
 
 
 def alike(names: Iterable[str]) -> list[Problem]:

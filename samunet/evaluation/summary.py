@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.mask_files import mask_files
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.imageio.base import Geometry, Reader
@@ -67,9 +68,9 @@ def read_pair(
     Raises:
         SamunetError: If a file cannot be read, has values that ``known`` does not, or the grids differ.
     """
-    # A mask has the ending of its image, which may differ from the labels'.
+    # Either may have another ending than the dataset: a mask has that of its image.
     prediction, prediction_geometry = image_reader_for(prediction_file, reader).read_label(prediction_file)
-    reference, reference_geometry = reader.read_label(reference_file)
+    reference, reference_geometry = image_reader_for(reference_file, reader).read_label(reference_file)
     _check_same_grid(prediction, prediction_geometry, prediction_file, reference, reference_geometry, reference_file)
     if known is not None:
         known.check(np.unique(prediction).tolist(), prediction_file)
@@ -111,10 +112,10 @@ def evaluate_folder(
     """Score a folder of predictions against a folder of references.
 
     Args:
-        predictions: Folder with ``<case><file_ending>``; files without a reference are not looked at.
-        references: Folder with ``<case><file_ending>``.
+        predictions: Folder with a mask per case, of any ending; files without a reference are not looked at.
+        references: Folder with a mask per case, of any ending.
         labels: The dataset's labels (a value that they do not have is an error) or only the values to score.
-        file_ending: Ending of both kinds of files, such as ``.nii.gz``.
+        file_ending: The dataset's, such as ``.nii.gz``; chooses the reader of files that have it.
         reader_override: Name of the reader, if not the one that belongs to the ending.
         cases: Score these cases only; by default every case that has a reference.
         num_workers: Worker processes; 0 means this one.
@@ -126,10 +127,7 @@ def evaluate_folder(
     Raises:
         SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
     """
-    found = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
-    pairs = {
-        case: (Path(predictions) / f"{case}{file_ending}", Path(references) / f"{case}{file_ending}") for case in found
-    }
+    pairs = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
     return evaluate_files(pairs, labels, file_ending, reader_override, num_workers)
 
 
@@ -221,10 +219,11 @@ def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int
 
 def _find_cases(
     predictions: Path, references: Path, file_ending: str, cases: Sequence[str] | None, allow_missing: bool
-) -> list[str]:
-    predicted, referenced = _cases_in(predictions, file_ending), _cases_in(references, file_ending)
+) -> dict[str, tuple[Path, Path]]:
+    """Prediction and reference of every case to score."""
+    predicted, referenced = mask_files(predictions), mask_files(references)
     if not referenced:
-        raise SamunetError(f"{references} contains no reference (no file ends in {file_ending})")
+        raise SamunetError(f"{references} contains no reference (such as case{file_ending})")
     wanted = sorted(referenced if cases is None else set(cases))
     unknown = [case for case in wanted if case not in referenced]
     if unknown:
@@ -241,15 +240,7 @@ def _find_cases(
             f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {_listed(missing)}",
             "predict these cases, or leave them out with --chill",
         )
-    return found
-
-
-def _cases_in(folder: Path, file_ending: str) -> set[str]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder")
-    names = (entry.name for entry in folder.iterdir() if entry.is_file())
-    # Hidden files are what an interrupted write or another system's file browser left behind.
-    return {name[: -len(file_ending)] for name in names if name.endswith(file_ending) and not name.startswith(".")}
+    return {case: (predicted[case], referenced[case]) for case in found}
 
 
 def _check_same_grid(

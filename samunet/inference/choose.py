@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from samunet import paths
 from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
 # What samunet_find_best_configuration writes into a dataset's results.
 INFORMATION = "inference_information.json"
@@ -39,9 +40,7 @@ def choose_model(
     results = paths.results_folder()
     name = find_dataset(dataset) if dataset is not None else None
     trained = [
-        ModelFolder(path.parent)
-        for path in sorted(results.glob("Dataset*/samunetTrainer__*/plans.json"))
-        if ModelFolder(path.parent).finished_folds(checkpoint)
+        model for model in model_folders(results, f"Dataset*/{TRAINER_NAME}__*") if model.finished_folds(checkpoint)
     ]
     fitting = [model for model in trained if _fits(model, name, configuration, plans_name)]
     if not fitting:
@@ -91,18 +90,21 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
     """Folds to use: those asked for, or all that are finished.
 
     Raises:
-        UsageError: If one asked for is not finished.
+        UsageError: If one asked for is not finished, or named twice: it would count twice in the mean.
     """
     finished = model.finished_folds(checkpoint)
     if not folds:
         return finished
     wanted: list[Fold] = [int(fold) if str(fold).isdigit() else fold for fold in folds]
+    twice = next((fold for fold in wanted if wanted.count(fold) > 1), None)
+    if twice is not None:
+        raise UsageError(f"fold {twice} is named twice", "name every fold once")
     missing = [fold for fold in wanted if not (model.fold(fold) / f"checkpoint_{checkpoint}.safetensors").is_file()]
     if missing:
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
             f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{_number(model)} {model.configuration_name} {missing[0]}",
+            f"{_dataset(model)} {model.configuration_name} {missing[0]}",
         )
     return wanted
 
@@ -126,12 +128,13 @@ def _title(model: ModelFolder) -> str:
     return f"{model.path.parent.name}/{model.path.name}"
 
 
-def _number(model: ModelFolder) -> str:
+def _dataset(model: ModelFolder) -> str:
     # A model's folder may lie anywhere.
-    found = paths.DATASET_NAME.match(model.path.parent.name)
-    return found[1] if found else model.plans.dataset_name
+    name = model.path.parent.name
+    return name if paths.DATASET_NAME.match(name) else model.plans.dataset_name
 
 
 def _command(model: ModelFolder, source: Path) -> str:
     _, plans_name, configuration = model.path.name.split("__")
-    return f"samunet_predict -i {source} -o preds -d {_number(model)} -c {configuration} -p {plans_name}"
+    words = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", _dataset(model)]
+    return shlex.join([*words, "-c", configuration, "-p", plans_name])

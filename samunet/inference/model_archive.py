@@ -13,7 +13,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -82,7 +82,9 @@ class ModelArchive:
         """
         for target, name in self.files_of(model).items():
             self.extract_file(name, folder / target)
-        (folder / FILE_NAME).write_bytes(self._zip.read(FILE_NAME))
+        with _reading(self.path):
+            manifest = self._zip.read(FILE_NAME)
+        (folder / FILE_NAME).write_bytes(manifest)
         try:
             check_model(folder, model)
         except SamunetError as error:
@@ -138,16 +140,18 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"{path} {what}", "give the zip that samunet_export_model_to_zip wrote")
-    with _reading(path), zipfile.ZipFile(path) as opened:
-        members = [member for member in opened.infolist() if not member.is_dir() or _problem(member)]
-        for member in members:
-            problem = _problem(member)
-            if problem:
-                raise SamunetError(f"{path}: {member.filename!r} {problem}", _REFUSED)
-        manifest = _manifest(path, opened, members)
-        _check_list(path, manifest, members)
-        for model in manifest.models:
-            _check_model(path, manifest, model)
+    with ExitStack() as stack:
+        with _reading(path):  # and not the caller's block, whose errors are its own
+            opened = stack.enter_context(zipfile.ZipFile(path))
+            members = [member for member in opened.infolist() if not member.is_dir() or _problem(member)]
+            for member in members:
+                problem = _problem(member)
+                if problem:
+                    raise SamunetError(f"{path}: {member.filename!r} {problem}", _REFUSED)
+            manifest = _manifest(path, opened, members)
+            _check_list(path, manifest, members)
+            for model in manifest.models:
+                _check_model(path, manifest, model)
         yield ModelArchive(path, manifest, opened)
 
 

@@ -38,6 +38,12 @@ def model_folder_name(plans_name: str, configuration: str) -> str:
     return f"{TRAINER_NAME}__{plans_name}__{configuration}"
 
 
+def model_folders(results: Path, pattern: str = f"{TRAINER_NAME}__*") -> list[ModelFolder]:
+    """Trained and begun models in a folder, by name; not those that somebody renamed (``…__2d__old``)."""
+    found = sorted(file.parent for file in results.glob(f"{pattern}/plans.json"))
+    return [ModelFolder(path) for path in found if len(path.name.split("__")) == 3]
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A trained model's folder.
@@ -67,7 +73,7 @@ class ModelFolder:
             SamunetError: If neither says it.
         """
         parts = self.path.name.split("__")
-        if parts[0].endswith(TRAINER_NAME):  # a folder that is being written has a hidden name
+        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:  # a folder that is being written has a hidden name
             return parts[-1]
         runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
         names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]

@@ -261,8 +261,11 @@ class Predictor:
             writer.check_mask(file, image.geometry)
             prediction = self._predict(image)
             forget(file, case.name)
-            if prediction.probability is not None:
-                with atomic_path(file.parent / f"{case.name}.npz") as temporary:
+            saved = file.parent / f"{case.name}.npz"
+            if prediction.probability is None and file.is_file() and file == self.mask_file(case, file.parent):
+                saved.unlink(missing_ok=True)  # of the mask that is replaced
+            elif prediction.probability is not None:
+                with atomic_path(saved) as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probability)
             writer.write_label(prediction.mask, file, image.geometry)
             if prediction.uncertainty is not None:

@@ -110,6 +110,7 @@ def _write_record(
 ) -> None:  # fmt: skip
     path = chosen.model.path
     arguments = {"input": given, "model": path.name, "dataset": path.parent.name}
+    arguments |= {"configuration": chosen.model.configuration_name}
     arguments |= {"folds": chosen.folds, "checkpoint": chosen.checkpoint, **vars(options)}
     arguments |= {"postprocessing": predictor.postprocessing.describe()}
     write_provenance(output, chosen.model, arguments)

@@ -45,7 +45,7 @@ def crossval_report(model: ModelFolder, pictures: int) -> str:
     if not folds:
         raise SamunetError(
             f"no fold of {model.path} has been validated",
-            f"train one: samunet_train {model.path.parent.name} {model.configuration_name} 0",
+            f"train one: samunet_train {model.plans.dataset_name} {model.configuration_name} 0",
         )
     cases = [
         case for fold in folds for case in read_scores(model.fold(fold) / "validation" / "summary.json", str(fold))
@@ -75,7 +75,7 @@ def crossval_report(model: ModelFolder, pictures: int) -> str:
             ]
         ),
     ]
-    return page(f"Cross-validation of {model.path.parent.name}", lead, sections, f"Made by samunet {__version__}.")
+    return page(f"Cross-validation of {model.plans.dataset_name}", lead, sections, f"Made by samunet {__version__}.")
 
 
 _EMPTY_RULE = (
@@ -86,7 +86,7 @@ _EMPTY_RULE = (
 
 def _pictures(model: ModelFolder, cases: list[Scored]) -> list[object]:
     try:
-        dataset = load_dataset(model.path.parent.name)
+        dataset = load_dataset(model.plans.dataset_name)
     except SamunetError as error:
         return [f"There are no pictures without the raw dataset: {error.message}"]
     content: list[object] = []

@@ -231,11 +231,13 @@ def _model(predicted: _Predicted) -> ModelFolder | None:
 
 
 def _configuration(predicted: _Predicted) -> str:
-    name = str(predicted.arguments.get("model", "")).split("__")[-1]
+    # A model's folder may have any name; before the record said the configuration, only that name did.
+    arguments = predicted.arguments
+    name = str(arguments.get("configuration") or str(arguments.get("model", "")).split("__")[-1])
     if name not in predicted.plans.configurations:
         raise UsageError(
-            f"{predicted.folder / ARGUMENTS} names the model {predicted.arguments.get('model')!r}, which the plans do "
-            "not have",
+            f"{predicted.folder / ARGUMENTS} names the configuration {name!r}, which the plans do not have (they have "
+            f"{', '.join(predicted.plans.configurations)})",
             "predict again, or restore the file",
         )
     return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
+from samunet.dataset.mask_files import with_sidecar
 from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import mask_ending
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
 
 log = logging.getLogger(__name__)
@@ -64,9 +66,10 @@ def accumulate_crossval_results(
         The content of ``summary.json`` there.
 
     Raises:
-        UsageError: If there is no such model or fold, or ``output`` is not empty.
+        UsageError: If there is no such model or fold, or ``output`` is not empty, or the current folder.
         SamunetError: If a fold is not finished, or was trained on a case that it validates.
     """
+    output = None if output is None else _new_folder(Path(os.path.abspath(output)))
     name = find_dataset(dataset)
     model = ModelFolder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
     if not (model.path / "plans.json").is_file():
@@ -79,9 +82,15 @@ def accumulate_crossval_results(
     splits = dataset_splits(loaded)
     folds = chosen_folds(splits, folds)
     cases = out_of_fold(model, folds, loaded, splits)
-    if output is not None and Path(output).exists() and (not Path(output).is_dir() or any(Path(output).iterdir())):
+    return accumulate(model, folds, cases, loaded, output, num_workers)
+
+
+def _new_folder(output: Path) -> Path:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
-    return accumulate(model, folds, cases, loaded, Path(output) if output else None, num_workers)
+    if output == Path.cwd():
+        raise UsageError(f"{output} is the current folder, which cannot be replaced", "give a new folder: -o results")
+    return output
 
 
 def accumulate(
@@ -100,7 +109,8 @@ def accumulate(
         entry["fold"] = case.fold
     with atomic_folder(target) as folder:
         for case in cases.values():
-            shutil.copyfile(case.mask, folder / case.mask.name)
+            for file in with_sidecar(case.mask):
+                shutil.copyfile(file, folder / file.name)
         write_model_facts(folder, model)
         write_json(folder / "summary.json", summary)
     return summary
@@ -129,8 +139,7 @@ def crossval_folder(model: ModelFolder, folds: Sequence[int]) -> Path:
 
 def trained_models(dataset_name: str) -> list[Path]:
     """Folders of all models that were ever begun for a dataset."""
-    found = (paths.results_folder() / dataset_name).glob("samunetTrainer__*__*/plans.json")
-    return sorted(path.parent for path in found)
+    return [model.path for model in model_folders(paths.results_folder() / dataset_name)]
 
 
 def dataset_splits(dataset: Dataset) -> Splits:

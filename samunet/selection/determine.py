@@ -154,7 +154,7 @@ def _dice_of_case(
     reader: Reader,
 ) -> list[list[float]]:
     mask, _ = image_reader_for(mask_file, reader).read_label(mask_file)
-    reference, _ = reader.read_label(reference_file)
+    reference, _ = image_reader_for(reference_file, reader).read_label(reference_file)
     regions = [region for _, region in labels.foreground]
     mask = applied.apply(mask)
     rows = [[dice(count) for count in confusion_counts(mask, reference, regions, labels.ignore)]]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from samunet.dataset.cases import ending_in, visible
 from samunet.dataset.description import Description, description_from_json
+from samunet.dataset.mask_files import MASK_ENDINGS, mask_files
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, read_json
-from samunet.imageio.registry import READERS
 
 BESIDE = ("dataset.json", "plans.json")
-_ENDINGS = sorted({ending for reader in READERS for ending in reader.endings})
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
@@ -22,19 +20,10 @@ def masks_in(folder: Path) -> dict[str, Path]:
         UsageError: If it is no folder.
         SamunetError: If there is none, or two for the same case.
     """
-    if not Path(folder).is_dir():
-        raise UsageError(f"{folder} is not a folder", "give a folder with masks")
-    found: dict[str, Path] = {}
-    for file in visible(Path(folder)):
-        ending = ending_in(file.name, _ENDINGS)
-        if ending is None or not file.is_file():
-            continue
-        first = found.setdefault(file.name.removesuffix(ending), file)
-        if first is not file:
-            raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
+    found = mask_files(folder)
     if not found:
         raise SamunetError(
-            f"{folder} holds no masks ({', '.join(_ENDINGS)})", "give the folder that samunet_predict made"
+            f"{folder} holds no masks ({', '.join(MASK_ENDINGS)})", "give the folder that samunet_predict made"
         )
     return found
 

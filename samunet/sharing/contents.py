@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.dataset.mask_files import mask_files, with_sidecar
 from samunet.errors import SamunetError
 from samunet.files import read_json, to_json
-from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder
+from samunet.inference.choose import INFORMATION, INSTRUCTIONS
+from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
 from samunet.sharing.private import case_names, without_cases, without_paths
+
+log = logging.getLogger(__name__)
 
 # Of a model's folder, where they exist. What a model needs to predict comes first.
 _OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json", "postprocessing.json")
@@ -20,7 +25,7 @@ _OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _OF_ENSEMBLE = _OF_CROSSVAL = ("postprocessing.json", "summary.json", "plans.json", "dataset.json")
 _LOGS = ("training_log.json", "progress.png")
 # Of the dataset's folder: what the choice of a configuration wrote.
-_OF_DATASET = ("inference_information.json", "inference_instructions.txt")
+_OF_DATASET = (INFORMATION, INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -74,26 +79,31 @@ class Selection:
             yield folder / f"checkpoint_{checkpoint}.safetensors"
             for adapter in _ADAPTERS:
                 yield from _existing(folder / adapter.format(checkpoint), _OF_ADAPTER)
-        if self.masks:
-            ending = self.model.description.file_ending
-            yield from (path for path in sorted((folder / "validation").glob(f"*{ending}")) if path.is_file())
+        if self.masks and (folder / "validation").is_dir():
+            for mask in mask_files(folder / "validation").values():
+                yield from with_sidecar(mask)
 
 
 def dataset_files(
-    folder: Path, models: Collection[str], case_ids: bool, cases: set[str]
+    folder: Path, models: Mapping[str, Collection[Fold]], case_ids: bool, cases: set[str]
 ) -> Iterator[tuple[str, bytes]]:
     """What belongs to several models of a dataset: paths within its results folder, and what the files hold.
 
     Args:
         folder: ``samunet_results/DatasetXXX_Name``.
-        models: Names of the model folders that are handed on; ensembles of others are left out.
+        models: Names and folds of the model folders that are handed on; what needs others is left out.
         case_ids: Whether names of cases and paths stay.
         cases: Names of cases that may be in these files.
     """
     files = list(_existing(folder, _OF_DATASET))
+    lacking = _lacking(folder / INFORMATION, models)
+    if lacking:
+        log.warning("left out: %s, which predict with what is not handed on: %s", " and ".join(_OF_DATASET), lacking)
+        files = []
     for ensemble in sorted((folder / "ensembles").glob("ensemble___*___*___*")):
-        members = ensemble.name.split("___")[1:-1]
-        if all(f"{TRAINER_NAME}__{member}" in models for member in members):
+        *members, folds = ensemble.name.split("___")[1:]
+        names = [f"{TRAINER_NAME}__{member}" for member in members]
+        if all(set(re.findall(r"\d+|all", folds)) <= set(map(str, models.get(name, ()))) for name in names):
             files += _existing(ensemble, _OF_ENSEMBLE)
     for path in files:
         name = path.relative_to(folder).as_posix()
@@ -103,6 +113,19 @@ def dataset_files(
             yield name, to_json(without_cases(path.name, read_json(path), cases, folder.parent)).encode()
         else:
             yield name, without_paths(path.read_text(encoding="utf-8"), folder.parent).encode()
+
+
+def _lacking(information: Path, models: Mapping[str, Collection[Fold]]) -> str:
+    """What of the models and folds that were found to be best is not among ``models``; empty if nothing."""
+    content = read_json(information) if information.is_file() else {}
+    try:
+        chosen = content["best_model_or_ensemble"]["selected_model_or_models"]
+        names = [model_folder_name(model["plans_identifier"], model["configuration"]) for model in chosen]
+        folds = [str(fold) for fold in content["folds"]]
+    except (KeyError, TypeError):
+        return ""
+    missing = {name: [fold for fold in folds if fold not in map(str, models.get(name, ()))] for name in names}
+    return "; ".join(f"fold {', '.join(lost)} of {name}" for name, lost in missing.items() if lost)
 
 
 def _existing(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:

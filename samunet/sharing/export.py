@@ -27,7 +27,7 @@ from samunet.inference.manifest import (
     parse_manifest,
 )
 from samunet.inference.model_archive import open_archive
-from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.network.base_weights import BASE_FOLDER, published_as
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.sharing.contents import Selection, dataset_files
@@ -94,8 +94,8 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
         items |= {f"{name}/{folder.name}/{path}": content for path, content in selection.files()}
         models.append(_entry(selection))
         cases |= case_names(folder)
-    folders = [entry.folder for entry in models]
-    shared = dataset_files(paths.results_folder() / name, folders, options.with_case_ids, cases)
+    folds = {entry.folder: entry.folds for entry in models}
+    shared = dataset_files(paths.results_folder() / name, folds, options.with_case_ids, cases)
     items |= {f"{name}/{path}": content for path, content in shared}
     raw = selections[0].model.description.raw
     with atomic_path(output) as temporary, TemporaryDirectory(dir=output.parent, prefix=".tmp-") as scratch:
@@ -136,9 +136,9 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
         UsageError: If one of them is not trained.
     """
     trained = {
-        path.parent.name: ModelFolder(path.parent)
-        for path in sorted(results.glob(f"{TRAINER_NAME}__*/plans.json"))
-        if all(ModelFolder(path.parent).finished_folds(checkpoint) for checkpoint in options.checkpoints)
+        model.path.name: model
+        for model in model_folders(results)
+        if all(model.finished_folds(checkpoint) for checkpoint in options.checkpoints)
     }
     there = ", ".join(trained) or "nothing is trained"
     of_plans = [name.split("__")[-1] for name in trained if name.split("__")[1] == options.plans_name]

@@ -26,7 +26,8 @@ def install_model(archive: str | Path, folder: str | Path | None = None, *, over
     Args:
         archive: The zip.
         folder: Where to; None for ``samunet_results``.
-        overwrite: Whether models of the same names that are there are replaced.
+        overwrite: Whether models of the same names that are there are replaced. What the choice of a configuration has
+            written to the dataset's folder there is always kept: it may speak of other models.
 
     Returns:
         The models' folders.
@@ -43,11 +44,14 @@ def install_model(archive: str | Path, folder: str | Path | None = None, *, over
         targets = {model.folder: dataset / model.folder for model in manifest.models}
         new = [model for model in manifest.models if not _is_installed(opened, model, targets[model.folder])]
         others = [name for name in opened.files_of_dataset() if not _is_same(opened, name, dataset / name)]
+        # Files of one folder belong together.
+        own = {Path(name).parent for name in others if (dataset / name).exists()}
         if not overwrite:
-            _refuse_to_overwrite(new, others, dataset)
+            _refuse_to_overwrite(new, dataset)
         _check_space(opened, root)
-        _install(opened, new, others, dataset)
+        _install(opened, new, [name for name in others if Path(name).parent not in own], dataset)
     _report(manifest, new, targets)
+    _report_kept([dataset / name for name in others if Path(name).parent in own], archive)
     return list(targets.values())
 
 
@@ -86,7 +90,7 @@ def _is_content(file: Path, sha256: str) -> bool:
     return file.is_file() and file_hash(file) == sha256
 
 
-def _refuse_to_overwrite(models: list[ModelEntry], others: list[str], dataset: Path) -> None:
+def _refuse_to_overwrite(models: list[ModelEntry], dataset: Path) -> None:
     for model in models:
         folder = dataset / model.folder
         if folder.exists():
@@ -94,12 +98,6 @@ def _refuse_to_overwrite(models: list[ModelEntry], others: list[str], dataset: P
             raise SamunetError(
                 f"{folder} exists, with other files ({folds}); nothing was installed",
                 "add --force to replace that whole folder, or install elsewhere: -o FOLDER",
-            )
-    for name in others:
-        if (dataset / name).exists():
-            raise SamunetError(
-                f"{dataset / name} exists, with another content; nothing was installed",
-                "add --force to replace it, or install elsewhere: -o FOLDER",
             )
 
 
@@ -111,6 +109,16 @@ def _check_space(archive: ModelArchive, root: Path) -> None:
         raise SamunetError(
             f"{archive.path} needs {needed / 1e9:.2f} GB, and {root} has {free / 1e9:.2f} GB left",
             "free some space, or install elsewhere: -o FOLDER",
+        )
+
+
+def _report_kept(files: list[Path], archive: str | Path) -> None:
+    if files:
+        log.warning(
+            "%s: kept as they are, and those of %s not installed: they may speak of your own models\n"
+            "  -> to see what came with the model, install it elsewhere: -o FOLDER",
+            ", ".join(map(str, files)),
+            archive,
         )
 
 

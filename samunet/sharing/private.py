@@ -22,8 +22,12 @@ _CASE_LISTS = {
     "dataset_fingerprint.json": ("cases", "empty_cases", "source"),
     "summary.json": ("metric_per_case",),
 }
+# One entry per case, without its name.
+_PER_CASE = {"dataset_fingerprint.json": ("spacings", "shapes_after_crop")}
 # An absolute path, of any system, up to the next space or quotation mark.
 _PATH = re.compile(r"""(?<![\w.~$/\\:-])(?:file:/*(?=/)|~|[A-Za-z]:(?=[/\\])|\\)?(?:[/\\][^\s/\\"'<>|]+)+[/\\]?""")
+# One in quotation marks, which may have spaces in it; a shell writes ' within them as '"'"'.
+_QUOTED = re.compile(r"""(["'])((?:file:/+|~|[A-Za-z]:)?[/\\](?:[^"'\n]|'"'"')*)\1""")
 _IS_PATH = re.compile(r"(file:/+|~|[A-Za-z]:)?[/\\]")
 _SHORT_NUMBER = re.compile(r"\d{1,3}")  # says nothing about a patient, and could be a label's value
 
@@ -58,7 +62,7 @@ def without_cases(file: str, content: Any, cases: set[str], results: Path) -> An
             content = {key: value for key, value in content.items() if key in _DATASET_KEYS}
         if file == "run.json" and isinstance(content.get("base"), dict):
             content["base"] = {key: value for key, value in content["base"].items() if key not in ("path", "copy")}
-        for key in _CASE_LISTS.get(file, ()):
+        for key in (*_CASE_LISTS.get(file, ()), *_PER_CASE.get(file, ())):
             if key in content:
                 content[key] = type(content[key])()
     return _cleaned(content, cases, results)
@@ -68,6 +72,7 @@ def without_paths(text: str, results: Path) -> str:
     """Text with ``$samunet_results`` for the results folder, and only the last part of other absolute paths."""
     marked = re.sub(rf"{re.escape(str(results))}(?=[/\\]|\b)", "$samunet_results", text)
     marked = re.sub(r"'(\$samunet_results[^'\n]*)'", r'"\1"', marked)  # a shell fills it in between these
+    marked = _QUOTED.sub(lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", marked)
     return _PATH.sub(lambda match: _last_part(match[0]), marked)
 
 

@@ -52,7 +52,7 @@ class SamedImport:
         image_size: Side of the network's input in pixels.
         num_classes: Without background.
         dataset: Name of the folder in ``samunet_results``.
-        labels: Names of the classes; None for ``class_1`` and so on.
+        labels: Names of the classes, a leading ``background`` allowed; None for ``class_1`` and so on.
         intensity_range: Values that become 0 and 1; beyond them the image is clipped.
         file_ending: Of the images to predict.
     """
@@ -64,6 +64,14 @@ class SamedImport:
     labels: list[str] | None = None
     intensity_range: tuple[float, float] = (-125.0, 275.0)
     file_ending: str = ".nii.gz"
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes 1, 2, ...; a leading ``background`` in ``labels`` is left out."""
+        if self.labels is None:
+            return [f"class_{value}" for value in range(1, self.num_classes + 1)]
+        leading = bool(self.labels) and self.labels[0].casefold() == "background"
+        return list(self.labels[leading:])
 
 
 def import_samed(file: str | Path, **options: Any) -> Path:
@@ -127,9 +135,10 @@ def _check(options: SamedImport, facts: EncoderFacts) -> None:
     rules.parse_image_size(options.image_size, facts)
     if options.num_classes < 1:
         raise UsageError(f"--num_classes must be 1 or more, without the background, got {options.num_classes}")
-    if options.labels is not None and len(set(options.labels) - {"background"}) != options.num_classes:
-        raise UsageError(f"--labels must be {options.num_classes} different names, got {len(options.labels)}")
-    if "ignore" in (options.labels or ()):
+    names = options.class_names
+    if len(names) != options.num_classes or len({"background", *(name.casefold() for name in names)}) <= len(names):
+        raise UsageError(f"--labels must be {options.num_classes} different names, got {', '.join(names)}")
+    if "ignore" in names:
         raise UsageError("--labels: ignore is not the name of a class", "give the class another name")
     if not paths.DATASET_NAME.match(options.dataset):
         raise UsageError(f"-d must look like Dataset900_SAMed, got {options.dataset!r}")
@@ -222,7 +231,7 @@ def _check_base(given: dict[str, Tensor], base: dict[str, Tensor], facts: Encode
 
 
 def _dataset_json(options: SamedImport) -> dict:
-    names = options.labels or [f"class_{value}" for value in range(1, options.num_classes + 1)]
+    names = options.class_names
     return {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0} | {name: value for value, name in enumerate(names, 1)},

@@ -1,0 +1,38 @@
+"""Which file of a folder is whose mask. A mask has the ending of its image, which may differ from the dataset's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samunet.dataset.cases import ending_in, visible
+from samunet.errors import SamunetError, UsageError
+from samunet.imageio.registry import READERS
+from samunet.imageio.tiff import TIFF_ENDINGS
+
+MASK_ENDINGS = sorted({ending for reader in READERS for ending in reader.endings})
+
+
+def mask_files(folder: Path) -> dict[str, Path]:
+    """The label maps of a folder by case; empty if it holds none.
+
+    Raises:
+        UsageError: If it is no folder.
+        SamunetError: If there are two for the same case.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(f"{folder} is not a folder", "give a folder with masks")
+    found: dict[str, Path] = {}
+    for file in visible(Path(folder)):
+        ending = ending_in(file.name, MASK_ENDINGS)
+        if ending is None or not file.is_file():
+            continue
+        first = found.setdefault(file.name.removesuffix(ending), file)
+        if first is not file:
+            raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
+    return found
+
+
+def with_sidecar(mask: Path) -> list[Path]:
+    """A mask and, of a TIFF volume, the JSON file beside it that states its spacing."""
+    sidecar = mask.with_suffix(".json")
+    return [mask, sidecar] if mask.suffix.lower() in TIFF_ENDINGS and sidecar.is_file() else [mask]
