@@ -1,5 +1,6 @@
 """The commands from raw data to masks, on a tiny dataset, as a user types them."""
 
+import shlex
 import json
 import os
 import signal
@@ -202,8 +203,8 @@ def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
     message = capsys.readouterr().err
     commands = [line.strip() for line in message.splitlines() if line.strip().startswith("samunet_predict")]
     assert len(commands) == 2
-    chosen = next(command for command in commands if "-d 998" in command)
-    assert predict.main([*chosen.split()[1:], "-o", str(output)]) == 0
+    chosen = next(command for command in commands if "-d Dataset998_Tiny" in command)
+    assert predict.main([*shlex.split(chosen)[1:], "-o", str(output)]) == 0
     assert predict.main(["-i", str(source), "-o", str(output), "-d", "998", "-f", "3"]) == 2
     assert "samunet_train 998 2d 3" in capsys.readouterr().err
 
