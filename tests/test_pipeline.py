@@ -1,8 +1,8 @@
 """The commands from raw data to masks, on a tiny dataset, as a user types them."""
 
-import shlex
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -206,7 +206,7 @@ def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
     chosen = next(command for command in commands if "-d Dataset998_Tiny" in command)
     assert predict.main([*shlex.split(chosen)[1:], "-o", str(output)]) == 0
     assert predict.main(["-i", str(source), "-o", str(output), "-d", "998", "-f", "3"]) == 2
-    assert "samunet_train 998 2d 3" in capsys.readouterr().err
+    assert "samunet_train Dataset998_Tiny 2d 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
