@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", default="vit_b", choices=["vit_b", "vit_l", "vit_h", "vit_t"])
     parser.add_argument("--size", type=int, default=256, help="side of the input in pixels, a multiple of 16")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=2, help="of 25 iterations each")
+    parser.add_argument("--epochs", type=int, default=2, help="of 100 iterations each")
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--json", type=Path, help="file for the result")
     return parser

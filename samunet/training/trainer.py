@@ -40,9 +40,9 @@ from samunet.training.state import LATEST, load_latest, save_latest, save_model
 log = logging.getLogger(__name__)
 
 _CLIP_NORM = 1.0
-_EPOCH_ITERATIONS = (25, 250)
+_EPOCH_ITERATIONS = (100, 250)
 _MONITORED_CASES = 8
-_MONITORED_SLICES = 250
+_MONITORED_SHARE = 0.1  # of an epoch's images: a pass without gradients takes a third of one with, so 3 % of the time
 
 
 class Trainer:
@@ -92,7 +92,9 @@ class Trainer:
         self.loader = SliceLoader(
             train, configuration, network, self.batch_size, options.seed, ignore=self.labels.ignore
         )
-        self.monitored = _monitored(validation or train)
+        self.monitored = _monitored(
+            validation or train, round(self.epoch_iterations * self.batch_size * _MONITORED_SHARE)
+        )
         self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
         self.model = build_network(configuration, network, description, base).to(self.device)
@@ -364,14 +366,14 @@ class Trainer:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
-def _monitored(cases: dict[str, StoredCase]) -> dict[str, StoredCase]:
-    """A fixed few cases, evenly spread over the names, not more slices than can be checked in passing."""
+def _monitored(cases: dict[str, StoredCase], num_slices: int) -> dict[str, StoredCase]:
+    """A fixed few cases, evenly spread over the names; at least one, and otherwise no more than ``num_slices``."""
     names = sorted(cases)
     chosen: dict[str, StoredCase] = {}
     slices = 0
     for index in np.unique(np.linspace(0, len(names) - 1, min(_MONITORED_CASES, len(names))).round().astype(int)):
         case = cases[names[index]]
-        if chosen and slices + case.shape[0] > _MONITORED_SLICES:
+        if chosen and slices + case.shape[0] > num_slices:
             break
         chosen[names[index]] = case
         slices += case.shape[0]
