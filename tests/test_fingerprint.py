@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from samunet.dataset.layout import load_dataset
 from samunet.errors import SamunetError
-from samunet.planning.fingerprint import extract_fingerprint, read_fingerprint, source_hash
+from samunet.planning.fingerprint import _positions, extract_fingerprint, read_fingerprint, source_hash
 
 NAME = "Dataset001_Hand"
 
@@ -78,6 +78,23 @@ def test_classes(fingerprint):
     assert case.class_components == {"1": [2, 1, 1.5, 2], "2": [1, 2, 2.0, 2], "3": [0]}
     # Three single voxels; two voxels side by side along y.
     assert case.class_faces == {"1": [6, 6, 6], "2": [4, 2, 4], "3": [0, 0, 0]}
+
+
+def test_where_classes_lie(fingerprint):
+    case = fingerprint.cases["a"]
+    assert case.class_centres["1"] == pytest.approx([5 / 3, 4 / 3, 7 / 3])
+    assert case.class_spreads["1"] == pytest.approx([(2 / 9) ** 0.5, (2 / 9) ** 0.5, (14 / 9) ** 0.5])
+    assert (case.class_centres["2"], case.class_spreads["2"]) == ([2, 2.5, 1], [0, 0.5, 0])
+    assert (case.class_centres["3"], case.class_spreads["3"]) == ([], [])
+
+
+def test_where_classes_lie_in_a_large_label():
+    """More voxels than are looked at together."""
+    label = np.random.default_rng(0).integers(0, 4, (3, 400, 500)).astype(np.uint8)
+    for value, (centre, spread) in enumerate(_positions(label, 4)[1:], start=1):
+        places = np.argwhere(label == value)
+        assert centre == pytest.approx(places.mean(0))
+        assert spread == pytest.approx(places.std(0))
 
 
 def test_faces_to_voxels_without_annotation_do_not_count(dataset, samunet_folders):

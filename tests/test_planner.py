@@ -24,13 +24,25 @@ def describe(channels=("MRI",), labels=("background", "a", "b"), ending=".nii.gz
 
 
 def measure(
-    shapes, spacings, physical=True, channels=1, largest=1000.0, kept=1.0, integer=True, voxels=9, faces=(0, 0, 0)
+    shapes,
+    spacings,
+    physical=True,
+    channels=1,
+    largest=1000.0,
+    kept=1.0,
+    integer=True,
+    voxels=9,
+    faces=(0, 0, 0),
+    positions=None,
 ):
+    positions = positions or [{str(value): [] for value in range(1, 300)}] * len(shapes)
     cases = {
         f"case_{index}": CaseFingerprint(
             spacing=list(spacing), shape=list(shape), shape_after_crop=list(shape), class_voxels={"1": voxels},
-            class_slices={"1": 2}, class_faces={"1": list(faces)}, class_components={"1": [1, 9, 9.0, 9]},
-            integer=integer, minimum=[0.0] * channels, maximum=[largest] * channels,
+            class_slices={"1": 2}, class_faces={"1": list(faces)}, class_centres=dict(positions[index]),
+            class_spreads={value: [1.0] * len(centre) for value, centre in positions[index].items()},
+            class_components={"1": [1, 9, 9.0, 9]}, integer=integer,
+            minimum=[0.0] * channels, maximum=[largest] * channels,
         )
         for index, (shape, spacing) in enumerate(zip(shapes, spacings))
     }  # fmt: skip
@@ -141,6 +153,21 @@ def test_four_channels_inside_a_mask():
     assert configuration.normalization == ["zscore", "zscore", "ct", "nonorm"]
     assert configuration.use_mask_for_norm == [True, True, False, False]
     assert configuration.networks["sam"].input_channels == "projection"
+
+
+def in_order(distance, cases=6):
+    """Two classes, the second ``distance`` voxels below the first along y in all cases."""
+    positions = [{"1": [3.0, 5.0 + index, 4.0], "2": [3.0, 5.0 + index + distance, 4.0]} for index in range(cases)]
+    return measure([(36, 50, 35)] * cases, [(1, 1, 1)] * cases, positions=positions)
+
+
+def test_classes_in_a_fixed_order_are_not_mirrored():
+    configuration = make_plan(in_order(2.5)).configuration("2d")  # each reaches 1 voxel to both sides
+    assert configuration.mirror_axes == [1]
+    assert "'a' always comes before 'b' along y" in configuration.why["mirror_axes"]
+    assert "'b' always comes before 'a'" in make_plan(in_order(-2.5)).configuration("2d").why["mirror_axes"]
+    assert make_plan(in_order(1.5)).configuration("2d").mirror_axes == [0, 1]
+    assert make_plan(in_order(2.5, cases=4)).configuration("2d").mirror_axes == [0, 1]
 
 
 def test_left_and_right_are_not_mirrored():

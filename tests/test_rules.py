@@ -279,6 +279,31 @@ def test_mirror_axes(names, order, physical, expected):
     assert decided(rules.mirror_axes(names, order, physical)) == expected
 
 
+def test_mirror_axes_of_ordered_labels():
+    ordered = {0: ("a", "b"), 2: ("b", "c")}  # along z and x
+    assert decided(rules.mirror_axes(("background", "a"), [0, 1, 2], True, ordered)) == [0]
+    assert decided(rules.mirror_axes(("background", "a"), [1, 0, 2], True, ordered)) == []
+    assert decided(rules.mirror_axes(("background", "a"), [2, 0, 1], False, ordered)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "reaches", "expected"),
+    [
+        ([2.0] * 20, [1.0] * 20, True),
+        ([-2.0] * 20, [1.0] * 20, True),
+        ([2.0] * 19 + [-2.0], [1.0] * 20, True),
+        ([2.0] * 18 + [-2.0] * 2, [1.0] * 20, False),
+        ([2.0] * 11 + [0.5] * 9, [1.0] * 20, True),
+        ([2.0] * 9 + [0.5] * 11, [1.0] * 20, False),  # most overlap, as a wall and the cavity within
+        ([2.0] * 5, [1.0] * 5, True),
+        ([2.0] * 4, [1.0] * 4, False),
+        ([], [], False),
+    ],
+)
+def test_fixed_order(offsets, reaches, expected):
+    assert rules.fixed_order(np.array(offsets), np.array(reaches)) is expected
+
+
 def test_parse_image_size():
     assert rules.parse_image_size(None, SMALL) is None
     for size, facts in ((32, SMALL), (112, SMALL), (32, VIT_B), (1024, VIT_B)):

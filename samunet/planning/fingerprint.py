@@ -35,6 +35,8 @@ class CaseFingerprint:
         class_slices: Slices along the first axis that contain the class.
         class_faces: Faces between voxels of the class and others, by the array axis they are crossed along; those to
             voxels without annotation are left out.
+        class_centres: Centre of mass of every class in voxels ``[z, y, x]``; empty where the class is absent.
+        class_spreads: Standard deviation of its voxels' positions, likewise.
         class_components: Connected components (26 neighbours): number, and smallest, median and largest size in voxels.
         integer: Whether every voxel is a whole number.
         minimum, maximum: Intensities per channel.
@@ -46,6 +48,8 @@ class CaseFingerprint:
     class_voxels: dict[str, int]
     class_slices: dict[str, int]
     class_faces: dict[str, list[int]]
+    class_centres: dict[str, list[float]]
+    class_spreads: dict[str, list[float]]
     class_components: dict[str, list[float]]
     integer: bool
     minimum: list[float]
@@ -161,6 +165,7 @@ def _measure_case(
     chosen = places(label, lambda piece: piece > 0, lambda number: _draw(number, samples))
     intensities = image.array.reshape(len(image.array), -1)[:, chosen]
     integer = all(bool((piece == np.rint(piece)).all()) for (piece,) in pieces(image.array))
+    positions = _positions(label, max(classes) + 1)
     extrema = [(float(channel.min()), float(channel.max())) for channel in image.array]
     spacing, physical = list(image.geometry.spacing), image.geometry.physical
     del image  # its memory is needed for the components
@@ -171,6 +176,8 @@ def _measure_case(
         class_voxels={str(value): int(counts[:, value].sum()) for value in classes},
         class_slices={str(value): int(np.count_nonzero(counts[:, value])) for value in classes},
         class_faces={str(value): faces[:, value].tolist() for value in classes},
+        class_centres={str(value): positions[value][0] for value in classes},
+        class_spreads={str(value): positions[value][1] for value in classes},
         class_components=_component_sizes(crop(label, bounding_box(label > 0)) if len(chosen) else label, classes),
         integer=integer,
         minimum=[minimum for minimum, _ in extrema],
@@ -195,6 +202,27 @@ def _faces(label: np.ndarray, length: int, ignore: int | None) -> np.ndarray:
                 differ &= (pair[0] != ignore) & (pair[1] != ignore)
             faces[axis] += sum(np.bincount(side[differ], minlength=length) for side in pair)
     return faces
+
+
+def _positions(label: np.ndarray, length: int) -> list[tuple[list[float], list[float]]]:
+    """Of each of the values 0 to ``length`` - 1 the mean and the deviation of its voxels' indices; 0 is not counted."""
+    count, total, squares = np.zeros(length), np.zeros((3, length)), np.zeros((3, length))
+    start = 0
+    for (piece,) in pieces(label):
+        places = np.flatnonzero(piece)
+        values = piece[places]
+        count += np.bincount(values, minlength=length)
+        for axis, index in enumerate(np.unravel_index(places + start, label.shape)):
+            total[axis] += np.bincount(values, index, minlength=length)
+            squares[axis] += np.bincount(values, index.astype(np.float64) ** 2, minlength=length)
+        start += piece.size
+    present = np.maximum(count, 1)
+    mean = total / present
+    deviation = np.sqrt(np.maximum(squares / present - mean**2, 0))
+    return [
+        (mean[:, value].tolist(), deviation[:, value].tolist()) if number else ([], [])
+        for value, number in enumerate(count)
+    ]
 
 
 def _draw(number: int, samples: int) -> np.ndarray:

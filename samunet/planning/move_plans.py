@@ -13,6 +13,7 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.planning import rules
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
+from samunet.planning.orientation import ordered_labels
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def move_plans_between_datasets(
     """Write a dataset's plans for another dataset, which then only needs to be preprocessed with them.
 
     Everything stays as it was planned, intensity statistics included, but for the names and for mirroring: an axis is
-    dropped where the target's labels tell left from right along it.
+    dropped where the place of the target's labels along it tells them apart.
 
     Args:
         source, target: Ids or names. The target's fingerprint must exist.
@@ -70,13 +71,15 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
             f"{channels}",
             "plans can be moved only between datasets with the same channels",
         )
-    if read_fingerprint(folder / FILE_NAME).physical_spacing != plans.physical_spacing:
+    fingerprint = read_fingerprint(folder / FILE_NAME)
+    if fingerprint.physical_spacing != plans.physical_spacing:
         with_spacing = plans.dataset_name if plans.physical_spacing else target_name
         raise SamunetError(
             f"only {with_spacing} has spacing in millimetres", "plan the target for itself: samunet_plan_experiment"
         )
     names = [name for name, _ in description.labels.foreground]
-    allowed, why = rules.mirror_axes(names, plans.transpose_forward, plans.physical_spacing)
+    ordered = ordered_labels(fingerprint, description.labels)
+    allowed, why = rules.mirror_axes(names, plans.transpose_forward, plans.physical_spacing, ordered)
     configurations = deepcopy(plans.configurations)
     for name, configuration in configurations.items():
         if "data_identifier" in configuration:

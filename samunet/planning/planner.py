@@ -19,6 +19,7 @@ from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.orientation import ordered_labels
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
     AdapterPlan,
@@ -108,7 +109,8 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
     )
-    mirrored, mirrored_why = rules.mirror_axes(description.labels.names, order, physical)
+    ordered = ordered_labels(fingerprint, description.labels)
+    mirrored, mirrored_why = rules.mirror_axes(description.labels.names, order, physical, ordered)
     sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM
     networks = {
         "sam": plan_network(encoder_facts(sam), slices, options),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,6 +25,8 @@ _THIN_INPUT_SIZES = (336, 448, 560)
 _LARGEST_ENLARGING = 2.0
 _LEAST_WIDTH = 2.0  # the small encoder's masks have half the input's resolution
 NEIGHBOUR_SPACING_LIMIT = 5.0
+_ORDERED_CASES = 5
+_ORDERED_SHARE = 0.95
 _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
@@ -288,14 +291,48 @@ def training_images(num_slices: int) -> Decision:
     return images, f"{num_slices} training slices: 12 passes on a CPU, 60 on a GPU, within bounds"
 
 
-def mirror_axes(label_names: Sequence[str], order: Sequence[int], physical: bool) -> Decision:
-    """In-plane axes that may be mirrored; not the left-right axis where labels tell left from right."""
+def mirror_axes(
+    label_names: Sequence[str],
+    order: Sequence[int],
+    physical: bool,
+    ordered: Mapping[int, tuple[str, str]] = MappingProxyType({}),
+) -> Decision:
+    """In-plane axes that may be mirrored: none along which the place of labels tells them apart.
+
+    Args:
+        label_names: All of them.
+        order: :func:`slicing_order`.
+        physical: Whether images have millimetres, and so a left and a right.
+        ordered: By array axis two labels that follow each other along it in the same order in all cases
+            (:func:`fixed_order`).
+    """
+    reasons = {}
     pair = left_right_pair(label_names)
-    if pair is None:
-        return [0, 1], "no two labels differ only by left and right"
-    # Array axis 2 is x: patient left-right in images whose axes follow the scanner's. Pictures have no such axis but x.
-    kept = [index for index, axis in enumerate(order[1:]) if axis != 2]
-    return kept, f"labels {pair[0]!r} and {pair[1]!r} are mirror images: x is never mirrored"
+    if pair is not None:
+        # Array axis 2 is x: patient left-right in images whose axes follow the scanner's. Pictures have no such axis
+        # but x.
+        reasons[2] = f"labels {pair[0]!r} and {pair[1]!r} are mirror images: x is never mirrored"
+    for axis, (first, second) in ordered.items():
+        reasons.setdefault(axis, f"{first!r} always comes before {second!r} along {'zyx'[axis]}: it is not mirrored")
+    kept = [index for index, axis in enumerate(order[1:]) if axis not in reasons]
+    forbidden = [reasons[axis] for axis in order[1:] if axis in reasons]
+    return kept, "; ".join(forbidden) or "no two labels differ only by left and right, or keep an order along an axis"
+
+
+def fixed_order(offsets: np.ndarray, reaches: np.ndarray) -> bool:
+    """Whether two classes keep their order along an axis, so that their place tells which is which.
+
+    In at least 95 % of the cases, and of five, the centre of one lies beyond that of the other on the same side, and in
+    at least half of them further than both classes reach together (one standard deviation each).
+
+    Args:
+        offsets: From one centre to the other, one number for each case that has both.
+        reaches: Sum of the deviations of both classes' voxels along the axis, likewise.
+    """
+    if len(offsets) < _ORDERED_CASES:
+        return False
+    same_side = max(np.mean(offsets > 0), np.mean(offsets < 0))
+    return bool(same_side >= _ORDERED_SHARE and np.median(np.abs(offsets) - reaches) >= 0)
 
 
 def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:

@@ -1,0 +1,38 @@
+"""Along which axes the classes of a dataset keep their order, from the fingerprint."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+
+from samunet.dataset.labels import Labels
+from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.rules import fixed_order
+
+
+def ordered_labels(fingerprint: Fingerprint, labels: Labels) -> dict[int, tuple[str, str]]:
+    """By array axis the two labels that keep their order along it most clearly; axes without such labels are left out.
+
+    See :func:`samunet.planning.rules.fixed_order`. Cases are compared as their files have them: where some are turned
+    round, the order is not the same in all.
+    """
+    values = labels.values[1:]
+    names = {region[0]: name for name, region in labels.foreground if len(region) == 1}
+    centres, spreads = (
+        np.array([[entry[str(value)] or [np.nan] * 3 for value in values] for entry in entries])
+        for entries in zip(*((case.class_centres, case.class_spreads) for case in fingerprint.cases.values()))
+    )
+    found: dict[int, tuple[float, tuple[str, str]]] = {}
+    for one, other in combinations(range(len(values)), 2):
+        both = ~np.isnan(centres[:, one, 0] + centres[:, other, 0])
+        offsets = centres[both, other] - centres[both, one]
+        reaches = spreads[both, one] + spreads[both, other]
+        for axis in range(3):
+            if not fixed_order(offsets[:, axis], reaches[:, axis]):
+                continue
+            distance = float(np.median(offsets[:, axis]))
+            pair = (one, other) if distance > 0 else (other, one)
+            shown = tuple(names.get(values[index], f"label {values[index]}") for index in pair)
+            found[axis] = max(found.get(axis, (0.0, shown)), (abs(distance), shown))
+    return {axis: pair for axis, (_, pair) in found.items()}
