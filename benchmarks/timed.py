@@ -43,7 +43,14 @@ class Timed:
     sampler_cpu_seconds: float
 
 
-def timed(command: Sequence[str], environment: Mapping[str, str], log: Path, *, cwd: Path | None = None) -> Timed:
+def timed(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    sample_seconds: float = SAMPLE_SECONDS,
+) -> Timed:
     """Run a command, its output into the file ``log``, and measure it. If this is interrupted, the command is ended."""
     with log.open("wb") as output:
         start = time.perf_counter()
@@ -56,7 +63,7 @@ def timed(command: Sequence[str], environment: Mapping[str, str], log: Path, *, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        sampler = Sampler(process.pid)
+        sampler = Sampler(process.pid, sample_seconds)
         sampler.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -89,6 +96,7 @@ class Sampler:
     """Follows the memory of a process and everything below it, in a thread, until it is stopped."""
 
     root: int
+    seconds: float = SAMPLE_SECONDS
     peak_rss: int = 0
     peak_pss: int | None = None
     processes_at_peak: int = 0
@@ -122,7 +130,7 @@ class Sampler:
                 if shares:
                     self.peak_pss = max(self.peak_pss or 0, sum(shares))
             sample += 1
-            self._stop.wait(SAMPLE_SECONDS)
+            self._stop.wait(self.seconds)
         self.cpu_seconds = time.thread_time()
 
 
