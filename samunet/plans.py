@@ -147,6 +147,7 @@ class ConfigurationPlan:
         use_mask_for_norm: Per channel, whether statistics are taken (and values kept) inside the nonzero mask only.
         mirror_axes: In-plane axes (0: y, 1: x) mirrored in training and prediction.
         foreground_share: Probability that a training image is drawn around a foreground voxel.
+        rotation: Largest angle in degrees by which training images are turned.
         networks: One plan per encoder family.
         why: Reasons.
     """
@@ -162,6 +163,7 @@ class ConfigurationPlan:
     mirror_axes: list[InPlaneAxis]
     foreground_share: Annotated[float, Interval(ge=0, le=1)]
     networks: Annotated[dict[Literal["sam", "bundled"], NetworkPlan], Len(2)]
+    rotation: Annotated[float, Interval(ge=0, le=180)] = 180.0
     why: dict[str, str] = field(default_factory=dict)
 
 

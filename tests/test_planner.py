@@ -34,6 +34,7 @@ def measure(
     voxels=9,
     faces=(0, 0, 0),
     positions=None,
+    asymmetry=(0, 0, 0),
 ):
     positions = positions or [{str(value): [] for value in range(1, 300)}] * len(shapes)
     cases = {
@@ -51,7 +52,8 @@ def measure(
         spacings=[case.spacing for case in cases.values()],
         shapes_after_crop=[case.shape_after_crop for case in cases.values()],
         foreground_intensity_properties_per_channel={str(index): statistics for index in range(channels)},
-        median_relative_size_after_cropping=kept, cases=cases, empty_cases=[], physical_spacing=physical, source="x",
+        median_relative_size_after_cropping=kept, cases=cases, asymmetry=list(asymmetry), empty_cases=[],
+        physical_spacing=physical, source="x",
     )  # fmt: skip
 
 
@@ -163,11 +165,23 @@ def in_order(distance, cases=6):
 
 def test_classes_in_a_fixed_order_are_not_mirrored():
     configuration = make_plan(in_order(2.5)).configuration("2d")  # each reaches 1 voxel to both sides
-    assert configuration.mirror_axes == [1]
+    assert (configuration.mirror_axes, configuration.rotation) == ([1], 30)
     assert "'a' always comes before 'b' along y" in configuration.why["mirror_axes"]
     assert "'b' always comes before 'a'" in make_plan(in_order(-2.5)).configuration("2d").why["mirror_axes"]
     assert make_plan(in_order(1.5)).configuration("2d").mirror_axes == [0, 1]
     assert make_plan(in_order(2.5, cases=4)).configuration("2d").mirror_axes == [0, 1]
+
+
+def test_images_of_one_orientation_are_not_mirrored():
+    def planned(asymmetry, cases=5):
+        fingerprint = measure([(36, 50, 35)] * cases, [(1, 1, 1)] * cases, asymmetry=asymmetry)
+        configuration = make_plan(fingerprint).configuration("2d")
+        return configuration.mirror_axes, configuration.rotation
+
+    assert planned((0.5, 0.1, 0.09)) == ([1], 30)
+    assert planned((0.5, 0.3, 0.3)) == ([], 30)
+    assert planned((0.5, 0.0, 0.0)) == ([0, 1], 180)
+    assert planned((0.5, 0.3, 0.3), cases=4) == ([0, 1], 180)
 
 
 def test_left_and_right_are_not_mirrored():

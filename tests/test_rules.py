@@ -279,11 +279,23 @@ def test_mirror_axes(names, order, physical, expected):
     assert decided(rules.mirror_axes(names, order, physical)) == expected
 
 
-def test_mirror_axes_of_ordered_labels():
+def test_mirror_axes_of_ordered_labels_and_asymmetric_images():
     ordered = {0: ("a", "b"), 2: ("b", "c")}  # along z and x
     assert decided(rules.mirror_axes(("background", "a"), [0, 1, 2], True, ordered)) == [0]
     assert decided(rules.mirror_axes(("background", "a"), [1, 0, 2], True, ordered)) == []
     assert decided(rules.mirror_axes(("background", "a"), [2, 0, 1], False, ordered)) == [1]
+    asymmetry = (0.5, 0.1, 0.09)
+    assert decided(rules.mirror_axes(("background", "a"), [0, 1, 2], True, {}, asymmetry)) == [1]
+    assert decided(rules.mirror_axes(("background", "a"), [2, 0, 1], True, {}, asymmetry)) == []
+    _, why = rules.mirror_axes(("background", "a"), [0, 1, 2], True, ordered, asymmetry)
+    assert why == "images lie the same way round along y (asymmetry 0.10); 'b' always comes before 'c' along x"
+
+
+def test_rotation():
+    assert decided(rules.rotation((15, 10), [0, 1])) == 180
+    assert decided(rules.rotation((10, 15.1), [0, 1])) == 15
+    assert decided(rules.rotation((10, 15.1), [0])) == 15
+    assert decided(rules.rotation((10, 15), [1])) == 30
 
 
 @pytest.mark.parametrize(

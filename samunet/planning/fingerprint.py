@@ -12,6 +12,7 @@ from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError
 from samunet.files import read_json, write_json
+from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import IntensityStatistics, fingerprint_of
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
@@ -65,6 +66,7 @@ class Fingerprint:
         foreground_intensity_properties_per_channel: Over all training cases' foreground.
         median_relative_size_after_cropping: Median share of the volume that cropping keeps.
         cases: By name.
+        asymmetry: By array axis, how much the mean image differs from its mirror image (:mod:`.asymmetry`).
         empty_cases: Cases without any foreground.
         physical_spacing: False for photographs and other images without millimetres.
         source: Hash of the file names, sizes and times the fingerprint was taken from.
@@ -75,6 +77,7 @@ class Fingerprint:
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
     median_relative_size_after_cropping: float
     cases: dict[str, CaseFingerprint]
+    asymmetry: list[float]
     empty_cases: list[str]
     physical_spacing: bool
     source: str
@@ -131,15 +134,16 @@ def extract_fingerprint(
     )
     measured = dict(results)
     measured = {name: measured[name] for name in dataset.cases}
-    cases = {name: case for name, (case, _, _) in measured.items()}
-    physical = {is_physical for _, _, is_physical in measured.values()}
+    cases = {name: case for name, (case, *_) in measured.items()}
+    physical = {is_physical for *_, is_physical in measured.values()}
     kept = [np.prod(case.shape_after_crop) / np.prod(case.shape) for case in cases.values()]
     return Fingerprint(
         spacings=[case.spacing for case in cases.values()],
         shapes_after_crop=[case.shape_after_crop for case in cases.values()],
-        foreground_intensity_properties_per_channel=_statistics([values for _, values, _ in measured.values()]),
+        foreground_intensity_properties_per_channel=_statistics([values for _, values, *_ in measured.values()]),
         median_relative_size_after_cropping=float(np.median(kept)),
         cases=cases,
+        asymmetry=asymmetry([small for _, _, small, _ in measured.values()]),
         empty_cases=[name for name, case in cases.items() if not any(case.class_voxels.values())],
         physical_spacing=physical == {True},
         source=source_hash(dataset),
@@ -148,8 +152,8 @@ def extract_fingerprint(
 
 def _measure_case(
     case: Case, description: Description, samples: int, tolerate_geometry: bool
-) -> tuple[CaseFingerprint, np.ndarray, bool]:
-    """One case's fingerprint, ``(channels, n)`` foreground intensities, and whether its spacing is physical.
+) -> tuple[CaseFingerprint, np.ndarray, np.ndarray, bool]:
+    """One case's fingerprint, ``(channels, n)`` foreground intensities, a thumbnail, and whether spacing is physical.
 
     Holds the image, its label (half a copy of one channel) and less than half a copy more; reading takes more.
     """
@@ -168,6 +172,7 @@ def _measure_case(
     positions = _positions(label, max(classes) + 1)
     extrema = [(float(channel.min()), float(channel.max())) for channel in image.array]
     spacing, physical = list(image.geometry.spacing), image.geometry.physical
+    small = thumbnail(crop(image.array, box))
     del image  # its memory is needed for the components
     fingerprint = CaseFingerprint(
         spacing=spacing,
@@ -183,7 +188,7 @@ def _measure_case(
         minimum=[minimum for minimum, _ in extrema],
         maximum=[maximum for _, maximum in extrema],
     )
-    return fingerprint, intensities, physical
+    return fingerprint, intensities, small, physical
 
 
 def _count(plane: np.ndarray, length: int) -> np.ndarray:

@@ -11,9 +11,8 @@ from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
-from samunet.planning import rules
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
-from samunet.planning.orientation import ordered_labels
+from samunet.planning.orientation import mirrored_axes
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
 
 log = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ def move_plans_between_datasets(
     """Write a dataset's plans for another dataset, which then only needs to be preprocessed with them.
 
     Everything stays as it was planned, intensity statistics included, but for the names and for mirroring: an axis is
-    dropped where the place of the target's labels along it tells them apart.
+    dropped where the target's images or labels forbid it.
 
     Args:
         source, target: Ids or names. The target's fingerprint must exist.
@@ -77,9 +76,7 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
         raise SamunetError(
             f"only {with_spacing} has spacing in millimetres", "plan the target for itself: samunet_plan_experiment"
         )
-    names = [name for name, _ in description.labels.foreground]
-    ordered = ordered_labels(fingerprint, description.labels)
-    allowed, why = rules.mirror_axes(names, plans.transpose_forward, plans.physical_spacing, ordered)
+    allowed, why = mirrored_axes(description.labels, fingerprint, plans.transpose_forward)
     configurations = deepcopy(plans.configurations)
     for name, configuration in configurations.items():
         if "data_identifier" in configuration:
@@ -88,5 +85,6 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
         axes = configuration.get("mirror_axes", [])
         if not set(axes) <= set(allowed):
             configuration["mirror_axes"] = [axis for axis in axes if axis in allowed]
-            log.warning("%s: mirroring along axes %s only (%s)", name, configuration["mirror_axes"], why)
+            left = f"mirroring along axes {configuration['mirror_axes']} only" if configuration["mirror_axes"] else ""
+            log.warning("%s: %s (%s)", name, left or "no mirroring", why)
     return replace(plans, dataset_name=target_name, plans_name=new_name, configurations=configurations)

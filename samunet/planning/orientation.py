@@ -1,14 +1,29 @@
-"""Along which axes the classes of a dataset keep their order, from the fingerprint."""
+"""Which way round the images of a dataset lie, told from its fingerprint and labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 
 from samunet.dataset.labels import Labels
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.rules import fixed_order
+from samunet.planning.rules import Decision, fixed_order, mirror_axes
+
+_FEWEST_CASES = 5
+
+
+def mirrored_axes(labels: Labels, fingerprint: Fingerprint, order: Sequence[int]) -> Decision:
+    """:func:`samunet.planning.rules.mirror_axes` of a dataset; the mean of fewer than five images tells nothing."""
+    enough = len(fingerprint.cases) >= _FEWEST_CASES
+    return mirror_axes(
+        labels.names,
+        order,
+        fingerprint.physical_spacing,
+        ordered_labels(fingerprint, labels),
+        fingerprint.asymmetry if enough else (0.0, 0.0, 0.0),
+    )
 
 
 def ordered_labels(fingerprint: Fingerprint, labels: Labels) -> dict[int, tuple[str, str]]:

@@ -19,7 +19,7 @@ from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.orientation import ordered_labels
+from samunet.planning.orientation import mirrored_axes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
     AdapterPlan,
@@ -109,8 +109,8 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
     )
-    ordered = ordered_labels(fingerprint, description.labels)
-    mirrored, mirrored_why = rules.mirror_axes(description.labels.names, order, physical, ordered)
+    mirrored, mirrored_why = mirrored_axes(description.labels, fingerprint, order)
+    rotation, rotation_why = rules.rotation(extent, mirrored)
     sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM
     networks = {
         "sam": plan_network(encoder_facts(sam), slices, options),
@@ -124,12 +124,14 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         use_mask_for_norm=masked,
         mirror_axes=mirrored,
         foreground_share=0.33,
+        rotation=rotation,
         networks=networks,
         why={
             "spacing": spacing_why,
             "normalization": "; ".join(why for _, why in schemes),
             "use_mask_for_norm": masked_why,
             "mirror_axes": mirrored_why,
+            "rotation": rotation_why,
             "foreground_share": "a third of the images is drawn around foreground, decided item by item",
         },
     )

@@ -27,6 +27,8 @@ _LEAST_WIDTH = 2.0  # the small encoder's masks have half the input's resolution
 NEIGHBOUR_SPACING_LIMIT = 5.0
 _ORDERED_CASES = 5
 _ORDERED_SHARE = 0.95
+_ASYMMETRIC = 0.1
+_LONG_FIELD = 1.5
 _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
@@ -296,8 +298,9 @@ def mirror_axes(
     order: Sequence[int],
     physical: bool,
     ordered: Mapping[int, tuple[str, str]] = MappingProxyType({}),
+    asymmetry: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> Decision:
-    """In-plane axes that may be mirrored: none along which the place of labels tells them apart.
+    """In-plane axes that may be mirrored: those along which images do not all lie the same way round.
 
     Args:
         label_names: All of them.
@@ -305,6 +308,7 @@ def mirror_axes(
         physical: Whether images have millimetres, and so a left and a right.
         ordered: By array axis two labels that follow each other along it in the same order in all cases
             (:func:`fixed_order`).
+        asymmetry: By array axis, how much the mean of all images differs from its mirror image.
     """
     reasons = {}
     pair = left_right_pair(label_names)
@@ -313,10 +317,27 @@ def mirror_axes(
         # but x.
         reasons[2] = f"labels {pair[0]!r} and {pair[1]!r} are mirror images: x is never mirrored"
     for axis, (first, second) in ordered.items():
-        reasons.setdefault(axis, f"{first!r} always comes before {second!r} along {'zyx'[axis]}: it is not mirrored")
+        reasons.setdefault(axis, f"{first!r} always comes before {second!r} along {'zyx'[axis]}")
+    for axis, share in enumerate(asymmetry):
+        if share >= _ASYMMETRIC:
+            reasons.setdefault(axis, f"images lie the same way round along {'zyx'[axis]} (asymmetry {share:.2f})")
     kept = [index for index, axis in enumerate(order[1:]) if axis not in reasons]
     forbidden = [reasons[axis] for axis in order[1:] if axis in reasons]
-    return kept, "; ".join(forbidden) or "no two labels differ only by left and right, or keep an order along an axis"
+    return kept, "; ".join(forbidden) or "neither images nor labels tell which way round they lie"
+
+
+def rotation(extent: Sequence[float], mirrored: Sequence[int]) -> Decision:
+    """Largest angle in degrees by which training images are turned.
+
+    Args:
+        extent: In-plane ``(height, width)`` of the median slice.
+        mirrored: :func:`mirror_axes`.
+    """
+    if max(extent) / min(extent) > _LONG_FIELD:
+        return 15.0, "in a long field of view a patient turned further would leave the image (nnU-Net)"
+    if len(mirrored) < 2:
+        return 30.0, "an axis is not mirrored, and an image turned round is mirrored along both"
+    return 180.0, "images lie any way round (nnU-Net)"
 
 
 def fixed_order(offsets: np.ndarray, reaches: np.ndarray) -> bool:

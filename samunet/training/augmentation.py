@@ -99,6 +99,7 @@ def training_transforms(
     mirror_axes: Sequence[int],
     masked: Sequence[int],
     per_channel: bool,
+    rotation: float = 180.0,
     ignore: int | None = None,
 ) -> Compose:
     """nnU-Net's 2D training augmentation.
@@ -108,16 +109,15 @@ def training_transforms(
         mirror_axes: In-plane axes that may be mirrored.
         masked: Channels whose values outside the nonzero mask stay 0.
         per_channel: Whether channels are different modalities, changed independently; neighbouring slices are not.
+        rotation: Largest angle in degrees.
         ignore: Label value of pixels without annotation.
 
     Returns:
         A batchgenerators ``Compose``, to be called with ``data``, ``seg`` and ``window`` of one item.
     """
-    # With a long field of view a turned patient would leave the image: nnU-Net limits the angle there.
-    rotation = np.pi if max(shape) / min(shape) <= 1.5 else np.pi / 12
     half = 0.5 if per_channel else 1.0
     transforms = [
-        AffineWindowTransform(shape, rotation, ignore=ignore),
+        AffineWindowTransform(shape, np.deg2rad(rotation), ignore=ignore),
         GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_sample=0.1, per_channel=per_channel),
         GaussianBlurTransform(
             (0.5, 1.0), different_sigma_per_channel=per_channel, p_per_sample=0.2, p_per_channel=half

@@ -68,7 +68,12 @@ class SliceLoader(SlimDataLoaderBase):
         if self.masks_neighbours:
             masked = [0, 1, 2]
         self.transforms = training_transforms(
-            network.input_shape, configuration.mirror_axes, masked, per_channel=not self.neighbours, ignore=ignore
+            network.input_shape,
+            configuration.mirror_axes,
+            masked,
+            per_channel=not self.neighbours,
+            rotation=configuration.rotation,
+            ignore=ignore,
         )
 
     def generate_train_batch(self) -> Batch:
