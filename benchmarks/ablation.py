@@ -2,11 +2,12 @@
 
     python benchmarks/ablation.py 004 --seconds 90 --set head=sam
     python benchmarks/ablation.py 004 --seconds 300 --num_cases 8 --weights random
+    python benchmarks/ablation.py 004 --iterations 900 --set 'mirror_axes=[0,1]' rotation=180
     python benchmarks/ablation.py 027 --seconds 150 --weights pretraining/small_latest.safetensors --seed 1
 
-The Dice is that of the fold's validation cases on their stored grid, without mirroring; the last line has it with what
-was changed. Nothing is written to the results folder. Compare runs made on the same quiet machine, and look at the
-iterations too.
+The Dice is that of the fold's validation cases on their stored grid, without mirroring and as the plan mirrors; the
+last line has both with what was changed. Nothing is written to the results folder. Compare runs made on the same quiet
+machine, and look at the iterations too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from samunet.preprocessing.run import stored_cases
 from samunet.training.options import TrainingOptions
 from samunet.training.trainer import Trainer
 
+_CONFIGURATION = {"mirror_axes", "rotation", "foreground_share"}
+
 
 def main() -> None:
     """Train once and print the log as JSON lines."""
@@ -40,7 +43,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--num_cases", type=int, help="train on so many of the fold's cases, drawn with seed 12345")
     parser.add_argument("--weights", default="bundled", help="bundled, random, or a file (default: bundled)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the small network's plan")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the plan, or of its small network"
+    )
     parser.add_argument("--patch_size", type=int, help="of the small encoder, with random weights")
     arguments = parser.parse_args()
     if arguments.patch_size:
@@ -49,6 +54,8 @@ def main() -> None:
     plans, description = read_plans(folder / f"{arguments.p}.json"), read_description(folder)
     configuration = plans.configuration("2d")
     changes = {key: _value(text) for key, text in (item.split("=", 1) for item in arguments.set)}
+    own = {key: changes.pop(key) for key in _CONFIGURATION & changes.keys()}
+    configuration = replace(configuration, **own)
     network = replace(configuration.networks["bundled"], **changes)
     split = read_json(folder / "splits_final.json")[0]
     names = sorted(split["train"])
@@ -81,9 +88,11 @@ def main() -> None:
         for entry in trainer.state.log:
             print(json.dumps(entry))
         trainer.monitored = validation
-        score = trainer._monitor()
+        plain = trainer._monitor()
+        mirrored = trainer._monitor(configuration.mirror_axes) if configuration.mirror_axes else plain
+    scores = {"dice": round(plain, 4), "mirrored_dice": round(mirrored, 4)}
     setting = {key: value for key, value in vars(arguments).items() if value}
-    print(json.dumps(setting | {"iterations": trainer.state.iteration, "dice": round(score, 4)}))
+    print(json.dumps(setting | {"iterations": trainer.state.iteration} | scores))
 
 
 def _value(text: str) -> object:

@@ -237,7 +237,7 @@ class Trainer:
             self.state.best_dice = score
             save_model(self.folder, self.model, "best")
 
-    def _monitor(self) -> float | None:
+    def _monitor(self, mirror_axes: Sequence[int] = ()) -> float | None:
         """Mean foreground Dice, case by case, of the monitored cases on their stored grid; None without foreground."""
         self.model.eval()
         predictor = SlicePredictor(
@@ -245,6 +245,7 @@ class Trainer:
             neighbours=self.network.input_channels == "neighbours",
             device=self.device,
             dtype=self.dtype,
+            mirror_axes=mirror_axes,
             batch_size=self.micro_batch,
         )
         regions = [region for _, region in self.labels.foreground]
