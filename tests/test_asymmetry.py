@@ -28,17 +28,34 @@ def test_a_constant_channel_says_nothing():
     image = np.stack([np.full((4, 9, 9), 7.0), np.random.default_rng(0).random((4, 9, 9))]).astype(np.float32)
     small = thumbnail(image)
     assert not small[0].any()
-    assert asymmetry([small]) == asymmetry([small[1:]])
-    assert asymmetry([small[:1]]) == [0, 0, 0]
+    assert asymmetry([small] * 2) == asymmetry([small[1:]] * 2)
+    assert asymmetry([small[:1]] * 2) == [0, 0, 0]
+    assert asymmetry([small]) == [0, 0, 0]
+
+
+def ramp_and_tent():
+    """Along x a ramp, which mirroring turns round, and along y a tent, which it does not."""
+    ramp = np.broadcast_to(np.arange(16.0), (1, 8, 16, 16))
+    return ramp, np.broadcast_to(np.abs(np.arange(16.0) - 7.5)[:, None], (1, 8, 16, 16))
 
 
 def test_images_that_lie_the_same_way_round():
-    """Along x a ramp, which mirroring turns round; along y a tent, which it does not."""
-    x, y = np.arange(16.0), np.abs(np.arange(16.0) - 7.5)
-    ramp, tent = np.broadcast_to(x, (1, 8, 16, 16)), np.broadcast_to(y[:, None], (1, 8, 16, 16))
-    assert asymmetry([thumbnail(ramp)]) == pytest.approx([0, 0, 1])
-    assert asymmetry([thumbnail(tent)]) == pytest.approx([0, 0, 0])
+    ramp, tent = ramp_and_tent()
+    assert asymmetry([thumbnail(ramp)] * 3) == pytest.approx([0, 0, 1])
+    assert asymmetry([thumbnail(tent)] * 3) == pytest.approx([0, 0, 0])
     energy = ramp.reshape(1, 8, 16, 8, 2).mean(-1).var(), tent.reshape(1, 8, 8, 2, 16).mean(3).var()
-    assert asymmetry([thumbnail(ramp + tent)])[2] == pytest.approx(energy[0] / sum(energy))
-    turned = [thumbnail(image) for image in (ramp + tent, np.flip(ramp, 3) + tent)]
-    assert asymmetry(turned) == pytest.approx([0, 0, 0])
+    assert asymmetry([thumbnail(ramp + tent)] * 3)[2] == pytest.approx(energy[0] / sum(energy))
+
+
+def test_images_that_lie_any_way_round():
+    ramp, tent = ramp_and_tent()
+    one, other = thumbnail(ramp + tent), thumbnail(np.flip(ramp, 3) + tent)
+    share = asymmetry([one, one])[2]
+    # Of four images twelve ordered pairs: four of a kind, eight of two kinds.
+    assert asymmetry([one, one, other, other])[2] == pytest.approx((4 - 8) / 12 * share)
+    assert abs(asymmetry([one, other] * 50)[2]) < 0.02
+
+
+def test_images_with_nothing_in_common_are_no_evidence():
+    draw = np.random.default_rng(0)
+    assert asymmetry([thumbnail(draw.random((1, 4, 16, 16))) for _ in range(20)]) == pytest.approx([0] * 3, abs=0.02)

@@ -1,4 +1,4 @@
-"""Whether the images of a dataset lie the same way round: how much their mean differs from its mirror image."""
+"""Whether the images of a dataset lie the same way round: how far they agree in what mirroring would change."""
 
 from __future__ import annotations
 
@@ -32,18 +32,24 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def asymmetry(thumbnails: Sequence[np.ndarray]) -> list[float]:
-    """By array axis, how much the mean of images differs from its mirror image along it.
+    """By array axis, how far images agree in what changes its sign when they are mirrored along it.
 
-    Images that lie any way round have a symmetric mean; so have images of things that are symmetric themselves.
+    The mean over all pairs of images of the product of their antisymmetric parts, so that chance adds nothing:
+    about 0 for images that lie any way round, for symmetric ones, and for those without anything in common.
 
     Args:
         thumbnails: One for each image, from :func:`thumbnail`.
 
     Returns:
-        ``[z, y, x]``: the antisymmetric part's share of the sum of squares, from 0 (symmetric) to 1.
+        ``[z, y, x]``: as a share of the images' sum of squares, at most 1; 0 where there is one image only.
     """
-    mean = np.mean(thumbnails, axis=0, dtype=np.float64)
-    energy = float((mean**2).sum())
-    if energy == 0:
+    images = np.stack(thumbnails).astype(np.float64)
+    energy = float((images**2).sum())
+    if energy == 0 or len(images) < 2:
         return [0.0, 0.0, 0.0]
-    return [float((((mean - np.flip(mean, axis)) / 2) ** 2).sum() / energy) for axis in (1, 2, 3)]
+    agreements = []
+    for axis in (2, 3, 4):
+        odd = (images - np.flip(images, axis)) / 2
+        pairs = float((odd.sum(0) ** 2).sum() - (odd**2).sum())
+        agreements.append(pairs / ((len(images) - 1) * energy))
+    return agreements

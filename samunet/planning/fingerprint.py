@@ -66,7 +66,7 @@ class Fingerprint:
         foreground_intensity_properties_per_channel: Over all training cases' foreground.
         median_relative_size_after_cropping: Median share of the volume that cropping keeps.
         cases: By name.
-        asymmetry: By array axis, how much the mean image differs from its mirror image (:mod:`.asymmetry`).
+        asymmetry: By array axis, how far images agree in what mirroring would change (:mod:`.asymmetry`).
         empty_cases: Cases without any foreground.
         physical_spacing: False for photographs and other images without millimetres.
         source: Hash of the file names, sizes and times the fingerprint was taken from.

@@ -15,7 +15,7 @@ _FEWEST_CASES = 5
 
 
 def mirrored_axes(labels: Labels, fingerprint: Fingerprint, order: Sequence[int]) -> Decision:
-    """:func:`samunet.planning.rules.mirror_axes` of a dataset; the mean of fewer than five images tells nothing."""
+    """:func:`samunet.planning.rules.mirror_axes` of a dataset; fewer than five images may agree by chance."""
     enough = len(fingerprint.cases) >= _FEWEST_CASES
     return mirror_axes(
         labels.names,

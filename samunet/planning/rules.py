@@ -27,7 +27,7 @@ _LEAST_WIDTH = 2.0  # the small encoder's masks have half the input's resolution
 NEIGHBOUR_SPACING_LIMIT = 5.0
 _ORDERED_CASES = 5
 _ORDERED_SHARE = 0.95
-_ASYMMETRIC = 0.1
+_ASYMMETRIC = 0.05
 _LONG_FIELD = 1.5
 _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
@@ -308,7 +308,8 @@ def mirror_axes(
         physical: Whether images have millimetres, and so a left and a right.
         ordered: By array axis two labels that follow each other along it in the same order in all cases
             (:func:`fixed_order`).
-        asymmetry: By array axis, how much the mean of all images differs from its mirror image.
+        asymmetry: By array axis, how far images agree in what mirroring would change
+            (:func:`samunet.planning.asymmetry.asymmetry`).
     """
     reasons = {}
     pair = left_right_pair(label_names)
