@@ -360,9 +360,9 @@ def measure(name, step):
     found[name] = (status("VmHWM") - before) / (4 * np.prod(shape))
     return result
 
-one, values, _ = measure("fingerprint", lambda: fingerprint._measure_case(case, description, 1000, False))
+one, values, _, _ = measure("fingerprint", lambda: fingerprint._measure_case(case, description, 1000, False))
 whole = fingerprint.Fingerprint([one.spacing], [one.shape_after_crop], fingerprint._statistics([values]), 1.0,
-                                {"a": one}, [], True, "")
+                                {"a": one}, [0.0, 0.0, 0.0], [], True, "")
 plans = plan("Dataset001_A", description, whole, PlannerOptions())
 configuration = plans.configuration("2d")
 measure("preprocessing", lambda: run._store(case, description, plans, configuration, folder, StoreKey("", ""), False))

@@ -176,7 +176,10 @@ def test_quoted_paths_may_have_spaces(text, expected):
 def test_nothing_is_said_per_case(model, tmp_path):
     assert export(tmp_path / "model.zip") == 0
     fingerprint = json.loads(contents(tmp_path / "model.zip")[f"{FOLDER}/dataset_fingerprint.json"])
-    kept = {"foreground_intensity_properties_per_channel", "median_relative_size_after_cropping", "physical_spacing"}
+    kept = {
+        "foreground_intensity_properties_per_channel", "median_relative_size_after_cropping", "asymmetry",
+        "physical_spacing",
+    }  # fmt: skip
     assert {key for key, value in fingerprint.items() if value not in ([], {}, "")} == kept
 
 
