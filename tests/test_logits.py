@@ -103,11 +103,12 @@ class Kernels(nn.Module):
         return nn.functional.conv2d(image, self.kernels, padding=2)
 
 
-def straightforward(model, image, grid, shape, flips, step=0.5):
+def straightforward(model, image, grid, shape, flips, starts=None):
     """Logits ``(z, classes, *shape)``: every window, mirrored or not, by itself, then one weighted mean."""
     found = []
     height, width = grid.input_shape
-    (top, left), starts = map(min, zip(*grid.window_starts(step))), grid.window_starts(step)
+    starts = starts or grid.window_starts(0.5)
+    top, left = map(min, zip(*starts))
     canvas_shape = [round(max(axis) - min(axis)) + side for axis, side in zip(zip(*starts), (height, width))]
     weight = module._gaussian(grid.input_shape)
     for z in range(image.shape[1]):
@@ -143,6 +144,28 @@ def test_batches_of_windows_and_bands_of_rows_change_nothing(shape, batch_size, 
     clear = (first - second > 1e-4).numpy()
     assert clear.mean() > 0.99
     assert np.array_equal(mask[clear], expected.argmax(1).numpy()[clear])
+
+
+def test_a_slice_that_fits_is_seen_through_five_windows():
+    image = np.random.default_rng(0).normal(size=(1, 5, 16, 24)).astype(np.float32)
+    grid = SliceGrid.of((16, 24), [1.0, 1.0], 0.9, [24, 32])
+    ((y, x),) = grid.window_starts(0.5)
+    starts = [(y, x), (y - 4, x - 4), (y - 4, x + 4), (y + 4, x - 4), (y + 4, x + 4)]
+    expected = straightforward(Kernels(), image, grid, (33, 48), [()], starts)
+    got = dict(predictor([Kernels()], neighbours=True, window_shift=4).logits(image, grid, (33, 48)))
+    assert torch.allclose(torch.stack(list(got.values())), expected, atol=1e-5)
+    once = straightforward(Kernels(), image, grid, (33, 48), [()])
+    assert not torch.allclose(once, expected, atol=1e-2)
+
+
+def test_windows_that_overlap_are_not_shifted():
+    image = np.random.default_rng(0).normal(size=(1, 3, 40, 52)).astype(np.float32)
+    grid = SliceGrid.of((40, 52), [1.0, 1.0], 0.9, [24, 32])
+    results = [
+        dict(predictor([Kernels()], neighbours=True, window_shift=shifted).logits(image, grid, (40, 52)))
+        for shifted in (0, 4)
+    ]
+    assert all(torch.equal(results[0][z], results[1][z]) for z in range(3))
 
 
 def test_of_equal_logits_the_first_class_wins():

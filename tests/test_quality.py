@@ -123,7 +123,9 @@ def test_without_a_calibration_the_most_uncertain_fifth_is_marked(tmp_path):
 
 def test_calibrations_must_fit_the_prediction(tmp_path):
     fold = write_fold(tmp_path / "fold_0", straight(8), mirroring=False)
-    assert read_calibration([fold], mirroring=True)[1].startswith("the folds were calibrated without mirroring")
+    assert read_calibration([fold], mirroring=True)[1].startswith(
+        "the folds were calibrated without test-time augmentation"
+    )
     assert read_calibration([write_fold(tmp_path / "fold_1", straight(3))], True)[0] is None
     assert "final" in read_calibration([], True)[1]
     both = [write_fold(tmp_path / f"fold_{index}", straight(4)) for index in (2, 3)]

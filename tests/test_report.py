@@ -184,7 +184,8 @@ def test_calibration_of_folds_is_used(trained):
 
 
 @pytest.mark.parametrize(
-    ("flags", "expected"), [(["--disable_tta"], "calibrated with mirroring"), (["-chk", "best"], "final checkpoint")]
+    ("flags", "expected"),
+    [(["--disable_tta"], "calibrated with test-time augmentation"), (["-chk", "best"], "final checkpoint")],
 )
 def test_other_predictions_than_the_calibrated_one_have_no_predicted_dice(trained, tmp_path, flags, expected, capsys):
     _, raw, _ = trained

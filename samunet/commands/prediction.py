@@ -29,7 +29,9 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-step_size", type=float, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
     )
-    parser.add_argument("--disable_tta", action="store_true", help="no averaging over mirrored images: faster")
+    parser.add_argument(
+        "--disable_tta", action="store_true", help="no averaging over mirrored or shifted images: faster"
+    )
     parser.add_argument(
         "--disable_postprocessing",
         action="store_true",

@@ -32,6 +32,8 @@ class SlicePredictor:
         device: Where the models are.
         dtype: Autocast type, or None for float32.
         mirror_axes: In-plane axes (0: y, 1: x) over which predictions are mirrored and averaged; empty for none.
+        window_shift: Pixels by which the window is shifted along both diagonals, to average over five instead of one
+            where a slice is no larger than the network's input; 0 for none.
         step_size: Distance of windows as a share of their side, where a slice is larger than the network's input.
         batch_size: Windows per forward pass.
     """
@@ -44,6 +46,7 @@ class SlicePredictor:
         device: torch.device,
         dtype: torch.dtype | None,
         mirror_axes: Sequence[int] = (),
+        window_shift: int = 0,
         step_size: float = 0.5,
         batch_size: int = 8,
     ) -> None:
@@ -53,6 +56,7 @@ class SlicePredictor:
         self.dtype = dtype
         axes = [2 + axis for axis in mirror_axes]
         self.flips = list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
+        self.window_shift = window_shift
         self.step_size = step_size
         self.batch_size = batch_size
 
@@ -104,7 +108,7 @@ class SlicePredictor:
         self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], watch: Watch | None = None
     ) -> Iterator[tuple[int, Tensor, np.ndarray]]:
         """Of every slice its index, logits ``(1, classes, h, w)`` on a canvas, and the map from ``shape`` to it."""
-        depth, starts = image.shape[1], grid.window_starts(self.step_size)
+        depth, starts = image.shape[1], self._starts(grid)
         if watch is not None:
             watch.start(grid, starts, self.device)
         # Windows of one slice fill a batch as well as windows of several slices, and need one canvas only.
@@ -117,6 +121,13 @@ class SlicePredictor:
             to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
             for z, logits in zip(indices, canvas):
                 yield z, logits[None], to_canvas
+
+    def _starts(self, grid: SliceGrid) -> list[tuple[float, float]]:
+        starts = grid.window_starts(self.step_size)
+        if len(starts) > 1 or not self.window_shift:  # windows that overlap are shifted already
+            return starts
+        (y, x), away = starts[0], self.window_shift
+        return starts + [(y + down, x + across) for down in (-away, away) for across in (-away, away)]
 
     def _canvas(
         self, batch: Tensor, grid: SliceGrid, starts: list[tuple[float, float]], watch: Watch | None

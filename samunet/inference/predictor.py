@@ -15,6 +15,7 @@ import torch
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, resolve_device
+from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
@@ -44,7 +45,7 @@ class PredictionOptions:
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        mirroring: Average over mirrored inputs (the plan's axes).
+        mirroring: Average over inputs mirrored along the plan's axes, or over shifted ones where it has none.
         step_size: Distance of windows as a share of their side.
         save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
         measure_uncertainty: Also write ``uncertainty/CASE.json``: what speaks against every class.
@@ -117,9 +118,16 @@ class Predictor:
             device=device,
             dtype=fast_dtype(device),
             mirror_axes=configuration.mirror_axes if options.mirroring else (),
+            window_shift=self._shift() if options.mirroring else 0,
             step_size=options.step_size,
             batch_size=network.batch_size,
         )
+
+    def _shift(self) -> int:
+        """A quarter of a token, where nothing is mirrored; SAMed averages over nothing."""
+        if self.configuration.mirror_axes or self.network.recipe == "samed":
+            return 0
+        return encoder_facts(self.network.encoder).patch_size // 4
 
     @classmethod
     def from_folder(
@@ -312,7 +320,7 @@ class Predictor:
             }
             for (label, region), count in zip(labels.foreground, voxels, strict=True)
         }
-        mirrored = len(self.slices.flips) > 1
+        mirrored = len(self.slices.flips) > 1 or self.slices.window_shift > 0
         # Last: what has this file has the others.
         write_json(case_file(mask_file.parent, name), {"mirroring": mirrored, "folds": self.folds, "classes": record})
 

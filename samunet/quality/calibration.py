@@ -53,7 +53,7 @@ class Calibration:
 
     Args:
         cases: The validation cases of all folds, without names.
-        mirroring: Whether they were predicted with mirroring.
+        mirroring: Whether they were predicted with mirrored or shifted inputs.
     """
 
     cases: Sequence[CalibrationCase]
@@ -147,7 +147,7 @@ def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibratio
 
     Args:
         folds: Their folders; none where they predict with another checkpoint than the final one.
-        mirroring: Whether they predict with mirroring.
+        mirroring: Whether they predict with mirrored or shifted inputs.
 
     Returns:
         None if there is none that fits, and a sentence that says what it rests on, or what is lacking.
@@ -164,7 +164,7 @@ def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibratio
         try:
             if bool(content["mirroring"]) != mirroring:
                 how = "without" if mirroring else "with"
-                return None, f"the folds were calibrated {how} mirroring, this prediction is the other way"
+                return None, f"the folds were calibrated {how} test-time augmentation, this prediction is the other way"
             cases += [{key: _checked(value) for key, value in case.items()} for case in content["cases"]]
             if any(case.keys() != cases[0].keys() for case in cases):
                 raise ValueError("its cases are not all of the same classes")
