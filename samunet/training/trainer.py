@@ -370,12 +370,8 @@ class Trainer:
 def _monitored(cases: dict[str, StoredCase], num_slices: int) -> dict[str, StoredCase]:
     """A fixed few cases, evenly spread over the names; at least one, and otherwise no more than ``num_slices``."""
     names = sorted(cases)
-    chosen: dict[str, StoredCase] = {}
-    slices = 0
-    for index in np.unique(np.linspace(0, len(names) - 1, min(_MONITORED_CASES, len(names))).round().astype(int)):
-        case = cases[names[index]]
-        if chosen and slices + case.shape[0] > num_slices:
+    for number in range(min(_MONITORED_CASES, len(names)), 0, -1):
+        chosen = [names[round(place)] for place in np.linspace(0, len(names) - 1, number)]
+        if sum(cases[name].shape[0] for name in chosen) <= num_slices:
             break
-        chosen[names[index]] = case
-        slices += case.shape[0]
-    return chosen
+    return {name: cases[name] for name in chosen}
