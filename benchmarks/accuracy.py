@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--num_cases", type=int, metavar="N", help="train on so many of the fold's cases")
     parser.add_argument("--seed", type=int, default=12345, help="of samunet (default: 12345)")
-    parser.add_argument("--no_mirroring", action="store_true", help="predict imagesTs without mirrored images")
+    parser.add_argument("--disable_tta", action="store_true", help="predict imagesTs without test-time augmentation")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="for both (default: cpu)")
     parser.add_argument("--nnunet-bin", type=Path, metavar="DIR", help="folder of nnU-Net's commands")
     parser.add_argument("--batch", type=int, metavar="N", help="nnU-Net's batch size (default: its plan's)")
@@ -180,7 +180,7 @@ def compare(arguments: argparse.Namespace) -> None:
     contenders = find_contenders(arguments)
     task = Task(
         dataset, new_folder(arguments.work), 60 * arguments.minutes, arguments.device, arguments.num_cases,
-        arguments.seed, not arguments.no_mirroring,
+        arguments.seed, not arguments.disable_tta,
     )  # fmt: skip
     samunet = Samunet(task, contenders[0])
     others = [NNUNet(task, contender, samunet, arguments.batch) for contender in contenders[1:]]
@@ -189,8 +189,8 @@ def compare(arguments: argparse.Namespace) -> None:
     split, first = samunet.split(), results["samunet"]
     print(
         f"\n{dataset.name}, {len(split['train'])} training cases, {arguments.minutes:g} minutes; Dice of "
-        f"{first['test_cases']} cases of imagesTs and of {first['validation_cases']} validation cases; mirroring "
-        f"{'on' if task.mirroring else 'off'} in imagesTs\n\n{table(results)}\n"
+        f"{first['test_cases']} cases of imagesTs and of {first['validation_cases']} validation cases; test-time "
+        f"augmentation {'on' if task.tta else 'off'} in imagesTs\n\n{table(results)}\n"
     )
     file = arguments.json or task.work / "result.json"
     content = {**about, "split": split, "results": results}
@@ -222,7 +222,7 @@ def introduction(arguments: argparse.Namespace, task: Task, contenders: Sequence
         "device": task.device,
         "num_cases": task.num_cases,
         "seed": task.seed,
-        "mirroring": task.mirroring,
+        "tta": task.tta,
     }
 
 

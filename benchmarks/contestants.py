@@ -40,7 +40,7 @@ class Task:
         device: ``cpu``, ``cuda`` or ``mps``.
         num_cases: Train on so many of the fold's cases; None for all.
         seed: samunet's; nnU-Net takes none.
-        mirroring: Whether the masks of imagesTs are averaged over mirrored images.
+        tta: Whether the masks of imagesTs are averaged over mirrored, by samunet else over shifted, images.
     """
 
     dataset: Path
@@ -49,7 +49,7 @@ class Task:
     device: str = "cpu"
     num_cases: int | None = None
     seed: int = 12345
-    mirroring: bool = True
+    tta: bool = True
 
     @property
     def number(self) -> str:
@@ -154,7 +154,7 @@ class Samunet(Contestant):
     def predict(self) -> None:
         images = self.task.dataset / "imagesTs"
         flags = ["-d", self.task.number, "-c", "2d", "-f", "0", "-device", self.task.device]
-        flags += [] if self.task.mirroring else ["--disable_tta"]
+        flags += [] if self.task.tta else ["--disable_tta"]
         self.run("predict", "samunet_predict", "-i", images, "-o", self.masks, *flags)
 
     def split(self) -> dict[str, list[str]]:
@@ -228,7 +228,7 @@ class NNUNet(Contestant):
     def predict(self) -> None:
         images = self.task.dataset / "imagesTs"
         flags = ["-d", self.task.number, "-c", self.configuration, "-f", "0", "-tr", TRAINER, "-npp", "1", "-nps", "1"]
-        flags += ["-device", self.task.device, *([] if self.task.mirroring else ["--disable_tta"])]
+        flags += ["-device", self.task.device, *([] if self.task.tta else ["--disable_tta"])]
         self.run("predict", "nnUNetv2_predict", "-i", images, "-o", self.masks, *flags)
 
     def validation(self) -> dict:

@@ -13,8 +13,8 @@ of its own that starts, loads the model, warms up on two slices and then predict
 A straight line is fitted to each against the number of slices. Time is linear if all points lie near the line; memory
 is flat apart from the volume if the line's slope is a small number of copies of a slice, whatever the classes.
 
-With ``--folds``, one volume is predicted by models of so many folds, with mirroring and without, to see what an
-ensemble costs: seconds per volume, memory when the model is loaded, and the peak while it predicts:
+With ``--folds``, one volume is predicted by models of so many folds, with test-time augmentation and without, to see
+what an ensemble costs: seconds per volume, memory when the model is loaded, and the peak while it predicts:
 
     python benchmarks/predict.py --folds 1 5 --slices 20
     python benchmarks/predict.py --folds 1 5 --slices 2 --encoder vit_b --image_size 448
@@ -23,7 +23,7 @@ Folds of the small encoder have all weights of their own; folds of the others (h
 share them and have LoRA and a head each.
 
 With ``--paired``, the same folder of images is predicted by a trained samunet model and by nnU-Net's, in turn, the
-order swapped from one repeat to the next, with mirroring and without, by the commands that users type:
+order swapped from one repeat to the next, with test-time augmentation and without, by the commands that users type:
 
     samunet_predict -i IMAGES -o OUT -d ... -f 0
     nnUNetv2_predict_from_modelfolder -i IMAGES -o OUT -m MODEL -f 0 -device cpu -npp 1 -nps 1
@@ -103,9 +103,12 @@ def make_model(
     raw = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
     description = description_from_json(raw, "dataset.json")
     spacing, shape = [3.0, 1.0, 1.0], [20, plane, plane]
-    case = CaseFingerprint(spacing, shape, shape, {}, {}, {}, {}, True, [0.0], [1000.0])
+    nowhere = {str(value): [] for value in range(1, num_classes)}
+    case = CaseFingerprint(spacing, shape, shape, {}, {}, {}, nowhere, nowhere, {}, True, [0.0], [1000.0])
     statistics = IntensityStatistics(500.0, 500.0, 100.0, 0.0, 1000.0, 250.0, 750.0)
-    fingerprint = Fingerprint([spacing], [shape], {"0": statistics}, 1.0, {"a": case}, [], True, "benchmark")
+    fingerprint = Fingerprint(
+        [spacing], [shape], {"0": statistics}, 1.0, {"a": case}, [0.0, 0.0, 0.0], [], True, "benchmark"
+    )
     plans = plan(
         "Dataset999_Benchmark", description, fingerprint, PlannerOptions(encoder=encoder, image_size=image_size)
     )
@@ -161,7 +164,7 @@ def make_volume(folder: Path, depth: int, plane: int) -> Path:
     return file
 
 
-def predict_point(model: Path, file: Path, mirroring: bool) -> dict[str, float]:
+def predict_point(model: Path, file: Path, tta: bool) -> dict[str, float]:
     """What ``--point`` does in a process of its own: predict one file and report."""
     from nibabel import load
 
@@ -169,7 +172,7 @@ def predict_point(model: Path, file: Path, mirroring: bool) -> dict[str, float]:
     from samunet.inference.predictor import PredictionOptions, Predictor
 
     shape = load(file).shape[::-1]
-    predictor = Predictor.from_folder(model, options=PredictionOptions(device="cpu", mirroring=mirroring))
+    predictor = Predictor.from_folder(model, options=PredictionOptions(device="cpu", tta=tta))
     predictor.predict_array(np.random.default_rng(0).normal(size=(1, 2, *shape[1:])), (3.0, 1.0, 1.0))
     with tempfile.TemporaryDirectory() as output:
         before = _resident("VmRSS")
@@ -201,8 +204,8 @@ def fit(slices: Sequence[float], values: Sequence[float]) -> dict[str, float]:
 
 def growth(arguments: argparse.Namespace) -> dict[str, object]:
     """Measure every depth at every number of classes and print the tables."""
-    mirroring = not arguments.disable_tta
-    print(f"{arguments.plane} x {arguments.plane} pixels, mirroring {'on' if mirroring else 'off'}")
+    tta = not arguments.disable_tta
+    print(f"{arguments.plane} x {arguments.plane} pixels, test-time augmentation {'on' if tta else 'off'}")
     print(
         f"{'classes':>8}{'slices':>8}{'seconds':>10}{'s / slice':>11}{'peak MiB':>10}{'above start':>13}"
         f"{'image MiB':>11}"
@@ -236,12 +239,12 @@ def growth(arguments: argparse.Namespace) -> dict[str, object]:
             f"{seconds['largest_deviation']:.0%} off; {memory['start']:.0f} MiB + {memory['image_copies']:.2f} "
             "copies of the image"
         )
-    return {"plane": arguments.plane, "mirroring": mirroring, "points": points, "fits": fits}
+    return {"plane": arguments.plane, "tta": tta, "points": points, "fits": fits}
 
 
-def measured(model: Path, file: Path, mirroring: bool) -> dict[str, float]:
+def measured(model: Path, file: Path, tta: bool) -> dict[str, float]:
     """:func:`predict_point` in a process of its own."""
-    command = [sys.executable, __file__, "--point", str(model), str(file), *([] if mirroring else ["--disable_tta"])]
+    command = [sys.executable, __file__, "--point", str(model), str(file), *([] if tta else ["--disable_tta"])]
     done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
@@ -249,10 +252,10 @@ def measured(model: Path, file: Path, mirroring: bool) -> dict[str, float]:
 
 
 def by_folds(arguments: argparse.Namespace) -> dict[str, object]:
-    """Measure every number of folds with mirroring and without, and print the table."""
+    """Measure every number of folds with test-time augmentation and without, and print the table."""
     depth, plane = arguments.slices[0], arguments.plane
     print(f"{arguments.encoder}, {depth} slices of {plane} x {plane} pixels, {arguments.classes[0]} classes")
-    print(f"{'folds':>6}{'mirroring':>11}{'s / volume':>12}{'loaded MiB':>12}{'peak MiB':>10}{'stored MiB':>12}")
+    print(f"{'folds':>6}{'tta':>5}{'s / volume':>12}{'loaded MiB':>12}{'peak MiB':>10}{'stored MiB':>12}")
     points = []
     with tempfile.TemporaryDirectory(prefix="predict_benchmark_") as name:
         folder = Path(name)
@@ -260,16 +263,16 @@ def by_folds(arguments: argparse.Namespace) -> dict[str, object]:
         for folds in arguments.folds:
             model = make_model(folder, arguments.classes[0], plane, folds, arguments.encoder, arguments.image_size)
             stored = sum(path.stat().st_size for path in model.glob("fold_*/**/*") if path.is_file()) / MIB
-            for mirroring in (False, True):
+            for tta in (False, True):
                 point = {
                     "folds": folds,
-                    "mirroring": mirroring,
+                    "tta": tta,
                     "stored_mib": stored,
-                    **measured(model, file, mirroring),
+                    **measured(model, file, tta),
                 }
                 points.append(point)
                 print(
-                    f"{folds:>6}{'on' if mirroring else 'off':>11}{point['seconds']:>12.2f}{point['loaded_mib']:>12.0f}"
+                    f"{folds:>6}{'on' if tta else 'off':>5}{point['seconds']:>12.2f}{point['loaded_mib']:>12.0f}"
                     f"{point['peak_mib']:>10.0f}{stored:>12.1f}",
                     flush=True,
                 )
@@ -342,17 +345,17 @@ def paired(arguments: argparse.Namespace) -> dict[str, object]:
                 raise BenchmarkError(f"{command[0]} is not there or cannot be run")
         for path in sorted(arguments.images.iterdir()):
             path.read_bytes()  # no run pays for a cold disk
-        for mirroring in (True, False):
+        for tta in (True, False):
             for repeat in range(arguments.repeats):
                 for contender in list(commands)[:: 1 if repeat % 2 == 0 else -1]:
                     output = folder / "out"
                     shutil.rmtree(output, ignore_errors=True)
                     output.mkdir()
-                    command = [*commands[contender], "-o", str(output), *([] if mirroring else ["--disable_tta"])]
+                    command = [*commands[contender], "-o", str(output), *([] if tta else ["--disable_tta"])]
                     run = predicted(command, environments[contender], output)
-                    runs.append({"contender": contender, "mirroring": mirroring, "repeat": repeat + 1, **run})
+                    runs.append({"contender": contender, "tta": tta, "repeat": repeat + 1, **run})
                     print(
-                        f"mirroring {'on ' if mirroring else 'off'} repeat {repeat + 1} {contender:<8} wall "
+                        f"tta {'on ' if tta else 'off'} repeat {repeat + 1} {contender:<8} wall "
                         f"{run['wall_seconds']:.1f} s, CPU {run['cpu_seconds']:.1f} s, peak RSS "
                         f"{run['peak_rss_mib']:.0f} MiB, {run['masks']} masks",
                         flush=True,
@@ -363,20 +366,20 @@ def paired(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def summarise(runs: list[dict]) -> dict[str, dict]:
-    """Spread of wall seconds by mirroring and contender, and of the ratio within each repeat; prints it."""
+    """Spread of wall seconds by test-time augmentation and contender, and of the ratio in each repeat; prints it."""
     summary: dict[str, dict] = {}
     print(f"\n{'wall s, min / median / max':<28}{'samunet':>24}{'nnU-Net':>24}{'nnU-Net / samunet':>24}")
-    for mirroring in (True, False):
+    for tta in (True, False):
         walls = {
             name: [run["wall_seconds"] for run in sorted(runs, key=lambda run: run["repeat"])
-                   if run["contender"] == name and run["mirroring"] == mirroring]
+                   if run["contender"] == name and run["tta"] == tta]
             for name in ("samunet", "nnU-Net")
         }  # fmt: skip
         walls["nnU-Net / samunet"] = [rival / own for own, rival in zip(walls["samunet"], walls["nnU-Net"])]
         row = {name: spread(values) for name, values in walls.items() if values}
-        summary["mirroring on" if mirroring else "mirroring off"] = row
+        summary["tta on" if tta else "tta off"] = row
         cells = [" / ".join(f"{value:.2f}" for value in row[name].values()) if name in row else "-" for name in walls]
-        print(f"{'mirroring on' if mirroring else 'mirroring off':<28}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{'tta on' if tta else 'tta off':<28}" + "".join(f"{cell:>24}" for cell in cells))
     return summary
 
 
@@ -386,7 +389,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slices", type=int, nargs="+", default=[20, 60, 200, 600], metavar="N", help="depths")
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 40], metavar="N", help="with background")
     parser.add_argument("--plane", type=int, default=256, metavar="N", help="pixels of a slice's side (default: 256)")
-    parser.add_argument("--disable_tta", action="store_true", help="no mirroring (without --paired)")
+    parser.add_argument("--disable_tta", action="store_true", help="no test-time augmentation (without --paired)")
     parser.add_argument("--folds", type=int, nargs="+", metavar="N", help="numbers of folds, for example 1 5")
     parser.add_argument(
         "--encoder", default="small", metavar="NAME", help="with --folds: small, vit_b, vit_l, vit_h or vit_t"

@@ -8,7 +8,7 @@ SAMed uses as well; reading them needs h5py) or with the original BTCV download 
 ``synapse_data.py`` for what is made of them. Nothing is downloaded but SAM's published weights, as by samunet_train.
 
 Recipes: ``samed`` adapts ViT-B with LoRA at 512 px with SAMed's loss, optimiser, schedule and length (14,720 updates
-of 24 images), on the files' own values on 0-1, and predicts without mirroring. Samunet's own are sampling,
+of 24 images), on the files' own values on 0-1, and predicts without test-time augmentation. Samunet's own are sampling,
 augmentation, and that slices are cropped to the body, whose long side gets the 512 px, in training and prediction.
 ``samunet`` is what samunet plans by itself. Both train on all 18 training cases, and their last model is tested:
 nothing is chosen on the 12 test cases.
@@ -167,8 +167,8 @@ def _predict(arguments: argparse.Namespace, fold: Path, dataset: Path, output: P
     trained = (fold / "checkpoint_final.safetensors").stat().st_mtime
     if any(file.stat().st_mtime < trained for file in output.glob("*.nii.gz")):
         shutil.rmtree(output)  # masks of an earlier model
-    mirroring = arguments.recipe == "samunet"
-    options = api.PredictionOptions(device=arguments.device, mirroring=mirroring, skip_existing=True)
+    tta = arguments.recipe == "samunet"
+    options = api.PredictionOptions(device=arguments.device, tta=tta, skip_existing=True)
     api.predict(
         dataset / "imagesTs", output, dataset=DATASET, configuration="2d", plans_name=RECIPES[arguments.recipe],
         folds=["all"], options=options,

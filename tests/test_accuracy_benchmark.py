@@ -110,7 +110,7 @@ def nnunet(folder):
 
 
 def test_both_train_on_the_same_cases_and_take_turns(run, tmp_path, capsys):
-    assert run(*nnunet(tmp_path), "--num_cases", "2", "--no_mirroring", "--seed", "3") == 0
+    assert run(*nnunet(tmp_path), "--num_cases", "2", "--disable_tta", "--seed", "3") == 0
     order = (tmp_path / "order").read_text().splitlines()
     assert [line.split()[0] for line in order] == [
         f"{prefix}_{step}" for step in ("plan_and_preprocess", "train", "predict") for prefix in ("samunet", "nnUNetv2")
@@ -128,7 +128,7 @@ def test_both_train_on_the_same_cases_and_take_turns(run, tmp_path, capsys):
     assert (rival["validation"], own["validation"], own["test_cases"]) == (1, 0.5, 2)
     assert min(rival["peak_memory_mib"], own["peak_memory_mib"]) > 0
     assert result["versions"]["nnU-Net"] == {"nnunetv2": "9.9"}
-    assert (result["left_out"], result["mirroring"], result["num_cases"]) == ([], False, 2)
+    assert (result["left_out"], result["tta"], result["num_cases"]) == ([], False, 2)
     printed = capsys.readouterr().out
     assert accuracy.table(result["results"]) in printed
     assert "2 training cases, 0.05 minutes; Dice of 2 cases of imagesTs and of 1 validation cases" in printed

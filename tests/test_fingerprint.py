@@ -136,7 +136,7 @@ def test_round_trip(fingerprint, tmp_path):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"cases": {"a": {}}}', '{"cases": []}'])
 def test_a_damaged_fingerprint_is_an_error_that_names_the_file(tmp_path, content):
     (tmp_path / "f.json").write_text(content)
-    with pytest.raises(SamunetError, match=r"f\.json is not a samunet fingerprint"):
+    with pytest.raises(SamunetError, match=r"f\.json is damaged or of another version of samunet"):
         read_fingerprint(tmp_path / "f.json")
 
 

@@ -1,4 +1,4 @@
-"""Windows, mirroring and folds, with models whose output is known."""
+"""Windows, views and folds, with models whose output is known."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from samunet.dataset.labels import Labels
 from samunet.inference import logits as module
 from samunet.inference.decoding import mask_type
 from samunet.inference.logits import SlicePredictor, decode
+from samunet.inference.views import gaussian, mirrored, shifted
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
 LABELS = Labels(("background", "bright"), ((0,), (1,)))
@@ -110,7 +111,7 @@ def straightforward(model, image, grid, shape, flips, starts=None):
     starts = starts or grid.window_starts(0.5)
     top, left = map(min, zip(*starts))
     canvas_shape = [round(max(axis) - min(axis)) + side for axis, side in zip(zip(*starts), (height, width))]
-    weight = module._gaussian(grid.input_shape)
+    weight = gaussian(grid.input_shape, torch.device("cpu"))
     for z in range(image.shape[1]):
         slices = image[0, [max(z - 1, 0), z, min(z + 1, image.shape[1] - 1)]]
         total, weights = torch.zeros(5, *canvas_shape), torch.zeros(canvas_shape)
@@ -153,9 +154,23 @@ def test_a_slice_that_fits_is_seen_through_five_windows():
     starts = [(y, x), (y - 4, x - 4), (y - 4, x + 4), (y + 4, x - 4), (y + 4, x + 4)]
     expected = straightforward(Kernels(), image, grid, (33, 48), [()], starts)
     got = dict(predictor([Kernels()], neighbours=True, window_shift=4).logits(image, grid, (33, 48)))
-    assert torch.allclose(torch.stack(list(got.values())), expected, atol=1e-5)
+    assert torch.allclose(torch.stack(list(got.values())), expected, atol=1e-4)
     once = straightforward(Kernels(), image, grid, (33, 48), [()])
     assert not torch.allclose(once, expected, atol=1e-2)
+
+
+def test_views_are_brought_back_to_where_they_were():
+    windows = torch.arange(2 * 8 * 9.0).reshape(1, 2, 8, 9)
+    for view in mirrored([0, 1]):
+        assert torch.equal(view.bring_back(view.show(windows)), windows)
+    assert torch.equal(mirrored([1])[1].show(windows), windows.flip(3))
+    views = shifted(2, (8, 9), torch.device("cpu"))
+    assert torch.allclose(sum(view.share for view in views), torch.ones(8, 9))
+    down_right = next(view for view in views if view.offset == (2, 2))
+    assert torch.equal(down_right.show(windows)[..., :6, :7], windows[..., 2:, 2:])
+    assert torch.equal(down_right.bring_back(down_right.show(windows))[..., 2:, 2:], windows[..., 2:, 2:])
+    assert (down_right.share[:2] == 0).all()  # what it does not see, it has no part in
+    assert (down_right.share[2:, 2:] > 0).all()
 
 
 def test_windows_that_overlap_are_not_shifted():

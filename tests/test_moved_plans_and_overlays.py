@@ -43,6 +43,7 @@ def test_moved_plans_are_the_sources_but_for_names_and_mirroring(planned, samune
     ours, theirs = moved.configuration("2d"), source.configuration("2d")
     assert ours.data_identifier == "tinyPlans_2d"
     assert (theirs.mirror_axes, ours.mirror_axes) == ([0, 1], [0])
+    assert (theirs.rotation, ours.rotation) == (180, 30)
     assert (ours.networks, ours.spacing, ours.normalization) == (theirs.networks, theirs.spacing, theirs.normalization)
     assert preprocess.main(["-d", "997", "-p", "tinyPlans"]) == 0
     assert (target / "tinyPlans_2d" / "a.b2nd").exists()

@@ -161,7 +161,7 @@ def test_from_files_to_masks(name, samunet_folders):
         first = seen[0]
         level = (np.median(first[case.label() == 1]) + np.median(first[case.label() == 0])) / 2
         middle = 1 if network.input_channels == "neighbours" else 0
-        options = PredictionOptions(device="cpu", mirroring=False)
+        options = PredictionOptions(device="cpu", tta=False)
         model = Brighter(float(level), middle)
         predictor = Predictor([model], plans, configuration, network, dataset.description, options)
         predictor.slices.dtype = None  # half of single precision's digits are not the matter here
@@ -251,7 +251,7 @@ def test_photographs_are_reduced_fourfold_and_tiled(photographs, samunet_folders
     loader = SliceLoader(stored, configuration, network, batch_size=2, seed=0)
     shares = [float((loader.batch(iteration)["seg"] == 1).mean()) for iteration in range(4)]
     assert max(shares) > 0.3  # a window is a part of the photograph, centred on the lesion by turns
-    options = PredictionOptions(device="cpu", mirroring=False)
+    options = PredictionOptions(device="cpu", tta=False)
     predictor = Predictor([Brighter(0.4, 0)], plans, configuration, network, dataset.description, options)
     mask, _ = predictor.predict_files(dataset.cases["a"].images)
     label = photographs((3000, 4000))

@@ -15,33 +15,33 @@ NAN = math.nan
 
 
 def point(entropy, mirror, dice, in_reference=True):
-    return {"entropy": entropy, "mirror_disagreement": mirror, "Dice": dice, "in_reference": in_reference}
+    return {"entropy": entropy, "tta_disagreement": mirror, "Dice": dice, "in_reference": in_reference}
 
 
-def straight(count=40, mirroring=True):
-    """Cases whose Dice is exactly 0.95 - 0.5 x entropy - 0.8 x mirror disagreement."""
+def straight(count=40, tta=True):
+    """Cases whose Dice is exactly 0.95 - 0.5 x entropy - 0.8 x disagreement of views."""
     rng = np.random.default_rng(0)
     cases = []
     for entropy, mirror in rng.uniform(0, 0.5, (count, 2)):
-        dice = 0.95 - 0.5 * entropy - (0.8 * mirror if mirroring else 0)
-        cases.append({"1": point(entropy, mirror if mirroring else NAN, dice)})
+        dice = 0.95 - 0.5 * entropy - (0.8 * mirror if tta else 0)
+        cases.append({"1": point(entropy, mirror if tta else NAN, dice)})
     return cases
 
 
-@pytest.mark.parametrize("mirroring", [True, False])
-def test_a_straight_line_is_found_again(mirroring):
-    calibration = Calibration(straight(400, mirroring), mirroring)
-    doubt = {"1": {"entropy": 0.2, "mirror_disagreement": 0.1 if mirroring else None}}
-    expected = 0.95 - 0.1 - (0.08 if mirroring else 0)
+@pytest.mark.parametrize("tta", [True, False])
+def test_a_straight_line_is_found_again(tta):
+    calibration = Calibration(straight(400, tta), tta)
+    doubt = {"1": {"entropy": 0.2, "tta_disagreement": 0.1 if tta else None}}
+    expected = 0.95 - 0.1 - (0.08 if tta else 0)
     assert calibration.predict(doubt)["1"] == pytest.approx(expected, abs=2e-3)
     assert calibration.errors["1"] < 2e-3
-    assert calibration.predict({"1": {"entropy": 3.0, "mirror_disagreement": 3.0 if mirroring else None}})["1"] == 0
+    assert calibration.predict({"1": {"entropy": 3.0, "tta_disagreement": 3.0 if tta else None}})["1"] == 0
 
 
 def test_few_cases_are_drawn_towards_the_mean():
     """Ridge by hand: six points at -1 and 1, standardised, and a penalty of one more: slope 6 / 7 of 0.1."""
     cases = [{"1": point(entropy, NAN, dice)} for entropy, dice in ((0.2, 0.9), (0.4, 0.7)) * 3]
-    predicted = Calibration(cases, False).predict({"1": {"entropy": 0.2, "mirror_disagreement": None}})["1"]
+    predicted = Calibration(cases, False).predict({"1": {"entropy": 0.2, "tta_disagreement": None}})["1"]
     assert predicted == pytest.approx(0.8 + 0.1 * 6 / 7)
 
 
@@ -77,19 +77,19 @@ def test_errors_and_threshold_leave_the_case_out():
 
 def write_case(folder, name, entropy, mirror, voxels=10):
     (folder / "uncertainty").mkdir(parents=True, exist_ok=True)
-    seen = {"entropy": entropy, "mirror_disagreement": mirror, "fold_disagreement": None}
-    content = {"mirroring": True, "folds": [0], "classes": {"1": {"name": "organ", "voxels": voxels, **seen}}}
+    seen = {"entropy": entropy, "tta_disagreement": mirror, "fold_disagreement": None}
+    content = {"tta": True, "folds": [0], "classes": {"1": {"name": "organ", "voxels": voxels, **seen}}}
     (folder / "uncertainty" / f"{name}.json").write_text(json.dumps(content))
 
 
-def write_fold(folder, cases, mirroring=True):
+def write_fold(folder, cases, tta=True):
     folder.mkdir(exist_ok=True)
     plain = [
         {key: {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in value.items()}}
         for case in cases
         for key, value in case.items()
     ]
-    (folder / FILE_NAME).write_text(json.dumps({"mirroring": mirroring, "cases": plain}))
+    (folder / FILE_NAME).write_text(json.dumps({"tta": tta, "cases": plain}))
     return folder
 
 
@@ -122,10 +122,8 @@ def test_without_a_calibration_the_most_uncertain_fifth_is_marked(tmp_path):
 
 
 def test_calibrations_must_fit_the_prediction(tmp_path):
-    fold = write_fold(tmp_path / "fold_0", straight(8), mirroring=False)
-    assert read_calibration([fold], mirroring=True)[1].startswith(
-        "the folds were calibrated without test-time augmentation"
-    )
+    fold = write_fold(tmp_path / "fold_0", straight(8), tta=False)
+    assert read_calibration([fold], tta=True)[1].startswith("the folds were calibrated without test-time augmentation")
     assert read_calibration([write_fold(tmp_path / "fold_1", straight(3))], True)[0] is None
     assert "final" in read_calibration([], True)[1]
     both = [write_fold(tmp_path / f"fold_{index}", straight(4)) for index in (2, 3)]
@@ -136,8 +134,8 @@ def test_calibrations_must_fit_the_prediction(tmp_path):
     "content",
     [
         "{}",
-        '{"mirroring": true, "cases": [{}, {"1": ' + json.dumps(point(0.1, 0.1, 0.9)) + "}]}",
-        '{"mirroring": true, "cases": [{"1": {"entropy": "x"}}]}',
+        '{"tta": true, "cases": [{}, {"1": ' + json.dumps(point(0.1, 0.1, 0.9)) + "}]}",
+        '{"tta": true, "cases": [{"1": {"entropy": "x"}}]}',
         "[]",
         "{",
     ],

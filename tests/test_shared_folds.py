@@ -6,6 +6,7 @@ from test_adaptations import base_state, build, make_plan, reduced, trained_step
 
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.shared_folds import SharedFolds
+from samunet.inference.views import View
 from samunet.network.adapters import merge_adapters
 from samunet.plans import NetworkPlan
 
@@ -67,8 +68,8 @@ def test_prediction_averages_the_folds(dtype):
         models[-1].eval()
     settings = {"neighbours": False, "device": torch.device("cpu"), "dtype": dtype, "mirror_axes": (0, 1)}
     with torch.inference_mode():
-        expected = SlicePredictor(models, **settings)._mean_logits(IMAGE, None, [])
-        got = SlicePredictor(SharedFolds(model, states), **settings)._mean_logits(IMAGE, None, [])
+        expected = SlicePredictor(models, **settings)._mean_logits(IMAGE, [View()], None, [])
+        got = SlicePredictor(SharedFolds(model, states), **settings)._mean_logits(IMAGE, [View()], None, [])
     assert torch.allclose(got, expected, atol=1e-5 if dtype is None else 2e-2)
 
 

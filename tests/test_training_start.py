@@ -24,8 +24,8 @@ def planned(samunet_folders, tiny_dataset, monkeypatch):
     return samunet_folders
 
 
-def train(fold=0):
-    return api.train(998, "2d", fold, api.TrainingOptions(iterations=4, batch_size=2), progress=False)
+def train(fold=0, configuration="2d"):
+    return api.train(998, configuration, fold, api.TrainingOptions(iterations=4, batch_size=2), progress=False)
 
 
 def test_the_network_is_freed_before_the_validation(planned, monkeypatch):
@@ -88,3 +88,11 @@ def test_every_fold_counts_its_own_peak_memory(planned, monkeypatch):
     train(0)
     train(1)
     assert len(calls) == 2
+
+
+def test_a_configuration_that_is_another_for_sam_only_is_told(planned, caplog):
+    train(configuration="2d_448")
+    assert "2d_448 differs from 2d for SAM only: with small both train the same model" in caplog.text
+    caplog.clear()
+    train()
+    assert "differs from 2d" not in caplog.text

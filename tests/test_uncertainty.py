@@ -41,7 +41,7 @@ class LeftHalf(nn.Module):
 def watched(models, image, labels=TWO, size=(8, 10), window=None, **changes):
     settings = {"neighbours": False, "device": torch.device("cpu"), "dtype": None, "batch_size": 2} | changes
     predictor = SlicePredictor(models, **settings)
-    watch = CaseUncertainty(labels, (image.shape[1], *size), len(models), len(predictor.flips))
+    watch = CaseUncertainty(labels, (image.shape[1], *size), len(models))
     grid = SliceGrid.of(image.shape[2:], [1.0, 1.0], 1.0, list(window or size))
     mask = predictor.mask(image, grid, size, labels, watch)
     assert np.array_equal(mask, SlicePredictor(models, **settings).mask(image, grid, size, labels))
@@ -68,7 +68,7 @@ def test_entropy_of_two_classes():
     doubt = watch.classes()["organ"]
     h = 60 * entropy_bits(p)
     assert doubt.entropy == pytest.approx(h / (h + 60), abs=1e-4)
-    assert math.isnan(doubt.mirror_disagreement)
+    assert math.isnan(doubt.tta_disagreement)
     assert math.isnan(doubt.fold_disagreement)
     assert watch.disagreement is None
 
@@ -120,7 +120,30 @@ def test_mirrored_inputs_that_disagree():
     mask, watch = watched([Left()], block(), mirror_axes=[1])
     assert (mask == 1).all()
     # Each of two sees half of it: Dice 2 * 1/2 / (1 + 1/2) = 2/3.
-    assert watch.classes()["organ"].mirror_disagreement == pytest.approx(1 / 3)
+    assert watch.classes()["organ"].tta_disagreement == pytest.approx(1 / 3)
+
+
+def test_shifted_inputs_that_disagree():
+    """Foreground in the upper half of what it sees, which moves with the shift."""
+
+    class Upper(nn.Module):
+        def forward(self, image):
+            side = torch.full((len(image), 1, *image.shape[2:]), -20.0)
+            side[..., : image.shape[2] // 2, :] = 20.0
+            return torch.cat([-side, side], dim=1)
+
+    mask, watch = watched([Upper()], np.ones((1, 2, 16, 16), np.float32), size=(16, 16), window_shift=4)
+    views = np.zeros((5, 16, 16), bool)
+    views[0, :8] = True
+    views[1:3, :4] = views[3:, 4:12] = True  # up and down
+    mean = mask[0] == 1
+    for view, rows, columns in zip(views[1:], (12, 12, 4, 4), (12, 4, 12, 4)):  # what it does not see, the mean decides
+        unseen = np.ones((16, 16), bool)
+        unseen[slice(rows) if rows == 12 else slice(4, None), slice(columns) if columns == 12 else slice(4, None)] = False
+        view[unseen] = mean[unseen]
+    expected = 1 - 2 * (views & mean).sum() / (views.sum() + 5 * mean.sum())
+    assert watch.classes()["organ"].tta_disagreement == pytest.approx(expected)
+    assert 0.1 < expected < 0.9
 
 
 def test_windows_and_padding_do_not_count_twice():
@@ -146,4 +169,4 @@ def test_a_class_that_nobody_predicts():
     mask, watch = watched([Says(5.0, -5.0), Says(5.0, -5.0)], block(), mirror_axes=[0, 1])
     assert mask.max() == 0
     doubt = watch.classes()["organ"]
-    assert all(math.isnan(value) for value in (doubt.entropy, doubt.mirror_disagreement, doubt.fold_disagreement))
+    assert all(math.isnan(value) for value in (doubt.entropy, doubt.tta_disagreement, doubt.fold_disagreement))

@@ -60,7 +60,7 @@ def predict(arguments: argparse.Namespace, **model: Any) -> None:
 
     options = api.PredictionOptions(
         device=arguments.device,
-        mirroring=not arguments.disable_tta,
+        tta=not arguments.disable_tta,
         step_size=arguments.step_size,
         save_probabilities=arguments.save_probabilities,
         save_uncertainty=arguments.save_uncertainty,

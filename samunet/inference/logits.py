@@ -1,10 +1,9 @@
-"""Class logits for whole volumes, slice by slice: windows, mirroring, folds, and one interpolation back."""
+"""Class logits for whole volumes, slice by slice: windows, views, folds, and one interpolation back."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import chain, combinations
 
 import numpy as np
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from samunet.dataset.labels import Labels
 from samunet.inference.decoding import mask_type
+from samunet.inference.views import View, gaussian, mirrored, shifted
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
-_GAUSSIAN_SIGMA = 1 / 8  # of the window's side, as nnU-Net weighs its tiles
 _BAND_NUMBERS = 1 << 22  # logits that are interpolated at a time
 
 
@@ -32,8 +31,8 @@ class SlicePredictor:
         device: Where the models are.
         dtype: Autocast type, or None for float32.
         mirror_axes: In-plane axes (0: y, 1: x) over which predictions are mirrored and averaged; empty for none.
-        window_shift: Pixels by which the window is shifted along both diagonals, to average over five instead of one
-            where a slice is no larger than the network's input; 0 for none.
+        window_shift: Pixels by which inputs are shifted along both diagonals, to average over five of them where
+            nothing is mirrored and a slice is no larger than the network's input; 0 for none.
         step_size: Distance of windows as a share of their side, where a slice is larger than the network's input.
         batch_size: Windows per forward pass.
     """
@@ -54,11 +53,15 @@ class SlicePredictor:
         self.neighbours = neighbours
         self.device = device
         self.dtype = dtype
-        axes = [2 + axis for axis in mirror_axes]
-        self.flips = list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
+        self.mirror_axes = mirror_axes
         self.window_shift = window_shift
         self.step_size = step_size
         self.batch_size = batch_size
+
+    @property
+    def averages_views(self) -> bool:
+        """Whether inputs are mirrored or, where a slice fits into one, shifted."""
+        return bool(self.mirror_axes) or self.window_shift > 0
 
     @torch.inference_mode()
     def logits(
@@ -108,7 +111,8 @@ class SlicePredictor:
         self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], watch: Watch | None = None
     ) -> Iterator[tuple[int, Tensor, np.ndarray]]:
         """Of every slice its index, logits ``(1, classes, h, w)`` on a canvas, and the map from ``shape`` to it."""
-        depth, starts = image.shape[1], self._starts(grid)
+        depth, starts = image.shape[1], grid.window_starts(self.step_size)
+        views = self._views(grid, starts)
         if watch is not None:
             watch.start(grid, starts, self.device)
         # Windows of one slice fill a batch as well as windows of several slices, and need one canvas only.
@@ -117,35 +121,39 @@ class SlicePredictor:
             indices = range(first, min(first + together, depth))
             slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in indices]
             batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
-            canvas, origin = self._canvas(batch, grid, starts, watch)
+            canvas, origin = self._canvas(batch, grid, starts, views, watch)
             to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
             for z, logits in zip(indices, canvas):
                 yield z, logits[None], to_canvas
 
-    def _starts(self, grid: SliceGrid) -> list[tuple[float, float]]:
-        starts = grid.window_starts(self.step_size)
-        if len(starts) > 1 or not self.window_shift:  # windows that overlap are shifted already
-            return starts
-        (y, x), away = starts[0], self.window_shift
-        return starts + [(y + down, x + across) for down in (-away, away) for across in (-away, away)]
+    def _views(self, grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> list[View]:
+        """Of every window; those that overlap are shifted already."""
+        if self.mirror_axes or not self.window_shift or len(starts) > 1:
+            return mirrored(self.mirror_axes)
+        return shifted(self.window_shift, grid.input_shape, self.device)
 
     def _canvas(
-        self, batch: Tensor, grid: SliceGrid, starts: list[tuple[float, float]], watch: Watch | None
+        self,
+        batch: Tensor,
+        grid: SliceGrid,
+        starts: list[tuple[float, float]],
+        views: list[View],
+        watch: Watch | None,
     ) -> tuple[Tensor, tuple[float, float]]:
         """Logits over the whole zoomed slices, and where the canvas starts in them."""
         if len(starts) == 1:
             windows = sample(batch, grid.window(starts[0]), grid.input_shape)
-            return self._mean_logits(windows, watch, starts * len(batch)), starts[0]
+            return self._mean_logits(windows, views, watch, starts * len(batch)), starts[0]
         height, width = grid.input_shape
         origin, canvas_shape = _canvas_of(grid, starts)
-        weight = _gaussian(grid.input_shape).to(self.device)
+        weight = gaussian(grid.input_shape, self.device)
         total = torch.zeros(canvas_shape, device=self.device)
         canvas = None
         together = max(1, self.batch_size // len(batch))
         for first in range(0, len(starts), together):
             group = starts[first : first + together]
             windows = torch.cat([sample(batch, grid.window(start), grid.input_shape) for start in group])
-            logits = self._mean_logits(windows, watch, [start for start in group for _ in batch])
+            logits = self._mean_logits(windows, views, watch, [start for start in group for _ in batch])
             if canvas is None:
                 canvas = torch.zeros((len(batch), logits.shape[1], *canvas_shape), device=self.device)
             for (y, x), part in zip(group, logits.split(len(batch))):
@@ -154,8 +162,10 @@ class SlicePredictor:
                 total[row : row + height, column : column + width] += weight
         return canvas.div_(total), origin
 
-    def _mean_logits(self, windows: Tensor, watch: Watch | None, starts: list[tuple[float, float]]) -> Tensor:
-        """Mean over all models and mirrorings: ``(batch, classes, height, width)`` float32."""
+    def _mean_logits(
+        self, windows: Tensor, views: list[View], watch: Watch | None, starts: list[tuple[float, float]]
+    ) -> Tensor:
+        """Mean over all models and views: ``(batch, classes, height, width)`` float32."""
         total = None
         if watch is not None:
             watch.open(starts)
@@ -163,22 +173,24 @@ class SlicePredictor:
             # Around all passes of a fold: its weights are cast to the lower precision once, and forgotten before the
             # next fold's take their place (SharedFolds).
             with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                mean = self._mean_over_flips(model, windows, index, watch)
+                mean = self._mean_over_views(model, windows, views, index, watch)
             total = mean if total is None else total.add_(mean)
         total /= len(self.models)
         return total if watch is None else watch.close(total)
 
-    def _mean_over_flips(self, model: nn.Module, windows: Tensor, index: int, watch: Watch | None) -> Tensor:
+    def _mean_over_views(
+        self, model: nn.Module, windows: Tensor, views: list[View], index: int, watch: Watch | None
+    ) -> Tensor:
         mean, members = None, []
-        for flip in self.flips:
-            logits = model(windows.flip(flip) if flip else windows).float()
-            logits = logits.flip(flip) if flip else logits
+        for view in views:
+            logits = view.bring_back(model(view.show(windows)).float())
             if watch is not None:
                 members.append(decode_channels(logits, watch.labels))
-            share = 1 / len(self.flips)
-            mean = logits * share if mean is None else mean.add_(logits, alpha=share)
+            part = logits * view.share
+            mean = part if mean is None else mean.add_(part)
         if watch is not None:
-            watch.fold(index, members, mean)
+            decision = decode_channels(mean, watch.labels)
+            watch.fold(index, [view.sees(member, decision) for view, member in zip(views, members)], mean)
         return mean
 
 
@@ -205,7 +217,7 @@ class Watch(ABC):
 
         Args:
             index: Of the fold.
-            members: :func:`decode_channels` of every mirrored input.
+            members: :func:`decode_channels` of every view.
             mean: Mean logits over them ``(batch, outputs, h, w)``; not to be changed.
         """
 
@@ -257,7 +269,7 @@ def window_weights(grid: SliceGrid, starts: Sequence[tuple[float, float]], devic
     if len(starts) == 1:
         return [torch.ones(grid.input_shape, device=device)]
     origin, canvas_shape = _canvas_of(grid, starts)
-    weight = _gaussian(grid.input_shape).to(device)
+    weight = gaussian(grid.input_shape, device)
     total = torch.zeros(canvas_shape, device=device)
     parts = []
     for y, x in starts:
@@ -272,12 +284,3 @@ def _canvas_of(grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> tuple[
     origin = tuple(min(axis) for axis in zip(*starts))
     shape = tuple(round(max(axis) - low) + side for axis, low, side in zip(zip(*starts), origin, grid.input_shape))
     return origin, shape
-
-
-def _gaussian(shape: tuple[int, int]) -> Tensor:
-    """Weights of a window: a Gaussian around its centre, never zero."""
-    axes = []
-    for side in shape:
-        distance = (torch.arange(side, dtype=torch.float32) - (side - 1) / 2) / (side * _GAUSSIAN_SIGMA)
-        axes.append(torch.exp(-0.5 * distance**2))
-    return torch.outer(*axes).clamp_min(1e-4)

@@ -45,7 +45,8 @@ class PredictionOptions:
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        mirroring: Average over inputs mirrored along the plan's axes, or over shifted ones where it has none.
+        tta: Test-time augmentation: average over inputs mirrored along the plan's axes, or over shifted ones where it
+            has none.
         step_size: Distance of windows as a share of their side.
         save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
         measure_uncertainty: Also write ``uncertainty/CASE.json``: what speaks against every class.
@@ -58,7 +59,7 @@ class PredictionOptions:
     """
 
     device: str = "auto"
-    mirroring: bool = True
+    tta: bool = True
     step_size: float = 0.5
     save_probabilities: bool = False
     measure_uncertainty: bool = False
@@ -117,17 +118,16 @@ class Predictor:
             neighbours=network.input_channels == "neighbours",
             device=device,
             dtype=fast_dtype(device),
-            mirror_axes=configuration.mirror_axes if options.mirroring else (),
-            window_shift=self._shift() if options.mirroring else 0,
+            mirror_axes=configuration.mirror_axes if self._averages else (),
+            window_shift=encoder_facts(network.encoder).patch_size // 4 if self._averages else 0,  # of a token
             step_size=options.step_size,
             batch_size=network.batch_size,
         )
 
-    def _shift(self) -> int:
-        """A quarter of a token, where nothing is mirrored; SAMed averages over nothing."""
-        if self.configuration.mirror_axes or self.network.recipe == "samed":
-            return 0
-        return encoder_facts(self.network.encoder).patch_size // 4
+    @property
+    def _averages(self) -> bool:
+        """Whether over mirrored or shifted inputs; SAMed does not."""
+        return self.options.tta and self.network.recipe != "samed"
 
     @classmethod
     def from_folder(
@@ -320,9 +320,9 @@ class Predictor:
             }
             for (label, region), count in zip(labels.foreground, voxels, strict=True)
         }
-        mirrored = len(self.slices.flips) > 1 or self.slices.window_shift > 0
+        averaged = self.slices.averages_views
         # Last: what has this file has the others.
-        write_json(case_file(mask_file.parent, name), {"mirroring": mirrored, "folds": self.folds, "classes": record})
+        write_json(case_file(mask_file.parent, name), {"tta": averaged, "folds": self.folds, "classes": record})
 
     def read(self, files: tuple[Path, ...]) -> tuple[Image, Reader]:
         """An image as the model expects it, given as its files, and what read it.
@@ -360,7 +360,7 @@ class Predictor:
         shape = (depth, *plane)
         watch = None
         if self._watches:
-            watch = CaseUncertainty(labels, shape, len(self.slices.models), len(self.slices.flips))
+            watch = CaseUncertainty(labels, shape, len(self.slices.models))
         for_dice = self.postprocessing.decoding == DICE
         probability = None
         if not (self.options.save_probabilities or for_dice):

@@ -1,4 +1,4 @@
-"""How sure a prediction is: entropy, and how far mirrored inputs and folds disagree, by voxel and by class.
+"""How sure a prediction is: entropy, and how far views and folds disagree, by voxel and by class.
 
 Entropy is that of the probabilities after averaging (softmax over classes; with regions that of the least certain
 region), as a share of the largest possible. Disagreement of folds is the part of it that comes from the folds
@@ -29,14 +29,14 @@ class ClassDoubt:
     Attributes:
         entropy: Binary entropy in bits, summed over pixels and divided by itself plus the pixels predicted; mean over
             folds. NaN where no fold predicts the class.
-        mirror_disagreement: 1 less the Dice of what a fold says of mirrored inputs with the mean over them; mean over
-            folds. NaN without mirroring, or where no fold predicts the class.
+        tta_disagreement: 1 less the Dice of what a fold says of mirrored or shifted inputs with the mean over them;
+            mean over folds. NaN where inputs are neither mirrored nor shifted, or where no fold predicts the class.
         fold_disagreement: 1 less the Dice of what single folds say with the mean over folds. NaN with a single fold, or
             where the mean does not predict the class.
     """
 
     entropy: float
-    mirror_disagreement: float
+    tta_disagreement: float
     fold_disagreement: float
 
 
@@ -49,18 +49,18 @@ class CaseUncertainty(Watch):
     Args:
         labels: The dataset's.
         shape: ``(z, y, x)`` of the maps.
-        num_folds, num_flips: How many models, and mirrorings of each.
+        num_folds: How many models.
     """
 
-    def __init__(self, labels: Labels, shape: tuple[int, int, int], num_folds: int, num_flips: int) -> None:
+    def __init__(self, labels: Labels, shape: tuple[int, int, int], num_folds: int) -> None:
         self.labels = labels
         self.outputs = labels.num_outputs
-        self.num_folds, self.num_flips = num_folds, num_flips
+        self.num_folds = num_folds
         self.entropy = np.zeros(shape, np.uint8)
         self.disagreement = np.zeros(shape, np.uint8) if num_folds > 1 else None
         self._entropies = np.zeros((num_folds, self.outputs))
         self._sizes = np.zeros((num_folds, self.outputs))
-        self._mirrored = _Overlap(num_folds, self.outputs)
+        self._views = _Overlap(num_folds, self.outputs)
         self._folds = _Overlap(1, self.outputs)
 
     def start(self, grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device) -> None:
@@ -75,7 +75,7 @@ class CaseUncertainty(Watch):
     def open(self, starts: Sequence[tuple[float, float]]) -> None:
         """See :class:`Watch`."""
         self._share = torch.stack([self._shares[start] for start in starts])
-        self._decisions: list[Tensor] = []  # of every fold: what the mean over its mirrorings says
+        self._decisions: list[Tensor] = []  # of every fold: what the mean over its views says
         self._mean_probability: Tensor | None = None
         self._mean_entropy: Tensor | None = None
 
@@ -85,9 +85,9 @@ class CaseUncertainty(Watch):
         decision = decode_channels(mean, self.labels)
         self._entropies[index] += _numbers((_binary_entropy(probability) * self._share).sum((0, 2, 3)))
         self._sizes[index] += _numbers(_sizes(decision, self._share, self.outputs))
-        if self.num_flips > 1:
+        if len(members) > 1:
             for member in members:
-                self._mirrored.add(index, member, decision, self._share)
+                self._views.add(index, member, decision, self._share)
         if self.num_folds > 1:
             self._decisions.append(decision)
             entropy = self._entropy(probability)
@@ -135,7 +135,7 @@ class CaseUncertainty(Watch):
             total = entropy + self._sizes[:, channel]
             doubts[name] = ClassDoubt(
                 entropy=float(np.mean(entropy / np.maximum(total, 1e-9))) if predicted[channel] else math.nan,
-                mirror_disagreement=self._mirrored.disagreement(channel),
+                tta_disagreement=self._views.disagreement(channel),
                 fold_disagreement=self._folds.disagreement(channel),
             )
         return doubts
@@ -144,7 +144,7 @@ class CaseUncertainty(Watch):
         """Entropy as a share of the largest possible: ``(batch, 1, h, w)``; with regions one channel for each."""
         if self.labels.has_regions:
             return _binary_entropy(probability)
-        return torch.special.entr(probability).sum(1, keepdim=True) / math.log(self.outputs)
+        return _entr(probability).sum(1, keepdim=True) / math.log(self.outputs)
 
 
 class _Overlap:
@@ -177,7 +177,12 @@ def _sizes(decision: Tensor, share: Tensor, outputs: int) -> Tensor:
 
 def _binary_entropy(probability: Tensor) -> Tensor:
     """In bits: from 0 to 1."""
-    return (torch.special.entr(probability) + torch.special.entr(1 - probability)) / math.log(2)
+    return (_entr(probability) + _entr(1 - probability)) / math.log(2)
+
+
+def _entr(probability: Tensor) -> Tensor:
+    """``-p ln p``, 0 where p is 0."""
+    return -torch.xlogy(probability, probability)
 
 
 def _numbers(values: Tensor) -> np.ndarray:

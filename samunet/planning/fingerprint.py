@@ -102,7 +102,10 @@ def read_fingerprint(path: Path) -> Fingerprint:
         }
         return Fingerprint(**data)
     except (KeyError, TypeError, AttributeError) as error:
-        raise SamunetError(f"{path} is not a samunet fingerprint: {error}", "make it again with --clean") from error
+        raise SamunetError(
+            f"{path} is damaged or of another version of samunet: {error}",
+            f"make it again, and the plans with it: samunet_plan_and_preprocess -d {path.parent.name} --clean",
+        ) from error
 
 
 def source_hash(dataset: Dataset) -> str:

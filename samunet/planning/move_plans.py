@@ -13,6 +13,7 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
 from samunet.planning.orientation import mirrored_axes
+from samunet.planning.rules import UNMIRRORED_ROTATION
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def move_plans_between_datasets(
     """Write a dataset's plans for another dataset, which then only needs to be preprocessed with them.
 
     Everything stays as it was planned, intensity statistics included, but for the names and for mirroring: an axis is
-    dropped where the target's images or labels forbid it.
+    dropped where the target's images or labels forbid it, and images are then turned less.
 
     Args:
         source, target: Ids or names. The target's fingerprint must exist.
@@ -85,6 +86,7 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
         axes = configuration.get("mirror_axes", [])
         if not set(axes) <= set(allowed):
             configuration["mirror_axes"] = [axis for axis in axes if axis in allowed]
+            configuration["rotation"] = min(plans.configuration(name).rotation, UNMIRRORED_ROTATION)
             left = f"mirroring along axes {configuration['mirror_axes']} only" if configuration["mirror_axes"] else ""
             log.warning("%s: %s (%s)", name, left or "no mirroring", why)
     return replace(plans, dataset_name=target_name, plans_name=new_name, configurations=configurations)

@@ -29,6 +29,7 @@ _ORDERED_CASES = 5
 _ORDERED_SHARE = 0.95
 _ASYMMETRIC = 0.05
 _LONG_FIELD = 1.5
+UNMIRRORED_ROTATION = 30.0  # degrees, at most, where an axis is not mirrored
 _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
@@ -337,7 +338,7 @@ def rotation(extent: Sequence[float], mirrored: Sequence[int]) -> Decision:
     if max(extent) / min(extent) > _LONG_FIELD:
         return 15.0, "in a long field of view a patient turned further would leave the image (nnU-Net)"
     if len(mirrored) < 2:
-        return 30.0, "an axis is not mirrored, and an image turned round is mirrored along both"
+        return UNMIRRORED_ROTATION, "an axis is not mirrored, and an image turned round is mirrored along both"
     return 180.0, "images lie any way round (nnU-Net)"
 
 

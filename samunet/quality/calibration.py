@@ -1,9 +1,9 @@
 """Predicted Dice: a straight line from a fold's doubt about a class to the Dice that it had on its validation cases.
 
-A fold has not seen its validation cases, so what its entropy and its mirror disagreement say of them is what they say
-of a new case. For every class the line is fitted to the validation cases of all folds that predict, by ridge regression
-on the two, standardised. Disagreement between folds cannot be used: of every training case all folds but one have seen
-the answer.
+A fold has not seen its validation cases, so what its entropy and its disagreement under test-time augmentation say of
+them is what they say of a new case. For every class the line is fitted to the validation cases of all folds that
+predict, by ridge regression on the two, standardised. Disagreement between folds cannot be used: of every training case
+all folds but one have seen the answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from samunet.files import read_json, write_json
 from samunet.quality.files import case_file
 
 FILE_NAME = "calibration.json"
-FEATURES = ("entropy", "mirror_disagreement")
+FEATURES = ("entropy", "tta_disagreement")
 FEWEST_CASES = 5  # below, no line is fitted
 USUAL = 0.9  # a class in at least this share of the validation cases is missed where it is not predicted
 WORST_SHARE = 0.2  # of the validation cases: what is as bad is to be looked at
@@ -53,11 +53,11 @@ class Calibration:
 
     Args:
         cases: The validation cases of all folds, without names.
-        mirroring: Whether they were predicted with mirrored or shifted inputs.
+        tta: Whether they were predicted with mirrored or shifted inputs.
     """
 
     cases: Sequence[CalibrationCase]
-    mirroring: bool
+    tta: bool
 
     @cached_property
     def lines(self) -> dict[str, _Line]:
@@ -125,10 +125,10 @@ def write_calibration(fold: Path, cases: Sequence[str], summary: dict[str, Any])
         cases: Names, in the order of ``summary``.
         summary: Content of the validation's ``summary.json``.
     """
-    rows, mirroring = [], False
+    rows, tta = [], False
     for name, scored in zip(cases, summary["metric_per_case"], strict=True):
         seen = read_json(case_file(fold / "validation", name))
-        mirroring = seen["mirroring"]
+        tta = seen["tta"]
         rows.append(
             {
                 key: {
@@ -139,15 +139,15 @@ def write_calibration(fold: Path, cases: Sequence[str], summary: dict[str, Any])
                 for key, metrics in scored["metrics"].items()
             }
         )
-    write_json(fold / FILE_NAME, {"mirroring": mirroring, "cases": rows})
+    write_json(fold / FILE_NAME, {"tta": tta, "cases": rows})
 
 
-def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibration | None, str]:
+def read_calibration(folds: Sequence[Path], tta: bool) -> tuple[Calibration | None, str]:
     """Join the calibrations of the folds that predict.
 
     Args:
         folds: Their folders; none where they predict with another checkpoint than the final one.
-        mirroring: Whether they predict with mirrored or shifted inputs.
+        tta: Whether they predict with mirrored or shifted inputs.
 
     Returns:
         None if there is none that fits, and a sentence that says what it rests on, or what is lacking.
@@ -162,8 +162,8 @@ def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibratio
     for path in found:
         content = read_json(path)
         try:
-            if bool(content["mirroring"]) != mirroring:
-                how = "without" if mirroring else "with"
+            if bool(content["tta"]) != tta:
+                how = "without" if tta else "with"
                 return None, f"the folds were calibrated {how} test-time augmentation, this prediction is the other way"
             cases += [{key: _checked(value) for key, value in case.items()} for case in content["cases"]]
             if any(case.keys() != cases[0].keys() for case in cases):
@@ -175,7 +175,7 @@ def read_calibration(folds: Sequence[Path], mirroring: bool) -> tuple[Calibratio
     if len(cases) < FEWEST_CASES:
         return None, f"{len(cases)} validation cases are too few for a calibration ({FEWEST_CASES} or more)"
     return Calibration(
-        cases, mirroring
+        cases, tta
     ), f"calibrated on the {len(cases)} validation cases of {len(found)} fold{'s' * (len(found) > 1)}"
 
 
@@ -199,7 +199,7 @@ def _fit_all(cases: Sequence[CalibrationCase]) -> dict[str, _Line]:
 
 def _fit(rows: np.ndarray) -> _Line:
     features, dice = rows[:, :-1], rows[:, -1]
-    # Without mirroring there is no second feature; one that never changes says nothing.
+    # Where inputs are neither mirrored nor shifted there is no second feature; one that never changes says nothing.
     used = np.isfinite(features).all(axis=0)
     used[used] = np.ptp(features[:, used], axis=0) > 0
     features = features[:, used]

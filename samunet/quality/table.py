@@ -14,7 +14,7 @@ from samunet.files import read_json, write_json, write_text
 from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
 from samunet.quality.files import FOLDER, case_file
 
-_OF_CLASS = ("predicted_Dice", "entropy", "mirror_disagreement", "fold_disagreement", "voxels", "millilitres")
+_OF_CLASS = ("predicted_Dice", "entropy", "tta_disagreement", "fold_disagreement", "voxels", "millilitres")
 
 
 def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | None = None) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | Non
     if cases is not None:
         found = [name for name in cases if name in set(found)]
     seen = {name: _read(case_file(masks, name)) for name in found}
-    mirroring = any(case["mirroring"] for case in seen.values())
-    calibration, why = read_calibration(folds, mirroring)
+    tta = any(case["tta"] for case in seen.values())
+    calibration, why = read_calibration(folds, tta)
     rows = [_row(name, case, calibration) for name, case in seen.items()]
     rows.sort(key=lambda row: (_last_if_nan(row["predicted_Dice"]), -_first_if_nan(row["entropy"]), row["case"]))
     if calibration is None:
@@ -95,7 +95,7 @@ def _cell(value: float | int | None) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     content = read_json(path, "remove it and predict the case again")
-    if not isinstance(content, dict) or not {"mirroring", "classes"} <= content.keys():
+    if not isinstance(content, dict) or not {"tta", "classes"} <= content.keys():
         raise SamunetError(f"{path} does not say what was measured", "remove it and predict the case again")
     return content
 

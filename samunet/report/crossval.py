@@ -104,9 +104,9 @@ def _pictures(model: ModelFolder, cases: list[Scored]) -> list[object]:
 
 def _calibration(model: ModelFolder, folds: list, labels: Labels) -> list[object]:
     paths = [Path(model.fold(fold)) for fold in folds]
-    calibration, about = read_calibration(paths, mirroring=True)
+    calibration, about = read_calibration(paths, tta=True)
     if calibration is None:
-        calibration, without = read_calibration(paths, mirroring=False)
+        calibration, without = read_calibration(paths, tta=False)
         about = without if calibration is not None else about
     if calibration is None:
         return [f"New predictions cannot tell how good they are: {about}."]
@@ -115,8 +115,8 @@ def _calibration(model: ModelFolder, folds: list, labels: Labels) -> list[object
         error = calibration.errors.get(class_key(region), math.nan)
         rows.append([name, "–" if math.isnan(error) else f"{error:.3f}"])
     content = [
-        "samunet_predict --save_uncertainty predicts the Dice of new cases from entropy and mirror disagreement, "
-        f"{about}. Each validation case predicted from the others is off by:",
+        "samunet_predict --save_uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
+        f"shifted images disagree, {about}. Each validation case predicted from the others is off by:",
         table(["class", "mean error of the predicted Dice"], rows, "cn"),
     ]
     if not math.isnan(calibration.threshold):

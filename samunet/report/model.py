@@ -58,7 +58,7 @@ def curves(model: ModelFolder, folds: Sequence[Fold]) -> list[object]:
                 picture(loss, "Training loss", "Training loss of every fold over iterations"),
                 picture(
                     dice,
-                    "Dice of the monitored validation cases, on their stored grid, without mirroring",
+                    "Dice of the monitored validation cases, on their stored grid, without test-time augmentation",
                     "Dice of the monitored cases of every fold over iterations",
                 ),
             ]

@@ -123,7 +123,7 @@ def _lead(predicted: _Predicted) -> list[object]:
     arguments, quality = predicted.arguments, predicted.quality
     folds = [str(fold) for fold in arguments.get("folds", [])]
     used = f"fold{'s' * (len(folds) > 1)} {', '.join(folds)}"
-    averaged = "with" if arguments.get("mirroring") else "without"
+    averaged = "with" if arguments.get("tta") else "without"
     model = f"{arguments.get('dataset')}/{arguments.get('model')}"
     lead: list[object] = [f"Model {model}, {used}, {averaged} test-time augmentation."]
     figures: list[tuple[object, str]] = [(len(predicted.masks), "cases")]

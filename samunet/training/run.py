@@ -71,6 +71,7 @@ def train_fold(
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
+    _warn_of_a_twin(plans, configuration_name, choice.family)
     if options.feature_cache:
         check_frozen(choice.network)
     _check_agreement(dataset_name, source, fingerprint, configuration, choice.network, description)
@@ -200,6 +201,19 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     if options.learning_rate:
         network = replace(network, learning_rate=options.learning_rate)
     return _Choice(family, network, f"{wanted} ({why})")
+
+
+def _warn_of_a_twin(plans: Plans, configuration_name: str, family: str) -> None:
+    """Some configurations differ for one of their networks only; with the other, the same is trained once more."""
+    if configuration_name == "2d" or "2d" not in plans.configurations:
+        return
+    first, this = (
+        replace(found, networks={family: found.networks[family]}, why={})
+        for found in (plans.configuration("2d"), plans.configuration(configuration_name))
+    )
+    if first == this:
+        encoder = this.networks[family].encoder
+        log.warning("%s differs from 2d for SAM only: with %s both train the same model", configuration_name, encoder)
 
 
 def _check_agreement(
