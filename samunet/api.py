@@ -108,6 +108,7 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
     Configurations that a user added to an existing plans file by hand are kept.
     """
     from samunet.dataset.description import read_description
+    from samunet.planning.agreement import check_fingerprint
     from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
     from samunet.planning.planner import PlannerOptions, keep_own_configurations, plan
 
@@ -118,7 +119,9 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
         raise SamunetError(
             f"{name} has no fingerprint in {folder}", f"samunet_extract_fingerprint -d {paths.number_in(name)}"
         )
-    plans = plan(name, read_description(folder), read_fingerprint(folder / FILE_NAME), options)
+    description, fingerprint = read_description(folder), read_fingerprint(folder / FILE_NAME)
+    check_fingerprint(fingerprint, description, folder / "dataset.json")
+    plans = plan(name, description, fingerprint, options)
     path = folder / f"{options.plans_name}.json"
     keep_own_configurations(path, plans)
     plans.write(path)

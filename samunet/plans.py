@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import permutations, product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -30,6 +31,10 @@ Axis = Annotated[int, Interval(ge=0, le=2)]
 InPlaneAxis = Annotated[int, Interval(ge=0, le=1)]
 LoraTarget = Literal["q", "k", "v", "proj", "mlp"]
 LORA_TARGETS: tuple[str, ...] = get_args(LoraTarget)
+# Where a file's axes x, y, z lead: left or right, backwards or forwards, up or down, in any order.
+Orientation = Literal[
+    ("", *sorted("".join(axes) for three in product("LR", "PA", "SI") for axes in permutations(three)))
+]
 Blocks = Literal["all", "last_half"] | list[int]
 
 
@@ -173,6 +178,8 @@ class Plans:
 
     Attributes:
         transpose_forward: Order in which array axes are stored; the slicing axis comes first.
+        orientation: Of all training images, before that (:mod:`samunet.preprocessing.orientation`): images that lie
+            otherwise are turned to it. Empty if they differ or it is unknown, and then nothing is turned.
         encoder: ``auto``, or the encoder that ``-encoder`` fixed at planning time.
         configurations: By name; each as JSON, possibly with ``inherits_from``. Use :meth:`configuration`.
     """
@@ -190,6 +197,7 @@ class Plans:
     gpu_memory_target_gb: Positive
     encoder: str
     configurations: dict[str, dict[str, Any]]
+    orientation: Orientation = ""
     why: dict[str, str] = field(default_factory=dict)
 
     def configuration(self, name: str) -> ConfigurationPlan:

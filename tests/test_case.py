@@ -19,8 +19,7 @@ SPACING = (3.0, 0.5, 0.8)
 GEOMETRY = Geometry(SPACING, True, (1.5, -2.0, 0.1), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), 3)
 
 
-def prepare(array, label=None, order=(0, 1, 2), spacing=None, scheme="nonorm", masked=False):
-    channels = len(array)
+def plans_and_configuration(channels, *, order=(0, 1, 2), orientation="", spacing=None, scheme="nonorm", masked=False):
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=spacing, median_shape=[1, 1, 1], normalization=[scheme] * channels,
         use_mask_for_norm=[masked] * channels, mirror_axes=[0, 1], foreground_share=0.33, networks={},
@@ -29,8 +28,13 @@ def prepare(array, label=None, order=(0, 1, 2), spacing=None, scheme="nonorm", m
         dataset_name="Dataset001_A", plans_name="p", samunet_version="0", image_reader="", physical_spacing=True,
         original_median_spacing=[1.0] * 3, original_median_shape=[1] * 3, transpose_forward=list(order),
         foreground_intensity_properties_per_channel={str(index): STATISTICS for index in range(channels)},
-        gpu_memory_target_gb=8.0, encoder="auto", configurations={},
+        gpu_memory_target_gb=8.0, encoder="auto", configurations={}, orientation=orientation,
     )  # fmt: skip
+    return plans, configuration
+
+
+def prepare(array, label=None, **decisions):
+    plans, configuration = plans_and_configuration(len(array), **decisions)
     return prepare_case(Image(array, GEOMETRY), label, plans, configuration)
 
 
@@ -48,7 +52,7 @@ def volume():
 def test_transposed_cropped_and_restored(volume, order):
     image, label = volume
     before = image.copy()
-    case = prepare(image, label, order)
+    case = prepare(image, label, order=order)
     content = image[:, 1:4, 2:8, 3:7].transpose(0, *(axis + 1 for axis in order))
     assert np.array_equal(case.image, content)
     assert case.record.cropped_shape == content.shape[1:]
@@ -65,7 +69,7 @@ def test_transposed_cropped_and_restored(volume, order):
 def test_the_plane_is_reduced_in_its_own_axes(volume, order):
     image, label = volume
     coarsest = [2 * SPACING[axis] for axis in order[1:]]
-    case = prepare(image, label, order, coarsest)
+    case = prepare(image, label, order=order, spacing=coarsest)
     depth, height, width = ((3, 6, 4)[axis] for axis in order)
     halved = (round(height / 2), round(width / 2))
     assert case.image.shape == (2, depth, *halved)
@@ -76,7 +80,7 @@ def test_the_plane_is_reduced_in_its_own_axes(volume, order):
 
 
 def test_record_survives_json(volume):
-    record = prepare(*volume, (2, 0, 1), [1.0, 1.0]).record
+    record = prepare(*volume, order=(2, 0, 1), spacing=[1.0, 1.0]).record
     assert CaseRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 

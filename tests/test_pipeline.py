@@ -182,6 +182,29 @@ def test_predictor_takes_paths_and_arrays(planned, samunet_folders):
     assert np.array_equal(predictor.predict_array(array, geometry.spacing), from_file)
 
 
+@pytest.mark.parametrize("orientation", ["RAS", "SLP"])
+def test_images_that_lie_otherwise_than_the_training_images(planned, samunet_folders, tmp_path, orientation):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    other, folders = tmp_path / "other", [tmp_path / "straight", tmp_path / "turned"]
+    other.mkdir()
+    for file in (planned / "imagesTs").glob("*.nii.gz"):
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), orientation), str(other / file.name))
+    for source, output in zip((planned / "imagesTs", other), folders):
+        arguments = ["-i", str(source), "-o", str(output), "--save_probabilities", "--save_uncertainty"]
+        assert predict.main(arguments) == 0
+    for file in folders[0].glob("**/*.nii.gz"):  # masks and maps of entropy
+        straight = sitk.ReadImage(str(file))
+        got = sitk.ReadImage(str(folders[1] / file.relative_to(folders[0])))
+        assert got.GetSize() != straight.GetSize() or orientation == "RAS"
+        back = sitk.DICOMOrient(got, "LPS")
+        assert np.array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(straight)), file
+        assert np.allclose(back.GetOrigin(), straight.GetOrigin(), atol=1e-3)
+    straight, got = (np.load(folder / "test_0.npz")["probabilities"] for folder in folders)
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(folders[1] / "test_0.nii.gz")))
+    assert np.array_equal(np.sort(straight, axis=None), np.sort(got, axis=None))
+    assert (got.astype(np.float32).argmax(0) == mask).mean() > 0.999
+
+
 def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
     source, output = planned / "imagesTs", tmp_path / "preds"
     assert predict.main(["-i", str(source), "-o", str(output)]) == 2

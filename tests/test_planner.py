@@ -1,6 +1,6 @@
 """Whole plans from made-up fingerprints; single rules are tested beside this file."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -359,3 +359,22 @@ def test_flags_for_the_small_encoder_change_none_of_sams_configurations():
         network = flagged.configuration(name).networks["sam"]
         assert network == plain.configuration(name).networks["sam"]
         assert network.adaptation == "lora"
+
+
+@pytest.mark.parametrize(
+    ("orientations", "expected", "why"),
+    [
+        (["RAS", "RAS"], "RAS", "all training images lie so"),
+        (["RAS", "LPS"], "", "not the same in all"),
+        (["RAS", ""], "", "unknown"),
+    ],
+)
+def test_images_are_turned_as_all_training_images_lie(orientations, expected, why):
+    fingerprint = measure([(20, 100, 100)] * 2, [(3.0, 1.0, 1.0)] * 2)
+    cases = {
+        name: replace(case, orientation=orientation)
+        for (name, case), orientation in zip(fingerprint.cases.items(), orientations)
+    }
+    plans = plan("Dataset001_A", describe(), replace(fingerprint, cases=cases), PlannerOptions())
+    assert plans.orientation == expected
+    assert why in plans.why["orientation"]

@@ -58,9 +58,21 @@ def test_classes_without_enough_cases_have_no_prediction():
 def test_a_usual_class_that_is_missing_counts_as_zero():
     cases = [{"1": case["1"], "2": case["1"]} for case in straight(20)]
     calibration = Calibration(cases, True)
-    predicted = calibration.predict({"1": point(0.2, 0.1, NAN), "2": point(None, None, NAN)})
-    assert calibration.missing(predicted) == ["2"]
-    assert calibration.score(predicted) == pytest.approx(predicted["1"] / 2)
+    case = {"1": point(0.2, 0.1, NAN), "2": point(None, None, NAN)}
+    assert calibration.missing(case) == ["2"]
+    assert calibration.score(case) == pytest.approx(calibration.predict(case)["1"] / 2)
+
+
+def test_without_views_entropy_alone_tells_the_dice():
+    """A slice larger than the input is not shifted: its class is predicted, and not missing."""
+    cases = straight(200)
+    calibration = Calibration(cases, True)
+    tiled = {"1": point(0.2, None, NAN)}
+    alone = Calibration([{"1": case["1"] | {"tta_disagreement": NAN}} for case in cases], True)
+    assert calibration.missing(tiled) == []
+    assert calibration.score(tiled) == alone.predict(tiled)["1"] == pytest.approx(0.95 - 0.1 - 0.8 * 0.25, abs=0.03)
+    few = [{"1": case["1"] | {"tta_disagreement": NAN}} for case in cases[4:]] + cases[:4]  # too few with views
+    assert Calibration(few, True).predict({"1": point(0.2, 0.1, NAN)})["1"] == pytest.approx(0.65, abs=0.03)
 
 
 def test_errors_and_threshold_leave_the_case_out():
@@ -70,7 +82,7 @@ def test_errors_and_threshold_leave_the_case_out():
     calibration = Calibration(cases, True)
     others = Calibration(cases[1:], True).predict({"1": cases[0]["1"]})["1"]
     assert abs(others - cases[0]["1"]["Dice"]) == pytest.approx(0.5, abs=5e-3)
-    scores = [calibration.score(calibration.predict(case)) for case in cases]
+    scores = [calibration.score(case) for case in cases]
     below = np.mean(np.array(scores) <= calibration.threshold)
     assert 0.18 <= below <= 0.22
 

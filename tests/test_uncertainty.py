@@ -139,7 +139,9 @@ def test_shifted_inputs_that_disagree():
     mean = mask[0] == 1
     for view, rows, columns in zip(views[1:], (12, 12, 4, 4), (12, 4, 12, 4)):  # what it does not see, the mean decides
         unseen = np.ones((16, 16), bool)
-        unseen[slice(rows) if rows == 12 else slice(4, None), slice(columns) if columns == 12 else slice(4, None)] = False
+        unseen[slice(rows) if rows == 12 else slice(4, None), slice(columns) if columns == 12 else slice(4, None)] = (
+            False
+        )
         view[unseen] = mean[unseen]
     expected = 1 - 2 * (views & mean).sum() / (views.sum() + 5 * mean.sum())
     assert watch.classes()["organ"].tta_disagreement == pytest.approx(expected)

@@ -56,7 +56,7 @@ def _to_ras(voxels: np.ndarray, stored: Geometry) -> tuple[np.ndarray, Geometry]
     """``voxels`` as ``(channels, z, y, x)`` of the RAS axes, and the geometry of that array."""
     from nibabel.orientations import apply_orientation
 
-    axes = _orientation(stored)
+    axes = closest_axes(stored)
     sizes = voxels.shape[:0:-1]
     columns, spacing = np.reshape(stored.direction, (3, 3)).T, stored.spacing[::-1]
     origin, direction, sides = np.array(stored.origin), np.empty((3, 3)), [0.0, 0.0, 0.0]
@@ -82,11 +82,11 @@ def _from_ras(array: np.ndarray, stored: Geometry) -> np.ndarray:
     from nibabel.orientations import apply_orientation, ornt_transform
 
     ras = [[0, 1], [1, 1], [2, 1]]
-    return apply_orientation(array.T, ornt_transform(ras, _orientation(stored))).T
+    return apply_orientation(array.T, ornt_transform(ras, closest_axes(stored))).T
 
 
-def _orientation(stored: Geometry) -> np.ndarray:
-    """Per file axis (x first) the RAS axis that it becomes, and 1 or -1: whether it is flipped."""
+def closest_axes(stored: Geometry) -> np.ndarray:
+    """Of a volume, per array axis (x first) the RAS axis that it becomes, and 1 or -1: whether it is flipped."""
     from nibabel.orientations import io_orientation
 
     affine = np.eye(4)

@@ -33,6 +33,7 @@ from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
+from samunet.preprocessing.orientation import direction_of, orientation_of
 from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
@@ -196,7 +197,7 @@ class Predictor:
         """Predict one image given as an array.
 
         Args:
-            array: ``(channels, z, y, x)``, raw intensities as in the training images' files.
+            array: ``(channels, z, y, x)``, raw intensities and axes as in the training images' files.
             spacing: Millimetres ``(z, y, x)``; None for pictures without physical spacing.
 
         Returns:
@@ -222,7 +223,7 @@ class Predictor:
             spacing=tuple(map(float, spacing)) if physical else (1.0, 1.0, 1.0),
             physical=physical,
             origin=(0.0, 0.0, 0.0),
-            direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+            direction=direction_of(self.plans.orientation),
             dimension=3,
         )
         return self._predict(Image(array, geometry)).mask
@@ -337,6 +338,12 @@ class Predictor:
             raise SamunetError(
                 f"{files[0]} has no spacing in millimetres, but the model was trained on images that have",
                 "save it in a medical format, such as .nii.gz, with its true spacing",
+            )
+        if self.plans.orientation and not orientation_of(image.geometry):
+            log.warning(
+                "%s lies obliquely or says nothing of it: its axes are taken to run as the training images' do (%s)",
+                files[0],
+                self.plans.orientation,
             )
         return image, reader
 

@@ -16,6 +16,7 @@ from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import IntensityStatistics, fingerprint_of
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
+from samunet.preprocessing.orientation import orientation_of
 from samunet.preprocessing.pieces import pieces, places
 from samunet.workers import map_cases
 
@@ -41,6 +42,7 @@ class CaseFingerprint:
         class_components: Connected components (26 neighbours): number, and smallest, median and largest size in voxels.
         integer: Whether every voxel is a whole number.
         minimum, maximum: Intensities per channel.
+        orientation: Which way its axes run in the patient (:mod:`samunet.preprocessing.orientation`); empty if unknown.
     """
 
     spacing: list[float]
@@ -55,6 +57,7 @@ class CaseFingerprint:
     integer: bool
     minimum: list[float]
     maximum: list[float]
+    orientation: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ def _measure_case(
     positions = _positions(label, max(classes) + 1)
     extrema = [(float(channel.min()), float(channel.max())) for channel in image.array]
     spacing, physical = list(image.geometry.spacing), image.geometry.physical
+    orientation = orientation_of(image.geometry)
     small = thumbnail(crop(image.array, box))
     del image  # its memory is needed for the components
     fingerprint = CaseFingerprint(
@@ -190,6 +194,7 @@ def _measure_case(
         integer=integer,
         minimum=[minimum for minimum, _ in extrema],
         maximum=[maximum for _, maximum in extrema],
+        orientation=orientation,
     )
     return fingerprint, intensities, small, physical
 

@@ -11,6 +11,7 @@ from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
+from samunet.planning.agreement import check_fingerprint
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
 from samunet.planning.orientation import mirrored_axes
 from samunet.planning.rules import UNMIRRORED_ROTATION
@@ -72,6 +73,7 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
             "plans can be moved only between datasets with the same channels",
         )
     fingerprint = read_fingerprint(folder / FILE_NAME)
+    check_fingerprint(fingerprint, description, folder / "dataset.json")
     if fingerprint.physical_spacing != plans.physical_spacing:
         with_spacing = plans.dataset_name if plans.physical_spacing else target_name
         raise SamunetError(

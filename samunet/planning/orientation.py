@@ -10,8 +10,19 @@ import numpy as np
 from samunet.dataset.labels import Labels
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.rules import Decision, fixed_order, mirror_axes
+from samunet.preprocessing.orientation import UNKNOWN, common_orientation
 
 _FEWEST_CASES = 5
+
+
+def common_way_round(fingerprint: Fingerprint) -> Decision:
+    """The orientation to which images are turned before anything else: that of the training images, if it is one."""
+    orientations = [case.orientation for case in fingerprint.cases.values()]
+    common = common_orientation(orientations)
+    if common != UNKNOWN:
+        return common, "all training images lie so, and the network sees no others"
+    why = "unknown (pictures, or oblique volumes)" if UNKNOWN in orientations else "not the same in all training images"
+    return UNKNOWN, f"{why}: axes are taken as the files have them"
 
 
 def mirrored_axes(labels: Labels, fingerprint: Fingerprint, order: Sequence[int]) -> Decision:

@@ -19,7 +19,7 @@ from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.orientation import mirrored_axes
+from samunet.planning.orientation import common_way_round, mirrored_axes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
     AdapterPlan,
@@ -109,6 +109,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
     )
+    orientation, orientation_why = common_way_round(fingerprint)
     mirrored, mirrored_why = mirrored_axes(description.labels, fingerprint, order)
     rotation, rotation_why = rules.rotation(extent, mirrored)
     sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM
@@ -146,11 +147,12 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
             round(float(np.median([case.shape[axis] for case in fingerprint.cases.values()]))) for axis in order
         ],
         transpose_forward=order,
+        orientation=orientation,
         foreground_intensity_properties_per_channel=fingerprint.foreground_intensity_properties_per_channel,
         gpu_memory_target_gb=options.gpu_memory_target_gb,
         encoder=options.encoder,
         configurations={"2d": asdict(configuration), **_smaller_inputs(networks["sam"], slices, options)},
-        why={"transpose_forward": order_why},
+        why={"transpose_forward": order_why, "orientation": orientation_why},
     )
 
 

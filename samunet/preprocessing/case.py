@@ -1,4 +1,4 @@
-"""One case through all steps: transpose, crop, normalise, reduce; and the way back for a predicted mask."""
+"""One case through all steps: turn, transpose, crop, normalise, reduce; and the way back for a predicted mask."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.plans import ConfigurationPlan, Plans
 from samunet.preprocessing.crop import Box, bounding_box, content_mask, crop, uncrop
 from samunet.preprocessing.normalize import normalize
+from samunet.preprocessing.orientation import UNKNOWN, orientation_of, turned, turned_sides
 from samunet.preprocessing.pieces import pieces, values_in
 from samunet.preprocessing.resample import reduce_image, reduce_label
 
@@ -30,6 +31,7 @@ class CaseRecord:
         transposed_shape: Shape after transposing, before cropping.
         box: Crop within it, half open.
         stored_spacing: In-plane ``[y, x]`` millimetres of the stored slices; None without physical spacing.
+        orientation: To which the volume was turned before (:mod:`.orientation`); empty if it was left as it lies.
     """
 
     geometry: Geometry
@@ -37,6 +39,7 @@ class CaseRecord:
     transposed_shape: list[int]
     box: Box
     stored_spacing: list[float] | None
+    orientation: str = UNKNOWN
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -129,14 +132,18 @@ def prepare_case(
         raise SamunetError(
             f"the image has {len(image.array)} channels, the plans expect {len(configuration.normalization)}"
         )
+    own = orientation_of(image.geometry)
+    array = turned(image.array, own, plans.orientation)
+    label = None if label is None else turned(label, own, plans.orientation)
     axes = plans.transpose_forward
-    spacing = [image.geometry.spacing[axis] for axis in axes]
-    mask = content_mask(image.array)
+    sides = turned_sides(image.geometry.spacing, own, plans.orientation)
+    spacing = [sides[axis] for axis in axes]
+    mask = content_mask(array)
     box = bounding_box(mask)
     masked = any(configuration.use_mask_for_norm)
     inside = np.ascontiguousarray(_filled(crop(mask, box)).transpose(axes)) if masked else None
     del mask
-    cropped = np.array(crop(image.array, box).transpose(0, *(axis + 1 for axis in axes)), dtype=np.float32, order="C")
+    cropped = np.array(crop(array, box).transpose(0, *(axis + 1 for axis in axes)), dtype=np.float32, order="C")
     normalize(
         cropped,
         configuration.normalization,
@@ -145,8 +152,9 @@ def prepare_case(
         plans.foreground_intensity_properties_per_channel,
     )
     shape, stored_spacing = stored_shape(cropped.shape[2:], spacing[1:], configuration.spacing)
-    transposed_shape, transposed_box = ([sides[axis] for axis in axes] for sides in (image.array.shape[1:], box))
-    record = CaseRecord(image.geometry, list(axes), transposed_shape, transposed_box, stored_spacing)
+    transposed_shape, transposed_box = ([sides[axis] for axis in axes] for sides in (array.shape[1:], box))
+    orientation = plans.orientation if own else UNKNOWN
+    record = CaseRecord(image.geometry, list(axes), transposed_shape, transposed_box, stored_spacing, orientation)
     reduced = reduce_image(cropped, shape)
     del cropped  # its memory is needed for the label
     stored_label = None
@@ -180,7 +188,7 @@ def stored_shape(
 
 
 def restore_mask(mask: np.ndarray, record: CaseRecord) -> np.ndarray:
-    """Undo crop and transposition of a mask on the cropped grid.
+    """Undo crop, transposition and turn of a mask on the cropped grid.
 
     Args:
         mask: ``(z, y, x)``, or ``(channels, z, y, x)`` for probabilities, of ``record.cropped_shape``.
@@ -191,7 +199,7 @@ def restore_mask(mask: np.ndarray, record: CaseRecord) -> np.ndarray:
     full = uncrop(mask, record.box, tuple(record.transposed_shape))
     leading = mask.ndim - 3
     backward = [leading + int(axis) for axis in np.argsort(record.transpose)]
-    return full.transpose(*range(leading), *backward)
+    return turned(full.transpose(*range(leading), *backward), record.orientation, orientation_of(record.geometry))
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

@@ -136,6 +136,7 @@ def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Desc
     # Only CT uses the dataset's statistics: other cases need not be made again when a case joins the dataset.
     statistics = plans.foreground_intensity_properties_per_channel if "ct" in configuration.normalization else {}
     return fingerprint_of(
+        plans.orientation,
         plans.transpose_forward,
         configuration.spacing,
         configuration.normalization,

@@ -33,21 +33,6 @@ CalibrationCase = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Line:
-    """Dice = ``mean`` + sum of ``slopes`` x (feature - ``centre``), for the features in use."""
-
-    used: np.ndarray
-    centre: np.ndarray
-    slopes: np.ndarray
-    mean: float
-
-    def dice(self, features: np.ndarray) -> float:
-        """Predicted Dice; NaN where a feature that is needed is missing."""
-        value = self.mean + float((features[self.used] - self.centre) @ self.slopes)
-        return min(1.0, max(0.0, value)) if math.isfinite(value) else math.nan
-
-
-@dataclass(frozen=True)
 class Calibration:
     """What folds learnt from their validation cases about the doubt that they have.
 
@@ -60,61 +45,77 @@ class Calibration:
     tta: bool
 
     @cached_property
-    def lines(self) -> dict[str, _Line]:
-        """The line of every class that has enough cases."""
-        return _fit_all(self.cases)
+    def _tables(self) -> dict[str, np.ndarray]:
+        """Of every class a row for each case: its features and its Dice, NaN where there is none."""
+        keys = self.cases[0] if self.cases else ()
+        return {
+            key: np.array([[*_features(case[key]), _number(case[key]["Dice"])] for case in self.cases]) for key in keys
+        }
 
     @cached_property
     def usual(self) -> list[str]:
-        """Classes that hardly any validation case lacks."""
+        """Classes that hardly any validation case lacks, and of whose Dice something can be said."""
         if len(self.cases) < FEWEST_CASES:
             return []
         shares = {key: np.mean([case[key]["in_reference"] for case in self.cases]) for key in self.cases[0]}
-        return [key for key, share in shares.items() if share >= USUAL]
+        return [
+            key
+            for key, share in shares.items()
+            if share >= USUAL and len(_known(self._tables[key], [0])) >= FEWEST_CASES
+        ]
 
     @cached_property
     def _left_out(self) -> list[dict[str, float]]:
         """Predicted Dice of every validation case, by lines that are fitted without it."""
-        found = []
-        for index, case in enumerate(self.cases):
-            lines = _fit_all([*self.cases[:index], *self.cases[index + 1 :]])
-            found.append({key: lines[key].dice(_features(case[key])) for key in case if key in lines})
-        return found
+        return [
+            {key: self._dice(table[index, :-1], np.delete(table, index, axis=0)) for key, table in self._tables.items()}
+            for index in range(len(self.cases))
+        ]
 
     @cached_property
     def errors(self) -> dict[str, float]:
         """Mean distance of predicted and true Dice of every class, each case predicted from the others."""
-        distances: dict[str, list[float]] = {}
-        for case, predicted in zip(self.cases, self._left_out, strict=True):
-            for key, dice in predicted.items():
-                if _known(case[key]["Dice"]) and not math.isnan(dice):
-                    distances.setdefault(key, []).append(abs(dice - case[key]["Dice"]))
-        return {key: float(np.mean(values)) for key, values in distances.items()}
+        errors = {}
+        for key, table in self._tables.items():
+            distances = np.abs(np.array([predicted[key] for predicted in self._left_out]) - table[:, -1])
+            if np.isfinite(distances).any():
+                errors[key] = float(np.nanmean(distances))
+        return errors
 
     @cached_property
     def threshold(self) -> float:
         """Mean predicted Dice below which lies the worst fifth of the validation cases; NaN with too few of them."""
-        scores = [self._score(predicted) for predicted in self._left_out]
+        scores = [_mean(predicted) for predicted in self._left_out]
         scores = [score for score in scores if not math.isnan(score)]
         return float(np.quantile(scores, WORST_SHARE)) if len(scores) >= FEWEST_CASES else math.nan
 
     def predict(self, classes: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """Predicted Dice of every class of a case; NaN where the class is not predicted, or has no line."""
-        lines = self.lines
-        return {key: lines[key].dice(_features(doubt)) if key in lines else math.nan for key, doubt in classes.items()}
+        """Predicted Dice of every class of a case; NaN where the class is not predicted, or has too few cases."""
+        return {
+            key: self._dice(_features(doubt), self._tables[key]) if key in self._tables else math.nan
+            for key, doubt in classes.items()
+        }
 
-    def missing(self, predicted: Mapping[str, float]) -> list[str]:
+    def missing(self, classes: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Usual classes that were not predicted."""
-        return [key for key in self.usual if key in self.lines and math.isnan(predicted.get(key, math.nan))]
+        return [key for key in self.usual if math.isnan(_number(classes[key]["entropy"]))]
 
-    def score(self, predicted: Mapping[str, float]) -> float:
+    def score(self, classes: Mapping[str, Mapping[str, Any]]) -> float:
         """Mean predicted Dice of a case, in which a usual class that is missing counts as 0."""
-        return self._score({**predicted, **dict.fromkeys(self.missing(predicted), 0.0)})
+        return _mean({**self.predict(classes), **dict.fromkeys(self.missing(classes), 0.0)})
 
     @staticmethod
-    def _score(predicted: Mapping[str, float]) -> float:
-        values = [value for value in predicted.values() if not math.isnan(value)]
-        return float(np.mean(values)) if values else math.nan
+    def _dice(features: np.ndarray, table: np.ndarray) -> float:
+        """What the line through a table says of a case, of which not all features need be known.
+
+        A slice larger than the input has no shifted views, for example: then the line is one of entropy alone.
+        """
+        entropy, both = [0], [0, 1]
+        for columns in (both, entropy):
+            rows = _known(table, columns)
+            if np.isfinite(features[columns]).all() and len(rows) >= FEWEST_CASES:
+                return min(1.0, max(0.0, _along_line(features[columns], rows[:, columns], rows[:, -1])))
+        return math.nan
 
 
 def write_calibration(fold: Path, cases: Sequence[str], summary: dict[str, Any]) -> None:
@@ -184,35 +185,30 @@ def _checked(value: dict) -> dict[str, Any]:
     return {**numbers, "in_reference": bool(value["in_reference"])}
 
 
-def _fit_all(cases: Sequence[CalibrationCase]) -> dict[str, _Line]:
-    lines = {}
-    for key in cases[0] if cases else ():
-        rows = [
-            (*_features(case[key]), case[key]["Dice"])
-            for case in cases
-            if _known(case[key]["Dice"]) and _known(case[key]["entropy"])
-        ]
-        if len(rows) >= FEWEST_CASES:
-            lines[key] = _fit(np.array(rows))
-    return lines
+def _known(table: np.ndarray, columns: list[int]) -> np.ndarray:
+    """Rows of cases with these features and a Dice."""
+    return table[np.isfinite(table[:, [*columns, -1]]).all(axis=1)]
 
 
-def _fit(rows: np.ndarray) -> _Line:
-    features, dice = rows[:, :-1], rows[:, -1]
-    # Where inputs are neither mirrored nor shifted there is no second feature; one that never changes says nothing.
-    used = np.isfinite(features).all(axis=0)
-    used[used] = np.ptp(features[:, used], axis=0) > 0
+def _along_line(at: np.ndarray, features: np.ndarray, dice: np.ndarray) -> float:
+    """Value at ``at`` of a straight line through ``dice``; a feature that never changes says nothing."""
+    used = np.ptp(features, axis=0) > 0
     features = features[:, used]
     centre, spread = features.mean(axis=0), features.std(axis=0)
     standard = (features - centre) / spread
     penalty = _PENALTY * np.eye(standard.shape[1])
     slopes = np.linalg.solve(standard.T @ standard + penalty, standard.T @ (dice - dice.mean())) / spread
-    return _Line(used, centre, slopes, float(dice.mean()))
+    return float(dice.mean() + (at[used] - centre) @ slopes)
+
+
+def _mean(predicted: Mapping[str, float]) -> float:
+    values = [value for value in predicted.values() if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _features(doubt: Mapping[str, Any]) -> np.ndarray:
-    return np.array([math.nan if doubt[name] is None else doubt[name] for name in FEATURES], float)
+    return np.array([_number(doubt[name]) for name in FEATURES])
 
 
-def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

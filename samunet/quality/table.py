@@ -61,10 +61,10 @@ def _row(name: str, case: dict, calibration: Calibration | None) -> dict[str, An
     entropies = [doubt["entropy"] for doubt in classes.values() if doubt["entropy"] is not None]
     score, look = math.nan, []
     if calibration:
-        score = calibration.score(predicted)
+        score = calibration.score(classes)
         if score <= calibration.threshold:
             look.append(f"predicted Dice as of the worst {WORST_SHARE:.0%} in validation")
-        look += [f"no {classes[key]['name']} found" for key in calibration.missing(predicted)]
+        look += [f"no {classes[key]['name']} found" for key in calibration.missing(classes)]
     return {
         "case": name,
         "look": look,

@@ -71,6 +71,7 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
     plan = plans.configuration(configuration)
     general = {
         "slices are cut along array axis": plans.transpose_forward[0],
+        "images are turned to": plans.orientation or "as they lie",
         "median spacing in mm (z, y, x)" if plans.physical_spacing else "spacing": (
             _shown(plans.original_median_spacing) if plans.physical_spacing else "none: pictures"
         ),
@@ -78,8 +79,8 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
         "planned memory in GB": plans.gpu_memory_target_gb,
     }
     rows = [[name, value, ""] for name, value in general.items()]
-    if reason := plans.why.get("transpose_forward"):
-        rows[0][2] = reason
+    for row, key in enumerate(("transpose_forward", "orientation")):
+        rows[row][2] = plans.why.get(key, "")
     decided = {key: value for key, value in asdict(plan).items() if key not in ("networks", "why")}
     rows += [[_words(key), _shown(value), plan.why.get(key, "")] for key, value in decided.items()]
     content: list[object] = [heading("Data and preprocessing"), table(_COLUMNS, rows, "ccl", stacked=True)]

@@ -215,6 +215,7 @@ def _facts(model: ModelFolder, fold: Fold, predictor: Predictor) -> dict:
             "slices": network.input_channels,
             "shape": network.input_shape,
             "spacing": network.spacing,
+            "orientation": predictor.plans.orientation,
             "transpose_forward": predictor.plans.transpose_forward,
             "normalization": configuration.normalization,
             "use_mask_for_norm": configuration.use_mask_for_norm,
@@ -224,7 +225,8 @@ def _facts(model: ModelFolder, fold: Fold, predictor: Predictor) -> dict:
             },
         },
         "output": {"labels": raw["labels"], "regions_class_order": raw.get("regions_class_order")},
-        "mirror_axes": configuration.mirror_axes,
+        "mirror_axes": predictor.slices.mirror_axes,
+        "shift": 0 if predictor.slices.mirror_axes else predictor.slices.window_shift,
     }
 
 

@@ -31,6 +31,7 @@ from samunet.training.cached_model import CachedModel
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import epoch_line, plot, progress_bar
 from samunet.training.loss import SegmentationLoss
+from samunet.training.monitoring import monitored_cases
 from samunet.training.options import TrainingOptions
 from samunet.training.samed import SamedLoss
 from samunet.training.schedule import Budget, format_duration
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 
 _CLIP_NORM = 1.0
 _EPOCH_ITERATIONS = (100, 250)
-_MONITORED_CASES = 8
 _MONITORED_SHARE = 0.1  # of an epoch's images: a pass without gradients takes a third of one with, so 3 % of the time
 
 
@@ -92,8 +92,8 @@ class Trainer:
         self.loader = SliceLoader(
             train, configuration, network, self.batch_size, options.seed, ignore=self.labels.ignore
         )
-        self.monitored = _monitored(
-            validation or train, round(self.epoch_iterations * self.batch_size * _MONITORED_SHARE)
+        self.monitored = monitored_cases(
+            validation or train, network, round(self.epoch_iterations * self.batch_size * _MONITORED_SHARE)
         )
         self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
@@ -365,13 +365,3 @@ class Trainer:
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-
-def _monitored(cases: dict[str, StoredCase], num_slices: int) -> dict[str, StoredCase]:
-    """A fixed few cases, evenly spread over the names; at least one, and otherwise no more than ``num_slices``."""
-    names = sorted(cases)
-    for number in range(min(_MONITORED_CASES, len(names)), 0, -1):
-        chosen = [names[round(place)] for place in np.linspace(0, len(names) - 1, number)]
-        if sum(cases[name].shape[0] for name in chosen) <= num_slices:
-            break
-    return {name: cases[name] for name in chosen}
