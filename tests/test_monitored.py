@@ -36,7 +36,7 @@ def monitored(slices, limit, plane=(8, 8), empty=()):
         f"case_{index:02d}": SimpleNamespace(
             shape=(depth, *plane),
             record=SimpleNamespace(stored_spacing=[1.0, 1.0]),
-            class_locations={} if index in empty else {1: None},
+            class_locations={0: None} if index in empty else {1: None},
         )
         for index, depth in enumerate(slices)
     }

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from samunet.commands import (
@@ -52,6 +53,25 @@ def test_moved_plans_are_the_sources_but_for_names_and_mirroring(planned, samune
     (target / "tinyPlans.json").write_text(json.dumps(content | {"gpu_memory_target_gb": 24.0}))
     assert move_plans_between_datasets.main(flags) == 2
     assert "holds other plans" in capsys.readouterr().err
+
+
+def test_what_the_target_forbids_is_told_in_its_own_axes(planned, samunet_folders, tiny_dataset):
+    """All of its images are brighter in front, along what is its array axis z and, turned as the source lies, y."""
+    tiny_dataset(name="Dataset997_Turned", ids=tuple("abcde"))
+    for file in sorted((samunet_folders / "raw" / "Dataset997_Turned").glob("*Tr/*.nii.gz")):
+        image = sitk.ReadImage(str(file))
+        array = sitk.GetArrayFromImage(image)
+        if file.name.endswith("_0000.nii.gz"):
+            array = array + 1000 * np.linspace(1, 0, array.shape[1], dtype=np.float32)[:, None]
+        turned = sitk.GetImageFromArray(array)
+        turned.CopyInformation(image)
+        sitk.WriteImage(sitk.DICOMOrient(turned, "LSP"), str(file))
+    assert extract_fingerprint.main(["-d", "997"]) == 0
+    assert move_plans_between_datasets.main(["-s", "998", "-t", "997", "-tp", "tinyPlans"]) == 0
+    moved = read_plans(samunet_folders / "preprocessed" / "Dataset997_Turned" / "tinyPlans.json")
+    assert moved.orientation == "LPS"
+    assert moved.configuration("2d").mirror_axes == [1]
+    assert preprocess.main(["-d", "997", "-p", "tinyPlans"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,32 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import tifffile
 
 from samunet.imageio.base import Geometry, Image
+from samunet.imageio.registry import reader_for
 from samunet.plans import Orientation
 from samunet.preprocessing.orientation import (
     UNKNOWN,
     common_orientation,
-    direction_of,
     orientation_of,
     turned,
     turned_sides,
 )
 
 EVERY = ["".join(axes) for three in product("LR", "PA", "SI") for axes in permutations(three)]
+
+
+# ITK's axes point to the left, backwards and upwards.
+TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+def direction_of(orientation):
+    direction = np.zeros((3, 3))
+    for own, letter in enumerate(orientation):
+        axis, sign = TOWARDS[letter]
+        direction[axis, own] = sign
+    return tuple(direction.ravel().tolist())
 
 
 def geometry(direction, *, physical=True, dimension=3, spacing=(3.0, 2.0, 1.0)):
@@ -41,11 +54,41 @@ def test_what_has_no_orientation():
     assert orientation_of(geometry(tilted)) == "LPS"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.nii.gz", "LPS"), ("a.mha", "LPS"), ("a.nrrd", "LPS"), ("a.gipl", UNKNOWN), ("codes_0.nii.gz", UNKNOWN)],
+)
+def test_files_that_do_not_say_which_way_their_axes_run(tmp_path, name, expected):
+    import nibabel
+    import SimpleITK as sitk
+
+    file = tmp_path / name
+    if name.startswith("codes"):
+        image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), None)
+        assert (image.header["qform_code"], image.header["sform_code"]) == (0, 0)
+        nibabel.save(image, file)
+        assert orientation_of(reader_for(".nii.gz", "NibabelIO").read_image([file]).geometry) == expected
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 5, 4), np.uint8)), str(file))
+    ending = file.name.removeprefix(file.name.split(".")[0])
+    assert orientation_of(reader_for(ending).read_image([file]).geometry) == expected
+
+
+def test_tiff_volumes_and_nrrd_files_without_a_space_have_no_orientation(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5, 6), np.uint8), photometric="minisblack")
+    (tmp_path / "a.json").write_text('{"spacing": [3, 1, 1]}')
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nspacings: 1 1 1\nencoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(8))
+    for ending in (".tif", ".nrrd"):
+        read = reader_for(ending).read_image([tmp_path / f"a{ending}"]).geometry
+        assert read.physical
+        assert orientation_of(read) == UNKNOWN
+
+
 def test_every_orientation_is_known_to_plans_and_comes_back():
     assert set(Orientation.__args__) == {UNKNOWN, *EVERY}
     for orientation in EVERY:
         assert orientation_of(geometry(direction_of(orientation))) == orientation
-    assert orientation_of(geometry(direction_of(UNKNOWN))) == "LPS"
 
 
 def test_common_orientation():

@@ -68,18 +68,19 @@ class ArraySource(Source):
         return RawMask(to_label(self._stacked("label")[None], self.parts[0]), self._geometry)
 
     def write_image(self, folder: Path, geometry: Geometry) -> None:
-        """As NIfTI with 32-bit numbers."""
-        import SimpleITK as sitk
+        """As NIfTI with 32-bit numbers, which does not say which way the axes run: the source does not either."""
+        from nibabel import Nifti1Image, save
 
-        image = sitk.GetImageFromArray(self.read_image().array[0])
-        image.SetSpacing(geometry.spacing[::-1])
+        image = Nifti1Image(self.read_image().array[0].T, None)
+        image.header.set_zooms(geometry.spacing[::-1])
+        image.header.set_xyzt_units("mm")
         with atomic_path(folder / f"{self.name}_0000.nii.gz") as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
+            save(image, temporary)
 
     @property
     def _geometry(self) -> Geometry:
         identity = tuple(np.eye(3).ravel().tolist())
-        return Geometry(self.spacing, physical=True, origin=(0.0, 0.0, 0.0), direction=identity, dimension=3)
+        return Geometry(self.spacing, True, (0.0, 0.0, 0.0), identity, dimension=3, placed=False)
 
     def _stacked(self, key: str) -> np.ndarray:
         """``(z, y, x)``; image and label are checked against each other file by file."""

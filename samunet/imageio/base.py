@@ -39,6 +39,7 @@ class Geometry:
         origin: ITK's origin in mm, in the array's axes ``(x, y[, z])``.
         direction: ITK's direction cosines, row by row; 4 or 9 numbers.
         dimension: The file's own number of axes, 2 or 3.
+        placed: False where the file does not say which way its axes run; ``direction`` then means nothing.
         nifti: Orientation part of a NIfTI header (see :mod:`samunet.imageio.nifti`); None for other formats.
         nrrd: Lines of a NRRD header that place the voxels (see :mod:`samunet.imageio.nrrd`); None for other formats.
         stored: Geometry of the file itself, where a reader presents the voxels in another axis order (see
@@ -50,6 +51,7 @@ class Geometry:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
     dimension: int
+    placed: bool = True
     nifti: tuple[float, ...] | None = None
     nrrd: tuple[str, ...] | None = None
     stored: Geometry | None = None
@@ -68,6 +70,7 @@ class Geometry:
             origin=_floats(data["origin"]),
             direction=_floats(data["direction"]),
             dimension=int(data["dimension"]),
+            placed=bool(data["placed"]),
             nifti=None if nifti is None else _floats(nifti),
             nrrd=None if nrrd is None else tuple(nrrd),
             stored=None if stored is None else Geometry.from_json(stored),

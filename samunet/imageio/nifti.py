@@ -130,8 +130,15 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
         origin=tuple((_TO_ITK @ affine[:3, 3] * scale)[:dimension].tolist()),
         direction=tuple((columns / lengths)[:dimension, :dimension].ravel().tolist()),
         dimension=dimension,
+        placed=states_axes(image.orientation),
         nifti=image.orientation,
     )
+
+
+def states_axes(orientation: tuple[float, ...]) -> bool:
+    """Whether a header says which way its axes run: ``qform_code`` or ``sform_code`` is not 0."""
+    first = 1 + 4  # behind the version and pixdim[0:4]
+    return any(orientation[first + _SCALARS.index(code)] for code in ("qform_code", "sform_code"))
 
 
 def write_nifti(array: np.ndarray, file: Path, orientation: tuple[float, ...]) -> None:

@@ -23,7 +23,14 @@ from samunet.imageio.base import (
 )
 from samunet.imageio.dicom import count_components, read_series
 from samunet.imageio.itk import check_complete, itk, itk_format, reason, unreadable
-from samunet.imageio.nifti import NIFTI_ENDINGS, affine_geometry, count_nifti_channels, read_nifti, write_nifti
+from samunet.imageio.nifti import (
+    NIFTI_ENDINGS,
+    affine_geometry,
+    count_nifti_channels,
+    read_nifti,
+    states_axes,
+    write_nifti,
+)
 from samunet.imageio.nrrd import read_placement, restore_placement
 
 if TYPE_CHECKING:
@@ -137,9 +144,19 @@ def _geometry(
         origin=source.GetOrigin()[:dimension],
         direction=tuple(cosine for row in rows for cosine in row),
         dimension=dimension,
+        placed=_states_axes(file, nifti, nrrd),
         nifti=nifti,
         nrrd=nrrd,
     )
+
+
+def _states_axes(file: Path, nifti: tuple[float, ...] | None, nrrd: tuple[str, ...] | None) -> bool:
+    """Whether the file says which way its axes run; ITK takes what is not said for its own axes."""
+    if nifti is not None:
+        return states_axes(nifti)
+    if file.name.lower().endswith(".nrrd"):
+        return any(line.startswith("space:") for line in nrrd or ())
+    return not file.name.lower().endswith(".gipl")  # GIPL has no direction
 
 
 def _write(array: np.ndarray, file: Path, geometry: Geometry) -> None:

@@ -224,6 +224,7 @@ def _geometry(file: Path, dimension: int) -> Geometry:
         origin=(0.0,) * dimension,
         direction=tuple(np.eye(dimension).ravel().tolist()),
         dimension=dimension,
+        placed=False,
     )
 
 

@@ -33,7 +33,7 @@ from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.orientation import direction_of, orientation_of
+from samunet.preprocessing.orientation import orientation_of
 from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
@@ -223,15 +223,16 @@ class Predictor:
             spacing=tuple(map(float, spacing)) if physical else (1.0, 1.0, 1.0),
             physical=physical,
             origin=(0.0, 0.0, 0.0),
-            direction=direction_of(self.plans.orientation),
+            direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
             dimension=3,
+            placed=False,
         )
         return self._predict(Image(array, geometry)).mask
 
     def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
         """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
         image, _ = self.read(tuple(Path(file) for file in files))
-        return self._predict(image).mask, image.geometry
+        return np.ascontiguousarray(self._predict(image).mask), image.geometry  # a turned one is a view
 
     def predict_cases(self, cases: dict[str, Case], output: Path, *, progress: bool = True) -> list[str]:
         """Predict cases into a folder, one mask per case (see :meth:`mask_file`) in the input's geometry.

@@ -181,7 +181,8 @@ def _binary_entropy(probability: Tensor) -> Tensor:
 
 
 def _entr(probability: Tensor) -> Tensor:
-    """``-p ln p``, 0 where p is 0."""
+    """``-p ln p``, 0 where p is 0; a mean over folds may be a rounding error beyond 0 or 1."""
+    probability = probability.clamp_min(0)
     return -torch.xlogy(probability, probability)
 
 

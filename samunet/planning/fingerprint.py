@@ -23,6 +23,7 @@ from samunet.workers import map_cases
 FILE_NAME = "dataset_fingerprint.json"
 FOREGROUND_SAMPLES = 1_000_000  # over all cases and per channel; nnU-Net draws a hundred times as many per case
 _SEED = 1234
+_MEASURES = 2  # raised when a figure is added or its rule changes, so that datasets are measured again
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ def read_fingerprint(path: Path) -> Fingerprint:
 
 
 def source_hash(dataset: Dataset) -> str:
-    """Hash of the dataset's file names, sizes and modification times, and of its labels and channels."""
+    """Hash of the dataset's file names, sizes and times, of its labels and channels, and of what is measured."""
     files = [path for case in dataset.cases.values() for path in (*case.images, case.label) if path is not None]
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return fingerprint_of(stamps, dataset.description.labels, list(dataset.description.channel_names))
+    return fingerprint_of(_MEASURES, stamps, dataset.description.labels, list(dataset.description.channel_names))
 
 
 def extract_fingerprint(

@@ -138,7 +138,7 @@ def prepare_case(
     axes = plans.transpose_forward
     sides = turned_sides(image.geometry.spacing, own, plans.orientation)
     spacing = [sides[axis] for axis in axes]
-    mask = content_mask(array)
+    mask = turned(content_mask(image.array), own, plans.orientation)
     box = bounding_box(mask)
     masked = any(configuration.use_mask_for_norm)
     inside = np.ascontiguousarray(_filled(crop(mask, box)).transpose(axes)) if masked else None

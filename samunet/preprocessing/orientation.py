@@ -15,28 +15,17 @@ from samunet.imageio.reorient import closest_axes
 
 UNKNOWN = ""
 _CLEAR = 0.8  # cosine: an axis up to 37 degrees from the patient's axis cannot be taken for another
-# ITK's axes point to the left, backwards and upwards.
-_TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
 def orientation_of(geometry: Geometry) -> str:
-    """The orientation of a volume; :data:`UNKNOWN` of pictures, of 2D files, and of oblique volumes."""
-    if not geometry.physical or geometry.dimension != 3:
+    """The orientation of a volume; :data:`UNKNOWN` of pictures, 2D files, oblique volumes, and where none is stated."""
+    if not (geometry.physical and geometry.placed) or geometry.dimension != 3:
         return UNKNOWN
     from nibabel.orientations import ornt2axcodes
 
     if np.abs(np.reshape(geometry.direction, (3, 3))).max(axis=0).min() < _CLEAR:
         return UNKNOWN
     return "".join(ornt2axcodes(closest_axes(geometry)))
-
-
-def direction_of(orientation: str) -> tuple[float, ...]:
-    """Inverse of :func:`orientation_of`: ITK's direction cosines, row by row; of an unknown one, those of ``LPS``."""
-    direction = np.zeros((3, 3))
-    for own, letter in enumerate(orientation or "LPS"):
-        axis, sign = _TOWARDS[letter]
-        direction[axis, own] = sign
-    return tuple(direction.ravel().tolist())
 
 
 def common_orientation(orientations: Iterable[str]) -> str:

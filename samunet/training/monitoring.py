@@ -19,7 +19,7 @@ def monitored_cases(cases: dict[str, StoredCase], network: NetworkPlan, most: in
         network: Whose windows cover their slices.
         most: Windows in all; where even one case has more, the one with the fewest is taken.
     """
-    names = [name for name in sorted(cases) if cases[name].class_locations] or sorted(cases)
+    names = [name for name in sorted(cases) if any(cases[name].class_locations)] or sorted(cases)  # any but 0
     for number in range(min(_CASES, len(names)), 1, -1):
         chosen = [names[round(place)] for place in np.linspace(0, len(names) - 1, number)]
         if sum(_windows(cases[name], network) for name in chosen) <= most:
