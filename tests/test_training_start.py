@@ -92,7 +92,7 @@ def test_every_fold_counts_its_own_peak_memory(planned, monkeypatch):
 
 def test_a_configuration_that_is_another_for_sam_only_is_told(planned, caplog):
     train(configuration="2d_448")
-    assert "2d_448 differs from 2d for SAM only: with small both train the same model" in caplog.text
+    assert "with the encoder small, 2d_448 trains the same model as 2d" in caplog.text
     caplog.clear()
     train()
-    assert "differs from 2d" not in caplog.text
+    assert "the same model" not in caplog.text

@@ -213,7 +213,7 @@ def _warn_of_a_twin(plans: Plans, configuration_name: str, family: str) -> None:
     )
     if first == this:
         encoder = this.networks[family].encoder
-        log.warning("%s differs from 2d for SAM only: with %s both train the same model", configuration_name, encoder)
+        log.warning("with the encoder %s, %s trains the same model as 2d", encoder, configuration_name)
 
 
 def _check_agreement(
