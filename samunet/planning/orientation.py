@@ -21,7 +21,11 @@ def common_way_round(fingerprint: Fingerprint) -> Decision:
     common = common_orientation(orientations)
     if common != UNKNOWN:
         return common, "all training images lie so, and the network sees no others"
-    why = "unknown (pictures, or oblique volumes)" if UNKNOWN in orientations else "not the same in all training images"
+    why = (
+        "unknown (pictures, oblique volumes, or not stated)"
+        if UNKNOWN in orientations
+        else "not the same in all training images"
+    )
     return UNKNOWN, f"{why}: axes are taken as the files have them"
 
 
