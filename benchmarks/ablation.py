@@ -5,9 +5,9 @@
     python benchmarks/ablation.py 004 --iterations 900 --set 'mirror_axes=[0,1]' rotation=180
     python benchmarks/ablation.py 027 --seconds 150 --weights pretraining/small_latest.safetensors --seed 1
 
-The Dice is that of the fold's validation cases on their stored grid, without mirroring and as the plan mirrors; the
-last line has both with what was changed. Nothing is written to the results folder. Compare runs made on the same quiet
-machine, and look at the iterations too.
+The Dice is that of the fold's validation cases on their stored grid, from one input along the first plane, and averaged
+over mirrored inputs and planes as the plan has them; the last line has both with what was changed. Nothing is written
+to the results folder. Compare runs made on the same quiet machine, and look at the iterations too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from samunet.preprocessing.run import stored_cases
 from samunet.training.options import TrainingOptions
 from samunet.training.trainer import Trainer
 
-_CONFIGURATION = {"mirror_axes", "rotation", "foreground_share"}
+_CONFIGURATION = {"mirror_axes", "rotation", "foreground_share", "planes"}
 
 
 def main() -> None:
@@ -88,9 +88,8 @@ def main() -> None:
         for entry in trainer.state.log:
             print(json.dumps(entry))
         trainer.monitored = validation
-        plain = trainer._monitor()
-        mirrored = trainer._monitor(configuration.mirror_axes) if configuration.mirror_axes else plain
-    scores = {"dice": round(plain, 4), "mirrored_dice": round(mirrored, 4)}
+        scores = {"dice": trainer._monitor(), "averaged_dice": trainer._monitor(averaged=True)}
+    scores = {name: round(score, 4) for name, score in scores.items()}
     setting = {key: value for key, value in vars(arguments).items() if value}
     print(json.dumps(setting | {"iterations": trainer.state.iteration} | scores))
 

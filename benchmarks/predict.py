@@ -169,7 +169,8 @@ def predict_point(model: Path, file: Path, tta: bool) -> dict[str, float]:
     from nibabel import load
 
     from samunet.dataset.cases import Case
-    from samunet.inference.predictor import PredictionOptions, Predictor
+    from samunet.inference.options import PredictionOptions
+    from samunet.inference.predictor import Predictor
 
     shape = load(file).shape[::-1]
     predictor = Predictor.from_folder(model, options=PredictionOptions(device="cpu", tta=tta))

@@ -36,7 +36,8 @@ from samunet.training.options import TrainingOptions
 from samunet.workers import default_workers
 
 if TYPE_CHECKING:
-    from samunet.inference.predictor import PredictionOptions, Predictor
+    from samunet.inference.options import PredictionOptions
+    from samunet.inference.predictor import Predictor
     from samunet.inference.sam_export import merge_adapter
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.planner import PlannerOptions
@@ -59,7 +60,7 @@ log = logging.getLogger(__name__)
 _LAZY = {
     "ExportOptions": "sharing.export",
     "PlannerOptions": "planning.planner",
-    "PredictionOptions": "inference.predictor",
+    "PredictionOptions": "inference.options",
     "Predictor": "inference.predictor",
     "export_model": "sharing.export",
     "export_onnx": "sharing.onnx_export",
@@ -238,7 +239,7 @@ def predict(
     """
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.model_folder import open_model_folder
-    from samunet.inference.predictor import PredictionOptions
+    from samunet.inference.options import PredictionOptions
     from samunet.inference.run import Chosen, check_request, predict_found
 
     sources = as_paths(source)

@@ -153,6 +153,8 @@ class ConfigurationPlan:
         mirror_axes: In-plane axes (0: y, 1: x) mirrored in training and prediction.
         foreground_share: Probability that a training image is drawn around a foreground voxel.
         rotation: Largest angle in degrees by which training images are turned.
+        planes: Ways to cut stored volumes into slices, each as the stored axes (0: z, 1: y, 2: x) that become slice,
+            row and column. The network is trained on slices of all of them, and predictions are averaged over them.
         networks: One plan per encoder family.
         why: Reasons.
     """
@@ -169,6 +171,7 @@ class ConfigurationPlan:
     foreground_share: Annotated[float, Interval(ge=0, le=1)]
     networks: Annotated[dict[Literal["sam", "bundled"], NetworkPlan], Len(2)]
     rotation: Annotated[float, Interval(ge=0, le=180)] = 180.0
+    planes: Annotated[list[Annotated[list[Axis], Len(3, 3)]], Len(1)] = field(default_factory=lambda: [[0, 1, 2]])
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -233,6 +236,7 @@ class Plans:
             )
         if len(set(configuration.mirror_axes)) != len(configuration.mirror_axes):
             yield "mirror_axes", f"must not repeat an axis, got {configuration.mirror_axes}"
+        yield from _plane_contradictions(configuration, self.physical_spacing)
         if not folder or Path(folder).name != folder or folder.startswith("."):
             yield "data_identifier", f"must be the name of a folder, got {folder!r}"
         if (configuration.spacing is None) == self.physical_spacing:
@@ -352,6 +356,18 @@ def _validate(kind: type, data: Any, where: str) -> Any:
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
         got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
         raise SamunetError(f"{where}: {key}: {first['msg']}{got}", _HINT) from None
+
+
+def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> Iterator[tuple[str, str]]:
+    planes = configuration.planes
+    if any(sorted(axes) != [0, 1, 2] for axes in planes) or len({axes[0] for axes in planes}) != len(planes):
+        yield "planes", f"must each hold the axes 0, 1 and 2, and each begin with another one, got {planes}"
+    if planes[0] != [0, 1, 2]:
+        yield "planes", f"must begin with [0, 1, 2], got {planes}"
+    if len(planes) > 1 and not physical:
+        yield "planes", "must be [[0, 1, 2]] without physical spacing"
+    if len(planes) > 1 and any(network.recipe == "samed" for network in configuration.networks.values()):
+        yield "planes", "must be [[0, 1, 2]] with the recipe samed"
 
 
 def _network_contradictions(family: str, network: NetworkPlan, physical: bool) -> Iterator[tuple[str, str]]:

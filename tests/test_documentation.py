@@ -150,8 +150,9 @@ def test_json_examples_are_valid(page, block):
 
 
 def test_every_planning_rule_has_a_row():
-    tree = ast.parse((ROOT / "samunet" / "planning" / "rules.py").read_text())
-    rules = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    files = [ROOT / "samunet" / "planning" / name for name in ("rules.py", "planes.py")]
+    nodes = [node for file in files for node in ast.parse(file.read_text()).body]
+    rules = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     rows = [line for line in PAGES["documentation/planning_rules.md"].splitlines() if line.startswith("| ")]
     assert [rule for rule in rules if not any(f"`{rule}`" in row.split(" | ")[0] for row in rows)] == []
 

@@ -11,6 +11,7 @@ from samunet.training.loader import SliceLoader, batches
 
 
 class Record:
+    slice_spacing = 3.0
     stored_spacing = (1.0, 1.0)
 
 
@@ -43,7 +44,7 @@ class CaseInMemory(StoredCase):
 
 def make_loader(
     foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None,
-    masked=False,
+    masked=False, **changes,
 ):  # fmt: skip
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
@@ -53,7 +54,7 @@ def make_loader(
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
         use_mask_for_norm=[masked], mirror_axes=[0, 1], foreground_share=foreground_share,
-        networks={"bundled": network},
+        networks={"bundled": network}, **changes,
     )  # fmt: skip
     cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
     return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore)

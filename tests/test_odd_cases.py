@@ -16,7 +16,8 @@ from torch import nn
 from samunet.commands import plan_and_preprocess, predict, train
 from samunet.dataset.layout import load_dataset
 from samunet.files import read_json
-from samunet.inference.predictor import PredictionOptions, Predictor
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor
 from samunet.planning.fingerprint import extract_fingerprint
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.preprocessing.grid import SliceGrid
@@ -324,7 +325,8 @@ from torch import nn
 import cc3d, nibabel, blosc2, SimpleITK
 from samunet.dataset.cases import Case
 from samunet.dataset.description import description_from_json
-from samunet.inference.predictor import PredictionOptions, Predictor
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor
 from samunet.planning import fingerprint
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.preprocessing import run

@@ -90,8 +90,23 @@ def test_a_whole_number_may_stand_for_a_fraction(path):
     assert read_plans(path).gpu_memory_target_gb == 8.0
 
 
+def two_d(data):
+    return data["configurations"]["2d"]
+
+
 def sam(data):
-    return data["configurations"]["2d"]["networks"]["sam"]
+    return two_d(data)["networks"]["sam"]
+
+
+def without_spacing(data):
+    data["physical_spacing"] = False
+    two_d(data)["spacing"] = None
+    return two_d(data)
+
+
+def test_plans_from_before_planes_slice_along_one_axis(path):
+    edit(path, lambda data: two_d(data).pop("planes"))
+    assert read_plans(path).configuration("2d").planes == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +137,20 @@ def sam(data):
         (
             lambda data: data["configurations"]["2d"].update(mirror_axes=[1, 1]),
             r"mirror_axes must not repeat.*\[1, 1\]",
+        ),
+        (lambda data: two_d(data).update(planes=[]), "planes: .*at least 1"),
+        (lambda data: two_d(data).update(planes=[[0, 1]]), r"planes\.0: .*at least 3"),
+        (lambda data: two_d(data).update(planes=[[0, 1, 3]]), r"planes\.0\.2: .*equal to 2"),
+        (lambda data: two_d(data).update(planes=[[0, 1, 2], [1, 1, 2]]), "planes must each hold the axes"),
+        (lambda data: two_d(data).update(planes=[[1, 0, 2], [0, 1, 2]]), "planes must begin with"),
+        (lambda data: two_d(data).update(planes=[[0, 1, 2], [0, 2, 1]]), "planes must each hold .* begin with another"),
+        (
+            lambda data: without_spacing(data).update(planes=[[0, 1, 2], [1, 0, 2]]),
+            "planes must be .* without physical",
+        ),
+        (
+            lambda data: (sam(data).update(recipe="samed"), two_d(data).update(planes=[[0, 1, 2], [1, 0, 2]])),
+            "planes must be .* recipe samed",
         ),
         (lambda data: data["configurations"]["2d"].update(foreground_share=1.5), "foreground_share: .*equal to 1"),
         (lambda data: data["configurations"]["2d"].update(spacing=[-1.0, 1.0]), r"spacing\.0: .*greater than 0"),

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from samunet.commands.pretrain import main
 from samunet.encoders import encoder_facts
@@ -211,3 +211,35 @@ def test_cards_do_not_tell_where_folders_are():
     words = ["--out", "/home/somebody/pretraining", "--objective", "dense", "weights/base.pth"]
     kept = [run._without_place(word) for word in words]
     assert kept == ["--out", "pretraining", "--objective", "dense", "weights/base.pth"]
+
+
+def test_a_pretraining_starts_from_the_weights_of_another(four, tmp_path, capsys):
+    source = four / "small_latest.safetensors"
+    command = (
+        f"--out {tmp_path} --checkpoint {source} --iterations 1 --batch_size 2 --image_size 32 -device cpu --lr 1e-9"
+    )
+    assert main(command.split()) == 0
+    assert f"--checkpoint {source} --final_decay" in capsys.readouterr().out
+    weights = load_file(tmp_path / "small_latest.safetensors")
+    for name, value in load_file(source).items():
+        assert torch.allclose(weights[name].float(), value.float(), atol=1e-5), name
+    card = json.loads((tmp_path / "small_latest.json").read_text())
+    assert card["images_seen"] == 2
+    assert card["base"]["card"]["images_seen"] == json.loads((four / "small_latest.json").read_text())["images_seen"]
+    assert main(command.replace("--iterations 1", "--iterations 2").split()) == 0  # goes on
+    without = command.replace(f"--checkpoint {source} ", "").replace("--iterations 1", "--iterations 3")
+    assert main(without.split()) == 1
+    assert "was begun with" in capsys.readouterr().err
+
+
+def test_a_pretraining_starts_from_no_trained_fold(four, tmp_path, capsys):
+    """A fold's mask tokens are those of its classes."""
+    state = load_file(four / "small_latest.safetensors")
+    name = "mask_decoder.mask_tokens.weight"
+    state[name] = state[name][:2].clone()
+    save_file(state, tmp_path / "fold.safetensors")
+    command = f"--out {tmp_path / 'out'} --checkpoint {tmp_path / 'fold.safetensors'} --iterations 1 -device cpu"
+    assert main(command.split()) == 1
+    errors = capsys.readouterr().err
+    assert "mask_tokens" in errors
+    assert "samunet_pretrain wrote" in errors

@@ -8,6 +8,7 @@ import pytest
 from samunet.encoders import ENCODERS, encoder_facts
 from samunet.errors import UsageError
 from samunet.planning import rules
+from samunet.planning.planes import planes
 from samunet.plans import LoraPlan
 
 SMALL, VIT_B = encoder_facts("small"), encoder_facts("vit_b")
@@ -46,6 +47,27 @@ def test_slicing_order(spacing, physical, expected):
 )
 def test_in_plane_spacing(order, physical, expected):
     assert decided(rules.in_plane_spacing([0.5, 0.6, 3], order, physical)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "outputs", "changes", "expected"),
+    [
+        ([36, 50, 35], [1, 1, 1], 3, {}, [[0, 1, 2], [1, 0, 2], [2, 1, 0]]),  # extents 36, 50, 35: upright slices
+        ([36, 35, 50], [1, 1, 1], 3, {}, [[0, 1, 2], [1, 0, 2], [2, 1, 0]]),  # lying ones
+        ([142, 165, 144], [1, 1, 1], 5, {}, [[0, 1, 2], [1, 2, 0], [2, 1, 0]]),
+        ([40, 50, 50], [1.5, 1, 1], 3, {}, [[0, 1, 2], [1, 0, 2], [2, 0, 1]]),  # extents 60, 50, 50
+        ([40, 50, 50], [1.6, 1, 1], 3, {}, [[0, 1, 2]]),
+        ([9, 256, 216], [10, 1.5, 1.5], 4, {}, [[0, 1, 2]]),
+        ([20, 50, 35], [1, 1, 1], 3, {}, [[0, 1, 2], [1, 2, 0], [2, 1, 0]]),  # 40 % as thick as wide
+        ([19, 50, 35], [1, 1, 1], 3, {}, [[0, 1, 2]]),
+        ([512, 512, 512], [1, 1, 1], 1, {}, [[0, 1, 2], [1, 0, 2], [2, 0, 1]]),
+        ([512, 512, 512], [1, 1, 1], 2, {}, [[0, 1, 2]]),
+        ([36, 50, 35], [1, 1, 1], 3, {"physical": False}, [[0, 1, 2]]),
+        ([36, 50, 35], [1, 1, 1], 3, {"recipe": "samed"}, [[0, 1, 2]]),
+    ],
+)
+def test_planes(shape, spacing, outputs, changes, expected):
+    assert decided(planes(shape, spacing, outputs, **{"physical": True, "recipe": "samunet"} | changes)) == expected
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,14 @@ def build_parser() -> argparse.ArgumentParser:
     own = parser.add_argument_group("on images of your own")
     own.add_argument("-d", metavar="ID", help="a preprocessed dataset, whose images in imagesTr and imagesTs are seen")
     own.add_argument("-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: as samunet_train)")
-    own.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to start from: any file in SAM's layout")
     own.add_argument("-c", metavar="CONFIGURATION", help="whose slices and input are used (default: 2d)")
     own.add_argument("-p", metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})")
     own.add_argument("--no_test_images", action="store_true", help="leave out imagesTs")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE",
+        help="weights to start from: what samunet_pretrain wrote, or with -d any file in SAM's layout "
+        "(default: random; with -d the encoder's own)",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for checkpoints, log and weights (with -d: among the results)"
     )
@@ -64,12 +68,15 @@ def _run(arguments: argparse.Namespace) -> None:
         _run_on_own_images(arguments)
         return
     from samunet.pretraining.run import pretrain
+    from samunet.pretraining.work import SyntheticImages
 
     options = _options(arguments, {"image_sizes": arguments.image_size and tuple(arguments.image_size)})
-    weights = pretrain(arguments.out, options)
+    weights = pretrain(arguments.out, options, SyntheticImages(arguments.checkpoint))
     print(f"weights: {weights}")
     if not arguments.final_decay:
-        print(f"next: the same again to go on, or samunet_pretrain --out {arguments.out} --final_decay --time_budget T")
+        start = ["--checkpoint", str(arguments.checkpoint)] if arguments.checkpoint else []
+        decay = ["samunet_pretrain", "--out", str(arguments.out), *start, "--final_decay", "--time_budget", "T"]
+        print(f"next: the same again to go on, or {shlex.join(decay)}")
 
 
 def _run_on_own_images(arguments: argparse.Namespace) -> None:
@@ -125,13 +132,9 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.final_decay and not length:
             raise UsageError("the length of the decay is not clear", "give either --time_budget or --iterations")
         return
-    alone = [flag for flag in ("encoder", "checkpoint", "c", "p") if getattr(arguments, flag) is not None]
+    alone = [f"-{flag}" for flag in ("encoder", "c", "p") if getattr(arguments, flag) is not None]
     if alone or arguments.no_test_images:
-        flag = (
-            {"encoder": "-encoder", "checkpoint": "--checkpoint", "c": "-c", "p": "-p"}[alone[0]]
-            if alone
-            else ("--no_test_images")
-        )
+        flag = alone[0] if alone else "--no_test_images"
         raise UsageError(f"{flag} belongs to a dataset's own images", "name the dataset: -d ID, or leave out the flag")
     if arguments.out is None or not length:
         lacking = "--out FOLDER" if arguments.out is None else "--time_budget T"

@@ -212,6 +212,10 @@ class Watch(ABC):
         """A batch of windows begins; ``starts`` of each."""
 
     @abstractmethod
+    def open_volume(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        """Instead of both: a case begins that is shown as a whole, its slices as the batch."""
+
+    @abstractmethod
     def fold(self, index: int, members: list[Tensor], mean: Tensor) -> None:
         """What one fold says of the batch.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
+from samunet.inference.options import PredictionOptions
+from samunet.inference.planes import PlanePredictor
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing, read_postprocessing
 from samunet.inference.shared_folds import SharedFolds
@@ -34,44 +36,13 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
+from samunet.preprocessing.planes import Plane
 from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
+_AS_PLANNED = PredictionOptions()
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PredictionOptions:
-    """How to predict; none of it changes the model.
-
-    Attributes:
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        tta: Test-time augmentation: average over inputs mirrored along the plan's axes, or over shifted ones where it
-            has none.
-        step_size: Distance of windows as a share of their side.
-        save_probabilities: Also write ``CASE.npz`` with half-precision probabilities ``(classes, z, y, x)``.
-        measure_uncertainty: Also write ``uncertainty/CASE.json``: what speaks against every class.
-        save_uncertainty: Also write that and images of it, ``uncertainty/CASE_entropy`` and, with several folds,
-            ``uncertainty/CASE_fold_disagreement``, in percent of the largest possible.
-        skip_existing: Leave cases alone whose mask is already there.
-        tolerate_geometry: Only warn where the channels of a case differ in origin or direction.
-        postprocessing: Apply what the model's folder says was found to help (``postprocessing.json``); probabilities
-            are saved as they were before.
-    """
-
-    device: str = "auto"
-    tta: bool = True
-    step_size: float = 0.5
-    save_probabilities: bool = False
-    measure_uncertainty: bool = False
-    save_uncertainty: bool = False
-    skip_existing: bool = False
-    tolerate_geometry: bool = False
-    postprocessing: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.step_size <= 1:
-            raise UsageError(f"-step_size must be above 0 and at most 1, got {self.step_size:g}")
 
 
 class Prediction(NamedTuple):
@@ -100,7 +71,7 @@ class Predictor:
         configuration: ConfigurationPlan,
         network: NetworkPlan,
         description: Description,
-        options: PredictionOptions = PredictionOptions(),
+        options: PredictionOptions = _AS_PLANNED,
         folds: Sequence[Fold] = (),
         postprocessing: Postprocessing | None = None,
     ) -> None:
@@ -124,10 +95,14 @@ class Predictor:
             step_size=options.step_size,
             batch_size=network.batch_size,
         )
+        planes = [Plane.of(axes) for axes in configuration.planes]
+        self.planes = None
+        if len(planes) > 1 and self._averages:
+            self.planes = PlanePredictor(self.slices, planes, network, description.labels)
 
     @property
     def _averages(self) -> bool:
-        """Whether over mirrored or shifted inputs; SAMed does not."""
+        """Whether over mirrored or shifted inputs, or planes; SAMed does not."""
         return self.options.tta and self.network.recipe != "samed"
 
     @classmethod
@@ -136,7 +111,7 @@ class Predictor:
         folder: str | Path,
         folds: Sequence[Fold] | None = None,
         checkpoint: str = "final",
-        options: PredictionOptions = PredictionOptions(),
+        options: PredictionOptions = _AS_PLANNED,
     ) -> Predictor:
         """Load a trained model.
 
@@ -168,7 +143,7 @@ class Predictor:
         archive: str | Path,
         folds: Sequence[Fold] | None = None,
         checkpoint: str = "final",
-        options: PredictionOptions = PredictionOptions(),
+        options: PredictionOptions = _AS_PLANNED,
         configuration: str | None = None,
     ) -> Predictor:
         """Load a model from the zip it was exported to, without installing it; checked as an installation is.
@@ -322,7 +297,7 @@ class Predictor:
             }
             for (label, region), count in zip(labels.foreground, voxels, strict=True)
         }
-        averaged = self.slices.averages_views
+        averaged = self.planes is not None or self.slices.averages_views
         # Last: what has this file has the others.
         write_json(case_file(mask_file.parent, name), {"tta": averaged, "folds": self.folds, "classes": record})
 
@@ -370,15 +345,20 @@ class Predictor:
         if self._watches:
             watch = CaseUncertainty(labels, shape, len(self.slices.models))
         for_dice = self.postprocessing.decoding == DICE
-        probability = None
-        if not (self.options.save_probabilities or for_dice):
+        wanted = self.options.save_probabilities or for_dice
+        probability = np.empty((labels.num_outputs, *shape), dtype=np.float16) if wanted else None
+        if not (wanted or self.planes):
             mask = self.slices.mask(case.image, grid, tuple(plane), labels, watch)
         else:
             mask = np.empty(shape, dtype=mask_type(labels))
-            probability = np.empty((labels.num_outputs, *shape), dtype=np.float16)
-            for z, logits in self.slices.logits(case.image, grid, tuple(plane), watch):
+            if self.planes:
+                slices = self.planes.logits(case.image, record, tuple(plane), watch)
+            else:
+                slices = self.slices.logits(case.image, grid, tuple(plane), watch)
+            for z, logits in slices:
                 mask[z] = decode(logits, labels).cpu().numpy()
-                probability[:, z] = probabilities(logits, labels).cpu().numpy()
+                if wanted:
+                    probability[:, z] = probabilities(logits, labels).cpu().numpy()
             mask = decode_for_dice(probability, labels) if for_dice else mask
         if watch is not None:
             watch.restore(record)

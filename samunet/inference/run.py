@@ -13,7 +13,8 @@ from samunet.errors import UsageError
 from samunet.imageio.registry import ending_of, mask_ending
 from samunet.inference.assess import assess
 from samunet.inference.model_folder import Fold, ModelFolder
-from samunet.inference.predictor import PredictionOptions, Predictor, write_provenance
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor, write_provenance
 
 log = logging.getLogger(__name__)
 

@@ -41,10 +41,11 @@ class ClassDoubt:
 
 
 class CaseUncertainty(Watch):
-    """Looks on while the slices of one case are predicted, and keeps sums by class and two maps of small integers.
+    """Looks on while one case is predicted, and keeps sums by class and two maps of small integers.
 
     Sums are taken on the network's grid, where every pixel counts once however many windows see it, and padding does
-    not count. Memory: two bytes a voxel for the maps; everything else is of the size of one batch of windows.
+    not count; with several planes on the stored grid. Memory: two bytes a voxel for the maps; everything else is of the
+    size of one batch of windows, or with several planes of some of the volume's logits.
 
     Args:
         labels: The dataset's.
@@ -74,7 +75,15 @@ class CaseUncertainty(Watch):
 
     def open(self, starts: Sequence[tuple[float, float]]) -> None:
         """See :class:`Watch`."""
-        self._share = torch.stack([self._shares[start] for start in starts])
+        self._open(torch.stack([self._shares[start] for start in starts]))
+
+    def open_volume(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        """See :class:`Watch`."""
+        depth, *plane = shape
+        self._open(torch.ones((1, 1, 1, 1), device=device).expand(depth, 1, *plane))
+
+    def _open(self, share: Tensor) -> None:
+        self._share = share
         self._decisions: list[Tensor] = []  # of every fold: what the mean over its views says
         self._mean_probability: Tensor | None = None
         self._mean_entropy: Tensor | None = None

@@ -20,6 +20,7 @@ from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.orientation import common_way_round, mirrored_axes
+from samunet.planning.planes import planes as sliced_planes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
     AdapterPlan,
@@ -92,14 +93,18 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         spacing_why = "given by -overwrite_target_spacing"
     shapes, pixels = _stored(fingerprint, order, spacing)
     median_shape = [round(float(side)) for side in np.median(shapes, axis=0)]
-    extent = [float(side) for side in np.median(shapes[:, 1:] * pixels, axis=0)]
     pixel = float(np.median(pixels))
+    planes, planes_why = sliced_planes(
+        median_shape, [target[order[0]], *np.median(pixels, axis=0)], description.labels.num_outputs, physical,
+        options.recipe,
+    )  # fmt: skip
+    extent = _extent(fingerprint, order, shapes, pixels, planes)
     channels, channels_why = rules.input_channels(len(description.channel_names), target[order[0]], pixel, physical)
     slices = _Slices(
         median_shape=median_shape,
         extent=extent,
         stored_pixel=pixel if physical else None,
-        count=int(shapes[:, 0].sum()),
+        count=int(shapes[:, [axes[0] for axes in planes]].sum()),
         thinnest=_thinnest(fingerprint, order) / max(extent),
         input_channels=channels,
         input_channels_why=channels_why,
@@ -126,8 +131,10 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         mirror_axes=mirrored,
         foreground_share=0.33,
         rotation=rotation,
+        planes=planes,
         networks=networks,
         why={
+            "planes": planes_why,
             "spacing": spacing_why,
             "normalization": "; ".join(why for _, why in schemes),
             "use_mask_for_norm": masked_why,
@@ -256,6 +263,15 @@ def _stored(fingerprint: Fingerprint, order: list[int], spacing: list[float] | N
         shapes.append([depth, *shape])
         pixels.append(pixel or [1.0, 1.0])
     return np.array(shapes), np.array(pixels)
+
+
+def _extent(
+    fingerprint: Fingerprint, order: list[int], shapes: np.ndarray, pixels: np.ndarray, planes: list[list[int]]
+) -> list[float]:
+    """Median ``[rows, columns]`` of the slices in mm (pixels without physical spacing), the largest of all planes."""
+    depths = np.array([[case.spacing[order[0]]] for case in fingerprint.cases.values()])
+    extents = np.median(shapes * np.hstack([depths, pixels]), axis=0)
+    return [float(max(extents[axes[place]] for axes in planes)) for place in (1, 2)]
 
 
 def _thinnest(fingerprint: Fingerprint, order: list[int]) -> float:

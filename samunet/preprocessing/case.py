@@ -46,6 +46,12 @@ class CaseRecord:
         """Shape after cropping, before any reduction: the grid on which masks are decided."""
         return tuple(stop - start for start, stop in self.box)
 
+    @property
+    def slice_spacing(self) -> float:
+        """Millimetres from one stored slice to the next."""
+        spacing = turned_sides(self.geometry.spacing, orientation_of(self.geometry), self.orientation)
+        return spacing[self.transpose[0]]
+
     def to_json(self) -> dict:
         """As plain data."""
         return {**asdict(self), "geometry": self.geometry.to_json()}

@@ -122,7 +122,8 @@ def _store(
     image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
     prepared = prepare_case(image, label, plans, configuration, description.labels.ignore)
     del image, label  # their memory is needed for compression
-    write_case(target, case.name, prepared, key, description.labels.ignore)
+    cubes = len(configuration.planes) > 1
+    write_case(target, case.name, prepared, key, description.labels.ignore, cubes=cubes)
 
 
 def _files_key(case: Case) -> str:

@@ -59,16 +59,27 @@ class PretrainingModel(nn.Module):
 
     def sam_state(self) -> dict[str, Tensor]:
         """Encoder, prompt encoder and mask decoder by SAM's names, and ``detail``, in half precision."""
-        parts = {
+        return {
+            f"{part}.{name}": value.detach().half()
+            for part, module in self._parts().items()
+            for name, value in module.state_dict().items()
+        }
+
+    def load_sam_state(self, state: dict[str, Tensor]) -> None:
+        """Start from what :meth:`sam_state` gave; the heads of the other objectives stay as they are.
+
+        Raises:
+            RuntimeError: If a tensor is missing or of another shape, as in a file with the mask tokens of a dataset.
+        """
+        for part, module in self._parts().items():
+            module.load_state_dict(_with_prefix(state, f"{part}."))
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {
             "image_encoder": self.image_encoder,
             "detail": self.head.detail,
             "prompt_encoder": self.head.prompt_encoder,
             "mask_decoder": self.head.mask_decoder,
-        }
-        return {
-            f"{part}.{name}": value.detach().half()
-            for part, module in parts.items()
-            for name, value in module.state_dict().items()
         }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from samunet.encoders import encoder_facts
+from samunet.errors import SamunetError
+from samunet.files import read_json
+from samunet.network.base_weights import base_weights
 from samunet.pretraining.network import PretrainingModel
 from samunet.pretraining.options import PretrainingOptions
 from samunet.pretraining.synthesis import SyntheticBatch, synthetic_batch
@@ -37,19 +41,42 @@ class Work(Protocol):
 
 
 class SyntheticImages:
-    """The small encoder from random weights, on randomised synthetic images."""
+    """The small encoder on randomised synthetic images.
+
+    Args:
+        checkpoint: Weights of an earlier pretraining to start from; None for random ones.
+
+    Raises:
+        SamunetError: If the file cannot be read or holds other weights.
+    """
 
     encoder = "small"
 
-    def __init__(self) -> None:
-        self.setup = {"encoder": self.encoder}
-        self.facts = {
+    def __init__(self, checkpoint: Path | None = None) -> None:
+        self.base = base_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
+        self.setup: dict[str, Any] = {"encoder": self.encoder}
+        self.facts: dict[str, Any] = {
             "data": "randomised synthetic images alone, made by samunet_pretrain; no image of a person or a thing"
         }
+        if self.base:
+            self.setup["base"] = self.base.record["sha256"]
+            self.facts["base"] = {key: self.base.record[key] for key in ("file", "bytes", "sha256")}
+            card = checkpoint.with_suffix(".json")
+            if card.is_file():
+                self.facts["base"]["card"] = read_json(card)
 
     def build(self) -> PretrainingModel:
         """See :class:`Work`."""
-        return PretrainingModel(encoder_facts(self.encoder))
+        model = PretrainingModel(encoder_facts(self.encoder))
+        if self.base:
+            try:
+                model.load_sam_state(self.base.state)
+            except RuntimeError as error:
+                raise SamunetError(
+                    f"{self.base.record['file']} is no file of a pretraining: {str(error).splitlines()[-1].strip()}",
+                    "give one that samunet_pretrain wrote, or leave out --checkpoint",
+                ) from error
+        return model
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> SyntheticBatch:
         """See :class:`Work`."""

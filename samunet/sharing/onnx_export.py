@@ -22,7 +22,8 @@ from samunet.files import make_folder
 from samunet.inference.choose import parse_folds
 from samunet.inference.manifest import FILE_NAME, parse_manifest
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, open_model_folder
-from samunet.inference.predictor import PredictionOptions, Predictor
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.preprocessing.case import prepare_case
 from samunet.preprocessing.context import slice_with_context
@@ -225,6 +226,7 @@ def _facts(model: ModelFolder, fold: Fold, predictor: Predictor) -> dict:
             },
         },
         "output": {"labels": raw["labels"], "regions_class_order": raw.get("regions_class_order")},
+        "planes": configuration.planes,
         "mirror_axes": predictor.slices.mirror_axes,
         "shift": 0 if predictor.slices.mirror_axes else predictor.slices.window_shift,
     }

@@ -16,6 +16,7 @@ from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid
+from samunet.preprocessing.planes import Plane
 from samunet.preprocessing.store import StoredCase
 from samunet.training.augmentation import seeded, training_transforms
 from samunet.training.variants import image_keys, place_in_slice, variant_key
@@ -27,8 +28,9 @@ Batch = dict[str, np.ndarray]
 class SliceLoader(SlimDataLoaderBase):
     """batchgenerators' loader interface over stored cases.
 
-    Cases are drawn evenly with replacement. With the plan's probability, decided item by item, a slice and the window
-    on it are centred on a voxel of a class drawn from those the case has; otherwise both are drawn evenly.
+    Cases are drawn evenly with replacement, and of the plan's planes one to slice the case along. With the plan's
+    probability, decided item by item, a slice and the window on it are centred on a voxel of a class drawn from those
+    the case has; otherwise both are drawn evenly.
 
     Args:
         cases: Training cases by name.
@@ -67,14 +69,18 @@ class SliceLoader(SlimDataLoaderBase):
         self.masks_neighbours = self.neighbours and bool(masked)
         if self.masks_neighbours:
             masked = [0, 1, 2]
-        self.transforms = training_transforms(
-            network.input_shape,
-            configuration.mirror_axes,
-            masked,
-            per_channel=not self.neighbours,
-            rotation=configuration.rotation,
-            ignore=ignore,
-        )
+        self.planes = [Plane.of(axes) for axes in configuration.planes]
+        self.transforms = [
+            training_transforms(
+                network.input_shape,
+                plane.mirrored(configuration.mirror_axes),
+                masked,
+                per_channel=not self.neighbours,
+                rotation=configuration.rotation,
+                ignore=ignore,
+            )
+            for plane in self.planes
+        ]
 
     def generate_train_batch(self) -> Batch:
         """The next batch; see :meth:`batch`."""
@@ -91,9 +97,10 @@ class SliceLoader(SlimDataLoaderBase):
     def _item(self, iteration: int, index: int) -> Batch:
         draw = np.random.default_rng((self.seed, iteration, index))
         number = int(draw.integers(len(self.names)))
-        case = self.cases[self.names[number]]
+        side = int(draw.integers(len(self.planes))) if len(self.planes) > 1 else 0
+        case = self.cases[self.names[number]].along(self.planes[side])
         depth, height, width = case.shape
-        grid = SliceGrid.of((height, width), case.record.stored_spacing, self.network.spacing, self.network.input_shape)
+        grid = SliceGrid.of((height, width), case.spacing, self.network.spacing, self.network.input_shape)
         centre, value, key = None, None, (self.seed, iteration, index)
         places = self.places(case, draw.random() < self.foreground_share)
         if places:
@@ -103,7 +110,7 @@ class SliceLoader(SlimDataLoaderBase):
             z = int(draw.integers(depth))
         if self.variants is not None:
             around = value if grid.is_free() else None
-            key = variant_key(self.seed, number, z, around, int(draw.integers(self.variants)))
+            key = variant_key(self.seed, number, side, z, around, int(draw.integers(self.variants)))
             draw = np.random.default_rng(key)
             centre = centre and place_in_slice(places[value], z, draw)
         start = _window_start(grid, centre, draw)
@@ -111,7 +118,7 @@ class SliceLoader(SlimDataLoaderBase):
         # Each neighbour is masked by its own label, as it was normalised.
         label = slice_with_context(lambda first, last: case.label(first, last)[None], z, depth, self.masks_neighbours)
         with seeded(*key):
-            item = self.transforms(data=image[None], seg=label[None], window=grid.window(start))
+            item = self.transforms[side](data=image[None], seg=label[None], window=grid.window(start))
         return item | {"seg": item["seg"][:, len(label) // 2]}
 
     def places(self, case: StoredCase, foreground: bool) -> dict[int, np.ndarray]:

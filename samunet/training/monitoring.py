@@ -33,5 +33,5 @@ def monitored_cases(cases: dict[str, StoredCase], network: NetworkPlan, most: in
 
 def _windows(case: StoredCase, network: NetworkPlan) -> int:
     depth, *plane = case.shape
-    grid = SliceGrid.of(tuple(plane), case.record.stored_spacing, network.spacing, network.input_shape)
+    grid = SliceGrid.of(tuple(plane), case.spacing, network.spacing, network.input_shape)
     return depth * len(grid.window_starts(0.5))

@@ -19,7 +19,8 @@ from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
-from samunet.inference.predictor import PredictionOptions, Predictor
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor
 from samunet.network.base_weights import BaseWeights, base_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE

@@ -17,8 +17,9 @@ from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
-from samunet.inference.logits import SlicePredictor
+from samunet.inference.logits import SlicePredictor, decode
 from samunet.inference.model_folder import build_network
+from samunet.inference.planes import PlanePredictor
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights
 from samunet.network.image_encoder import hold_frozen
@@ -237,23 +238,34 @@ class Trainer:
             self.state.best_dice = score
             save_model(self.folder, self.model, "best")
 
-    def _monitor(self, mirror_axes: Sequence[int] = ()) -> float | None:
-        """Mean foreground Dice, case by case, of the monitored cases on their stored grid; None without foreground."""
+    def _monitor(self, averaged: bool = False) -> float | None:
+        """Mean foreground Dice, case by case, of the monitored cases on their stored grid; None without foreground.
+
+        Args:
+            averaged: Over mirrored inputs and planes, as the plan has them; not while the fold trains.
+        """
         self.model.eval()
         predictor = SlicePredictor(
             [self.cached or self.model],
             neighbours=self.network.input_channels == "neighbours",
             device=self.device,
             dtype=self.dtype,
-            mirror_axes=mirror_axes,
+            mirror_axes=self.configuration.mirror_axes if averaged else (),
             batch_size=self.micro_batch,
         )
+        planes = None
+        if averaged and len(self.loader.planes) > 1:
+            planes = PlanePredictor(predictor, self.loader.planes, self.network, self.labels)
         regions = [region for _, region in self.labels.foreground]
         scores = []
         for case in self.monitored.values():
             shape = case.shape[1:]
-            grid = SliceGrid.of(shape, case.record.stored_spacing, self.network.spacing, self.network.input_shape)
-            mask = predictor.mask(case.image(), grid, shape, self.labels)
+            grid = SliceGrid.of(shape, case.spacing, self.network.spacing, self.network.input_shape)
+            if planes:
+                slices = planes.logits(case.image(), case.record, shape)
+                mask = np.stack([decode(logits, self.labels).cpu().numpy() for _, logits in slices])
+            else:
+                mask = predictor.mask(case.image(), grid, shape, self.labels)
             counts = confusion_counts(mask, case.label(), regions, self.labels.ignore)
             scores.append([dice(count) for count in counts])
         self.model.train()

@@ -21,17 +21,18 @@ _MOST = 8
 _LEAST_USES = 4  # of a variant on average: one that is used once saves nothing
 
 
-def variant_key(seed: int, case: int, z: int, value: int | None, variant: int) -> tuple[int, ...]:
+def variant_key(seed: int, case: int, plane: int, z: int, value: int | None, variant: int) -> tuple[int, ...]:
     """All that window and augmentation of a variant depend on.
 
     Args:
         seed: Of the training.
         case: Number of the case.
+        plane: Number of the plane along which it is sliced.
         z: Slice.
         value: Class on which the window is centred; None where there is none or every window is the same.
         variant: From 0.
     """
-    return seed, case, z, 0 if value is None else value + 1, variant
+    return seed, case, plane, z, 0 if value is None else value + 1, variant
 
 
 def place_in_slice(places: np.ndarray, z: int, draw: np.random.Generator) -> list[int]:
@@ -43,12 +44,12 @@ def place_in_slice(places: np.ndarray, z: int, draw: np.random.Generator) -> lis
 def images_per_variant(loader: SliceLoader) -> int:
     """How many different images there are for each variant: slices, and with free windows their classes as well."""
     count, network = 0, loader.network
-    for case in loader.cases.values():
+    for case in (case.along(plane) for case in loader.cases.values() for plane in loader.planes):
         depth, *shape = case.shape
         always = loader.places(case, False)  # with an ignore label every window is centred on a class
         slices = [set(places[:, 0].tolist()) for places in (always or loader.places(case, True)).values()]
         anywhere = set() if always else set(range(depth))
-        grid = SliceGrid.of(tuple(shape), case.record.stored_spacing, network.spacing, network.input_shape)
+        grid = SliceGrid.of(tuple(shape), case.spacing, network.spacing, network.input_shape)
         count += sum(map(len, [anywhere, *slices])) if grid.is_free() else len(anywhere.union(*slices))
     return count
 

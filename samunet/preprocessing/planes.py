@@ -1,0 +1,57 @@
+"""Ways to cut a stored volume into slices: along the slicing axis, and where voxels are near cubes along the others.
+
+A network that sees the slices of all three learns more from every case, and its predictions along each are averaged
+(Prasoon et al. 2013; Guha Roy et al. 2019, QuickNAT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samunet.preprocessing.case import CaseRecord
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One way.
+
+    Attributes:
+        axes: Stored axes (0: z, 1: y, 2: x) that become slice, row and column.
+    """
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+
+    @staticmethod
+    def of(axes: Sequence[int]) -> Plane:
+        """The plane that a plan writes as a list."""
+        return Plane(tuple(axes))
+
+    def cut(self, volume: np.ndarray) -> np.ndarray:
+        """A view ``(..., slices, rows, columns)`` of ``(..., z, y, x)``; a tensor's with ``permute`` likewise."""
+        leading = volume.ndim - 3
+        order = (*range(leading), *(leading + axis for axis in self.axes))
+        return volume.transpose(order) if isinstance(volume, np.ndarray) else volume.permute(order)
+
+    def positions(self, places: np.ndarray) -> np.ndarray:
+        """Positions ``(n, 3)`` in the volume as positions among the slices."""
+        return places[:, self.axes]
+
+    def sides(self, stored: Sequence[float]) -> list[float]:
+        """Numbers that belong to the stored axes, such as a shape, in this plane's order."""
+        return [stored[axis] for axis in self.axes]
+
+    def spacing(self, record: CaseRecord) -> list[float] | None:
+        """Millimetres of a slice's pixels, ``[rows, columns]``; None without physical spacing."""
+        if record.stored_spacing is None:
+            return None
+        return self.sides([record.slice_spacing, *record.stored_spacing])[1:]
+
+    def mirrored(self, axes: Sequence[int]) -> list[int]:
+        """Of ``ConfigurationPlan.mirror_axes`` (0: y, 1: x) those that lie in this plane, as 0: rows, 1: columns."""
+        return [place for place, axis in enumerate(self.axes[1:]) if axis - 1 in axes]
+
+
+ALONG_Z = Plane()
