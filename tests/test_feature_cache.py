@@ -279,7 +279,7 @@ def test_losses_are_those_without_a_cache(planned, name, monkeypatch):
     assert not (folder / "features").exists()
     monkeypatch.setattr(trainer.Trainer, "_open_cache", only_variants)
     _, plain = run(name, monkeypatch, feature_cache=10**8, iterations=16)
-    assert np.allclose(cached, plain, rtol=1e-6, atol=0)
+    assert np.allclose(cached, plain, rtol=1e-5, atol=0)  # an image's features depend on its batch in the last digits
     assert len(set(cached)) == 16
 
 

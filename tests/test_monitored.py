@@ -35,7 +35,7 @@ def monitored(slices, limit, plane=(8, 8), empty=()):
     cases = {
         f"case_{index:02d}": SimpleNamespace(
             shape=(depth, *plane),
-            record=SimpleNamespace(stored_spacing=[1.0, 1.0]),
+            spacing=[1.0, 1.0],
             class_locations={0: None} if index in empty else {1: None},
         )
         for index, depth in enumerate(slices)

@@ -81,16 +81,18 @@ def test_isotropic_volumes():
     assert configuration.use_mask_for_norm == [False]
     assert configuration.mirror_axes == [0, 1]
     bundled, sam = configuration.networks["bundled"], configuration.networks["sam"]
-    # 50 px twofold are 100: the 112 px above it; 35 / 50 of 112 are 78.4, five patches of 16.
+    assert configuration.planes == [[0, 1, 2], [1, 0, 2], [2, 1, 0]]
+    # 50 px twofold are 100: the 112 px above it; the widest plane is that of y and z: 36 / 50 of 112 are 80.6, six
+    # patches of 16.
     assert (bundled.encoder, bundled.input_shape, bundled.adaptation, bundled.lora) == (
         "small",
-        [112, 80],
+        [112, 96],
         "full",
         None,
     )
     assert bundled.spacing == pytest.approx(50 / 112)
-    # 35 / 50 of 1024 are 716.8, 45 patches of 16.
-    assert (sam.encoder, sam.input_shape, sam.adaptation) == ("vit_b", [1024, 720], "lora")
+    # 36 / 50 of 1024 are 737.3, 47 patches of 16.
+    assert (sam.encoder, sam.input_shape, sam.adaptation) == ("vit_b", [1024, 752], "lora")
     assert sam.spacing == pytest.approx(50 / 1024)
     for network in (bundled, sam):
         assert network.input_channels == "neighbours"
