@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from samunet.preprocessing.case import CaseRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Volume = TypeVar("Volume", np.ndarray, "Tensor")
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Plane:
         """The plane that a plan writes as a list."""
         return Plane(tuple(axes))
 
-    def cut(self, volume: np.ndarray) -> np.ndarray:
-        """A view ``(..., slices, rows, columns)`` of ``(..., z, y, x)``; a tensor's with ``permute`` likewise."""
+    def cut(self, volume: Volume) -> Volume:
+        """A view ``(..., slices, rows, columns)`` of an array or tensor ``(..., z, y, x)``."""
         leading = volume.ndim - 3
         order = (*range(leading), *(leading + axis for axis in self.axes))
         return volume.transpose(order) if isinstance(volume, np.ndarray) else volume.permute(order)
