@@ -127,7 +127,10 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
     keep_own_configurations(path, plans)
     plans.write(path)
     log.info("plans written to %s", path)
-    for network in plans.configuration("2d").networks.values():
+    configuration = plans.configuration("2d")
+    if len(configuration.planes) > 1:
+        log.info("volumes are sliced along %d axes", len(configuration.planes))
+    for network in configuration.networks.values():
         height, width = network.input_shape
         log.info(
             "%s: input %d x %d px, batch %d x %d, %.1f GB%s, %.0f GFLOP for each training image",

@@ -30,7 +30,9 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         "-step_size", type=float, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
     )
     parser.add_argument(
-        "--disable_tta", action="store_true", help="no averaging over mirrored or shifted images: faster"
+        "--disable_tta",
+        action="store_true",
+        help="no averaging over mirrored or shifted images, nor over slices along several axes: faster",
     )
     parser.add_argument(
         "--disable_postprocessing",
