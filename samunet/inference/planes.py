@@ -86,7 +86,11 @@ class PlanePredictor:
         for plane in self.planes:
             _, *sides = plane.sides(shape)
             grid = SliceGrid.of(sides, plane.spacing(record), self.network.spacing, self.network.input_shape)
-            member = torch.empty((self._channels, *shape), dtype=self._decision, device=device) if watch else None
+            member = (
+                torch.empty((self._channels, *shape), dtype=self._decision, device=device)
+                if watch is not None
+                else None
+            )
             for index, logits in self._predictor(model, plane).logits(plane.cut(image), grid, grid.stored_shape):
                 plane.cut(mean)[:, index] += logits / len(self.planes)
                 if watch is not None:

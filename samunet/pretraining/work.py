@@ -61,7 +61,7 @@ class SyntheticImages:
         if self.base:
             self.setup["base"] = self.base.record["sha256"]
             self.facts["base"] = {key: self.base.record[key] for key in ("file", "bytes", "sha256")}
-            card = checkpoint.with_suffix(".json")
+            card = checkpoint.expanduser().with_suffix(".json")
             if card.is_file():
                 self.facts["base"]["card"] = read_json(card)
 
