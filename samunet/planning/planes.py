@@ -26,8 +26,10 @@ def planes(shape: Sequence[float], spacing: Sequence[float], num_outputs: int, p
         The stored axes that become slice, row and column, for each plane, and the reason.
     """
     one = [[0, 1, 2]]
-    if not physical or recipe == "samed":
-        return one, "without physical spacing there is one way to slice" if not physical else "SAMed slices one way"
+    if not physical:
+        return one, "without physical spacing there is one way to slice"
+    if recipe == "samed":
+        return one, "SAMed slices along one axis"
     extent = [side * pixel for side, pixel in zip(shape, spacing)]
     ratio, flat = max(spacing) / min(spacing), min(extent) / max(extent)
     if ratio > _CUBIC:
@@ -38,7 +40,7 @@ def planes(shape: Sequence[float], spacing: Sequence[float], num_outputs: int, p
         return one, f"{num_outputs} classes of {math.prod(shape):.3g} voxels are too many to hold at once"
     upright = bool(extent[1] >= extent[2])  # of the first plane's slices; the others lie in the input likewise
     others = [
-        [axis, *sorted((row for row in range(3) if row != axis), key=lambda row: extent[row], reverse=upright)]
+        [axis, *sorted((side for side in range(3) if side != axis), key=lambda side: extent[side], reverse=upright)]
         for axis in (1, 2)
     ]
     return [*one, *others], f"voxels are near cubes (ratio {ratio:.2g}): slices along all three axes teach and vote"
