@@ -229,7 +229,9 @@ def test_a_pretraining_starts_from_the_weights_of_another(four, tmp_path, capsys
     assert main(command.replace("--iterations 1", "--iterations 2").split()) == 0  # goes on
     without = command.replace(f"--checkpoint {source} ", "").replace("--iterations 1", "--iterations 3")
     assert main(without.split()) == 1
-    assert "was begun with" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was begun with" in said
+    assert "give the same --checkpoint" in said
 
 
 def test_a_pretraining_starts_from_no_trained_fold(four, tmp_path, capsys):

@@ -92,15 +92,25 @@ def sample_label(
     y = (matrix[0, 0] * rows + matrix[0, 2])[:, None] + (matrix[0, 1] * columns)[None]
     x = (matrix[1, 0] * rows + matrix[1, 2])[:, None] + (matrix[1, 1] * columns)[None]
     y0, x0 = np.floor(y), np.floor(x)
-    fy, fx = (y - y0).astype(np.float32), (x - x0).astype(np.float32)
-    padded = np.pad(label, 1, constant_values=outside)
-    y0 = np.clip(y0.astype(np.int32) + 1, 0, height)
-    x0 = np.clip(x0.astype(np.int32) + 1, 0, width)
+    padded = np.pad(label, 1, constant_values=outside).ravel()
+    stride = width + 2
+    first = np.clip(y0.astype(np.intp) + 1, 0, height) * stride + np.clip(x0.astype(np.intp) + 1, 0, width)
+    values = [padded[first + step] for step in (0, 1, stride, stride + 1)]
     # Clipping puts positions far outside on the padding's edge, whose neighbours inside must then not count.
     far = (y <= -1) | (y >= height) | (x <= -1) | (x >= width)
-    values = [padded[y0, x0], padded[y0, x0 + 1], padded[y0 + 1, x0], padded[y0 + 1, x0 + 1]]
+    best = np.where(far, values[0].dtype.type(outside), values[0])
+    # Away from borders the four agree, and there is nothing to weigh.
+    mixed = (values[0] != values[1]) | (values[0] != values[2]) | (values[0] != values[3])
+    places = np.flatnonzero(mixed & ~far)
+    fy, fx = ((side.take(places) - low.take(places)).astype(np.float32) for side, low in ((y, y0), (x, x0)))
+    best.put(places, _largest_share([value.take(places) for value in values], fy, fx, ignore))
+    return best
+
+
+def _largest_share(values: list[np.ndarray], fy: np.ndarray, fx: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Of four neighbours' values (upper left, upper right, lower left, lower right), the one that weighs most."""
     weights = [(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx]
-    best, best_score = values[0].copy(), np.full(shape, -1.0, dtype=np.float32)
+    best, best_score = values[0].copy(), np.full(fy.shape, -1.0, dtype=np.float32)
     for value in values:
         score = sum(weight * (other == value) for weight, other in zip(weights, values))
         if ignore is not None:
@@ -110,7 +120,6 @@ def sample_label(
     if ignore is not None:
         nearest = np.choose(np.argmax(np.stack(weights), axis=0), values)
         best[nearest == ignore] = ignore
-    best[far] = outside
     return best
 
 
@@ -193,11 +202,10 @@ def _normalized_grid(
     """
     rows = torch.arange(shape[0], dtype=torch.float32, device=device)[:, None]
     columns = torch.arange(shape[1], dtype=torch.float32, device=device)[None, :]
-    axes = []
-    for axis, side in ((1, size[1]), (0, size[0])):
-        along_y, along_x, start = (float(value) for value in matrix[axis])
-        position = along_y * rows + along_x * columns + start
+    grid = torch.empty(1, *shape, 2, device=device)
+    for place, axis, side in ((0, 1, size[1]), (1, 0, size[0])):
+        along_y, along_x, start = (2 * float(value) / side for value in matrix[axis])
+        position = torch.add(along_y * rows + (start + 1 / side - 1), along_x * columns, out=grid[0, ..., place])
         if clamp:
-            position = position.clamp(0, side - 1)
-        axes.append((2 * position + 1) / side - 1)
-    return torch.stack(axes, dim=-1).unsqueeze(0)
+            position.clamp_(1 / side - 1, 1 - 1 / side)
+    return grid

@@ -172,7 +172,7 @@ class StoredCase:
         """``(slices, rows, columns)``."""
         return tuple(self.plane.sides(self._image.shape[1:]))
 
-    @property
+    @cached_property
     def spacing(self) -> list[float] | None:
         """Millimetres of a slice's pixels, ``[rows, columns]``; None without physical spacing."""
         return self.plane.spacing(self.record)

@@ -130,7 +130,10 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, setup: dict) 
         with safe_open(path, "pt") as stream:
             progress = PretrainingProgress(**json.loads((stream.metadata() or {})["progress"]))
         if progress.setup != setup:
-            raise SamunetError(f"{path} was begun with {progress.setup}, not with {setup}", "use another --out FOLDER")
+            raise SamunetError(
+                f"{path} was begun with {progress.setup}, not with {setup}",
+                "give the same --checkpoint, -d and -encoder as at its beginning, or use another --out FOLDER",
+            )
         model.load_state_dict(_with_prefix(tensors, "model."))
         for name, parameter in model.named_parameters():
             saved = _with_prefix(tensors, f"optimizer.{name}.")
