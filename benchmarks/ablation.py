@@ -4,10 +4,12 @@
     python benchmarks/ablation.py 004 --seconds 300 --num_cases 8 --weights random
     python benchmarks/ablation.py 004 --iterations 900 --set 'mirror_axes=[0,1]' rotation=180
     python benchmarks/ablation.py 027 --seconds 150 --weights pretraining/small_latest.safetensors --seed 1
+    python benchmarks/ablation.py 027 --iterations 400 --num_cases 8 --ema 0.99
 
 The Dice is that of the fold's validation cases on their stored grid, from one input along the first plane, and averaged
-over mirrored inputs and planes as the plan has them; the last line has both with what was changed. Nothing is written
-to the results folder. Compare runs made on the same quiet machine, and look at the iterations too.
+over mirrored inputs and planes as the plan has them; the last line has both with what was changed. With ``--ema`` it
+has them also of the weights' exponential average over the updates, which samunet itself does not keep. Nothing is
+written to the results folder. Compare runs made on the same quiet machine, and look at the iterations too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from samunet import paths
 from samunet.dataset.description import read_description
@@ -47,6 +51,7 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the plan, or of its small network"
     )
     parser.add_argument("--patch_size", type=int, help="of the small encoder, with random weights")
+    parser.add_argument("--ema", type=float, metavar="DECAY", help="score the average of the weights as well")
     arguments = parser.parse_args()
     if arguments.patch_size:
         ENCODERS["small"] = replace(ENCODERS["small"], patch_size=arguments.patch_size)
@@ -84,11 +89,18 @@ def main() -> None:
             run={},
             base=base,
         )
+        average = None
+        if arguments.ema:
+            average = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema))
+            trainer.optimizer.register_step_post_hook(lambda *_: average.update_parameters(trainer.model))
         trainer.train()
         for entry in trainer.state.log:
             print(json.dumps(entry))
         trainer.monitored = validation
         scores = {"dice": trainer._monitor(), "averaged_dice": trainer._monitor(averaged=True)}
+        if average:
+            trainer.model.load_state_dict(average.module.state_dict())
+            scores |= {"ema_dice": trainer._monitor(), "ema_averaged_dice": trainer._monitor(averaged=True)}
     scores = {name: round(score, 4) for name, score in scores.items()}
     setting = {key: value for key, value in vars(arguments).items() if value}
     print(json.dumps(setting | {"iterations": trainer.state.iteration} | scores))

@@ -130,9 +130,15 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, setup: dict) 
         with safe_open(path, "pt") as stream:
             progress = PretrainingProgress(**json.loads((stream.metadata() or {})["progress"]))
         if progress.setup != setup:
+            former = progress.setup
+            unlike = [
+                f"{key} {former.get(key, 'none')}, not {setup.get(key, 'none')}"
+                for key in sorted(former | setup)
+                if former.get(key) != setup.get(key)
+            ]
             raise SamunetError(
-                f"{path} was begun with {progress.setup}, not with {setup}",
-                "give the same --checkpoint, -d and -encoder as at its beginning, or use another --out FOLDER",
+                f"{path} was begun with {'; '.join(unlike)}",
+                "give the same --checkpoint, -d, -c and -encoder as at its beginning, or use another --out FOLDER",
             )
         model.load_state_dict(_with_prefix(tensors, "model."))
         for name, parameter in model.named_parameters():
