@@ -107,7 +107,7 @@ class NetworkPlan:
             ``repeat`` (one channel three times), ``as_they_are`` (three channels), ``projection`` (a trained
             combination of any number).
         batch_size: Images per step; ``accumulation`` steps make one update.
-        learning_rate, weight_decay: Of AdamW at its peak; decay acts on matrices only.
+        optimizer, learning_rate, weight_decay: ``muon`` leaves what is no matrix to AdamW (rates at their peak).
         training_images: Images drawn in a whole training where the user states no budget, per kind of device.
         memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
         training_gflops: Predicted work per training image, in 10^9 floating-point operations, none counted twice.
@@ -137,6 +137,7 @@ class NetworkPlan:
     components: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     recipe: Literal["samunet", "samed"] = "samunet"
     checkpoint_blocks: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
     why: dict[str, str] = field(default_factory=dict)
 
 

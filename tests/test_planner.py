@@ -110,6 +110,7 @@ def test_every_decision_has_a_reason():
     for network in configuration.networks.values():
         for decision in (
             "input_shape", "adaptation", "input_channels", "checkpoint_blocks", "batch_size", "learning_rate",
+            "optimizer",
         ):  # fmt: skip
             assert network.why[decision]
 

@@ -85,6 +85,11 @@ def test_plans_from_before_checkpointing_go_on_loading(path):
     assert read_plans(path).configuration("2d").networks["sam"] == make_network(checkpoint_blocks=True)
 
 
+def test_plans_from_before_muon_mean_adamw(path):
+    edit(path, lambda data: [network.pop("optimizer") for network in two_d(data)["networks"].values()])
+    assert {network.optimizer for network in read_plans(path).configuration("2d").networks.values()} == {"adamw"}
+
+
 def test_a_whole_number_may_stand_for_a_fraction(path):
     edit(path, lambda data: data.update(gpu_memory_target_gb=8))
     assert read_plans(path).gpu_memory_target_gb == 8.0
@@ -180,6 +185,7 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
         (lambda data: sam(data)["lora"].update(targets=[]), r"networks\.sam\.lora\.targets: .*at least 1"),
         (lambda data: sam(data).update(lora=None), r"networks\.sam\.lora must be given with"),
         (lambda data: sam(data).update(adaptation="full"), r"networks\.sam\.lora must not be given with"),
+        (lambda data: sam(data).update(optimizer="sgd"), r"networks\.sam\.optimizer: .*'adamw' or 'muon'"),
         (lambda data: sam(data).update(checkpoint_blocks=1), r"networks\.sam\.checkpoint_blocks: .*boolean"),
         (
             lambda data: sam(data).update(encoder="vit_t", checkpoint_blocks=True),

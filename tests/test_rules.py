@@ -248,6 +248,20 @@ def test_learning_rate():
 
 
 @pytest.mark.parametrize(
+    ("encoder", "adaptation", "components", "expected"),
+    [
+        ("small", "full", "encoder_decoder", "muon"),
+        ("small", "full", "decoder", "adamw"),
+        ("small", "lora", "encoder_decoder", "adamw"),
+        ("vit_b", "lora", "encoder_decoder", "adamw"),
+        ("vit_b", "full", "encoder_decoder", "adamw"),
+    ],
+)
+def test_optimizer(encoder, adaptation, components, expected):
+    assert rules.optimizer(ENCODERS[encoder], adaptation, components)[0] == expected
+
+
+@pytest.mark.parametrize(
     ("slices", "cpu", "gpu"),
     [(10, 16_000, 48_000), (1_000, 16_000, 60_000), (2_000, 24_000, 120_000), (10_000, 32_000, 240_000)],
 )

@@ -202,6 +202,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
     head, head_why = rules.head(facts)
     rate, rate_why = rules.learning_rate(facts, adapted["adaptation"], adapted["components"], batch * accumulation)
+    optimizer, optimizer_why = rules.optimizer(facts, adapted["adaptation"], adapted["components"])
     channels, channels_why = slices.input_channels, slices.input_channels_why
     if samed and channels == "neighbours":
         channels, channels_why = "repeat", "one channel three times: SAMed's"
@@ -222,6 +223,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         training_gflops=round(estimate.training_flops / 1e9, 1),
         recipe=recipe,
         checkpoint_blocks=twice,
+        optimizer=optimizer,
         why={
             "input_shape": f"{size_why}; {shape_why}",
             "head": head_why,
@@ -231,6 +233,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
             "checkpoint_blocks": twice_why,
             "batch_size": batch_why,
             "learning_rate": rate_why,
+            "optimizer": optimizer_why,
             "training_images": images_why,
         },
     )

@@ -68,6 +68,8 @@ class OwnImages:
         SamunetError: If the dataset is not preprocessed, or weights or images cannot be read.
     """
 
+    optimizer = "adamw"  # weights that are good already move little by little
+
     def __init__(
         self,
         dataset: str,

@@ -23,7 +23,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
 from samunet.interruption import StopRequest
 from samunet.locks import LockHeld, exclusive
-from samunet.network.optimizer import adamw
+from samunet.network.optimizer import build_optimizer
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.network import PretrainingProgress, load_state, save_state, write_tensors
 from samunet.pretraining.options import PretrainingOptions
@@ -77,7 +77,9 @@ class _Pretraining:
         self.dtype = fast if fast is torch.bfloat16 else None  # float16 would need its gradients scaled
         torch.manual_seed(options.seed)
         self.model = work.build().to(self.device).train()
-        self.optimizer = adamw(self.model, options.learning_rate, _WEIGHT_DECAY, betas=(0.9, 0.95))
+        self.optimizer = build_optimizer(
+            work.optimizer, self.model, options.learning_rate, _WEIGHT_DECAY, betas=(0.9, 0.95)
+        )
         self.file = folder / (DECAY if options.final_decay else LATEST)
         source = self.file if self.file.is_file() else folder / LATEST
         if source.is_file():
@@ -187,6 +189,7 @@ class _Pretraining:
             "batch_size": options.batch_size,
             "image_sizes": list(options.image_sizes),
             "learning_rate": options.learning_rate,
+            "optimizer": self.work.optimizer,
             "final_decay": options.final_decay,
             "dtype": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
             "device": str(self.device),

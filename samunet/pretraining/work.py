@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -22,11 +22,13 @@ class Work(Protocol):
 
     Attributes:
         encoder: Name of the encoder.
+        optimizer: As a plan names it (:func:`samunet.network.optimizer.build_optimizer`).
         setup: What must not change from piece to piece.
         facts: What the weights' card says of the images and of the weights at the start.
     """
 
     encoder: str
+    optimizer: Literal["adamw", "muon"]
     setup: dict[str, Any]
     facts: dict[str, Any]
 
@@ -51,10 +53,11 @@ class SyntheticImages:
     """
 
     encoder = "small"
+    optimizer = "muon"
 
     def __init__(self, checkpoint: Path | None = None) -> None:
         self.base = base_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
-        self.setup: dict[str, Any] = {"encoder": self.encoder}
+        self.setup: dict[str, Any] = {"encoder": self.encoder, "optimizer": self.optimizer}
         self.facts: dict[str, Any] = {
             "data": "randomised synthetic images alone, made by samunet_pretrain; no image of a person or a thing"
         }

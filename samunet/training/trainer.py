@@ -23,7 +23,7 @@ from samunet.inference.planes import PlanePredictor
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights
 from samunet.network.image_encoder import hold_frozen
-from samunet.network.optimizer import adamw
+from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
@@ -106,7 +106,9 @@ class Trainer:
             start_from(self.model, options.pretrained)
         self.samed = network.recipe == "samed"
         self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
-        self.optimizer = adamw(self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed)
+        self.optimizer = build_optimizer(
+            network.optimizer, self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed
+        )
         self.dtype = self._choose_dtype()
         self.cached = self._open_cache() if options.feature_cache else None
         self.setup = {
