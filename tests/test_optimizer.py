@@ -55,7 +55,7 @@ def test_singular_values_come_near_one_and_directions_stay(shape):
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
     along = u.mT @ result @ vh.mT  # diagonal where the directions are the same
     diagonal = along.diagonal(dim1=1, dim2=2)
-    strong = s > 0.05 * s.amax(1, keepdim=True)  # five steps do not lift the weakest all the way
+    strong = s > matrices.norm(dim=(1, 2))[:, None] / 50  # the few steps do not lift the weakest all the way
     assert diagonal[strong].min() > 0.6
     assert diagonal.max() < 1.3
     assert (along - torch.diag_embed(diagonal)).abs().max() < 0.05
@@ -71,7 +71,7 @@ def test_matrices_move_as_with_torch_s_muon(monkeypatch, native):
     ours, theirs = twins()
     matrices = [theirs.wide.weight, theirs.tall.weight]
     # Three times the update that is as large as AdamW's, and a decay that does not grow with it.
-    reference = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1 / 3, adjust_lr_fn="match_rms_adamw")
+    reference = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1 / 3, adjust_lr_fn="match_rms_adamw", ns_steps=3)
     stepped(ours, muon(ours, 0.01, 0.1), range(4))
     stepped(theirs, reference, range(4))
     for own, other in zip((ours.wide.weight, ours.tall.weight), matrices):
