@@ -270,7 +270,7 @@ def learning_rate(
 def optimizer(facts: EncoderFacts, adaptation_name: str, components: str = "encoder_decoder") -> Decision:
     """AdamW, or Muon for the small encoder where all of it trains."""
     if facts.family == "bundled" and adaptation_name == "full" and components == "encoder_decoder":
-        return "muon", "the small encoder, trained in full, learns about twice as much per update with Muon (measured)"
+        return "muon", "the small encoder, trained in full, learns more per update with Muon (measured)"
     return "adamw", "SAM's and SAMed's"
 
 
