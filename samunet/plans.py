@@ -107,7 +107,7 @@ class NetworkPlan:
             ``repeat`` (one channel three times), ``as_they_are`` (three channels), ``projection`` (a trained
             combination of any number).
         batch_size: Images per step; ``accumulation`` steps make one update.
-        optimizer, learning_rate, weight_decay: ``muon`` leaves what is no matrix to AdamW (rates at their peak).
+        optimizer, learning_rate, weight_decay: ``muon`` leaves what is no matrix to AdamW; peak rate; matrices decay.
         training_images: Images drawn in a whole training where the user states no budget, per kind of device.
         memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
         training_gflops: Predicted work per training image, in 10^9 floating-point operations, none counted twice.

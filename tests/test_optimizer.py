@@ -1,5 +1,7 @@
 """The optimizers: what each of them trains, Muon beside PyTorch's own, and a checkpoint of it."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,10 @@ from samunet.encoders import ENCODERS
 from samunet.network.build_encoder import build_encoder
 from samunet.network.heads import build_head
 from samunet.network.model import InputLayer, SamunetModel
-from samunet.network.optimizer import Muon, adamw, build_optimizer, muon, orthogonal
+from samunet.network.optimizer import Muon, adamw, build_optimizer, orthogonal
 from samunet.training.state import Progress, load_latest, save_latest
+
+muon = partial(build_optimizer, "muon")
 
 
 class TwoLayers(nn.Module):
@@ -127,7 +131,7 @@ def small_network():
 
 def test_muon_trains_the_matrices_inside_the_small_network_and_adamw_all_else():
     model = small_network()
-    optimizer = build_optimizer("muon", model, 1e-3, 0.1, everything_decays=False)
+    optimizer = muon(model, 1e-3, 0.1)
     assert isinstance(optimizer, Muon)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [{names[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]

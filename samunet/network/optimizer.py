@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,6 @@ from torch.optim import AdamW, Optimizer
 
 from samunet.devices import fast_dtype
 
-_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 _SEES_PIXELS = ("input_layer.", "image_encoder.patch_embed.")
 _MOMENTUM = 0.95
 # Root mean square of an update's entries, in learning rates. 0.2 makes Muon's updates as large as AdamW's (Liu et al.
@@ -22,9 +22,28 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 3
 
 
-def build_optimizer(kind: Literal["adamw", "muon"], model: nn.Module, *arguments, **settings) -> Optimizer:
-    """The optimizer that a plan names; for the rest see :func:`adamw`, whose arguments both take."""
-    return {"adamw": adamw, "muon": muon}[kind](model, *arguments, **settings)
+def build_optimizer(
+    kind: Literal["adamw", "muon"], model: nn.Module, learning_rate: float, weight_decay: float, **settings
+) -> Optimizer:
+    """The optimizer that a plan names, for whatever trains.
+
+    With ``muon``, AdamW trains what is no matrix inside the network: biases, norms, positions and tokens, what sees the
+    pixels, and convolutions that are transposed or have groups.
+
+    Args:
+        kind: As a plan has it.
+        model, learning_rate, weight_decay, settings: See :func:`adamw`.
+    """
+    if kind == "adamw":
+        return adamw(model, learning_rate, weight_decay, **settings)
+    matrices = [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and getattr(module, "groups", 1) == 1
+        if module.weight.requires_grad and not name.startswith(_SEES_PIXELS)
+    ]
+    others = adamw(model, learning_rate, weight_decay, **settings, without=matrices)
+    return Muon(matrices, others, learning_rate, weight_decay)
 
 
 def adamw(
@@ -34,6 +53,7 @@ def adamw(
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     everything_decays: bool = False,
+    without: Sequence[Tensor] = (),
 ) -> AdamW:
     """AdamW on whatever trains.
 
@@ -43,38 +63,24 @@ def adamw(
         weight_decay: Of matrices; of biases, norms, positions and tokens only with ``everything_decays``.
         betas: Of the moments.
         everything_decays: As in SAMed.
+        without: Parameters that another optimizer trains.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return _adamw(trained, model, learning_rate, weight_decay, betas, everything_decays)
-
-
-def muon(
-    model: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    *,
-    betas: tuple[float, float] = (0.9, 0.999),
-    everything_decays: bool = False,
-) -> Muon:
-    """Muon on the matrices inside a network and AdamW on whatever else trains; arguments as of :func:`adamw`.
-
-    Else are biases, norms, positions and tokens, what sees the pixels, and convolutions that are transposed or have
-    groups.
-    """
-    inside = {
+    matrices = {
         id(module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and getattr(module, "groups", 1) == 1
-        if not name.startswith(_SEES_PIXELS)
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
     }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    others = [parameter for parameter in trained if id(parameter) not in inside]
-    return Muon(
-        [parameter for parameter in trained if id(parameter) in inside],
-        _adamw(others, model, learning_rate, weight_decay, betas, everything_decays),
-        learning_rate,
-        weight_decay,
-    )
+    elsewhere = {id(parameter) for parameter in without}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in elsewhere]
+    groups = [
+        {"params": [p for p in trained if id(p) in matrices], "weight_decay": weight_decay},
+        {
+            "params": [p for p in trained if id(p) not in matrices],
+            "weight_decay": weight_decay if everything_decays else 0.0,
+        },
+    ]
+    # One pass over each tensor instead of ten: a tenth of a small network's step.
+    return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 class Muon(Optimizer):
@@ -145,23 +151,3 @@ def orthogonal(matrices: Tensor) -> Tensor:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=second, alpha=third), x, beta=first)
     return x.mT if tall else x
-
-
-def _adamw(
-    parameters: list[Tensor],
-    model: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    everything_decays: bool,
-) -> AdamW:
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, _LAYERS)}
-    groups = [
-        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": weight_decay},
-        {
-            "params": [p for p in parameters if id(p) not in matrices],
-            "weight_decay": weight_decay if everything_decays else 0.0,
-        },
-    ]
-    # One pass over each tensor instead of ten: a tenth of a small network's step.
-    return AdamW(groups, lr=learning_rate, betas=betas, fused=True)
