@@ -39,7 +39,7 @@ def values_of(file):
 def test_regions_of_brain_tumours_are_learnt_and_painted_in_their_order(samunet_folders, tmp_path):
     dataset = make_dataset(samunet_folders / "raw")
     assert plan_and_preprocess.main(["-d", "903", "-np", "0"]) == 0
-    assert train.main(["903", "2d", "all", "--iterations", "30", "--batch_size", "4", "-device", "cpu"]) == 0
+    assert train.main(["903", "2d", "all", "--iterations", "60", "--batch_size", "4", "-device", "cpu"]) == 0
     output = tmp_path / "preds"
     flags = ["--disable_tta", "--save_probabilities", "-device", "cpu"]
     assert predict.main(["-i", str(dataset / "imagesTs"), "-o", str(output), *flags]) == 0
@@ -66,5 +66,5 @@ def test_regions_of_brain_tumours_are_learnt_and_painted_in_their_order(samunet_
     reference = values_of(dataset / "labelsTs" / f"{TEST_CASE}.nii.gz")
     for (key, mean), values in zip(summary["mean"].items(), REGIONS.values()):
         predicted, true = np.isin(mask, values), np.isin(reference, values)
-        assert mean["Dice"] > 0.4, key  # 0.86, 0.81 and 0.71 when this was written: learnt, and not painted anywhere
+        assert mean["Dice"] > 0.4, key  # about 0.85, 0.75 and 0.67, by any seed: learnt, and not painted anywhere
         assert mean["Dice"] == pytest.approx(2 * (predicted & true).sum() / (predicted.sum() + true.sum())), key
