@@ -2,11 +2,12 @@
 
     python benchmarks/accuracy.py --dataset 004 --minutes 10 --work /tmp/004 --nnunet-bin /venvs/nnunet/bin --batch 8
 
-One dataset a call. Both programs plan and preprocess, train fold 0 for so many minutes, and predict imagesTs, in turn
+One dataset a call. Both programs plan and preprocess, train a fold for so many minutes, and predict imagesTs, in turn
 and never at the same time; ``samunet_evaluate_folder`` scores the masks of both against labelsTs. Without
 ``--nnunet-bin``, the ``bin`` folder of an environment with nnU-Net v2, samunet runs alone.
 
-* Both train on the same cases: nnU-Net gets samunet's fold 0, with ``--num_cases`` the cases that samunet drew.
+* Both train on the same cases: nnU-Net gets samunet's fold 0, with ``--num_cases`` the cases that samunet drew. With
+  ``--fold all`` both train on all cases, and none is left to validate.
 * The minutes are those of the training loop, with the checks between epochs; loading, planning and the prediction of
   the validation cases after the training are not in them. nnU-Net ends after the iteration in which the time is up, and
   its polynomial decay ends then (``nnunet_trainer/by_the_clock.py``); all else is its own.
@@ -54,6 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--raw", type=Path, default=os.environ.get(RAW_VARIABLE), metavar="FOLDER",
         help="folder with the raw datasets (default: the variable samunet_raw)",
     )  # fmt: skip
+    parser.add_argument("--fold", choices=("0", "all"), default="0", help="to train (default: 0)")
     parser.add_argument("--num_cases", type=int, metavar="N", help="train on so many of the fold's cases")
     parser.add_argument("--seed", type=int, default=12345, help="of samunet (default: 12345)")
     parser.add_argument("--disable_tta", action="store_true", help="predict imagesTs without test-time augmentation")
@@ -70,6 +72,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--minutes must be at least {LEAST_MINUTES}, got {parsed.minutes:g}")
     if any(number is not None and number < 1 for number in (parsed.num_cases, parsed.batch)):
         parser.error("--num_cases and --batch must be at least 1")
+    if parsed.num_cases and parsed.fold == "all":
+        parser.error("--num_cases draws from fold 0; leave out --fold all")
     if parsed.batch and parsed.nnunet_bin is None:
         parser.error("--batch is nnU-Net's: it needs --nnunet-bin DIR")
     if not parsed.raw:
@@ -138,7 +142,7 @@ def run_in_turn(contestants: Sequence[Contestant], names: dict[str, str]) -> dic
     for contestant in contestants:
         name = contestant.contender.name
         test = samunet.evaluate(f"{name}_imagesTs", labels, contestant.masks)
-        results[name] = contestant.result(names, test, contestant.validation())
+        results[name] = contestant.result(names, test)
     return results
 
 
@@ -180,7 +184,7 @@ def compare(arguments: argparse.Namespace) -> None:
     contenders = find_contenders(arguments)
     task = Task(
         dataset, new_folder(arguments.work), 60 * arguments.minutes, arguments.device, arguments.num_cases,
-        arguments.seed, not arguments.disable_tta,
+        arguments.seed, not arguments.disable_tta, arguments.fold,
     )  # fmt: skip
     samunet = Samunet(task, contenders[0])
     others = [NNUNet(task, contender, samunet, arguments.batch) for contender in contenders[1:]]
@@ -189,8 +193,8 @@ def compare(arguments: argparse.Namespace) -> None:
     split, first = samunet.split(), results["samunet"]
     print(
         f"\n{dataset.name}, {len(split['train'])} training cases, {arguments.minutes:g} minutes; Dice of "
-        f"{first['test_cases']} cases of imagesTs and of {first['validation_cases']} validation cases; test-time "
-        f"augmentation {'on' if task.tta else 'off'} in imagesTs\n\n{table(results)}\n"
+        f"{first['test_cases']} cases of imagesTs and of {first['validation_cases'] or 'no'} validation cases; "
+        f"test-time augmentation {'on' if task.tta else 'off'} in imagesTs\n\n{table(results)}\n"
     )
     file = arguments.json or task.work / "result.json"
     content = {**about, "split": split, "results": results}
@@ -220,6 +224,7 @@ def introduction(arguments: argparse.Namespace, task: Task, contenders: Sequence
         "dataset": task.dataset.name,
         "minutes": arguments.minutes,
         "device": task.device,
+        "fold": task.fold,
         "num_cases": task.num_cases,
         "seed": task.seed,
         "tta": task.tta,

@@ -41,6 +41,7 @@ class Task:
         num_cases: Train on so many of the fold's cases; None for all.
         seed: samunet's; nnU-Net takes none.
         tta: Whether the masks of imagesTs are averaged over mirrored, by samunet else over shifted, images.
+        fold: ``0``, or ``all``, which trains on every case and leaves none to validate.
     """
 
     dataset: Path
@@ -50,6 +51,7 @@ class Task:
     num_cases: int | None = None
     seed: int = 12345
     tta: bool = True
+    fold: str = "0"
 
     @property
     def number(self) -> str:
@@ -98,7 +100,7 @@ class Contestant(ABC):
 
     @abstractmethod
     def train(self) -> None:
-        """Train fold 0 until the time is up, and predict its validation cases."""
+        """Train the fold until the time is up, and predict its validation cases."""
 
     @abstractmethod
     def predict(self) -> None:
@@ -106,26 +108,27 @@ class Contestant(ABC):
 
     @abstractmethod
     def validation(self) -> dict:
-        """Scores of the validation cases, as in ``summary.json``."""
+        """Scores of the fold's validation cases, as in ``summary.json``; not asked of fold ``all``."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Iterations, training_seconds, batch and input of the training, and what else its files say."""
 
-    def result(self, names: dict[str, str], test: dict, validation: dict) -> dict[str, Any]:
+    def result(self, names: dict[str, str], test: dict) -> dict[str, Any]:
         """Everything about this program's run.
 
         Args:
             names: Key of a class in ``summary.json`` to its name.
-            test, validation: Contents of ``summary.json`` of imagesTs and of the fold's validation cases.
+            test: Content of ``summary.json`` of imagesTs.
         """
         training = self.took["train"]
+        validation = self.validation() if self.task.fold != "all" else None
         return {
             "dice": {name: test["mean"][key]["Dice"] for key, name in names.items()},
             "mean": test["foreground_mean"]["Dice"],
-            "validation": validation["foreground_mean"]["Dice"],
+            "validation": validation and validation["foreground_mean"]["Dice"],
             "test_cases": len(test["metric_per_case"]),
-            "validation_cases": len(validation["metric_per_case"]),
+            "validation_cases": len(validation["metric_per_case"]) if validation else 0,
             **self.facts(),
             # Of the training command with its validation, all processes; PSS where the kernel tells it.
             "peak_memory_mib": training.peak_pss_mib or training.peak_rss_mib,
@@ -140,7 +143,8 @@ class Samunet(Contestant):
     @property
     def fold(self) -> Path:
         """Folder of the trained fold."""
-        return self.folder / "results" / self.task.dataset.name / "samunetTrainer__samunetPlans__2d" / "fold_0"
+        model = self.folder / "results" / self.task.dataset.name / "samunetTrainer__samunetPlans__2d"
+        return model / f"fold_{self.task.fold}"
 
     def plan(self) -> None:
         self.run("plan", "samunet_plan_and_preprocess", "-d", self.task.number)
@@ -149,17 +153,19 @@ class Samunet(Contestant):
         task = self.task
         few = ["--num_cases", str(task.num_cases)] if task.num_cases else []
         length = ["--time_budget", f"{task.seconds:.1f}s", "--seed", str(task.seed)]
-        self.run("train", "samunet_train", task.number, "2d", "0", *length, *few, "-device", task.device)
+        self.run("train", "samunet_train", task.number, "2d", task.fold, *length, *few, "-device", task.device)
 
     def predict(self) -> None:
         images = self.task.dataset / "imagesTs"
-        flags = ["-d", self.task.number, "-c", "2d", "-f", "0", "-device", self.task.device]
+        flags = ["-d", self.task.number, "-c", "2d", "-f", self.task.fold, "-device", self.task.device]
         flags += [] if self.task.tta else ["--disable_tta"]
         self.run("predict", "samunet_predict", "-i", images, "-o", self.masks, *flags)
 
     def split(self) -> dict[str, list[str]]:
         """The cases that were trained on, and the fold's validation cases."""
         train = read(self.fold / "run.json")["training_cases"]
+        if self.task.fold == "all":
+            return {"train": train, "val": []}
         return {"train": train, "val": read(self.preprocessed / "splits_final.json")[0]["val"]}
 
     def validation(self) -> dict:
@@ -205,7 +211,7 @@ class NNUNet(Contestant):
     def fold(self) -> Path:
         """Folder of the trained fold."""
         model = f"{TRAINER}__nnUNetPlans__{self.configuration}"
-        return self.folder / "results" / self.task.dataset.name / model / "fold_0"
+        return self.folder / "results" / self.task.dataset.name / model / f"fold_{self.task.fold}"
 
     def plan(self) -> None:
         """Plan and preprocess; with another batch, add a configuration that inherits all else from 2d."""
@@ -219,16 +225,16 @@ class NNUNet(Contestant):
             file.write_text(json.dumps(plans, indent=4), encoding="utf-8")
 
     def train(self) -> None:
-        """Train on samunet's fold 0."""
+        """Train on samunet's cases."""
         splits = json.dumps([self.samunet.split()], indent=4)
         (self.preprocessed / "splits_final.json").write_text(splits, encoding="utf-8")
         flags = ["-tr", TRAINER, "-device", self.task.device]
-        self.run("train", "nnUNetv2_train", self.task.number, self.configuration, "0", *flags)
+        self.run("train", "nnUNetv2_train", self.task.number, self.configuration, self.task.fold, *flags)
 
     def predict(self) -> None:
         images = self.task.dataset / "imagesTs"
-        flags = ["-d", self.task.number, "-c", self.configuration, "-f", "0", "-tr", TRAINER, "-npp", "1", "-nps", "1"]
-        flags += ["-device", self.task.device, *([] if self.task.tta else ["--disable_tta"])]
+        flags = ["-d", self.task.number, "-c", self.configuration, "-f", self.task.fold, "-tr", TRAINER]
+        flags += ["-npp", "1", "-nps", "1", "-device", self.task.device, *([] if self.task.tta else ["--disable_tta"])]
         self.run("predict", "nnUNetv2_predict", "-i", images, "-o", self.masks, *flags)
 
     def validation(self) -> dict:

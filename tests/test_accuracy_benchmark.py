@@ -34,16 +34,17 @@ with open(os.environ["order_of_commands"], "a") as order:
 """
 # Masks of both are the labels themselves.
 SAMUNET = """
-fold = folder("results") / "samunetTrainer__samunetPlans__2d" / "fold_0"
 if script == "samunet_plan_and_preprocess":
     write(folder("preprocessed") / "splits_final.json", [{"train": ["case_1", "case_2", "case_3"], "val": ["case_0"]}])
 elif script == "samunet_train":
+    fold = folder("results") / "samunetTrainer__samunetPlans__2d" / f"fold_{words[2]}"
     run = {"training_cases": ["case_1", "case_3"], "iterations": 7, "training_seconds": 36.3, "family": "bundled"}
     run |= {"encoder": "small", "setup": {"batch_size": 4}, "peak_memory_bytes": 10**9}
     write(fold / "run.json", run)
     write(fold.parent / "plans.json", {"configurations": {"2d": {"networks": {"bundled": {"input_shape": [112, 80]}}}}})
     summary = {"foreground_mean": {"Dice": 0.5}, "mean": {}, "metric_per_case": [{}]}
-    write(fold / "validation" / "summary.json", summary)
+    if words[2] != "all":
+        write(fold / "validation" / "summary.json", summary)
 elif script == "samunet_predict":
     shutil.copytree(folder("raw") / "labelsTs", words[words.index("-o") + 1])
 """
@@ -56,7 +57,7 @@ elif script == "nnUNetv2_train":
     batch = configurations[words[1]]["batch_size"]
     assert (Path(os.environ["nnUNet_extTrainer"]) / "by_the_clock.py").is_file()
     assert "OMP_NUM_THREADS" not in os.environ
-    fold = folder("results") / f"{words[words.index('-tr') + 1]}__nnUNetPlans__{words[1]}" / "fold_0"
+    fold = folder("results") / f"{words[words.index('-tr') + 1]}__nnUNetPlans__{words[1]}" / f"fold_{words[2]}"
     seconds = float(os.environ["samunet_benchmark_seconds"])
     result = {"iterations": 5, "training_seconds": seconds + 1, "batch": batch, "input": [32, 24]}
     write(fold / "by_the_clock.json", result | {"cases": split["train"]})
@@ -134,6 +135,19 @@ def test_both_train_on_the_same_cases_and_take_turns(run, tmp_path, capsys):
     assert "2 training cases, 0.05 minutes; Dice of 2 cases of imagesTs and of 1 validation cases" in printed
 
 
+def test_fold_all_has_no_cases_to_validate(run, tmp_path, capsys):
+    assert run(*nnunet(tmp_path), "--fold", "all") == 0
+    order = (tmp_path / "order").read_text().splitlines()
+    assert order[2].startswith("samunet_train 998 2d all ")
+    assert order[3].startswith("nnUNetv2_train 998 2d_batch2 all ")
+    assert all(" -f all " in line for line in order[4:])
+    result = json.loads((tmp_path / "work" / "result.json").read_text())
+    assert (result["fold"], result["split"]["val"]) == ("all", [])
+    for row in result["results"].values():
+        assert (row["validation"], row["validation_cases"], row["dice"]) == (None, 0, {"organ": 1, "core": 1})
+    assert "of no validation cases" in capsys.readouterr().out
+
+
 def test_without_nnunet(run, tmp_path, capsys):
     assert run("--json", str(tmp_path / "mine.json")) == 0
     assert "nnU-Net: left out" in capsys.readouterr().out
@@ -185,6 +199,7 @@ def test_what_is_wrong_is_told_before_anything_runs(run, tmp_path, capsys, chang
         (["--minutes", "nan"], "at least 0.01"),
         (["--num_cases", "0"], "at least 1"),
         (["--batch", "4"], "--batch is nnU-Net's"),
+        (["--fold", "all", "--num_cases", "4"], "--num_cases draws from fold 0"),
         (["--json", "/nowhere/result.json"], "there is no folder /nowhere"),
     ],
 )

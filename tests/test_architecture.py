@@ -20,7 +20,7 @@ FLOORS = [
     {"evaluation", "conversion", "quality"},
     {"dataset"},
     {"imageio"},
-    {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices"},
+    {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices", "cores"},
 ]
 HEIGHT = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
 

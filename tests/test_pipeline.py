@@ -22,6 +22,7 @@ from samunet.commands import (
     preprocess,
     train,
 )
+from samunet.cores import FreeCores
 from samunet.training.state import LATEST
 
 SHORT = ["--iterations", "6", "--batch_size", "2"]
@@ -111,6 +112,20 @@ def test_fold_all_trains_without_validation(planned, samunet_folders, capsys):
     assert not (model_folder(samunet_folders) / "fold_all" / "validation").exists()
     assert train.main(["998", "2d", "all", *SHORT]) == 1
     assert "is finished" in capsys.readouterr().err
+
+
+def test_threads_follow_other_programs_unless_updates_are_counted(planned, monkeypatch):
+    watched = []
+
+    class Watched(FreeCores):
+        def __init__(self, watch):
+            super().__init__(watch)
+            watched.append(watch)
+
+    monkeypatch.setattr("samunet.training.trainer.FreeCores", Watched)
+    assert train.main(["998", "2d", "all", "--time_budget", "0.1s", "-device", "cpu"]) == 0
+    assert train.main(["998", "2d", "all", "--iterations", "1", "--overwrite", "-device", "cpu"]) == 0
+    assert watched == [True, False]
 
 
 def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders, monkeypatch):

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from samunet.commands.pretrain import main
+from samunet.cores import FreeCores
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.pretraining import run
@@ -136,11 +137,16 @@ def test_warm_up_is_linear_and_then_the_rate_is_constant(tmp_path, monkeypatch):
     assert factors == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_time_budget_is_of_the_piece(tmp_path):
+def test_time_budget_is_of_the_piece(tmp_path, monkeypatch):
+    watched = []
+    monkeypatch.setattr(run, "FreeCores", lambda watch: watched.append(watch) or FreeCores(watch))
     for _ in range(2):
         run.pretrain(tmp_path, options(iterations=None, seconds=0.01, objective="mae"))
     with safe_open(tmp_path / run.LATEST, "pt") as stream:
-        assert json.loads(stream.metadata()["progress"])["iteration"] >= 2
+        iterations = json.loads(stream.metadata()["progress"])["iteration"]
+    assert iterations >= 2
+    run.pretrain(tmp_path, options(iterations=iterations + 1, objective="mae"))
+    assert watched == [True, True, False]  # the last is to come out the same every time
 
 
 @pytest.mark.parametrize("objective", ["dense", "prompt", "mae"])

@@ -65,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv, go_on="the same command (without --overwrite) goes on from here")
+    go_on = "the same command (without --overwrite) goes on from here"
+    return run_command(build_parser(), _run, argv, go_on=go_on, trains=True)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from samunet import __version__
+from samunet.cores import FreeCores
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
@@ -103,9 +104,11 @@ class _Pretraining:
         started, saved, logged = time.monotonic() - state.elapsed, time.monotonic(), time.monotonic()
         sums: dict[str, list[float]] = {}
         seen = images
-        with StopRequest() as stop:
+        watch = self.device.type == "cpu" and not options.iterations
+        with StopRequest() as stop, FreeCores(watch) as cores:
             while spent() < 1:
                 before = time.monotonic()
+                cores.adjust()
                 factor = 1 - spent() if options.final_decay else min(1.0, (state.iteration + 1) / _WARM_UP)
                 for name, value in self._step(factor).items():
                     sums.setdefault(name, []).append(value)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samunet.cores import FreeCores
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_device
 from samunet.errors import SamunetError
@@ -138,11 +139,14 @@ class Trainer:
         source = batches(self.loader, self.state.iteration, self.options.num_workers)
         started, saved = time.monotonic() - self.state.elapsed, time.monotonic()
         losses, seconds, data_seconds = [], 0.0, 0.0
-        with StopRequest() as stop, progress_bar(self.show_progress) as bar:
+        # A number of updates that the user gave is to come out the same every time, to the last bit.
+        watch = self.device.type == "cpu" and not (self.options.iterations or self.options.epochs)
+        with StopRequest() as stop, progress_bar(self.show_progress) as bar, FreeCores(watch) as cores:
             while self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
                 begin = time.monotonic()
                 batch = next(source)
                 data_seconds += time.monotonic() - begin
+                cores.adjust()
                 losses.append(self._step(batch))
                 self.state.iteration += 1
                 self.state.elapsed = time.monotonic() - started
