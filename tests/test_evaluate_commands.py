@@ -177,22 +177,6 @@ def test_wrong_plain_error_is_one_line(capsys):
         assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [None, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_threads_wait_longer_in_training_unless_the_user_decides(monkeypatch, given):
-    counts = []
-
-    def note(arguments: argparse.Namespace) -> None:
-        counts.append(os.environ.get("GOMP_SPINCOUNT"))
-
-    for trains in (False, True):
-        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-            monkeypatch.setenv(name, "7")
-            if name != given:
-                monkeypatch.delenv(name)
-        run_command(argparse.ArgumentParser(), note, [], trains=trains)
-    assert counts == {None: ["1000", "30000"], "GOMP_SPINCOUNT": ["7", "7"], "OMP_WAIT_POLICY": [None, None]}[given]
-
-
 def test_sigterm_stops_cleanly(capsys):
     cleaned = []
 

@@ -19,10 +19,11 @@ from samunet.errors import SamunetError
 
 INTERRUPTED = 130
 
-# Turns that the threads of torch's OpenMP (GNU's, on Linux) wait for each other in a loop, which takes a core, before
-# they sleep. To be woken takes long, so in training the loop lasts from one operation to the next, a fraction of a
-# millisecond; where another program needs the core a step then takes many times as long, and training watches for that.
-_SHORT_WAIT, _LONG_WAIT = "1000", "30000"
+# The threads of torch's OpenMP (GNU's, on Linux) wait for each other in a loop that takes a core. Where another program
+# needs that core, a training step then takes many times as long. A short loop cost whole trainings nothing that could
+# be measured (documentation/benchmarks.md, Threads). Read when torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class Terminated(KeyboardInterrupt):
@@ -42,15 +43,12 @@ def run_command(
     argv: list[str] | None,
     *,
     go_on: str = "the same command goes on from here",
-    trains: bool = False,
 ) -> int:
     """Parse ``argv`` (default: the command line), call ``function`` with the result, and return the exit status.
 
     Everything that goes wrong ends in one readable message on stderr; the traceback appears with ``--verbose`` only.
-    ``go_on`` tells what to do after an interruption; ``trains``, that torch's threads may wait longer.
+    ``go_on`` tells what to do after an interruption.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is loaded, which no command has done yet
-        os.environ.setdefault("GOMP_SPINCOUNT", _LONG_WAIT if trains else _SHORT_WAIT)
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the usage (2)

@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv, trains=True)
+    return run_command(build_parser(), _run, argv)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -65,8 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    go_on = "the same command (without --overwrite) goes on from here"
-    return run_command(build_parser(), _run, argv, go_on=go_on, trains=True)
+    return run_command(build_parser(), _run, argv, go_on="the same command (without --overwrite) goes on from here")
 
 
 def _run(arguments: argparse.Namespace) -> None:
