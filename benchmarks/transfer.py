@@ -4,8 +4,8 @@
         --tasks 004:600:8 027:400:8 --seeds 12345 1 2 --work transfer --jobs 2
 
 A task is a preprocessed dataset, the number of updates and, after a second colon, how many of fold 0's cases to train
-on (default: all). Every training is one call of ``ablation.py``, whose file says what its Dice is. The card that
-``samunet_pretrain`` writes beside its weights says how many images they have seen. Results that ``--work`` holds are
+on (default: all). Every training is one call of ``ablation.py``, whose file says what its Dice is. The cards that
+``samunet_pretrain`` writes beside its weights say how many images they have seen. Results that ``--work`` holds are
 not computed again, so that a table may grow row by row and file by file; after a change of samunet give a new folder.
 Updates, not minutes, are fixed: a busy machine and ``--jobs`` change nothing but the time.
 """
@@ -68,8 +68,13 @@ class Weights:
         if not file.is_file():
             raise argparse.ArgumentTypeError(f"{text!r} is no file, and not one of: {', '.join(NAMES)}")
         card = file.with_suffix(".json")
-        images = json.loads(card.read_text()).get("images_seen") if card.is_file() else None
+        images = images_seen(json.loads(card.read_text())) if card.is_file() else None
         return cls(text, sha256(file.read_bytes()).hexdigest()[:16], images)
+
+
+def images_seen(card: dict) -> int:
+    """Images that weights have seen, with those of the weights that they were begun with."""
+    return card["images_seen"] + (images_seen(card["base"]["card"]) if "card" in card.get("base", {}) else 0)
 
 
 def dice(task: Task, weights: Weights, seed: int, work: Path, more: Sequence[str] = ()) -> float:

@@ -44,7 +44,7 @@ def transfer(tmp_path, monkeypatch):
 def test_every_training_runs_once_and_stands_in_its_cell(transfer, tmp_path, capsys):
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"weights")
-    weights.with_suffix(".json").write_text(json.dumps({"images_seen": 12345}))
+    weights.with_suffix(".json").write_text(json.dumps({"images_seen": 12000, "base": {"card": {"images_seen": 345}}}))
     flags = ["--tasks", "027:400:8", "004:900", "--work", str(tmp_path / "work"), "--jobs", "2"]
     transfer.main([*flags, "--weights", "random", str(weights)])
     transfer.main([*flags, "--weights", "random", "bundled", str(weights), "--seeds", "12345", "1"])
