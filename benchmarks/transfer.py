@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,9 +25,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from samunet.encoders import BUNDLED_WEIGHTS, ENCODERS
+from samunet.files import file_hash, read_json, write_json
 
 ABLATION = Path(__file__).with_name("ablation.py")
-NAMES = ("random", "bundled")
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Weights:
             return cls(text, text, 0)
         file = BUNDLED_WEIGHTS / ENCODERS["small"].checkpoint_file if text == "bundled" else Path(text)
         if not file.is_file():
-            raise argparse.ArgumentTypeError(f"{text!r} is no file, and not one of: {', '.join(NAMES)}")
+            raise argparse.ArgumentTypeError(f"{text!r} is no file, and not one of: random, bundled")
         card = file.with_suffix(".json")
-        images = images_seen(json.loads(card.read_text())) if card.is_file() else None
-        return cls(text, sha256(file.read_bytes()).hexdigest()[:16], images)
+        images = images_seen(read_json(card)) if card.is_file() else None
+        return cls(text, file_hash(file), images)
 
 
 def images_seen(card: dict) -> int:
@@ -77,19 +78,19 @@ def images_seen(card: dict) -> int:
     return card["images_seen"] + (images_seen(card["base"]["card"]) if "card" in card.get("base", {}) else 0)
 
 
-def dice(task: Task, weights: Weights, seed: int, work: Path, more: Sequence[str] = ()) -> float:
+def dice(task: Task, weights: Weights, seed: int, work: Path, more: Sequence[str]) -> float:
     """Dice of one training, from ``work`` if it is there."""
     words = [*task.flags(), "--seed", str(seed), *more]
     file = work / f"{sha256(json.dumps([weights.identity, *words]).encode()).hexdigest()[:16]}.json"
     if not file.is_file():
         command = [sys.executable, str(ABLATION), *words, "--weights", weights.name]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        result = json.loads(output.splitlines()[-1])
-        temporary = file.with_suffix(".part")
-        temporary.write_text(json.dumps(result, indent=2))
-        temporary.replace(file)
-        print(json.dumps(result), file=sys.stderr, flush=True)
-    return json.loads(file.read_text())["averaged_dice"]
+        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if finished.returncode:
+            raise SystemExit(f"this failed, and said why above: {shlex.join(command)}")
+        last = finished.stdout.splitlines()[-1]
+        write_json(file, json.loads(last))
+        print(last, file=sys.stderr, flush=True)
+    return read_json(file)["averaged_dice"]
 
 
 def table(scores: dict[tuple[Task, Weights], list[float]], tasks: Sequence[Task], weights: Sequence[Weights]) -> str:
@@ -119,8 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed.work.mkdir(parents=True, exist_ok=True)
     more = ["--set", *parsed.set] if parsed.set else []
     wanted = [(task, item, seed) for seed in parsed.seeds for task in parsed.tasks for item in parsed.weights]
-    with ThreadPoolExecutor(parsed.jobs) as pool:
+    pool = ThreadPoolExecutor(max(1, parsed.jobs))
+    try:
         found = list(pool.map(lambda item: dice(*item, parsed.work, more), wanted))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C nothing new is begun
     scores: dict[tuple[Task, Weights], list[float]] = {}
     for (task, item, _), score in zip(wanted, found):
         scores.setdefault((task, item), []).append(score)

@@ -70,6 +70,15 @@ def test_other_weights_under_the_same_name_are_computed_anew(transfer, tmp_path)
     assert len((tmp_path / "calls").read_text().splitlines()) == 2
 
 
+def test_a_training_that_fails_ends_it_and_leaves_nothing(transfer, tmp_path):
+    (tmp_path / "stand_in.py").write_text(STAND_IN + "\nsys.exit(3)\n")
+    tasks = [f"{number:03}:9" for number in range(20)]
+    with pytest.raises(SystemExit, match="--iterations 9"):
+        transfer.main(["--tasks", *tasks, "--work", str(tmp_path / "work"), "--weights", "random"])
+    assert len((tmp_path / "calls").read_text().splitlines()) < 20
+    assert not any((tmp_path / "work").iterdir())
+
+
 @pytest.mark.parametrize("text", ["027", "027:0", "027:400:8:1", "027:many"])
 def test_a_task_that_is_none(transfer, text):
     with pytest.raises(ArgumentTypeError, match="027:400:8"):
