@@ -237,7 +237,7 @@ def _spacing(sidecar: Path) -> tuple[float, float, float] | None:
     numbers = isinstance(spacing, list) and all(type(side) in (int, float) for side in spacing)
     if not numbers or len(spacing) != 3:
         raise SamunetError(f'{sidecar}: "spacing" is {spacing!r}', "it must be three numbers in mm: [z, y, x]")
-    check_spacing(spacing, sidecar)
+    check_spacing(spacing, sidecar, "spacing")
     return tuple(map(float, spacing))
 
 
