@@ -24,7 +24,8 @@ DEFAULTS = {
 def test_endings_choose_the_reader():
     assert {ending: reader_for(ending).name for ending in DEFAULTS} == DEFAULTS
     assert {ending for reader in READERS for ending in reader.endings} == set(DEFAULTS)
-    assert {ending for reader in READERS for ending in reader.image_endings} == {*DEFAULTS, ".jpg", ".jpeg", ".mhd", ".nhdr"}
+    images = {*DEFAULTS, ".jpg", ".jpeg", ".mhd", ".nhdr"}
+    assert {ending for reader in READERS for ending in reader.image_endings} == images
     assert reader_for(".PNG").name == "NaturalImage2DIO"
 
 

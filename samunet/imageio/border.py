@@ -1,4 +1,4 @@
-"""The border to other people's files: what is looked at before one is opened, and what becomes of a library's failure."""
+"""The border to other people's files: what is looked at before one is opened, and what a failure is called."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def reading(file: Path) -> Iterator[None]:
     # Libraries trust what they read: a damaged file ends in whatever the next step raises.
     except Exception as error:
         what = str(error).strip() or type(error).__name__
-        raise SamunetError(f"could not read {file}: it is damaged, or of an unusual kind ({what})", COPY_AGAIN) from error
+        raise SamunetError(f"could not read {file}: damaged, or of an unusual kind ({what})", COPY_AGAIN) from error
 
 
 def check_file(file: Path) -> None:

@@ -1,6 +1,6 @@
-"""GIPL, the Guy's Image Processing Lab's format: 256 bytes of big-endian header, then voxels; ``.gipl`` and ``.gipl.gz``.
+"""GIPL (``.gipl``, ``.gipl.gz``), the Guy's Image Processing Lab's format: a header of 256 bytes, and voxels.
 
-The format keeps spacing and origin, but no direction.
+It keeps spacing and origin, but no direction.
 """
 
 from __future__ import annotations

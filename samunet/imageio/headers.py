@@ -119,7 +119,7 @@ def geometry_of(
         raise SamunetError(f"{file} has an origin or a direction that is not a number in its header", COPY_AGAIN)
     if np.abs(square.T @ square - np.eye(dimension)).max() > _SQUARE:
         raise SamunetError(
-            f"{file} has axes that are not at right angles to each other, or not of length 1: {fields[1]!r} in its header",
+            f"{file} has axes that are not at right angles to each other, or not of length 1 ({fields[1]})",
             "resample it onto a right-angled grid, for example with 3D Slicer (Resample Image), and save it again",
         )
     return Geometry(

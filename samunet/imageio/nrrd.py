@@ -64,7 +64,18 @@ _SIGNS = {"right-anterior-superior": (-1, -1), "ras": (-1, -1), "left-anterior-s
 _SIGNS |= {f"{name}-time": signs for name, signs in _SIGNS.items() if "-" in name} | {"rast": (-1, -1), "last": (1, -1)}
 _DOMAIN = ("domain", "space", "time", "???", "none")
 # Written with and without their hyphens.
-_COMPONENTS = ("list", "point", "vector", "covariantvector", "normal", "stub", "scalar", "2vector", "3vector", "4vector")
+_COMPONENTS = (
+    "list",
+    "point",
+    "vector",
+    "covariantvector",
+    "normal",
+    "stub",
+    "scalar",
+    "2vector",
+    "3vector",
+    "4vector",
+)
 _COMPONENTS += ("3gradient", "3normal", "3color", "rgbcolor", "hsvcolor", "xyzcolor", "4color", "rgbacolor")
 _VECTOR = re.compile(r"\(([^()]*)\)|none", re.IGNORECASE)
 
@@ -317,9 +328,7 @@ def _placement(header: _Header) -> tuple[str, ...] | None:
 
 
 def _voxels(file: Path, header: _Header, start: int) -> np.ndarray:
-    skip, lines = (
-        integers(header.fields.get(name, "0"), file, name, 1)[0] for name in ("byte skip", "line skip")
-    )
+    skip, lines = (integers(header.fields.get(name, "0"), file, name, 1)[0] for name in ("byte skip", "line skip"))
     number = math.prod(header.sizes)
     size = number * header.dtype.itemsize
     if lines or skip < -1 or (skip and header.packing != "raw"):

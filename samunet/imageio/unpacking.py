@@ -98,9 +98,7 @@ def take_text(stream: BinaryIO, number: int, dtype: np.dtype, file: Path) -> np.
     """
     words = stream.read(number * _LONGEST_WORD).split(None, number)[:number]
     if len(words) < number:
-        raise SamunetError(
-            f"{file} is truncated: {len(words)} values where its header announces {number}", COPY_AGAIN
-        )
+        raise SamunetError(f"{file} is truncated: {len(words)} values where its header announces {number}", COPY_AGAIN)
     # Through double, in which programs write numbers of all types; what is no number raises, which the border words.
     values = np.array(words).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
