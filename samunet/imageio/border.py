@@ -19,6 +19,7 @@ _MOST_VALUES = 1 << 31
 _BYTES_PER_VALUE = 4 * 4
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _GIGABYTE = 1e9
+_LONGEST_REASON = 200  # letters of a library's own words; they may hold what it read
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def reading(file: Path) -> Iterator[None]:
         ) from error
     # Libraries trust what they read: a damaged file ends in whatever the next step raises.
     except Exception as error:
-        what = str(error).strip() or type(error).__name__
+        what = ascii(str(error).strip())[1:-1][:_LONGEST_REASON] or type(error).__name__
         raise SamunetError(f"could not read {file}: damaged, or of an unusual kind ({what})", COPY_AGAIN) from error
 
 

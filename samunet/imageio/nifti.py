@@ -118,8 +118,9 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
     check_spacing(spacing, file, "pixdim")
     affine = header.get_best_affine()
     columns = _TO_ITK @ affine[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    if not np.all(np.isfinite(affine)) or lengths.min() == 0:
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(columns, axis=0)
+    if not (np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0):
         raise SamunetError(f"{file} has an axis without direction in its header", "correct the file's qform or sform")
     if dimension == 2:
         spacing = (NO_NEIGHBOUR * max(spacing), *spacing)

@@ -10,12 +10,13 @@ import io
 import logging
 import lzma
 import re
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -290,6 +291,7 @@ def _opened(file: Path) -> Iterator[TiffFile]:
     logger.addHandler(complaints)
     try:
         with reading(file), io.BufferedReader(_Alone(file)) as stream:
+            _check_chain(stream, file)
             with TiffFile(stream, name=file.name, _multifile=False) as tiff:
                 yield tiff
     finally:
@@ -297,6 +299,30 @@ def _opened(file: Path) -> Iterator[TiffFile]:
         logger.propagate = propagate
     if complaints.messages:
         raise SamunetError(f"{file} is damaged or truncated: {complaints.messages[0]}", COPY_AGAIN)
+
+
+def _check_chain(stream: BinaryIO, file: Path) -> None:
+    """Raise a SamunetError if the pages, each of which names the next, run in a circle: tifffile would never end."""
+    start = stream.read(16)
+    stream.seek(0)
+    if start[:2] not in (b"II", b"MM"):
+        return  # no TIFF, as tifffile will say
+    order, big = "<" if start[:2] == b"II" else ">", start[2:4] in (b"+\0", b"\0+")
+    # Of BigTIFF and TIFF: the number of a page's tags, the size of one, and the place of the next page.
+    count, size, link, first = (f"{order}Q", 20, f"{order}Q", 8) if big else (f"{order}H", 12, f"{order}I", 4)
+    at, seen = struct.unpack_from(link, start, first)[0], set()
+    while at:
+        if at in seen:
+            raise SamunetError(f"{file} is damaged: its pages follow each other in a circle", COPY_AGAIN)
+        seen.add(at)
+        stream.seek(at)
+        number = stream.read(struct.calcsize(count))
+        if len(number) < struct.calcsize(count):
+            break
+        stream.seek(at + len(number) + size * struct.unpack(count, number)[0])
+        place = stream.read(struct.calcsize(link))
+        at = struct.unpack(link, place)[0] if len(place) == struct.calcsize(link) else 0
+    stream.seek(0)
 
 
 def _check_pages(tiff: TiffFile, series: TiffPageSeries, file: Path) -> None:

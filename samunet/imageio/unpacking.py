@@ -99,8 +99,13 @@ def take_text(stream: BinaryIO, number: int, dtype: np.dtype, file: Path) -> np.
     words = stream.read(number * _LONGEST_WORD).split(None, number)[:number]
     if len(words) < number:
         raise SamunetError(f"{file} is truncated: {len(words)} values where its header announces {number}", COPY_AGAIN)
-    # Through double, in which programs write numbers of all types; what is no number raises, which the border words.
-    values = np.array(words).astype(np.float64)
+    try:
+        # Through double, in which programs write numbers of all types.
+        values = np.array(words).astype(np.float64)
+    except ValueError:
+        raise SamunetError(
+            f"{file} holds values that are no numbers, where its header announces text", COPY_AGAIN
+        ) from None
     with np.errstate(invalid="ignore", over="ignore"):
         typed = values.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(typed.astype(np.float64), values):
