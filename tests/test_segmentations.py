@@ -123,6 +123,17 @@ def test_names_decide_where_values_differ_and_values_where_names_do_not_fit(work
     assert np.array_equal(read["b"], EXPECTED)
 
 
+def test_a_segmentation_beside_its_image_is_no_image(work):
+    for seed, case in enumerate("ab"):
+        scan(work / f"both/{case}.nrrd", seed)
+        segmentation(work / f"both/{case}.seg.nrrd", [("liver", 1, 0, LIVER)])
+    flags = ["--channel_names", "CT", "--name", "Toy", "--id", "12"]
+    assert main(["both/{case}.nrrd", "both/{case}.seg.nrrd", *flags]) == 0
+    names, read = labels()
+    assert names.names == ("background", "liver")
+    assert np.array_equal(read["b"], LIVER)
+
+
 def test_a_cropped_segmentation_of_another_grid_is_refused(work, capsys):
     scan(work / "scans/a.nii.gz", 0)
     segmentation(work / "masks/a.seg.nrrd", [("liver", 1, 0, LIVER)], (1, 2, 3), (3, 5, 5), "right-anterior-superior")
