@@ -116,12 +116,17 @@ def test_gipl_keeps_all_that_itk_keeps(tmp_path, name, orientation):
 
 
 @pytest.mark.parametrize("rotation", ["straight", "tilted"])
-@pytest.mark.parametrize("ending", EXACT)
-@pytest.mark.parametrize("name", ["SimpleITKIOWithReorient", "NibabelIOWithReorient"])
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        (name, ending)
+        for name in ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
+        for ending in EXACT
+        if ending in reader_for(".nii.gz", name).endings
+    ],
+)
 def test_reorienting_readers_give_one_array_for_all_orientations(tmp_path, name, ending, rotation):
     reader = reader_for(".nii.gz", name)
-    if ending not in reader.endings:
-        return
     for orientation in ORIENTATIONS:
         voxels, affine = stored_as(orientation, ROTATIONS[rotation])
         path = tmp_path / f"image{ending}"

@@ -155,7 +155,7 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
 
 
-def test_resuming_with_other_settings_is_refused(planned, samunet_folders, monkeypatch, capsys):
+def test_an_interrupted_training_says_that_it_goes_on(planned, samunet_folders, monkeypatch, capsys):
     from samunet.training import trainer
 
     step = trainer.Trainer._step
