@@ -28,6 +28,15 @@ def add_fingerprint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite`` of commands that write masks or pictures."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace files that samunet did not write or that were edited since; never a dataset or a model",
+    )
+
+
 def add_geometry(parser: argparse.ArgumentParser) -> None:
     """``--tolerate_geometry``."""
     parser.add_argument(

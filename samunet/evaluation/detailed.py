@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.outputs import check_replaced
 from samunet.errors import UsageError
 from samunet.evaluation.distances import surface_scores
 from samunet.evaluation.metrics import confusion_counts, dice, iou
@@ -108,6 +109,18 @@ def detailed_metrics(
         for label in cases[0]["metrics"]
     }
     return {"tolerance": tolerance, "mean": means, "metric_per_case": cases}
+
+
+def check_targets(summary: Path, surface_metrics: bool) -> None:
+    """Refuse to write scores into a raw dataset, or over files that are no scores; changes nothing.
+
+    Raises:
+        UsageError: If it must not be.
+    """
+    check_replaced(summary, '"foreground_mean"')
+    if surface_metrics:
+        for name in ("metrics.json", "metrics.csv"):
+            check_replaced(summary.parent / name, "SurfaceDice")
 
 
 def write_detailed(metrics: dict[str, Any], folder: Path, labels: Labels | None = None) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.mask_files import mask_files
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.workers import map_cases
 
+FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 
 
@@ -108,6 +109,7 @@ def evaluate_folder(
     cases: Sequence[str] | None = None,
     num_workers: int = 0,
     allow_missing: bool = False,
+    failures: dict[str, SamunetError] | None = None,
 ) -> dict[str, Any]:
     """Score a folder of predictions against a folder of references.
 
@@ -120,6 +122,7 @@ def evaluate_folder(
         cases: Score these cases only; by default every case that has a reference.
         num_workers: Worker processes; 0 means this one.
         allow_missing: Leave out references that have no prediction instead of stopping.
+        failures: See :func:`evaluate_files`.
 
     Returns:
         The content of ``summary.json``, with cases in alphabetical order.
@@ -128,7 +131,7 @@ def evaluate_folder(
         SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
     """
     pairs = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
-    return evaluate_files(pairs, labels, file_ending, reader_override, num_workers)
+    return evaluate_files(pairs, labels, file_ending, reader_override, num_workers, failures)
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path:
@@ -157,12 +160,15 @@ def evaluate_files(
     file_ending: str,
     reader_override: str | None = None,
     num_workers: int = 0,
+    failures: dict[str, SamunetError] | None = None,
 ) -> dict[str, Any]:
     """Score predictions wherever they and their references lie.
 
     Args:
         pairs: Case to its prediction and its reference.
         labels, file_ending, reader_override, num_workers: See :func:`evaluate_folder`.
+        failures: Where given, cases that cannot be scored are put there and left out, and listed as ``failed_cases``;
+            unless none can be scored.
 
     Returns:
         The content of ``summary.json``, with cases in the order of ``pairs``.
@@ -170,9 +176,16 @@ def evaluate_files(
     known = labels if isinstance(labels, Labels) else None
     reader = reader_for(file_ending, reader_override)
     arguments = [(*files, regions_of(labels), reader, known) for files in pairs.values()]
-    results = map_cases(evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating")
+    results = map_cases(
+        evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating", failures=failures
+    )
     by_case = dict(results)
-    return summarize([by_case[case] for case in pairs])
+    if failures and not by_case:
+        raise_failures(failures, len(pairs), FAILED)
+    summary = summarize([by_case[case] for case in pairs if case in by_case])
+    if failures:
+        summary["failed_cases"] = {case: failures[case].message for case in pairs if case in failures}
+    return summary
 
 
 def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:

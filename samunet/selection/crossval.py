@@ -13,6 +13,7 @@ from typing import Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.dataset.mask_files import with_sidecar
+from samunet.dataset.outputs import check_place
 from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
@@ -88,6 +89,7 @@ def accumulate_crossval_results(
 def _new_folder(output: Path) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
+    check_place(output)
     if output == Path.cwd():
         raise UsageError(f"{output} is the current folder, which cannot be replaced", "give a new folder: -o results")
     return output

@@ -12,6 +12,7 @@ import numpy as np
 
 from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
+from samunet.dataset.outputs import check_folder, check_place
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.evaluation.summary import evaluate_files
@@ -25,6 +26,8 @@ from samunet.selection.masks import copy_beside, description_beside, masks_in
 from samunet.workers import map_cases
 
 log = logging.getLogger(__name__)
+
+FOLDER = "postprocessed"
 
 Pairs = dict[str, tuple[Path, Path]]  # case to its mask and its reference
 
@@ -63,6 +66,7 @@ def determine_postprocessing(
         num_workers: Worker processes; 0 means this one.
 
     Raises:
+        UsageError: If the masks lie in a raw dataset, or ``postprocessed`` holds masks that this program did not write.
         SamunetError: If a prediction has no reference, or a file cannot be read; names the case.
     """
     predictions = Path(predictions)
@@ -75,6 +79,10 @@ def determine_postprocessing(
             "give the folder with the labels of these cases: -ref",
         )
     pairs = {name: (mask, labelled[name]) for name, mask in masks.items()}
+    check_place(predictions)
+    if keep_masks:
+        remedy = f"move {predictions / FOLDER} elsewhere, or add --remove_postprocessed"
+        check_folder(predictions / FOLDER, targets=[mask.name for mask in masks.values()], remedy=remedy)
     chosen = choose(pairs, description.labels, description, num_workers)
     chosen.postprocessing.write(predictions / FILE_NAME, chosen.decisions)
     if keep_masks:
@@ -122,7 +130,7 @@ def write_chosen(
 ) -> None:
     """Write the masks of ``source`` with the chosen steps, and their ``summary.json``, to ``postprocessed`` in it."""
     reader = reader_for(description.file_ending, description.reader_override)
-    target = source / "postprocessed"
+    target = source / FOLDER
     with atomic_folder(target) as folder:
         files = {name: (mask, folder / mask.name) for name, (mask, _) in pairs.items()}
         write_postprocessed(files, chosen.postprocessing, reader, num_workers)

@@ -353,7 +353,7 @@ def _validate(
     )
     predictor = Predictor.from_folder(model.path, [fold], options=prediction)
     cases = {name: dataset.cases[name] for name in names}
-    predictor.predict_cases(cases, folder, progress=progress)
+    predictor.predict_cases(cases, folder, progress=progress, own=True)
     description = dataset.description
     summary = evaluate_files(
         {name: (predictor.mask_file(case, folder), case.label) for name, case in cases.items()},
