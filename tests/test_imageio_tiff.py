@@ -61,7 +61,7 @@ def test_a_volume_without_spacing_is_read_with_one_warning(reader, tmp_path, cap
 
 @pytest.mark.parametrize(
     ("spacing", "message"),
-    [([1, 2], "three numbers"), ("1 1 1", "three numbers"), ([1, 2, None], "three numbers"), ([1, 0, 1], "positive")],
+    [([1, 2], "three numbers"), ("1 1 1", "three numbers"), ([1, 2, None], "three numbers"), ([1, 0, 1], "to 100 mm")],
 )
 def test_a_senseless_spacing_is_refused(reader, tmp_path, spacing, message):
     tifffile.imwrite(tmp_path / "a.tif", VOLUME, photometric="minisblack")

@@ -10,7 +10,7 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
 from samunet.imageio.pictures import PICTURE_GEOMETRY
-from samunet.imageio.registry import READERS, ending_of, image_reader_for, reader_for
+from samunet.imageio.registry import READERS, ending_of, image_reader_for
 
 _LOSSY = (".jpg", ".jpeg")
 _JPEG_START = b"\xff\xd8"
@@ -60,7 +60,7 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     _refuse_jpeg(file)
     if as_colours:
         return _read_colours(file)
-    reader = reader_for(ending_of(file) or file.suffix)
+    reader = image_reader_for(file, READERS[0])
     try:
         values, geometry = reader.read_label(file)
     except SamunetError:

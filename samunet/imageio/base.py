@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 NO_NEIGHBOUR = 999.0
 COPY_AGAIN = "copy or export the file again, or remove the case"
 
+# Millimetres; nothing that is imaged has finer or coarser voxels, but headers in other units, and damaged ones, do.
+_SMALLEST_SIDE, _LARGEST_SIDE = 1e-4, 100.0
 # Headers store spacing in float32 and tools round it: smaller differences mean nothing.
 _SPACING_TOLERANCE = 1e-3
 # How far a label stored as a float may be from a whole number, for files with a rounded scale factor.
@@ -230,10 +232,23 @@ def check_same_place(
         log.warning("%s: %s is used, as --tolerate_geometry asks", difference, first_file.name)
 
 
-def check_spacing(spacing: Sequence[float], file: Path) -> None:
-    """Raise a SamunetError that names the file unless all pixel sides are positive numbers of millimetres."""
-    if not np.all(np.isfinite(spacing)) or min(spacing) <= 0:
-        raise SamunetError(f"{file} has spacing {tuple(spacing)} mm; it must be positive", "correct the file's header")
+def check_spacing(spacing: Sequence[float], file: Path, field: str = "spacing") -> None:
+    """Raise a SamunetError unless all pixel sides are sane numbers of millimetres: from 0.0001 to 100.
+
+    Args:
+        spacing: In mm; 999, nnU-Net's spacing across a single slice, is taken too.
+        file: Named in the error.
+        field: What its header calls them, such as ``pixdim``; named in the error.
+    """
+    # Written so that NaN, which compares false with everything, counts as wrong.
+    if all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE or side == NO_NEIGHBOUR for side in spacing):
+        return
+    sides = ", ".join(f"{side:g}" for side in spacing)
+    raise SamunetError(
+        f"{file}: the voxels' sides in its header ({field}) are {sides} mm; they must be from {_SMALLEST_SIDE:g} to "
+        f"{_LARGEST_SIDE:g} mm",
+        "correct the header; sides in micrometres or metres must be converted to millimetres",
+    )
 
 
 def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
