@@ -25,7 +25,7 @@ from samunet.imageio.dicom_header import Header, guarded, read_dataset
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_SECONDS, _BYTES_PER_SECOND = 60.0, 1e6  # time for a file, and more for a large one
+_SECONDS, _BYTES_PER_SECOND = 30.0, 1e6  # time for a file, and more for a large one
 _DESCRIBING = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RedPaletteColorLookupTableDescriptor",
