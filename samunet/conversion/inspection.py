@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from samunet.conversion.masks import RawMask
 from samunet.conversion.source import Source
 from samunet.dataset.complete_check import count_values, grid_differences, unusable
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
+from samunet.imageio.segments import Segment, on_grid
 from samunet.workers import map_cases
 
 TEST = "imagesTs: "  # tells a test case from a training case of the same name
@@ -32,6 +34,7 @@ class Finding:
         values: Voxels of every raw value of its mask.
         coloured: Whether these are colours.
         palette: Colours of these values, if the mask has a palette.
+        segments: The named segments that these values stand for, where the mask names such.
     """
 
     source: Source
@@ -44,6 +47,7 @@ class Finding:
     values: dict[int, int] = field(default_factory=dict)
     coloured: bool = False
     palette: dict[int, int] = field(default_factory=dict)
+    segments: dict[int, tuple[Segment, ...]] = field(default_factory=dict)
 
 
 def inspect_all(
@@ -106,7 +110,7 @@ def inspect(source: Source, as_colours: bool, threshold: float | None, tolerate_
     if source.mask_name is None:
         return found
     try:
-        mask = source.read_mask(as_colours=as_colours, threshold=threshold)
+        mask = _placed(source.read_mask(as_colours=as_colours, threshold=threshold), found)
     except MemoryError:
         raise
     except Exception as error:
@@ -121,7 +125,16 @@ def inspect(source: Source, as_colours: bool, threshold: float | None, tolerate_
         detail = f"{file} has values up to {highest:g}"
         found.problems.append(Problem("nothing is above --threshold:", source.name, detail, fix, warning=True))
     found.values, found.coloured, found.palette = count_values(mask.values), mask.coloured, mask.palette
+    found.segments = mask.segments
     return found
+
+
+def _placed(mask: RawMask, finding: Finding) -> RawMask:
+    """A segmentation, which Slicer crops to what is drawn, in the grid of its image; other masks as they are."""
+    if not mask.segments or mask.values.shape == finding.shape:
+        return mask
+    values = on_grid(mask.values, mask.geometry, finding.shape, finding.geometry)
+    return mask if values is None else replace(mask, values=values, geometry=finding.geometry)
 
 
 def _located(name: str, finding: Finding) -> Finding:
@@ -135,7 +148,7 @@ def mask_for(finding: Finding, coloured: bool, threshold: float | None) -> np.nd
     Raises:
         SamunetError: If its shape is another one by now.
     """
-    mask = finding.source.read_mask(as_colours=coloured, threshold=threshold)
+    mask = _placed(finding.source.read_mask(as_colours=coloured, threshold=threshold), finding)
     if mask.values.shape != finding.shape:
         raise SamunetError(f"{finding.source.mask_name} has changed while it was read", "run the same command again")
     return mask.values

@@ -21,7 +21,6 @@ from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.workers import map_cases
 
 _SPACING_TOLERANCE = 1e-3  # relative, as readers have it
-_COARSEST_PIXEL = 100.0  # mm; no scanner has such pixels, but headers with micrometres in place of millimetres do
 _TEST = "imagesTs: "
 
 
@@ -125,7 +124,6 @@ def _inspect_image(
         shape = image.array.shape[1:]
         if first is None:
             first = file, shape, image.geometry
-            found.problems += _implausible_spacing(case.name, first)
         else:
             found.problems += grid_differences(case.name, (file, shape, image.geometry), first, tolerate_geometry)
         for channel in image.array:
@@ -214,17 +212,6 @@ def grid_differences(name: str, grid: Grid, first: Grid, tolerate_geometry: bool
         fix = "tolerated: that of the first file is used" if tolerate_geometry else error.hint or ""
         problems.append(Problem("another place:", name, error.message, fix, warning=tolerate_geometry))
     return problems
-
-
-def _implausible_spacing(name: str, grid: Grid) -> list[Problem]:
-    file, _, geometry = grid
-    # The coarsest axis is that of the slices.
-    in_plane = sorted(geometry.spacing)[1]
-    if not geometry.physical or in_plane <= _COARSEST_PIXEL:
-        return []
-    detail = f"{file.name} has {_numbers(geometry.spacing)} mm (z, y, x)"
-    fix = "spacing must be in millimetres: correct the header"
-    return [Problem("implausible spacing:", name, detail, fix, warning=True)]
 
 
 def _identical_images(contents: Mapping[str, str | None]) -> list[Problem]:

@@ -266,8 +266,9 @@ def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
     label = voxels[0]
     if label.dtype.kind == "f":
         whole = np.rint(label)
-        # Written so that NaN, which compares false with everything, counts as wrong.
-        wrong = label[~(np.abs(label - whole) <= _LABEL_TOLERANCE)]
+        # Written so that NaN, which compares false with everything, counts as wrong; infinity gives NaN.
+        with np.errstate(invalid="ignore"):
+            wrong = label[~(np.abs(label - whole) <= _LABEL_TOLERANCE)]
         if wrong.size:
             raise SamunetError(
                 f"{file} has label values that are not whole numbers, such as {wrong[0]:.6g}",
