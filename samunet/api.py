@@ -267,6 +267,7 @@ def evaluate(
     surface_metrics: bool = False,
     tolerance: float = 2.0,
     allow_missing: bool = False,
+    tolerate_geometry: bool = False,
     num_workers: int = 0,
 ) -> dict[str, Any]:
     """Score a folder of masks against references and write ``summary.json``.
@@ -281,6 +282,7 @@ def evaluate(
             ``metrics.csv`` beside ``output``.
         tolerance: Of the surface Dice, in millimetres (pixels where there are none).
         allow_missing: Leave out references that have no prediction instead of stopping.
+        tolerate_geometry: Only warn where a mask and its reference differ in origin or direction.
         num_workers: Worker processes; 0 means this one.
 
     Returns:
@@ -296,9 +298,12 @@ def evaluate(
     description = description_from_json(read_json(file), str(file))
     labels, ending, reader = description.labels, description.file_ending, description.reader_override
     summary = evaluate_folder(
-        predictions, references, labels, ending, reader, num_workers=num_workers, allow_missing=allow_missing
-    )
-    metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers) if surface_metrics else None
+        predictions, references, labels, ending, reader, num_workers=num_workers, allow_missing=allow_missing,
+        tolerate_geometry=tolerate_geometry,
+    )  # fmt: skip
+    metrics = None
+    if surface_metrics:
+        metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers, tolerate_geometry)
     target = Path(output) if output is not None else predictions / "summary.json"
     write_json(target, summary)
     if metrics is None:

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         file_ending,
         num_workers=default_workers() if arguments.np is None else arguments.np,
         allow_missing=arguments.chill,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
     report_summary(summary, arguments, labels, file_ending)
 
