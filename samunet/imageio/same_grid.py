@@ -110,8 +110,8 @@ def difference(own: Grid, first: Grid) -> Difference | None:
             text = f"{own.file} has the {what} {_rounded(got)}{unit}, but {name} has {_rounded(wanted)}{unit}"
             fix = (
                 "they do not lie on each other, not even with axes flipped or swapped. If their voxels do show the "
-                "same places, copy the header (SimpleITK: image.CopyInformation(first)), or add --tolerate_geometry, which "
-                f"takes the voxels as they lie in the file and the place of {first.file.name}; if not, resample "
+                "same places, copy the header (SimpleITK: image.CopyInformation(first)), or add --tolerate_geometry, "
+                f"which takes the voxels as they lie in the file and the place of {first.file.name}; if not, resample "
                 f"{own.file.name}"
             )
             return Difference(what, text, fix)
