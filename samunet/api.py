@@ -274,6 +274,7 @@ def evaluate(
     surface_metrics: bool = False,
     tolerance: float = 2.0,
     allow_missing: bool = False,
+    tolerate_geometry: bool = False,
     num_workers: int = 0,
 ) -> dict[str, Any]:
     """Score a folder of masks against references and write ``summary.json``.
@@ -288,6 +289,7 @@ def evaluate(
             ``metrics.csv`` beside ``output``.
         tolerance: Of the surface Dice, in millimetres (pixels where there are none).
         allow_missing: Leave out references that have no prediction instead of stopping.
+        tolerate_geometry: Only warn where a mask and its reference differ in origin or direction.
         num_workers: Worker processes; 0 means this one.
 
     Returns:
@@ -312,9 +314,11 @@ def evaluate(
     failures: dict[str, SamunetError] = {}
     summary = evaluate_folder(
         predictions, references, labels, ending, reader,
-        num_workers=num_workers, allow_missing=allow_missing, failures=failures,
+        num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failures,
     )  # fmt: skip
-    metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers) if surface_metrics else None
+    metrics = None
+    if surface_metrics:
+        metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers, tolerate_geometry)
     write_json(target, summary)
     if metrics is not None:
         write_detailed(metrics, target.parent, labels)

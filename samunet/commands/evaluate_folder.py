@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.flags import add_geometry
 
 if TYPE_CHECKING:
     from samunet.dataset.labels import Labels
@@ -56,6 +57,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="of the surface Dice, in millimetres (default: 2)",
     )
+    add_geometry(parser, "where a mask and its reference differ in origin or direction")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
 
 
@@ -79,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_workers=_workers(arguments),
         allow_missing=arguments.chill,
         failures=failures,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
     report_summary(
         summary, arguments, description.labels, description.file_ending, failures, description.reader_override
@@ -117,7 +120,9 @@ def report_summary(
         from samunet.evaluation.detailed import detailed_metrics, format_detailed, write_detailed
 
         workers = _workers(arguments)
-        metrics = detailed_metrics(summary, labels, file_ending, reader_override, arguments.tolerance, workers)
+        metrics = detailed_metrics(
+            summary, labels, file_ending, reader_override, arguments.tolerance, workers, arguments.tolerate_geometry
+        )
         write_detailed(metrics, target.parent, named)
         if not arguments.json:
             print(f"\n{format_detailed(metrics, named)}")

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_workers=default_workers() if arguments.np is None else arguments.np,
         allow_missing=arguments.chill,
         failures=failures,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
     report_summary(summary, arguments, labels, file_ending, failures)
 

@@ -37,12 +37,14 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_geometry(parser: argparse.ArgumentParser) -> None:
+def add_geometry(
+    parser: argparse.ArgumentParser, where: str = "where channels, or image and label, differ in origin or direction"
+) -> None:
     """``--tolerate_geometry``."""
     parser.add_argument(
         "--tolerate_geometry",
         action="store_true",
-        help="only warn where channels, or image and label, differ in origin or direction",
+        help=f"only warn {where}, and take voxels as they lie in the files",
     )
 
 

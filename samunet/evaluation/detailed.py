@@ -38,13 +38,14 @@ def detailed_case(
     reader: Reader,
     known: Labels | None,
     tolerance: float,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score one prediction: ``{"case", "unit", "metrics": {"1": {...}}, "prediction_file", "reference_file"}``.
 
     ``unit`` is that of HD95 and of the tolerance: ``mm``, or ``px`` for images without physical spacing.
     Voxels with the ignore label in the reference belong to no class in either map.
     """
-    prediction, reference, geometry = read_pair(prediction_file, reference_file, reader, known)
+    prediction, reference, geometry = read_pair(prediction_file, reference_file, reader, known, tolerate_geometry)
     ignore = None if known is None else known.ignore
     counts = confusion_counts(prediction, reference, regions, ignore)
     if ignore is not None:
@@ -81,12 +82,13 @@ def detailed_metrics(
     reader_override: str | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     num_workers: int = 0,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score all cases of a ``summary.json`` once more.
 
     Args:
         summary: As :func:`samunet.evaluation.summary.evaluate_files` returns it.
-        labels, file_ending, reader_override, num_workers: As there.
+        labels, file_ending, reader_override, num_workers, tolerate_geometry: As there.
         tolerance: Of the surface Dice, in millimetres (pixels where there are none).
 
     Returns:
@@ -101,7 +103,7 @@ def detailed_metrics(
     reader = reader_for(file_ending, reader_override)
     pairs = [(Path(case["prediction_file"]), Path(case["reference_file"])) for case in summary["metric_per_case"]]
     names = [prediction.name for prediction, _ in pairs]
-    arguments = [(*pair, regions_of(labels), reader, known, tolerance) for pair in pairs]
+    arguments = [(*pair, regions_of(labels), reader, known, tolerance, tolerate_geometry) for pair in pairs]
     found = dict(map_cases(detailed_case, names, arguments, num_workers=num_workers, description="Measuring surfaces"))
     cases = [found[name] for name in names]
     means = {

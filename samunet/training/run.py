@@ -360,6 +360,7 @@ def _validate(
         description.labels,
         description.file_ending,
         description.reader_override,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
     )
     write_calibration(model.fold(fold), names, summary)
     write_json(folder / "summary.json", summary)
