@@ -148,8 +148,9 @@ def write_chosen(
         write_postprocessed(files, chosen.postprocessing, reader, num_workers)
         scored = {name: (file, pairs[name][1]) for name, (_, file) in files.items()}
         summary = evaluate_files(
-            scored, labels, description.file_ending, description.reader_override, num_workers, tolerate_geometry
-        )
+            scored, labels, description.file_ending, description.reader_override, num_workers,
+            tolerate_geometry=tolerate_geometry,
+        )  # fmt: skip
         for entry in summary["metric_per_case"]:
             entry["prediction_file"] = str(target / Path(entry["prediction_file"]).name)
         write_json(folder / "summary.json", summary)
