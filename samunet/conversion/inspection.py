@@ -13,6 +13,7 @@ from samunet.dataset.complete_check import count_values, grid_differences, unusa
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
+from samunet.imageio.same_grid import Grid, turn_between, turned
 from samunet.imageio.segments import Segment, on_grid
 from samunet.workers import map_cases
 
@@ -116,9 +117,9 @@ def inspect(source: Source, as_colours: bool, threshold: float | None, tolerate_
     except Exception as error:
         found.problems.append(unusable(source.name, source.mask_name, error))
         return found
-    first = image_file, found.shape, found.geometry
+    first = Grid(image_file, found.shape, found.geometry)
     for file, geometry in mask.parts or [(image_file.with_name(source.mask_name), mask.geometry)]:
-        own = file, mask.values.shape, geometry
+        own = Grid(file, mask.values.shape, geometry)
         found.problems += grid_differences(source.name, own, first, tolerate_geometry)
     fix = "if something is drawn there, the threshold is too high for it"
     for file, highest in mask.below.items():
@@ -143,12 +144,15 @@ def _located(name: str, finding: Finding) -> Finding:
 
 
 def mask_for(finding: Finding, coloured: bool, threshold: float | None) -> np.ndarray:
-    """Raw values of a case's mask once more, as :func:`inspect_all` has read them.
+    """Raw values of a case's mask once more, as :func:`inspect_all` has read them, on the grid of the image.
 
     Raises:
         SamunetError: If its shape is another one by now.
     """
     mask = _placed(finding.source.read_mask(as_colours=coloured, threshold=threshold), finding)
-    if mask.values.shape != finding.shape:
+    image = finding.source.files[0]
+    own, wanted = Grid(image, mask.values.shape, mask.geometry), Grid(image, finding.shape, finding.geometry)
+    turn = turn_between(own, wanted)
+    if turn is None and mask.values.shape != finding.shape:
         raise SamunetError(f"{finding.source.mask_name} has changed while it was read", "run the same command again")
-    return mask.values
+    return mask.values if turn is None else turned(mask.values, turn)
