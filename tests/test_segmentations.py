@@ -138,7 +138,7 @@ def test_a_cropped_segmentation_of_another_grid_is_refused(work, capsys):
     scan(work / "scans/a.nii.gz", 0)
     segmentation(work / "masks/a.seg.nrrd", [("liver", 1, 0, LIVER)], (1, 2, 3), (3, 5, 5), "right-anterior-superior")
     make(status=1)
-    assert "different shapes: a.seg.nrrd has (3, 5, 5)" in capsys.readouterr().err
+    assert "a.seg.nrrd has shape (3, 5, 5)" in capsys.readouterr().err
 
 
 def test_what_is_drawn_outside_the_image_is_not_cut_off(work):
@@ -202,3 +202,12 @@ def test_mhd_images_and_masks_become_whole_files(work, capsys):
     assert dataset.cases["b"].images[0].name == "b_0000.mha"
     assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(source))
     assert written.GetDirection() == source.GetDirection()
+    (dataset.folder / "imagesTr").rename(dataset.folder / "old")
+    (dataset.folder / "imagesTr").mkdir()
+    for ending in ("mhd", "raw"):
+        for case in "ab":
+            (dataset.folder / f"imagesTr/{case}_0000.{ending}").write_bytes(
+                (work / f"scans/{case}.{ending}").read_bytes()
+            )
+    told = [problem.text for problem in read_dataset("Dataset012_Toy").problems]
+    assert any("headers with separate voxels, such as a_0000.mhd: samunet_make_dataset" in text for text in told)
