@@ -126,6 +126,7 @@ def test_other_commands_do_not_write_there_either(masks, capsys):
         (f"report preds -o {RAW}/report.html", "raw dataset"),
         ("report preds -o notes.json", "holds something else"),
         (f"{SCORE} -o {RAW}/dataset.json", "raw dataset"),
+        (f"evaluate_folder {RAW}/labelsTr {RAW}/labelsTr", "raw dataset"),
         (f"{SCORE} -o preds/dataset.json", "holds something else"),
         (f"evaluate_simple {RAW}/labelsTs preds -l 1 -o notes.json", "holds something else"),
         (f"accumulate_crossval_results 998 -o {RAW}/new", "raw dataset"),
@@ -167,7 +168,7 @@ def test_pictures_replace_pictures_only(masks, capsys):
     assert masks.run("plot_overlay_pngs -d 998 -o overlays") == 0
     assert masks.run("plot_overlay_pngs -d 998 -o overlays") == 0
     file = masks.root / "overlays" / "case_0.png"
-    outputs.finish(file, outputs.MASK)
+    outputs.finish(file)
     refused(masks, "plot_overlay_pngs -d 998 -o overlays", "are no pictures (case_0.png)", capsys, status=1)
     assert masks.run("plot_overlay_pngs -d 998 -o overlays --overwrite") == 0
 
