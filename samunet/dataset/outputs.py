@@ -88,8 +88,12 @@ def check_folder(
     if overwrite:
         return output
     old = _is_old(output)
-    images = [file.name for file in visible(output) if file.is_file() and ending_of(file)]
-    unknown = [] if old else [name for name in images if _known(output / name) is None]
+    there = [file.name for file in visible(output) if file.is_file()]
+    images = [name for name in there if ending_of(Path(name))]
+    recorded = [file.stem for file in (output / RECORD).glob("*.json")]
+    cases = {name[: -len(ending)] for name in (*images, *recorded) if (ending := ending_of(Path(name)))}
+    arrays = [name for name in there if name.endswith(".npz") and name.removesuffix(".npz") not in cases]
+    unknown = [] if old else [name for name in images if _known(output / name) is None] + arrays
     if unknown:
         raise UsageError(
             f"{output} holds {len(unknown)} images or masks that samunet did not write ({shortened(unknown)})",
@@ -165,7 +169,7 @@ def claim_folder(output: Path) -> Path:
         made = _made_by_old_version(output)
         for file in visible(output):
             if file.is_file() and ending_of(file):
-                finish(file, made=made)
+                finish(file, made=made) if _is_readable(file) else begin(file)
     return output
 
 
@@ -199,11 +203,7 @@ def condition(file: Path, record: dict[str, Any]) -> str:
         return "whole"
     if status.st_size == state.get("size") and file_hash(file) == state.get("sha256"):
         return "whole"
-    try:
-        image_reader_for(file, reader_for(mask_ending(file))).read_label(file)
-    except SamunetError:
-        return "damaged"
-    return "edited"
+    return "edited" if _is_readable(file) else "damaged"
 
 
 def _known(file: Path) -> dict[str, Any] | None:
@@ -216,6 +216,14 @@ def _known(file: Path) -> dict[str, Any] | None:
             if PICTURE_MARK.items() <= picture.info.items():
                 return {"kind": PICTURE}
     return record
+
+
+def _is_readable(mask: Path) -> bool:
+    try:
+        image_reader_for(mask, reader_for(mask_ending(mask))).read_label(mask)
+    except SamunetError:
+        return False
+    return True
 
 
 def _record_file(file: Path) -> Path:
