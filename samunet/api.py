@@ -306,8 +306,7 @@ def evaluate(
     from samunet.evaluation.summary import FAILED, evaluate_folder, find_dataset_json
 
     predictions, references = Path(predictions), Path(references)
-    target = Path(output) if output is not None else predictions / "summary.json"
-    check_targets(target, surface_metrics)
+    target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
     file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
     description = description_from_json(read_json(file), str(file))
     labels, ending, reader = description.labels, description.file_ending, description.reader_override

@@ -32,8 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.commands import evaluate_folder, phantoms, plan_and_preprocess, predict, train
+    from samunet.dataset.outputs import check_place
 
-    folder = arguments.folder.resolve()
+    folder = check_place(arguments.folder).resolve()
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"samunet_{name}"] = str(folder / name)

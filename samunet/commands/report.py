@@ -42,14 +42,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from samunet.dataset.outputs import ARGUMENTS, check_replaced
+    from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
     from samunet.files import write_text
     from samunet.report.crossval import crossval_report
     from samunet.report.prediction import prediction_report
 
     folder = Path(arguments.source)
     model = None if (folder / ARGUMENTS).is_file() else _model(folder, arguments)
-    target = check_replaced(arguments.o or (model.path if model else folder) / "report.html", "Made by samunet")
+    target = check_place(arguments.o) if arguments.o else (model.path if model else folder) / "report.html"
+    check_replaced(target, "Made by samunet")
     if model is None:
         content = prediction_report(folder, arguments.i, arguments.n)
     else:

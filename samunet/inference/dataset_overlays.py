@@ -11,8 +11,9 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import find_dataset, load_dataset
-from samunet.dataset.outputs import PICTURE, begin, check_folder, claim_folder, finish
+from samunet.dataset.outputs import PICTURE, check_folder
 from samunet.errors import SamunetError, UsageError
+from samunet.files import make_folder
 from samunet.inference.overlays import save_overlay
 from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
@@ -71,7 +72,7 @@ def plot_overlays(
     if channel is not None and not 0 <= channel < channels:
         raise UsageError(f"-channel_idx must be 0 to {channels - 1}, got {channel}")
     check_folder(output, targets=[f"{case}.png" for case in cases], kind=PICTURE, overwrite=overwrite)
-    output = claim_folder(Path(output))
+    output = make_folder(Path(output))
     files = {case: output / f"{case}.png" for case in cases}
     legend = _names_by_value(description.labels)
     arguments = [
@@ -97,9 +98,7 @@ def _plot(
         image = read.array
     if channel is None and not _is_picture(description):
         channel = 0
-    begin(file, PICTURE)
     save_overlay(image, label, file, names=legend, title="label", channel=channel, intensity=intensity)
-    finish(file, PICTURE)
 
 
 def _is_picture(description: Description) -> bool:

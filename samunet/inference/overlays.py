@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samunet.dataset.outputs import PICTURE_MARK
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 
@@ -50,7 +51,7 @@ def save_overlay(
     """
     figure = draw_overlay(image, label, reference, names, title=title, channel=channel, intensity=intensity)
     with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+        figure.savefig(temporary, dpi=100, format="png", metadata=PICTURE_MARK)
 
 
 def draw_overlay(
