@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "samunet" / "__init__.py").read_text())[1]
 
 COMMANDS = {
+    "samunet": "samunet",
     "samunet_extract_fingerprint": "extract_fingerprint",
     "samunet_plan_experiment": "plan_experiment",
     "samunet_preprocess": "preprocess",
@@ -53,6 +54,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["samunet", "samunet.*"]),
+    # Named, so that an editable install is a folder on Python's path: then the package is found before a folder of its
+    # name, such as a clone, in the folder that Python is started in.
+    package_dir={"": "."},
     package_data={"samunet": ["weights/*"]},
     install_requires=[
         "torch>=2.6,<2.14",  # tested up to 2.13
