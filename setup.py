@@ -72,6 +72,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "pillow>=10.0",
+        "pydicom>=2.4",  # headers of DICOM files; SimpleITK decodes their pixels
         "tifffile>=2023.7",
         "matplotlib>=3.8",
         "pydantic>=2.6",
@@ -80,7 +81,7 @@ setup(
     extras_require={
         "hdf5": ["h5py>=3.8"],  # SAMed's test volumes
         "onnx": ONNX,
-        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8", *ONNX],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.5", "scikit-learn>=1.3", "h5py>=3.8", *ONNX],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

@@ -1,13 +1,16 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from samunet import paths
+from samunet import files, paths
+from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_folder, atomic_path, read_json, remove_leftovers, to_json, write_json, write_text
 from samunet.workers import map_cases
@@ -106,6 +109,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old.txt").write_text("old")
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     replace, calls = os.replace, []
 
     def failing(source, destination):
@@ -119,6 +123,64 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         pass
     assert [file.name for file in target.iterdir()] == ["old.txt"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from samunet import files
+{patch}
+replace, calls = os.replace, []
+def counted(source, destination):
+    calls.append(1)
+    if len(calls) == {call}:
+        os._exit(9)
+    replace(source, destination)
+os.replace = counted
+with files.atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "new.txt").write_text("new")
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("patch", ["", "files._exchange = lambda *_: False"], ids=["exchange", "two steps"])
+def test_a_kill_at_any_step_loses_no_folder(tmp_path, patch, call):
+    """Killed at its first or second renaming, or just after the folder was written."""
+    if not (patch or sys.platform.startswith("linux")):
+        pytest.skip("exchanging two names in one step is Linux's")
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    script = KILLED.format(patch=patch, call=call)
+    assert subprocess.run([sys.executable, "-c", script, str(target)]).returncode == 9
+    if patch and call == 2:
+        assert not target.exists()
+    write_text(tmp_path / "next.txt", "the next start's first write here")
+    whole = [file.name for file in target.iterdir()]
+    assert whole == (["old.txt"] if patch and call < 3 else ["new.txt"])
+    remove_leftovers(tmp_path, age=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "next.txt"]
+
+
+def test_a_dataset_that_was_being_replaced_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("samunet_raw", str(tmp_path))
+    (tmp_path / ".old-0123abcd-Dataset012_Vessels").mkdir()
+    assert find_dataset(12) == "Dataset012_Vessels"
+    assert (tmp_path / "Dataset012_Vessels").is_dir()
+
+
+def test_leftovers_are_decided_by_the_clock_of_their_file_system(tmp_path, monkeypatch):
+    """This machine's clock is two hours ahead of the server's; then two hours behind."""
+    (tmp_path / ".tmp-1-in-work.json").touch()
+    here = time.time()
+    monkeypatch.setattr(time, "time", lambda: here + 7200)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-1-in-work.json"]
+    os.utime(tmp_path / ".tmp-1-in-work.json", (here - 4000,) * 2)
+    monkeypatch.setattr(time, "time", lambda: here - 7200)
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_environment_variables(tmp_path, monkeypatch):

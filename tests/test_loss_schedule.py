@@ -7,7 +7,7 @@ import torch
 
 from samunet.dataset.labels import Labels
 from samunet.errors import UsageError
-from samunet.training.loss import SegmentationLoss, soft_dice
+from samunet.training.loss import SegmentationLoss, dice_sums, soft_dice
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import Budget, format_duration, parse_duration
 
@@ -24,16 +24,18 @@ def test_soft_dice_by_hand():
     # Two images of one channel: probabilities 0.5, 0.5, 1, 0 and target 1, 0, 1, 0.
     probabilities = torch.tensor([[0.5, 0.5], [1.0, 0.0]])[None, None]
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
-    assert float(soft_dice(probabilities, target)) == pytest.approx((2 * 1.5 + 1e-5) / (2 + 2 + 1e-5))
+    assert float(soft_dice(dice_sums(probabilities, target))) == pytest.approx((2 * 1.5 + 1e-5) / (2 + 2 + 1e-5))
     annotated = torch.tensor([[1.0, 1.0], [0.0, 0.0]])[None, None]
-    assert float(soft_dice(probabilities, target, annotated)) == pytest.approx((2 * 0.5 + 1e-5) / (1 + 1 + 1e-5))
+    assert float(soft_dice(dice_sums(probabilities, target, annotated))) == pytest.approx(
+        (2 * 0.5 + 1e-5) / (1 + 1 + 1e-5)
+    )
 
 
 def test_soft_dice_pools_the_batch():
     """An image without foreground does not lower the score of a batch that is otherwise perfect."""
     target = torch.zeros(2, 1, 4, 4)
     target[0, :, :2] = 1
-    assert float(soft_dice(target, target)) == pytest.approx(1.0)
+    assert float(soft_dice(dice_sums(target, target))) == pytest.approx(1.0)
 
 
 def test_loss_is_cross_entropy_plus_dice():

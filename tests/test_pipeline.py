@@ -155,7 +155,7 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
 
 
-def test_resuming_with_other_settings_is_refused(planned, samunet_folders, monkeypatch, capsys):
+def test_an_interrupted_training_says_that_it_goes_on(planned, samunet_folders, monkeypatch, capsys):
     from samunet.training import trainer
 
     step = trainer.Trainer._step
@@ -279,7 +279,7 @@ def test_sam_without_its_weights_says_where_to_put_them(planned, monkeypatch, tm
     assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_three_times_gives_the_same_masks(planned, samunet_folders):
     """kill -9 at any moment: the fold, run again at fixed iterations and seed, ends with the same masks."""
     script = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.flags import add_geometry
 
 if TYPE_CHECKING:
     from samunet.dataset.labels import Labels
@@ -56,17 +57,21 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="of the surface Dice, in millimetres (default: 2)",
     )
+    add_geometry(parser, "where a mask and its reference differ in origin or direction")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate as the command line asks."""
     from samunet.dataset.description import description_from_json
+    from samunet.evaluation.detailed import check_targets
     from samunet.evaluation.summary import evaluate_folder, find_dataset_json
     from samunet.files import read_json
 
+    check_targets(target_of(arguments), arguments.surface_metrics)
     file = arguments.djfile or find_dataset_json(arguments.pred_folder, arguments.gt_folder)
     description = description_from_json(read_json(file), str(file))
+    failures: dict = {}
     summary = evaluate_folder(
         arguments.pred_folder,
         arguments.gt_folder,
@@ -75,8 +80,17 @@ def run(arguments: argparse.Namespace) -> None:
         reader_override=description.reader_override,
         num_workers=_workers(arguments),
         allow_missing=arguments.chill,
+        failures=failures,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
-    report_summary(summary, arguments, description.labels, description.file_ending, description.reader_override)
+    report_summary(
+        summary, arguments, description.labels, description.file_ending, failures, description.reader_override
+    )
+
+
+def target_of(arguments: argparse.Namespace) -> Path:
+    """The file to write."""
+    return arguments.o or arguments.pred_folder / "summary.json"
 
 
 def report_summary(
@@ -84,15 +98,21 @@ def report_summary(
     arguments: argparse.Namespace,
     labels: Labels | Sequence[int],
     file_ending: str,
+    failures: dict,
     reader_override: str | None = None,
 ) -> None:
-    """Write ``summary`` to the file that ``arguments`` name and print it; the same with more metrics, if wanted."""
+    """Write ``summary`` to the file that ``arguments`` name and print it; the same with more metrics, if wanted.
+
+    Raises:
+        SamunetError: In the end, if there are failures.
+    """
     from samunet.dataset.labels import Labels
-    from samunet.evaluation.summary import format_table
+    from samunet.errors import raise_failures
+    from samunet.evaluation.summary import FAILED, format_table
     from samunet.files import to_json, write_json
 
     named = labels if isinstance(labels, Labels) else None
-    target = arguments.o or arguments.pred_folder / "summary.json"
+    target = target_of(arguments)
     write_json(target, summary)
     print(to_json(summary).rstrip() if arguments.json else format_table(summary, named))
     print(f"written to {target}", file=sys.stderr)
@@ -100,11 +120,14 @@ def report_summary(
         from samunet.evaluation.detailed import detailed_metrics, format_detailed, write_detailed
 
         workers = _workers(arguments)
-        metrics = detailed_metrics(summary, labels, file_ending, reader_override, arguments.tolerance, workers)
+        metrics = detailed_metrics(
+            summary, labels, file_ending, reader_override, arguments.tolerance, workers, arguments.tolerate_geometry
+        )
         write_detailed(metrics, target.parent, named)
         if not arguments.json:
             print(f"\n{format_detailed(metrics, named)}")
         print(f"written to {target.parent / 'metrics.csv'} and metrics.json", file=sys.stderr)
+    raise_failures(failures, len(failures) + len(summary["metric_per_case"]), FAILED)
 
 
 def _millimetres(text: str) -> float:

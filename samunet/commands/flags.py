@@ -28,12 +28,23 @@ def add_fingerprint(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_geometry(parser: argparse.ArgumentParser) -> None:
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """``--overwrite`` of commands that write masks or pictures."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace files that samunet did not write or that were edited since; never a dataset or a model",
+    )
+
+
+def add_geometry(
+    parser: argparse.ArgumentParser, where: str = "where channels, or image and label, differ in origin or direction"
+) -> None:
     """``--tolerate_geometry``."""
     parser.add_argument(
         "--tolerate_geometry",
         action="store_true",
-        help="only warn where channels, or image and label, differ in origin or direction",
+        help=f"only warn {where}, and take voxels as they lie in the files",
     )
 
 

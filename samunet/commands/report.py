@@ -42,17 +42,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from samunet.dataset.outputs import ARGUMENTS, check_replaced
     from samunet.files import write_text
     from samunet.report.crossval import crossval_report
-    from samunet.report.prediction import ARGUMENTS, prediction_report
+    from samunet.report.prediction import prediction_report
 
     folder = Path(arguments.source)
-    if (folder / ARGUMENTS).is_file():
+    model = None if (folder / ARGUMENTS).is_file() else _model(folder, arguments)
+    target = check_replaced(arguments.o or (model.path if model else folder) / "report.html", "Made by samunet")
+    if model is None:
         content = prediction_report(folder, arguments.i, arguments.n)
     else:
-        model = _model(folder, arguments)
-        folder, content = model.path, crossval_report(model, arguments.n)
-    target = arguments.o or folder / "report.html"
+        content = crossval_report(model, arguments.n)
     write_text(target, content)
     print(f"report written to {target}", file=sys.stderr)
 

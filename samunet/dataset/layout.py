@@ -14,6 +14,7 @@ from samunet.dataset.prediction_input import list_cases
 from samunet.dataset.problems import raise_problems
 from samunet.dataset.training_files import find_training_cases
 from samunet.errors import SamunetError, UsageError
+from samunet.files import restore_folders
 
 __all__ = ["Case", "Dataset", "find_dataset", "list_cases", "load_dataset", "read_dataset"]
 
@@ -31,6 +32,8 @@ def find_dataset(text: str | int) -> str:
         UsageError: If there is no such dataset (listing those that exist), or several have the number (listing them).
     """
     folders = paths.known_folders()
+    for folder in folders:
+        restore_folders(folder)
     known = {
         entry.name: int(match[1])
         for folder in folders

@@ -11,8 +11,8 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import find_dataset, load_dataset
+from samunet.dataset.outputs import PICTURE, begin, check_folder, claim_folder, finish
 from samunet.errors import SamunetError, UsageError
-from samunet.files import make_folder
 from samunet.inference.overlays import save_overlay
 from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
@@ -29,6 +29,7 @@ def plot_overlays(
     plans_name: str = DEFAULT_PLANS_NAME,
     channel: int | None = None,
     intensity: float = 0.6,
+    overwrite: bool = False,
     num_workers: int = 0,
 ) -> list[Path]:
     """Write ``CASE.png`` for every training case: up to three of its slices with the label on them.
@@ -40,10 +41,11 @@ def plot_overlays(
         plans_name: Of the stored slices.
         channel: Which one is shown; None for the first, or for colour where there are the three of a picture.
         intensity: How strongly classes are filled, 0 to 1.
+        overwrite: Replace pictures of these names that this program did not write.
         num_workers: Worker processes; 0 means this one.
 
     Raises:
-        UsageError: If there is no such dataset, configuration or channel.
+        UsageError: If there is no such dataset, configuration or channel, or ``output`` is no place for pictures.
         SamunetError: If a case cannot be read; names it.
     """
     name = find_dataset(dataset)
@@ -68,7 +70,8 @@ def plot_overlays(
     channels = len(description.channel_names)
     if channel is not None and not 0 <= channel < channels:
         raise UsageError(f"-channel_idx must be 0 to {channels - 1}, got {channel}")
-    output = make_folder(Path(output))
+    check_folder(output, targets=[f"{case}.png" for case in cases], kind=PICTURE, overwrite=overwrite)
+    output = claim_folder(Path(output))
     files = {case: output / f"{case}.png" for case in cases}
     legend = _names_by_value(description.labels)
     arguments = [
@@ -94,7 +97,9 @@ def _plot(
         image = read.array
     if channel is None and not _is_picture(description):
         channel = 0
+    begin(file, PICTURE)
     save_overlay(image, label, file, names=legend, title="label", channel=channel, intensity=intensity)
+    finish(file, PICTURE)
 
 
 def _is_picture(description: Description) -> bool:

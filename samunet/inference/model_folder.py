@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
-from samunet.files import read_json
+from samunet.files import read_json, restore_folders
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 from samunet.preprocessing.run import check_channels
@@ -150,6 +150,8 @@ class ModelFolder:
         from samunet.network.adapters import merge_adapters
         from samunet.network.image_encoder import hold_frozen
 
+        for fold in folds:
+            restore_folders(self.fold(fold))  # adapters
         files = [self._checkpoint_file(fold, checkpoint) for fold in folds]
         model = self._network(folds)
         states = [self._trained_state(model, file) for file in files]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, raise_failures
 from samunet.files import make_folder
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
@@ -34,7 +34,8 @@ def preprocess_dataset(
         Number of cases stored now; the others were finished before.
 
     Raises:
-        SamunetError: Naming the case that failed, where finished cases stay; or if the plans have other channels.
+        SamunetError: If the plans have other channels; or, after all others were stored, if cases failed: of several a
+            :class:`samunet.errors.CasesFailed` that lists them.
     """
     check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
     return store_cases(
@@ -63,8 +64,13 @@ def store_cases(
     ]
     short = description.without_lists()
     jobs = [(cases[name], short, plans, configuration, target, keys[name], tolerate_geometry) for name in todo]
-    for _ in map_cases(_store, todo, jobs, num_workers=num_workers, description="Preprocessing", progress=progress):
+    failures: dict[str, SamunetError] = {}
+    for _ in map_cases(
+        _store, todo, jobs,
+        num_workers=num_workers, description="Preprocessing", progress=progress, failures=failures,
+    ):  # fmt: skip
         pass
+    raise_failures(failures, len(todo), "mend or remove these cases, then run the same command again")
     return len(todo)
 
 

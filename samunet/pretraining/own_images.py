@@ -22,8 +22,7 @@ from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.inference.model_folder import build_network
-from samunet.network.base_weights import BaseWeights, base_weights
-from samunet.network.checkpoints import find_checkpoint
+from samunet.network.base_weights import BaseWeights, base_weights, is_available
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
@@ -217,8 +216,8 @@ def _network(
     sam, small = (configuration.networks[family].encoder for family in ("sam", "bundled"))
     wanted = encoder or (sam if checkpoint else plans.encoder)
     if wanted == "auto":
-        there = resolve_device(device).type != "cpu" and find_checkpoint(encoder_facts(sam)) is not None
-        wanted = sam if there else small
+        gpu = resolve_device(device).type != "cpu"
+        wanted = sam if gpu and is_available(encoder_facts(sam)) else small
     encoder_facts(wanted)
     if wanted not in networks:
         raise UsageError(

@@ -12,6 +12,7 @@ from samunet.dataset.description import Description
 from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.same_grid import Grid, on_grid
 from samunet.inference.overlays import draw_overlay
 from samunet.report.charts import image_address
 from samunet.report.html import Html, picture, text
@@ -42,10 +43,9 @@ def overlay(case: Shown, description: Description) -> Html:
     """A picture of the case; a sentence instead where a file is missing or cannot be read."""
     reader = reader_for(description.file_ending, description.reader_override)
     try:
-        image = image_reader_for(case.images[0], reader).read_image(case.images, tolerate_geometry=True).array[:1]
-        mask = _read(case.mask, reader)
-        reference = _read(case.reference, reader)
-        entropy = _read(case.entropy, reader)
+        read = image_reader_for(case.images[0], reader).read_image(case.images, tolerate_geometry=True)
+        image, place = read.array[:1], Grid(case.images[0], read.array.shape[1:], read.geometry)
+        mask, reference, entropy = (_read(file, reader, place) for file in (case.mask, case.reference, case.entropy))
         if reference is not None and description.labels.ignore is not None:
             reference = np.where(reference == description.labels.ignore, 0, reference)
         names = _names_by_value(description)
@@ -60,10 +60,12 @@ def overlay(case: Shown, description: Description) -> Html:
     return picture(image_address(buffer.getvalue(), "image/jpeg"), f"{case.name}: {case.caption}", alt, wide=True)
 
 
-def _read(file: Path | None, reader: Reader) -> np.ndarray | None:
+def _read(file: Path | None, reader: Reader, place: Grid) -> np.ndarray | None:
+    """A map on the grid of the image."""
     if file is None or not file.is_file():
         return None
-    return image_reader_for(file, reader).read_label(file)[0]
+    label, geometry = image_reader_for(file, reader).read_label(file)
+    return on_grid(label, Grid(file, label.shape, geometry), place, tolerate_geometry=True)
 
 
 def _names_by_value(description: Description) -> list[str]:

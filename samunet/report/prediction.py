@@ -12,6 +12,7 @@ from samunet import __version__, paths
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import list_cases
+from samunet.dataset.outputs import ARGUMENTS
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import class_key
 from samunet.files import read_json
@@ -23,8 +24,6 @@ from samunet.report.html import cards, heading, long_table, page, tag
 from samunet.report.model import curves, plan_tables, runs_table
 from samunet.report.overlays import Shown, overlay
 from samunet.report.scores import Scored, case_table, class_table, dice_chart, read_scores, worst_first
-
-ARGUMENTS = "predict_from_raw_data_args.json"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ class Scored:
     metrics: Mapping[str, Mapping[str, float | None]]
     mask: Path
     reference: Path
-    dice: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dice", mean_of(scores["Dice"] for scores in self.metrics.values()))
+    @property
+    def dice(self) -> float:
+        """Mean over the classes that have one; NaN if none has."""
+        return mean_of(scores["Dice"] for scores in self.metrics.values())
 
 
 def read_scores(file: Path, fold: str = "") -> list[Scored]:

@@ -13,6 +13,7 @@ from typing import Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.dataset.mask_files import with_sidecar
+from samunet.dataset.outputs import check_place
 from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
@@ -88,6 +89,7 @@ def accumulate_crossval_results(
 def _new_folder(output: Path) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
+    check_place(output)
     if output == Path.cwd():
         raise UsageError(f"{output} is the current folder, which cannot be replaced", "give a new folder: -o results")
     return output
@@ -122,8 +124,9 @@ def score(
     """Content of ``summary.json`` for masks and their references, by the labels that the model was trained with."""
     description = dataset.description
     return evaluate_files(
-        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers
-    )
+        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
+    )  # fmt: skip
 
 
 def write_model_facts(folder: Path, model: ModelFolder) -> None:

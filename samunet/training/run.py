@@ -158,8 +158,7 @@ def _starting_weights(
 
 def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
     """Which of the configuration's networks to train: as asked; as before; or by what this machine has."""
-    from samunet.network.checkpoints import find_checkpoint
-    from samunet.network.downloads import can_download
+    from samunet.network.base_weights import is_available
 
     networks = configuration.networks
     planned = {network.encoder: family for family, network in networks.items()}
@@ -167,7 +166,7 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     wanted = options.encoder or run.get("encoder") or (sam if options.checkpoint else plans.encoder)
     if wanted == "auto":
         gpu = resolve_device(options.device).type != "cpu"
-        weights = find_checkpoint(encoder_facts(sam)) is not None or (gpu and can_download(encoder_facts(sam)))
+        weights = is_available(encoder_facts(sam), may_download=gpu)
         wanted = sam if gpu and weights else networks["bundled"].encoder
         if wanted == sam:
             why = f"there is a GPU and {sam}'s checkpoint; -encoder {networks['bundled'].encoder} for the small one"
@@ -354,13 +353,14 @@ def _validate(
     )
     predictor = Predictor.from_folder(model.path, [fold], options=prediction)
     cases = {name: dataset.cases[name] for name in names}
-    predictor.predict_cases(cases, folder, progress=progress)
+    predictor.predict_cases(cases, folder, progress=progress, own=True)
     description = dataset.description
     summary = evaluate_files(
         {name: (predictor.mask_file(case, folder), case.label) for name, case in cases.items()},
         description.labels,
         description.file_ending,
         description.reader_override,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
     )
     write_calibration(model.fold(fold), names, summary)
     write_json(folder / "summary.json", summary)

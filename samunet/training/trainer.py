@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -198,8 +198,7 @@ class Trainer:
         while True:
             # Memory is freed after the block: until the exception is gone, its traceback holds the part that failed.
             with suppress(torch.cuda.OutOfMemoryError):
-                parts = range(0, len(images), self.micro_batch)
-                return sum(self._backward_part(slice(i, i + self.micro_batch), images, labels, keys) for i in parts)
+                return self._gradients(images, labels, keys)
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             if self.micro_batch == 1:
@@ -212,15 +211,27 @@ class Trainer:
             self.micro_batch = max(1, self.micro_batch // 2)
             log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
 
-    def _backward_part(self, rows: slice, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> float:
-        """Adds the gradients of some of the batch's images; returns their share of its loss."""
-        part, target = images[rows], labels[rows]
+    def _gradients(self, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> float:
+        """Adds the gradients of the batch's loss, whatever parts it is computed in; returns the loss."""
+        rows = [slice(start, start + self.micro_batch) for start in range(0, len(images), self.micro_batch)]
+        if len(rows) == 1:
+            loss = self.loss.value(self._sums(rows[0], images, labels, keys))
+            self.scaler.scale(loss).backward()
+            return float(loss.detach())
+        with torch.no_grad(), _buffers_kept(self.model):
+            sums = sum(self._sums(part, images, labels, keys) for part in rows)
+        loss = self.loss.value(sums.requires_grad_())
+        (slope,) = torch.autograd.grad(loss, sums)
+        for part in rows:
+            self.scaler.scale(slope @ self._sums(part, images, labels, keys)).backward()
+        return float(loss.detach())
+
+    def _sums(self, rows: slice, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> Tensor:
+        """Of some of the batch's images, the sums that the loss is a function of."""
         model = self.cached.with_keys(keys[rows]) if self.cached else self.model
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            logits = model(part, upsample=not self.samed)
-        loss = self.loss(logits.float(), target) * (len(part) / len(images))
-        self.scaler.scale(loss).backward()
-        return float(loss.detach())
+            logits = model(images[rows], upsample=not self.samed)
+        return self.loss.sums(logits.float(), labels[rows])
 
     def _end_epoch(self, losses: list[float], seconds: float, data_seconds: float, bar) -> None:
         """Check the monitored cases, log, plot, and keep the model if it is the best so far."""
@@ -326,11 +337,9 @@ class Trainer:
         batch = self.loader.batch(0)
         images, labels = (torch.from_numpy(batch[key][: self.micro_batch]).to(self.device) for key in ("data", "seg"))
         keys = batch["key"][: self.micro_batch] if self.cached else None
-        running = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        seconds = min(self._timed_pass(images, labels, keys) for _ in range(3))
+        with _buffers_kept(self.model):
+            seconds = min(self._timed_pass(images, labels, keys) for _ in range(3))
         self.optimizer.zero_grad(set_to_none=True)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(running[name])  # statistics of a batch normalisation that trains
         if self.cached:  # the quickest pass read its features; some are computed
             draws = self._draws() or self.budget.seconds / seconds * len(images)
             seconds += self.cached.mean_seconds(images, draws) * len(images)
@@ -383,3 +392,14 @@ class Trainer:
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Passes within do not count in the statistics of a batch normalisation that trains."""
+    running = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(running[name])
