@@ -9,7 +9,6 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "samunet" / "__init__.py").read_text())[1]
 
 COMMANDS = {
-    "samunet": "samunet",
     "samunet_extract_fingerprint": "extract_fingerprint",
     "samunet_plan_experiment": "plan_experiment",
     "samunet_preprocess": "preprocess",

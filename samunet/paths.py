@@ -55,7 +55,7 @@ def raw_folder_problem() -> tuple[str, str] | None:
 
 
 def setting(name: str) -> str | None:
-    """The value of an environment variable, without blanks and quotes around it (``"/data/raw "``); None for nothing."""
+    """The value of an environment variable without blanks and quotes around it; None for nothing."""
     value = os.environ.get(name, "").strip()
     if len(value) > 1 and value[0] in _QUOTES and value[-1] in _QUOTES:
         value = value[1:-1].strip()
@@ -83,7 +83,8 @@ def _from_environment(name: str, fallback: str | None = None, *, create: bool = 
         raise SamunetError(f"{name} is {path}, which is not a folder", f"set it to a folder: export {name}=/path/to/it")
     if not create:
         raise SamunetError(
-            f"{name} is {path}, and there is no such folder", f"make the folder, or set another: export {name}=/path/to/it"
+            f"{name} is {path}, and there is no such folder",
+            f"make the folder, or set another: export {name}=/path/to/it",
         )
     if not Path(value).expanduser().is_absolute():
         raise SamunetError(

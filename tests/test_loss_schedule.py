@@ -103,9 +103,11 @@ def test_learning_rate_over_time_ends_with_the_budget():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600), ("2min", 120), ("2h30m", 9000)]
-    + [("1h 30 min", 5400), ("1m30s", 90), ("1h5s", 3605)],
-)
+    [
+        ("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600), ("2min", 120), ("2h30m", 9000),
+        ("1h 30 min", 5400), ("1m30s", 90), ("1h5s", 3605),
+    ],
+)  # fmt: skip
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 

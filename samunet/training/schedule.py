@@ -13,9 +13,7 @@ _WARM_UP_SHARE = 0.05
 _POWER = 0.9
 _SAMED_END = 1.25  # SAMed plans 200 epochs and stops after 160
 _NUMBER = r"(\d+(?:\.\d+)?)\s*"
-_DURATION = re.compile(
-    rf"(?:{_NUMBER}h)?\s*(?:{_NUMBER}m(?:in)?)?\s*(?:{_NUMBER}s(?:ec)?)?|{_NUMBER}", re.ASCII
-)
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?\s*(?:{_NUMBER}m(?:in)?)?\s*(?:{_NUMBER}s(?:ec)?)?|{_NUMBER}", re.ASCII)
 
 
 @dataclass(frozen=True)
