@@ -53,6 +53,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["samunet", "samunet.*"]),
+    # Named, so that an editable install is a folder on Python's path: then the package is found before a folder of its
+    # name, such as a clone, in the folder that Python is started in.
+    package_dir={"": "."},
     package_data={"samunet": ["weights/*"]},
     install_requires=[
         "torch>=2.6,<2.14",  # tested up to 2.13

@@ -192,11 +192,23 @@ def test_environment_variables(tmp_path, monkeypatch):
         monkeypatch.setenv("nnUNet_raw", value)
         assert paths.raw_folder() == tmp_path / "raw"
     monkeypatch.setenv("nnUNet_raw", "~/gone")
-    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, which does not exist"):
+    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, and there is no such folder"):
         paths.raw_folder()
     monkeypatch.setenv("samunet_results", str(tmp_path / "a" / "b"))
     assert paths.results_folder() == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("written", ["{} ", " {}", '"{}"', "'{}' ", "“{}”", '" {} "'])
+def test_blanks_and_quotes_around_a_setting_are_no_part_of_it(tmp_path, monkeypatch, written):
+    for name in ("raw", "preprocessed", "results", "checkpoints"):
+        monkeypatch.setenv(f"samunet_{name}", written.format(tmp_path / name))
+    (tmp_path / "raw").mkdir()
+    assert paths.raw_folder() == tmp_path / "raw"
+    assert paths.preprocessed_folder() == tmp_path / "preprocessed"
+    assert paths.checkpoints_folder() == tmp_path / "checkpoints"
+    assert paths.known_folders() == [tmp_path / "raw", tmp_path / "preprocessed"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["preprocessed", "raw"]
 
 
 def test_json_round_trip(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,22 @@ def test_validation_only_scores_just_this_folds_cases(planned, samunet_folders):
     assert train.main(["998", "2d", "0", "--val", "--npz"]) == 0
     assert len(json.loads((validation / "summary.json").read_text())["metric_per_case"]) == count
     assert len(list(validation.glob("*.npz"))) == count
+
+
+def test_the_best_model_is_validated_beside_the_final_one(planned, samunet_folders, capsys):
+    assert train.main(["998", "2d", "0", *SHORT, "--val_best"]) == 0
+    fold = model_folder(samunet_folders) / "fold_0"
+    final, best = fold / "validation", fold / "validation_best"
+    assert {path.name for path in best.glob("*.nii.gz")} == {path.name for path in final.glob("*.nii.gz")} != set()
+    # With the final model's weights as the best, the masks are the final model's.
+    shutil.copy(fold / "checkpoint_final.safetensors", fold / "checkpoint_best.safetensors")
+    kept = [(path, path.read_bytes()) for path in (fold / "calibration.json", final / "summary.json")]
+    assert train.main(["998", "2d", "0", "--val_best"]) == 0
+    for name, mask in read_masks(final).items():
+        assert np.array_equal(read_masks(best)[name], mask)
+    assert all(path.read_bytes() == content for path, content in kept)
+    assert train.main(["998", "2d", "all", *SHORT, "--val_best"]) == 2
+    assert "--val_best has no cases to validate" in capsys.readouterr().err
 
 
 def test_fold_all_trains_without_validation(planned, samunet_folders, capsys):

@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 _DATASET = "Dataset999_Phantoms"
 _TRAINING_CASES, _TEST_CASES = 16, 4
@@ -15,7 +15,7 @@ _TRAINING_CASES, _TEST_CASES = 16, 4
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_demo", description="Make an example dataset, plan, train, predict and evaluate: a few minutes."
     )
     parser.add_argument("--folder", type=Path, default=Path("demo_samunet"), help="where (default: demo_samunet)")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_geometry
 
 if TYPE_CHECKING:
@@ -23,11 +23,10 @@ out of the means; a class that is predicted but not in the reference scores 0.""
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``samunet_evaluate_folder``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="samunet_evaluate_folder",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("gt_folder", type=Path, help="folder with the references (labelsTr, labelsTs)")
     parser.add_argument("pred_folder", type=Path, help="folder with the predictions, named like the references")

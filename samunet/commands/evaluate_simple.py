@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.evaluate_folder import DESCRIPTION, add_evaluation_flags, report_summary
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``samunet_evaluate_simple``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="samunet_evaluate_simple",
         description=DESCRIPTION + "\nVoxels with other values than those of -l count as background.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("gt_folder", type=Path, help="folder with the references; tells the file ending, too")
     parser.add_argument("pred_folder", type=Path, help="folder with the predictions, named like the references")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from samunet.errors import UsageError
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
@@ -107,11 +109,33 @@ def add_preprocess(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", nargs="+", default=["2d"], metavar="CONFIGURATION", help="configurations (default: 2d)")
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
+def add_workers(parser: argparse.ArgumentParser, **keywords: Any) -> None:
     """``-np``."""
-    parser.add_argument(
-        "-np", type=int, metavar="N", help="worker processes; 0 or 1: none (default: none on two cores or fewer)"
-    )
+    told = "worker processes; 0 or 1: none (default: none on two cores or fewer)"
+    parser.add_argument("-np", type=int, metavar="N", help=told, **keywords)
+
+
+class OneNumber(argparse.Action):
+    """Of ``-np``, where nnU-Net takes a number for each configuration. Not beside arguments without a flag."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 1:
+            raise UsageError(
+                f"{option_string} takes one number, for all configurations, and got {len(values)}",
+                f"use {option_string} {max(values)}",
+            )
+        setattr(namespace, self.dest, values[0])
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, **keywords: Any) -> None:
+    """``-chk``; nnU-Net's names of files are understood."""
+    given = {"default": "final", "help": "which model file (default: final)"} | keywords
+    parser.add_argument("-chk", type=_checkpoint, choices=("final", "best"), **given)
+
+
+def _checkpoint(text: str) -> str:
+    """``best`` of ``best``, ``checkpoint_best.pth`` or ``checkpoint_best.safetensors``."""
+    return text.removeprefix("checkpoint_").removesuffix(".pth").removesuffix(".safetensors")
 
 
 def planner_options(arguments: argparse.Namespace):
@@ -166,8 +190,6 @@ def _targets(words: list[str]) -> list[str]:
 
 
 def _blocks(flag: str, words: list[str] | None) -> str | list[int] | None:
-    from samunet.errors import UsageError
-
     if words is None or words in (["all"], ["last_half"]):
         return words and words[0]
     if not all(word.isdecimal() for word in words):

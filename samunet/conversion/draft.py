@@ -19,6 +19,7 @@ from samunet.dataset.description import description_from_json
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.nrrd import NRRD_ENDINGS
+from samunet.imageio.registry import ending_of
 from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
 
 
 def _form(file: Path) -> str:
-    return "DICOM series" if file.is_dir() else file.name[file.name.find(".") :]
+    return "DICOM series" if file.is_dir() else ending_of(file) or file.suffix
 
 
 def _range(rows: Sequence[Sequence[float]], form: str) -> str:
