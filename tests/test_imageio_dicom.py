@@ -346,7 +346,14 @@ def test_frames_without_places_keep_their_order(reader, tmp_path, caplog):
 
 def test_frames_at_stated_distances(reader, tmp_path):
     places = {"ImagePositionPatient": [0, 0, 5], "GridFrameOffsetVector": [0, -2, -4]}
-    save(tmp_path / "dose" / "a", frames_of([1, 2, 3]), NumberOfFrames=3, Modality="RTDOSE", DoseGridScaling=0.5, **places)
+    save(
+        tmp_path / "dose" / "a",
+        frames_of([1, 2, 3]),
+        NumberOfFrames=3,
+        Modality="RTDOSE",
+        DoseGridScaling=0.5,
+        **places,
+    )
     image = reader.read_image([tmp_path / "dose"])
     assert values_along(image) == [1.5, 1, 0.5]
     assert (image.geometry.origin, image.geometry.spacing[0]) == ((0, 0, 1), 2)
@@ -412,7 +419,9 @@ def test_compressed_files_are_decoded_in_one_child_process(reader, tmp_path, mon
     start = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1])
     image = reader.read_image([folder])
-    assert np.array_equal(image.array[0], LARGER * np.reshape([2, 1.5, 1], (3, 1, 1)) + np.reshape([0, 1, 2], (3, 1, 1)))
+    assert np.array_equal(
+        image.array[0], LARGER * np.reshape([2, 1.5, 1], (3, 1, 1)) + np.reshape([0, 1, 2], (3, 1, 1))
+    )
     assert image.geometry.spacing[0] == 2
     assert len(started) == 1
     assert started[0].poll() is not None
