@@ -28,6 +28,11 @@ def add_fingerprint(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first read every file and list all that is wrong with any of them, each with its remedy",
     )
+    parser.add_argument(
+        "--no_groups",
+        action="store_true",
+        help="do not tell patients from the names of cases: every case stands for itself in the folds",
+    )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,8 @@ class Description:
         labels: The classes or regions, and the ignore label.
         file_ending: Of labels and, unless they have another one, of images; with the leading dot.
         num_training: ``numTraining``; None if not given.
-        groups: Case to patient (or whatever must not be spread over training and validation); None if not given.
+        groups: Case to patient (or whatever must not be spread over training and validation); None if not given, empty
+            where cases have nothing to do with each other.
         files: ``dataset``, which lists the training cases' files in place of imagesTr and labelsTr; None if not given.
         reader_override: ``overwrite_image_reader_writer``; None if not given.
         raw: The JSON as read, unknown keys included.
@@ -148,8 +149,9 @@ def _num_training(value: Any, where: str) -> int | None:
 def _groups(value: Any, where: str) -> dict[str, str] | None:
     if value is None:
         return None
-    right = isinstance(value, dict) and value
-    if not right or any(isinstance(group, bool) or not isinstance(group, (str, int)) for group in value.values()):
+    if not isinstance(value, dict) or any(
+        isinstance(group, bool) or not isinstance(group, (str, int)) for group in value.values()
+    ):
         raise SamunetError(
             f"{where}: groups must map case names to patients, got {value!r:.80}",
             'for example {"case_01": "patient_a", "case_02": "patient_a", "case_03": "patient_b"}',

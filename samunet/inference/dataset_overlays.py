@@ -10,7 +10,7 @@ from samunet import paths
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.labels import Labels
-from samunet.dataset.layout import find_dataset, load_dataset
+from samunet.dataset.layout import find_dataset, load_dataset, raw_dataset
 from samunet.dataset.outputs import PICTURE, check_folder
 from samunet.errors import SamunetError, UsageError
 from samunet.files import make_folder
@@ -18,7 +18,7 @@ from samunet.inference.overlays import save_overlay
 from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.run import stored_cases
-from samunet.preprocessing.store import StoredCase
+from samunet.preprocessing.store import LABELS, StoredCase
 from samunet.workers import map_cases
 
 
@@ -60,10 +60,9 @@ def plot_overlays(
         source = paths.preprocessed_folder() / name
         plans, description = plans_called(plans_name, source), read_description(source)
         wanted = plans.configuration(configuration)
-        names = sorted(
-            path.name.removesuffix("_seg.b2nd") for path in (source / wanted.data_identifier).glob("*_seg.b2nd")
-        )
-        cases = dict(stored_cases(source, plans, wanted, description, names))
+        stored = (source / wanted.data_identifier / LABELS).glob("[!.]*.b2nd")
+        names = sorted(path.name.removesuffix(".b2nd") for path in stored)
+        cases = dict(stored_cases(source, plans, wanted, description, names, raw_dataset(name)))
         if not cases:
             raise SamunetError(
                 f"{name} has no stored slices of {configuration}", f"samunet_preprocess -d {name} -c {configuration}"

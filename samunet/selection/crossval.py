@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from samunet import paths
+from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.dataset.mask_files import with_sidecar
 from samunet.dataset.outputs import check_place
-from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
+from samunet.dataset.patients import patients
+from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
@@ -148,7 +150,7 @@ def trained_models(dataset_name: str) -> list[Path]:
 def dataset_splits(dataset: Dataset) -> Splits:
     """The dataset's folds."""
     folder = paths.preprocessed_folder() / dataset.name
-    return load_or_make_splits(folder, sorted(dataset.cases), dataset.description.groups)
+    return load_or_make_splits(folder, sorted(dataset.cases), _groups(dataset), dataset.folder)
 
 
 def chosen_folds(splits: Splits, folds: Sequence[Fold] | None) -> list[int]:
@@ -238,5 +240,13 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
 
 def patients_of(names: Sequence[str], dataset: Dataset) -> list[str]:
     """The patient of every case; each case its own where nothing tells patients apart."""
-    groups = dataset.description.groups or infer_groups(sorted(dataset.cases)) or {}
+    groups = patients(sorted(dataset.cases), _groups(dataset)) or {}
     return [groups.get(name, name) for name in names]
+
+
+def _groups(dataset: Dataset) -> dict[str, str] | None:
+    """As dataset.json has them; else as its copy beside the plans, where ``--no_groups`` is written down."""
+    copy = paths.preprocessed_folder() / dataset.name
+    if dataset.description.groups is None and (copy / "dataset.json").is_file():
+        return read_description(copy).groups
+    return dataset.description.groups
