@@ -24,6 +24,7 @@ from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
+from samunet.inference.intensities import IntensityWatch
 from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
 from samunet.inference.options import PredictionOptions
@@ -83,6 +84,7 @@ class Predictor:
         self.options = options
         self.reader = reader_for(description.file_ending, description.reader_override)
         self.postprocessing = postprocessing or Postprocessing()
+        self.intensities = IntensityWatch()
         device = resolve_device(options.device)
         shared = isinstance(models, SharedFolds)
         self.slices = SlicePredictor(
@@ -135,7 +137,11 @@ class Predictor:
             postprocessing = read_postprocessing(model.path / POSTPROCESSING_FILE)
             log.info("postprocessing: %s", postprocessing.describe())
         models = model.load(folds, checkpoint, fast_dtype(resolve_device(options.device)))
-        return cls(models, model.plans, model.configuration, network, model.description, options, folds, postprocessing)
+        predictor = cls(
+            models, model.plans, model.configuration, network, model.description, options, folds, postprocessing
+        )
+        predictor.intensities = IntensityWatch.of(model)
+        return predictor
 
     @classmethod
     def from_zip(
@@ -232,6 +238,7 @@ class Predictor:
         ]
         for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
             self.predict_case(case, self.mask_file(case, output))
+        self.intensities.sum_up()
         return [case.name for case in todo]
 
     def predict_case(self, case: Case, file: Path) -> None:
@@ -321,6 +328,7 @@ class Predictor:
                 files[0],
                 self.plans.orientation,
             )
+        self.intensities.look(image.array, files[0])
         return image, reader
 
     def _predict(self, image: Image) -> Prediction:

@@ -67,7 +67,7 @@ def plot(log: list[dict], file: Path, title: str, monitored: str) -> None:
     upper.set_title(f"Dice of {monitored}, mean over classes", fontsize=10, loc="left")
     if checked:
         upper.plot(*_points(checked, "dice"), color="tab:green", marker="o", markersize=3)
-        best = max(checked, key=lambda entry: entry["dice"])
+        best = max(checked[1:] or checked, key=lambda entry: entry["dice"])  # before the first update is no model
         upper.axhline(best["dice"], color="tab:green", linewidth=0.8, linestyle=":")
         upper.plot(best["iteration"], best["dice"], color="tab:green", marker="*", markersize=13, linestyle="none")
         upper.annotate(
