@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from samunet.plans import DEFAULT_PLANS_NAME
 
@@ -101,6 +102,35 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", type=int, metavar="N", help="worker processes; 0 or 1: none (default: none on two cores or fewer)"
     )
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """``-window``."""
+    parser.add_argument(
+        "-window",
+        type=float,
+        nargs=2,
+        metavar=("C", "W"),
+        help="intensities shown: centre and width, such as 40 400 (default: of CT, what the plans clip to)",
+    )
+
+
+def window_of(given: list[float] | None) -> tuple[float, float] | None:
+    """Lowest and highest intensity of a window's centre and width.
+
+    Raises:
+        UsageError: If the width is not positive.
+    """
+    from samunet.errors import UsageError
+
+    if given is None:
+        return None
+    centre, width = given
+    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+        raise UsageError(
+            f"-window needs a centre and a width above 0, got {centre:g} {width:g}", "for example: -window 40 400"
+        )
+    return centre - width / 2, centre + width / 2
 
 
 def planner_options(arguments: argparse.Namespace):

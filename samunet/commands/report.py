@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.flags import add_window, window_of
 from samunet.plans import DEFAULT_PLANS_NAME
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-i", type=Path, metavar="IMAGES", help="of a prediction: its images (default: where they were when predicted)"
     )
     parser.add_argument("-n", type=_count, default=6, metavar="N", help="cases to show in pictures (default: 6)")
+    add_window(parser)
     parser.add_argument("-o", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)")
     add_common_flags(parser)
     return parser
@@ -46,12 +48,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet.report.crossval import crossval_report
     from samunet.report.prediction import ARGUMENTS, prediction_report
 
-    folder = Path(arguments.source)
+    folder, window = Path(arguments.source), window_of(arguments.window)
     if (folder / ARGUMENTS).is_file():
-        content = prediction_report(folder, arguments.i, arguments.n)
+        content = prediction_report(folder, arguments.i, arguments.n, window)
     else:
         model = _model(folder, arguments)
-        folder, content = model.path, crossval_report(model, arguments.n)
+        folder, content = model.path, crossval_report(model, arguments.n, window)
     target = arguments.o or folder / "report.html"
     write_text(target, content)
     print(f"report written to {target}", file=sys.stderr)
