@@ -90,7 +90,7 @@ def passes_to_predict(case: StoredCase, configuration: ConfigurationPlan, networ
     return views * sum(windows_of(case.along(Plane.of(axes)), network) for axes in planes)
 
 
-def announce(costs: Costs, budget: Budget, epoch: int, after: Sequence[float]) -> dict[str, float]:
+def announce(costs: Costs, budget: Budget, epoch: int, after: Sequence[float], made: int = 0) -> dict[str, float]:
     """Log how long the training takes and what comes after it.
 
     Args:
@@ -98,11 +98,12 @@ def announce(costs: Costs, budget: Budget, epoch: int, after: Sequence[float]) -
         budget: Of the training.
         epoch: Iterations between checks.
         after: Seconds that each validation case will take when the training is done; none if nothing is validated.
+        made: Iterations so far, which may be all.
 
     Returns:
         The same as numbers, for ``run.json``.
     """
-    iterations = budget.iterations or costs.iterations(budget.seconds, epoch)
+    iterations = budget.iterations or max(made, costs.iterations(budget.seconds, epoch))
     seconds = budget.seconds or costs.training(iterations, epoch)
     log.info(
         "estimate: %s for %d iterations (%.2f s a step, %.1f s a check)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -112,7 +113,10 @@ def train_fold(
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
         if validation:
+            begin = time.monotonic()
             _validate(model, fold, dataset, validation, options, progress)
+            seconds = {"validation_seconds": round(time.monotonic() - begin, 1)}
+            write_json(folder / "run.json", read_json(folder / "run.json") | seconds)
     return folder
 
 

@@ -386,7 +386,7 @@ class Trainer:
         costs = Costs(step, self.costs["check"], time.monotonic() - begin, self.options.checkpoint_seconds)
         window = self.costs["prediction"] / sum(windows_of(case, self.network) for case in self.monitored.values())
         after = [passes * window for passes in self.passes_after]
-        self.run["estimate"] = announce(costs, self.budget, self.epoch_iterations, after)
+        self.run["estimate"] = announce(costs, self.budget, self.epoch_iterations, after, self.state.iteration)
         write_json(self.folder / "run.json", self.run)
 
     def _trained(self) -> list[nn.Parameter]:
