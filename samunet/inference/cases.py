@@ -74,4 +74,5 @@ def predict_into(
     for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
         with collecting_failures(failures, case.name):
             predictor.predict_case(case, predictor.mask_file(case, output))
+    predictor.intensities.sum_up()
     return [case.name for case in todo if case.name not in failures]

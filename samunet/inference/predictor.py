@@ -27,6 +27,7 @@ from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
+from samunet.inference.intensities import IntensityWatch
 from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
 from samunet.inference.options import PredictionOptions
@@ -88,6 +89,7 @@ class Predictor:
         self.options = options
         self.reader = reader_for(description.file_ending, description.reader_override)
         self.postprocessing = postprocessing or Postprocessing()
+        self.intensities = IntensityWatch()
         device = resolve_device(options.device)
         shared = isinstance(models, SharedFolds)
         self.slices = SlicePredictor(
@@ -144,6 +146,7 @@ class Predictor:
             models, model.plans, model.configuration, network, model.description, options, folds, postprocessing
         )
         predictor.source = model, folds, checkpoint
+        predictor.intensities = IntensityWatch.of(model)
         return predictor
 
     @classmethod
@@ -339,6 +342,7 @@ class Predictor:
                 files[0],
                 self.plans.orientation,
             )
+        self.intensities.look(image.array, files[0])
         return image, reader
 
     def _predict(self, image: Image) -> Prediction:

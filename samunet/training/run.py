@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def train_fold(
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
         if validation and not (options.validate_best and _is_validated(folder) and not options.validation_only):
+            begin = time.monotonic()
             _validate(model, fold, dataset, validation, options, progress)
+            seconds = {"validation_seconds": round(time.monotonic() - begin, 1)}
+            write_json(folder / "run.json", read_json(folder / "run.json") | seconds)
         if validation and options.validate_best:
             _validate(model, fold, dataset, validation, options, progress, checkpoint="best")
     return folder
