@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, printable
 
 INTERRUPTED = 130
 
@@ -81,7 +81,7 @@ def run_command(
 def _report(message: str, verbose: bool, status: int) -> int:
     if verbose:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    print(printable(message, keep="\n\t"), file=sys.stderr)
     return status
 
 
@@ -97,7 +97,7 @@ def _reader_has_left() -> bool:
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record), keep="\n\t")
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
