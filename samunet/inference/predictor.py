@@ -96,7 +96,7 @@ class Predictor:
             models.to(device) if shared else [model.to(device).eval() for model in models],
             neighbours=network.input_channels == "neighbours",
             device=device,
-            dtype=fast_dtype(device),
+            dtype=fast_dtype(device, network.input_shape),
             mirror_axes=configuration.mirror_axes if self._averages else (),
             window_shift=encoder_facts(network.encoder).patch_size // 4 if self._averages else 0,  # of a token
             step_size=options.step_size,
@@ -141,7 +141,8 @@ class Predictor:
         if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
             postprocessing = read_postprocessing(model.path / POSTPROCESSING_FILE)
             log.info("postprocessing: %s", postprocessing.describe())
-        models = model.load(folds, checkpoint, fast_dtype(resolve_device(options.device)))
+        dtype = fast_dtype(resolve_device(options.device), network.input_shape)
+        models = model.load(folds, checkpoint, dtype)
         predictor = cls(
             models, model.plans, model.configuration, network, model.description, options, folds, postprocessing
         )

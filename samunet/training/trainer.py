@@ -28,6 +28,7 @@ from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.store import StoredCase
 from samunet.training.cached_model import CachedModel
 from samunet.training.check import monitored_dice, seconds_of_pass
+from samunet.training.divergence import loss_error
 from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import point_line, progress_bar, update_bar, write_logs
@@ -201,10 +202,8 @@ class Trainer:
         labels = torch.from_numpy(batch["seg"]).to(self.device)
         loss = self._backward(images, labels, batch.get("key"))
         if not np.isfinite(loss):
-            raise SamunetError(
-                f"the loss became {loss} at iteration {self.state.iteration}",
-                f"use a lower learning rate: --lr {self.network.learning_rate / 3:.1e} --overwrite",
-            )
+            rate = self.network.learning_rate
+            raise loss_error(loss, self.state.iteration, images, self.model, self.dtype, rate)
         if not self.samed:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self._trained(), _CLIP_NORM)
@@ -358,7 +357,7 @@ class Trainer:
     def _choose_dtype(self) -> torch.dtype | None:
         """The number format: as this fold began, else the device's fast one (told by hardware, not by a timing)."""
         if "dtype" not in self.run:
-            fast = fast_dtype(self.device)
+            fast = fast_dtype(self.device, self.network.input_shape)
             self.run["dtype"] = "float32" if fast is None else str(fast).removeprefix("torch.")
         return None if self.run["dtype"] == "float32" else getattr(torch, self.run["dtype"])
 
