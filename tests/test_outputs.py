@@ -242,6 +242,8 @@ def test_another_model_is_never_mixed_in(masks, capsys):
     shutil.copytree(folder / "fold_0", folder / "fold_1")
     refused(masks, CONTINUED, "folds 0 then, 0 1 now", capsys, status=1)
     assert masks.run(CONTINUED + " -f 0") == 0
+    one = f"predict -d 998 -i {RAW}/imagesTr/case_0_0000.nii.gz -o preds --disable_tta --continue_prediction"
+    refused(masks, one, "folds 0 then, 0 1 now", capsys, status=1)  # nor beside masks of other cases
     # The same fold, trained anew: the name is the same, the content is not.
     best = folder / "fold_0" / "checkpoint_best.safetensors"
     final = folder / "fold_0" / "checkpoint_final.safetensors"

@@ -51,7 +51,7 @@ def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, o
         if own:
             todo = found.todo + [cases[name] for name in found.otherwise]
         else:
-            refuse_a_mix(found, output)
+            refuse_a_mix(found, output, predictor.made)
             todo = found.todo
         if found.edited:
             log.info("%d masks were edited since they were written, and are kept", len(found.edited))
