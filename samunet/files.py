@@ -25,6 +25,7 @@ _UMASK = os.umask(0o077)  # it cannot be read without being set
 os.umask(_UMASK)
 _TEMPORARY = ".tmp-"
 _REPLACED = ".old-"  # what a folder was, while its successor takes its name
+_ENDING_LETTERS = 16
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _PROBE = os.urandom(4096)  # a block; random, because some file systems store zeros in no space at all
 _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EINVAL)
@@ -296,7 +297,8 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _temporary(target: Path) -> Path:
     """A name beside ``target`` that nobody else has: containers that share a folder have processes of one number."""
-    return target.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
+    ending = target.name[-_ENDING_LETTERS:]  # the whole name could become longer than file systems allow
+    return target.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{ending}")
 
 
 def _prepare(folder: Path) -> None:
@@ -350,6 +352,8 @@ def _reason(error: OSError) -> str:
 def _remedy(error: OSError) -> str:
     if error.errno in _FULL:
         return "free some space or write to another disk, then run the same command again"
+    if error.errno == errno.ENAMETOOLONG:
+        return "give it a shorter name, or choose a folder whose own path is shorter"
     return "choose a folder that you may write to, then run the same command again"
 
 

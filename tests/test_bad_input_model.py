@@ -130,7 +130,7 @@ TRAINING = [
     Row("a stored image is truncated", both(*(truncate(STORED + f"case_{index}.b2nd") for index in range(6))), TRAIN,
         ("case_", ".b2nd", "samunet_p"), writes=BEGAN),
     Row("a stored label is missing", both(*(remove(STORED + f"labels/case_{index}.b2nd") for index in range(6))), TRAIN,
-        ("labels/case_", ".b2nd", "samunet_p"), writes=BEGAN, repaired=False),
+        ("5 of 5", "case_0", "samunet_preprocess -d"), writes=BEGUN, repaired=False),
     Row("stored places are damaged", both(*(write(STORED + f"labels/case_{index}.npz", "?") for index in range(6))),
         TRAIN, ("labels/case_", ".npz", "samunet_p"), writes=BEGAN, repaired=False),
     Row("preprocessed with other plans", plan("spacing", [2.0, 2.0]), TRAIN, ("other plans",), repaired=False),

@@ -10,7 +10,7 @@ from pathlib import Path
 from samunet.conversion.class_files import ClassFilesSource
 from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in, other_classes
 from samunet.conversion.source import FileSource
-from samunet.dataset.cases import alike, case_and_channel, channel_gaps, duplicate
+from samunet.dataset.cases import case_and_channel, channel_gaps, duplicate, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS, ending_of
@@ -99,7 +99,7 @@ def find_pairs(
             if len(matches) > 1 and matches[0].label is None
         ]
     sources = [_source(case, matches, masks_of.get(case, [])) for case, matches in by_case.items()]
-    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks, others, naming)
+    return Pairs(sources, problems + unusable_names(by_case), ignored + ignored_masks, others, naming)
 
 
 def _source(case: str, images: Sequence[Match], masks: Sequence[Match]) -> FileSource:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import one_spelling
 from samunet.errors import SamunetError
 from samunet.files import read_json
 
@@ -161,7 +162,7 @@ def _groups(value: Any, where: str) -> dict[str, str] | None:
             f"{where}: groups must map case names to patients, got {value!r:.80}",
             'for example {"case_01": "patient_a", "case_02": "patient_a", "case_03": "patient_b"}',
         )
-    return {case: str(group) for case, group in value.items()}
+    return {one_spelling(case): str(group) for case, group in value.items()}
 
 
 def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
@@ -169,7 +170,7 @@ def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
         return None
     if not isinstance(value, dict) or not value:
         raise SamunetError(f"{where}: dataset must map case names to their files, got {value!r:.80}", _FILES_EXAMPLE)
-    return {name: _case_files(name, value[name], where) for name in sorted(value)}
+    return {one_spelling(name): _case_files(name, value[name], where) for name in sorted(value)}
 
 
 def _case_files(name: str, value: Any, where: str) -> CaseFiles:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import one_spelling
 from samunet.dataset.patients import patients
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError
@@ -144,6 +145,7 @@ def join_folds(
     if not splits or not isinstance(splits, list) or not all(map(_is_split, splits)):
         load_or_make_splits(folder, names, groups, raw_folder)  # makes them, or says what is wrong
         return {}
+    splits = [{part: [*map(one_spelling, split[part])] for part in split} for split in splits]
     known = {name for split in splits for part in split.values() for name in part}
     kept = [{part: [name for name in split[part] if name in set(names)] for part in split} for split in splits]
     new = [name for name in names if name not in known]
@@ -326,6 +328,7 @@ def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dic
 def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
     splits = read_json(path)
     _check_splits(splits, set(case_names), path)
+    splits = [{part: [*map(one_spelling, split[part])] for part in split} for split in splits]
     used = {name for split in splits for part in split.values() for name in part}
     unused = sorted(set(case_names) - used)
     if splits and unused:
@@ -345,7 +348,7 @@ def _check_splits(splits: Any, known: set[str], path: Path) -> None:
     if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
         raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
     for fold, split in enumerate(splits):
-        train, validation = set(split["train"]), set(split["val"])
+        train, validation = ({*map(one_spelling, split[part])} for part in ("train", "val"))
         if not train or not validation:
             raise SamunetError(f"{path}: fold {fold} has no cases to {'validate' if train else 'train'} on", hint)
         overlap, unknown = sorted(train & validation), sorted((train | validation) - known)

@@ -6,9 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from samunet.dataset.cases import Case, alike, ending_in, group_by_case, visible
+from samunet.dataset.cases import Case, duplicate, ending_in, group_by_case, unusable_names, visible
 from samunet.dataset.channels import channel_problem, number_problem
 from samunet.dataset.description import CaseFiles, Description
+from samunet.dataset.names import one_spelling, printable
 from samunet.dataset.problems import Problem
 from samunet.imageio.base import Reader
 from samunet.imageio.natural import NaturalImageReader
@@ -30,8 +31,9 @@ def find_training_cases(folder: Path, description: Description) -> Found:
     if description.files is not None:
         return _listed_cases(folder, description)
     found, problems = find_images(folder / "imagesTr", description)
-    labels = _labels_by_case(folder / "labelsTr", description.file_ending)
+    labels, twice = _labels_by_case(folder / "labelsTr", description.file_ending)
     cases = {name: Case(name, images, labels.get(name)) for name, images in found.items()}
+    problems += twice
     return cases, problems + _label_problems(folder / "labelsTr", cases, labels, description.file_ending)
 
 
@@ -96,7 +98,7 @@ def _listed_cases(folder: Path, description: Description) -> Found:
             fix = f"save it as {description.file_ending}"
             wrong.append(Problem(f"label files that {reader.name} cannot read:", name, str(case.label), fix))
         problems += wrong
-    return cases, problems + alike(cases)
+    return cases, problems + unusable_names(cases)
 
 
 def _listed_case(name: str, files: CaseFiles, folder: Path) -> Case:
@@ -123,9 +125,15 @@ def _missing(name: str, path: Path, folder: Path) -> list[Problem]:
     return [Problem("files that do not exist:", name, f"{path} of {name}{reason}", fix)]
 
 
-def _labels_by_case(folder: Path, ending: str) -> dict[str, Path]:
-    files = [file for file in visible(folder) if file.name.casefold().endswith(ending.casefold())]
-    return {file.name[: -len(ending)]: file for file in files}
+def _labels_by_case(folder: Path, ending: str) -> tuple[dict[str, Path], list[Problem]]:
+    labels: dict[str, Path] = {}
+    problems = []
+    for file in visible(folder):
+        if file.name.casefold().endswith(ending.casefold()):
+            name = one_spelling(file.name[: -len(ending)])
+            if labels.setdefault(name, file) is not file:
+                problems.append(duplicate(name, [labels[name].name, file.name]))
+    return labels, problems
 
 
 def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path], ending: str) -> list[Problem]:
@@ -145,7 +153,9 @@ def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path
     ]
     fix = "add the images to imagesTr, or remove the label"
     surplus = {name: file for name, file in labels.items() if name not in cases}
-    return problems + [Problem("labels without image:", name, file.name, fix) for name, file in surplus.items()]
+    return problems + [
+        Problem("labels without image:", name, printable(file.name), fix) for name, file in surplus.items()
+    ]
 
 
 def _no_images(folder: Path, files: list[Path], ending: str) -> str:

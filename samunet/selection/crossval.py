@@ -23,6 +23,7 @@ from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import mask_ending
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.preprocessing.run import changed_since, content_hash, stored_files
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +208,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
             f"{model.path}: fold {listed} is not trained and validated", training_command(model, missing)
         )
     cases: dict[str, OutOfFold] = {}
+    _warn_of_changes(model, folds, dataset)
     for fold in folds:
         _, validation = fold_cases(splits, fold, sorted(dataset.cases))
         seen = sorted(set(validation) & set(model.run(fold).get("training_cases", [])))
@@ -236,6 +238,25 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
             )
         cases |= own
     return dict(sorted(cases.items()))
+
+
+def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset) -> None:
+    """Say so where images or labels are not those that the folds were trained on."""
+    source = paths.preprocessed_folder() / dataset.name / model.configuration.data_identifier
+    stored = stored_files(source, dataset.cases)
+    changed = changed_since(dataset, stored)
+    if changed:
+        log.warning("%s (to train on them: samunet_preprocess, then %s)",
+            changed, training_command(model, folds, "--overwrite"))  # fmt: skip
+    for fold in folds:
+        run = model.run(fold)
+        trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}
+        same = run.get("training_data") in (None, content_hash(trained))
+        if len(trained) == len(run.get("training_cases", [])) and not same:
+            log.warning(
+                "fold %s was trained on other images or labels than are stored now: %s",
+                fold, training_command(model, [fold], "--overwrite"),
+            )  # fmt: skip
 
 
 def patients_of(names: Sequence[str], dataset: Dataset) -> list[str]:
