@@ -32,7 +32,7 @@ _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, e
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux
 JSON_BYTES = 1 << 27
 _DEPTH = 100  # of lists and objects in each other
-_DIGITS = 18  # what fits 64 bits
+_LARGEST = 2**63  # what fits 64 bits, as times of files in nanoseconds do
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _RESTORE = "correct it there, or restore the file"
 _tidy: set[Path] = set()  # folders that this process has written to before
@@ -276,7 +276,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _DIGITS:
+    if len(digits) > len(str(_LARGEST)) or abs(int(digits)) >= _LARGEST:
         raise ValueError(f"a number has {len(digits)} digits")
     return int(digits)
 
