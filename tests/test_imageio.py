@@ -258,6 +258,23 @@ def test_sides_of_voxels_must_be_sane(tmp_path, name, spacing, right):
         reader.read_image([tmp_path / "a.nii"])
 
 
+@pytest.mark.parametrize("name", ["SimpleITKIO", "NibabelIO"])
+def test_a_2d_image_that_stands_upright_is_read(tmp_path, name):
+    matrix = np.array([[0.0, 0, 1, 0], [0.5, 0, 0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1]])
+    save_nifti(tmp_path / "a.nii", np.ones((3, 4), np.uint8), matrix)
+    assert reader_for(".nii", name).read_image([tmp_path / "a.nii"]).array.shape == (1, 1, 4, 3)
+
+
+@pytest.mark.parametrize(("kind", "srow_x", "size"), [(nibabel.Nifti1Image, 280, 16), (nibabel.Nifti2Image, 400, 32)])
+def test_axes_in_one_plane_are_refused(tmp_path, kind, srow_x, size):
+    content = bytearray(kind(np.ones((2, 3, 4), np.uint8), np.eye(4)).to_bytes())
+    # By the formats' definitions srow_y comes behind srow_x.
+    content[srow_x + size : srow_x + 2 * size] = content[srow_x : srow_x + size]
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+    with pytest.raises(SamunetError, match=r"a\.nii has an axis without a direction of its own"):
+        reader_for(".nii", "NibabelIO").read_image([tmp_path / "a.nii"])
+
+
 def test_bytes_behind_the_voxels_do_not_count(medical, tmp_path):
     save_nifti(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.uint8))
     content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
