@@ -140,7 +140,7 @@ def _lead(predicted: _Predicted) -> list[object]:
 
 def _cases(predicted: _Predicted) -> list[object]:
     if not predicted.quality:
-        rows = [[name, file.name] for name, file in predicted.masks.items()]
+        rows = [[name, predicted.masks[name].name] for name in _order(predicted)]
         return [
             "Nothing was measured that would tell good cases from bad ones: samunet_predict does so with "
             "--save_uncertainty.",
