@@ -9,6 +9,9 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "samunet" / "__init__.py").read_text())[1]
 
 COMMANDS = {
+    "samunet": "samunet",
+    "samunet_info": "info",
+    "samunet_clean": "clean",
     "samunet_extract_fingerprint": "extract_fingerprint",
     "samunet_plan_experiment": "plan_experiment",
     "samunet_preprocess": "preprocess",

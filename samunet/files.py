@@ -153,19 +153,25 @@ def remove_leftovers(folder: Path, age: float = 3600.0) -> None:
     still runs, because that process may be one of another machine that shares the folder; no write pauses for an hour.
     The time is that of the file system, told by a file that is made there: a server's clock is not this machine's.
     """
+    for entry in leftovers(folder, age):
+        with suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, age: float = 3600.0) -> list[Path]:
+    """What :func:`remove_leftovers` removes; nothing where the folder cannot be read or written."""
     with suppress(OSError):
         found = [entry for entry in folder.iterdir() if entry.name.startswith(_TEMPORARY)]
         if not found:
-            return
+            return []
         probe = _temporary(folder / "clock")
         probe.touch()
         try:
             limit = probe.stat().st_mtime - age
         finally:
             probe.unlink()
-        for entry in found:
-            if entry.stat().st_mtime <= limit:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        return [entry for entry in found if entry.stat().st_mtime <= limit]
+    return []
 
 
 def write_text(path: Path, text: str) -> None:
