@@ -15,6 +15,7 @@ COMMANDS = {
     "samunet_extract_fingerprint": "extract_fingerprint",
     "samunet_plan_experiment": "plan_experiment",
     "samunet_preprocess": "preprocess",
+    "samunet_add_cases": "add_cases",
     "samunet_plan_and_preprocess": "plan_and_preprocess",
     "samunet_train": "train",
     "samunet_predict": "predict",
