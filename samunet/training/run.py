@@ -113,10 +113,7 @@ def train_fold(
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
         if validation:
-            begin = time.monotonic()
             _validate(model, fold, dataset, validation, options, progress)
-            seconds = {"validation_seconds": round(time.monotonic() - begin, 1)}
-            write_json(folder / "run.json", read_json(folder / "run.json") | seconds)
     return folder
 
 
@@ -346,6 +343,7 @@ def _validate(
     model: ModelFolder, fold: Fold, dataset: Dataset, names: list[str], options: TrainingOptions, progress: bool
 ) -> None:
     """Predict the fold's own validation cases as a user would, and score just these."""
+    begin = time.monotonic()
     folder = model.fold(fold) / "validation"
     # What differs in origin or direction was accepted when the dataset was preprocessed.
     prediction = PredictionOptions(
@@ -367,5 +365,7 @@ def _validate(
         description.reader_override,
     )
     write_calibration(model.fold(fold), names, summary)
+    run = model.run(fold) | {"validation_seconds": round(time.monotonic() - begin, 1)}
+    write_json(model.fold(fold) / "run.json", run)
     write_json(folder / "summary.json", summary)
     log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])
