@@ -122,10 +122,7 @@ def train_fold(
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
         if validation and not (options.validate_best and _is_validated(folder) and not options.validation_only):
-            begin = time.monotonic()
             _validate(model, fold, dataset, validation, options, progress)
-            seconds = {"validation_seconds": round(time.monotonic() - begin, 1)}
-            write_json(folder / "run.json", read_json(folder / "run.json") | seconds)
         if validation and options.validate_best:
             _validate(model, fold, dataset, validation, options, progress, checkpoint="best")
     return folder
@@ -387,6 +384,7 @@ def _validate(
 
     Only the final model's masks count later on (in ``validation``, with a calibration beside it).
     """
+    begin = time.monotonic()
     folder = model.fold(fold) / ("validation" if checkpoint == "final" else f"validation_{checkpoint}")
     # What differs in origin or direction was accepted when the dataset was preprocessed.
     prediction = PredictionOptions(
@@ -410,6 +408,8 @@ def _validate(
     )
     if checkpoint == "final":
         write_calibration(model.fold(fold), names, summary)
+        run = model.run(fold) | {"validation_seconds": round(time.monotonic() - begin, 1)}
+        write_json(model.fold(fold) / "run.json", run)
     write_json(folder / "summary.json", summary)
     which = "" if checkpoint == "final" else f" with checkpoint_{checkpoint}"
     log.info("mean Dice of the %d validation cases%s: %.4f", len(names), which, summary["foreground_mean"]["Dice"])

@@ -174,7 +174,7 @@ class Trainer:
                     steps, seconds, data_seconds = 0, 0.0, 0.0
                     self.state.elapsed = time.monotonic() - started
                 update_bar(bar, self.budget.progress(self.state.iteration, self.state.elapsed), self.state)
-                if clock and (done or clock.is_enough):
+                if clock and self.costs and (done or clock.is_enough):  # gone on, the first check is still to come
                     bar.clear()
                     self._announce_duration(clock.mean)
                     clock = None
