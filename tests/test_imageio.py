@@ -275,6 +275,15 @@ def test_axes_in_one_plane_are_refused(tmp_path, kind, srow_x, size):
         reader_for(".nii", "NibabelIO").read_image([tmp_path / "a.nii"])
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path, kind):
+    image = kind(np.ones((2, 3, 4), np.uint8), None)
+    image.header["quatern_b"], image.header["qform_code"] = 1.5, 1
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    with pytest.raises(SamunetError, match=r"could not read .*a\.nii"):
+        reader_for(".nii", "NibabelIO").read_image([tmp_path / "a.nii"])
+
+
 def test_bytes_behind_the_voxels_do_not_count(medical, tmp_path):
     save_nifti(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.uint8))
     content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())

@@ -18,7 +18,7 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, NO_NEIGHBOUR, Geometry, check_spacing
-from samunet.imageio.border import check_size
+from samunet.imageio.border import check_size, reading
 from samunet.imageio.headers import wrong
 from samunet.imageio.unpacking import take, unpacked
 
@@ -117,7 +117,8 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
     scale = _scale(header)
     spacing = tuple(abs(float(side)) * scale for side in header["pixdim"][dimension:0:-1])
     check_spacing(spacing, file, "pixdim")
-    affine = header.get_best_affine()
+    with reading(file):  # a quaternion longer than 1, for one
+        affine = header.get_best_affine()
     columns = _TO_ITK @ affine[:3, :3]
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(columns, axis=0)
