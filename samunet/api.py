@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
-    "accumulate_crossval_results", "apply_postprocessing", "determine_postprocessing", "ensemble", "evaluate",
-    "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed", "install_model",
-    "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train", "train_folds",
+    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing", "ensemble",
+    "evaluate", "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed",
+    "install_model", "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train",
+    "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ def extract_fingerprint(
     *,
     clean: bool = False,
     verify: bool = False,
+    no_groups: bool = False,
     tolerate_geometry: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
@@ -110,6 +112,7 @@ def extract_fingerprint(
         dataset: Its id or name.
         clean: Measure again in any case.
         verify: Check every file of the dataset first, and write ``integrity_report.json`` and ``.txt``; errors raise.
+        no_groups: Do not tell patients from the names of cases.
         tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
@@ -117,7 +120,7 @@ def extract_fingerprint(
     from samunet.planning.measure import load_checked, measure
 
     loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
-    return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
+    return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
 
 
 def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -> Plans:
@@ -184,6 +187,7 @@ def plan_and_preprocess(
     *,
     clean: bool = False,
     verify: bool = False,
+    no_groups: bool = False,
     tolerate_geometry: bool = False,
     store: bool = True,
     num_workers: int | None = None,
@@ -196,7 +200,7 @@ def plan_and_preprocess(
         options: See :class:`samunet.planning.planner.PlannerOptions`.
         configurations: Which to preprocess.
         clean: Measure the fingerprint again.
-        verify, tolerate_geometry: See :func:`extract_fingerprint`.
+        verify, no_groups, tolerate_geometry: See :func:`extract_fingerprint`.
         store: False stops after planning.
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
@@ -204,13 +208,54 @@ def plan_and_preprocess(
     from samunet.planning.measure import load_checked, measure
 
     loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
-    measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
+    measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
     plans = plan_experiment(loaded.name, options)
     for configuration in configurations:
         plans.configuration(configuration)
     if store:
         _preprocess(loaded, plans, configurations, num_workers, progress, tolerate_geometry)
     return plans
+
+
+def add_cases(
+    dataset: str | int,
+    *,
+    tolerate_geometry: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Take over what changed in a raw dataset: new cases join the folds, all others stay where they are.
+
+    Cases that the dataset lost leave the folds, and changed files are stored again. Plans stay as they are: measure and
+    plan anew with :func:`plan_and_preprocess`.
+
+    Args:
+        dataset: Its id or name, preprocessed before.
+        tolerate_geometry: See :func:`extract_fingerprint`.
+        num_workers: Processes; None for a number that suits this machine.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Each new case, and where it is now, such as ``validated by fold 2``.
+    """
+    from samunet.dataset.splits import join_folds
+    from samunet.planning.measure import known_groups, measure
+
+    loaded = load_dataset(find_dataset(dataset))
+    folder = paths.preprocessed_folder() / loaded.name
+    plans_files = sorted(folder.glob("*Plans*.json"))
+    if not plans_files:
+        raise SamunetError(
+            f"{loaded.name} has no plans in {folder}", f"samunet_plan_and_preprocess -d {paths.number_in(loaded.name)}"
+        )
+    joined = join_folds(folder, list(loaded.cases), known_groups(loaded, no_groups=False), loaded.folder)
+    measure(loaded, False, num_workers, progress, tolerate_geometry, verified=False)
+    for plans in map(read_plans, plans_files):
+        stored = [
+            name for name in plans.configurations if (folder / plans.configuration(name).data_identifier).is_dir()
+        ]
+        _preprocess(loaded, plans, stored, num_workers, progress, tolerate_geometry)
+    return joined
 
 
 def train(
@@ -323,8 +368,7 @@ def evaluate(
     from samunet.evaluation.summary import FAILED, evaluate_folder, find_dataset_json
 
     predictions, references = Path(predictions), Path(references)
-    target = Path(output) if output is not None else predictions / "summary.json"
-    check_targets(target, surface_metrics)
+    target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
     file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
     description = description_from_json(read_json(file), str(file))
     labels, ending, reader = description.labels, description.file_ending, description.reader_override

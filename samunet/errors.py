@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from contextvars import ContextVar
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Text that shows what it holds: control characters and those that change the direction of writing as escapes.
+
+    Args:
+        text: May come from a stranger: a case's or a class's name, a licence.
+        keep: Characters to leave as they are, such as a line's end.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else repr(char)[1:-1]
+        for char in str(text)
+    )
 
 
 class SamunetError(Exception):

@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Interval, Len
 
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.files import read_json, write_json
+from samunet.files import as_kind, read_as, write_json
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
@@ -221,7 +221,7 @@ class Plans:
                 )
             raise UsageError(f"there is no configuration {name!r} in {self.plans_name}", f"use one of: {known}")
         where = f"configuration {name!r} of {self.plans_name}"
-        configuration = _validate(ConfigurationPlan, self._merged(name, ()), where)
+        configuration = as_kind(ConfigurationPlan, self._merged(name, ()), where, _HINT)
         _refuse(where, self._contradictions(configuration))
         return configuration
 
@@ -280,7 +280,7 @@ def read_plans(path: Path) -> Plans:
     Raises:
         SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
     """
-    plans = _validate(Plans, read_json(path, _HINT), str(path))
+    plans = read_as(Plans, path, _HINT)
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         problem = f"must hold each of the axes 0, 1 and 2 once, got {plans.transpose_forward}"
         _refuse(str(path), [("transpose_forward", problem)])
@@ -344,19 +344,6 @@ def adapted_blocks(blocks: str | list[int], count: int) -> list[int]:
     if isinstance(blocks, list):
         return sorted(blocks)
     return list(range(count // 2 if blocks == "last_half" else 0, count))
-
-
-def _validate(kind: type, data: Any, where: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        # Through JSON, because only there are lists and plain objects strictly what the annotations say.
-        return TypeAdapter(kind).validate_json(json.dumps(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
-        raise SamunetError(f"{where}: {key}: {first['msg']}{got}", _HINT) from None
 
 
 def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> Iterator[tuple[str, str]]:

@@ -47,14 +47,14 @@ def unfinished(project):
 
     finish = Trainer._finish
     project.patch.setattr(Trainer, "_finish", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
-    project.patch.setattr(Trainer, "_end_epoch", keep_checkpoint(Trainer._end_epoch))
+    project.patch.setattr(Trainer, "_add_point", keep_checkpoint(Trainer._add_point))
     assert project.run(AGAIN + " --overwrite") == 130
     project.patch.setattr(Trainer, "_finish", finish)
 
 
-def keep_checkpoint(end_epoch):
-    def keeping(trainer, *arguments):
-        end_epoch(trainer, *arguments)
+def keep_checkpoint(add_point):
+    def keeping(trainer, *arguments, **check):
+        add_point(trainer, *arguments, **check)
         trainer._save_latest()
 
     return keeping
@@ -129,10 +129,10 @@ TRAINING = [
         writes=BEGUN, repaired=False),
     Row("a stored image is truncated", both(*(truncate(STORED + f"case_{index}.b2nd") for index in range(6))), TRAIN,
         ("case_", ".b2nd", "samunet_p"), writes=BEGAN),
-    Row("a stored label is missing", both(*(remove(STORED + f"case_{index}_seg.b2nd") for index in range(6))), TRAIN,
-        ("_seg.b2nd", "samunet_p"), writes=BEGAN, repaired=False),
-    Row("stored places are damaged", both(*(write(STORED + f"case_{index}_locations.npz", "?") for index in range(6))),
-        TRAIN, ("_locations.npz", "samunet_p"), writes=BEGAN, repaired=False),
+    Row("a stored label is missing", both(*(remove(STORED + f"labels/case_{index}.b2nd") for index in range(6))), TRAIN,
+        ("5 of 5", "case_0", "samunet_preprocess -d"), writes=BEGUN, repaired=False),
+    Row("stored places are damaged", both(*(write(STORED + f"labels/case_{index}.npz", "?") for index in range(6))),
+        TRAIN, ("labels/case_", ".npz", "samunet_p"), writes=BEGAN, repaired=False),
     Row("preprocessed with other plans", plan("spacing", [2.0, 2.0]), TRAIN, ("other plans",), repaired=False),
     Row("the fingerprint is not JSON", write("preprocessed/*/dataset_fingerprint.json", "{"), TRAIN,
         ("dataset_fingerprint.json", "not valid JSON"), repaired=False),

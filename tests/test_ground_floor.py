@@ -242,7 +242,7 @@ def test_unreadable_json_is_explained(tmp_path):
     (tmp_path / "a.json").write_text('{\n"a": 1,,\n}')
     with pytest.raises(SamunetError, match=r"a\.json is not valid JSON: line 2"):
         read_json(tmp_path / "a.json")
-    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "a.json").write_bytes(b"\xff\x00\x81")
     with pytest.raises(SamunetError, match=r"a\.json is not a text file"):
         read_json(tmp_path / "a.json")
 
@@ -305,3 +305,11 @@ def test_processes_of_the_same_number_do_not_share_temporary_files(tmp_path):
             assert list(second.iterdir()) == []
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for target in (tmp_path / f"{'a' * 251}.txt", tmp_path / f"{'ä' * 125}.txt"):
+        write_text(target, "x")
+        assert target.read_text() == "x"
+    with pytest.raises(SamunetError, match=r"(?s)too long.*shorter name"):
+        write_text(tmp_path / f"{'a' * 252}.txt", "x")

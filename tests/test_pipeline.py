@@ -53,8 +53,13 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
     assert "-encoder vit_b" in errors
     assert "estimate" in errors
     fold = model_folder(samunet_folders) / "fold_0"
-    for name in ("run.json", "progress.png", "training_log.json", "checkpoint_final.safetensors"):
+    for name in ("run.json", "progress.png", "training_log.txt", "checkpoint_final.safetensors"):
         assert (fold / name).is_file()
+    log = json.loads((fold / "training_log.json").read_text())
+    assert (log[0]["iteration"], log[0]["loss"]) == (0, None)
+    assert log[0]["dice"] is not None
+    assert [entry["iteration"] for entry in log] == list(range(len(log)))  # every one of the first ten
+    assert json.loads((fold / "run.json").read_text())["estimate"]["validation"] > 0
     assert not (fold / LATEST).exists()
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     split = json.loads(next((samunet_folders / "preprocessed").glob("*/splits_final.json")).read_text())[0]
@@ -149,6 +154,7 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
     options = {"iterations": 8, "batch_size": 2}
     whole = api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
     expected = (whole / "checkpoint_final.safetensors").read_bytes()
+    curve = curve_of(whole)
 
     from samunet.training import trainer
 
@@ -170,6 +176,13 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
     api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
     assert len(calls) == 8
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
+    assert curve_of(whole) == curve
+    assert len((whole / "training_log.csv").read_text().splitlines()) == 1 + len(curve) == 10
+
+
+def curve_of(fold):
+    log = json.loads((fold / "training_log.json").read_text())
+    return [(entry["iteration"], entry["loss"], entry["dice"]) for entry in log]
 
 
 def test_an_interrupted_training_says_that_it_goes_on(planned, samunet_folders, monkeypatch, capsys):

@@ -419,3 +419,22 @@ def test_a_dataset_of_two_orientations_is_planned_as_if_it_had_one(caplog):
         f"images of different orientations are turned to LPS in training and prediction, as most lie: PSR: {name}"
         in (caplog.text)
     )
+
+
+@pytest.mark.parametrize(
+    ("shapes", "spacing", "order"),
+    [
+        ([(48, 64, 1)] * 3, (1, 1, 1), [2, 0, 1]),  # numpy pictures of shape (1, H, W), saved as NIfTI
+        ([(1, 64, 48)] * 3, (1, 1, 5), [0, 1, 2]),
+        ([(48, 64, 1), (48, 64, 2), (48, 64, 1)], (1, 1, 1), [0, 1, 2]),  # volumes, of which some are thin
+    ],
+)
+def test_pictures_in_a_medical_format_are_not_cut_into_lines(shapes, spacing, order):
+    plans = plan("Dataset001_Flat", describe(), measure(shapes, [spacing] * 3), PlannerOptions())
+    assert plans.transpose_forward == order
+
+
+def test_no_input_is_narrower_than_32_pixels():
+    plans = plan("Dataset001_Thin", describe(), measure([(9, 300, 5)] * 3, [(4, 1, 1)] * 3), PlannerOptions())
+    for network in plans.configuration("2d").networks.values():
+        assert min(network.input_shape) == 32

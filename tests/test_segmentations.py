@@ -123,11 +123,22 @@ def test_names_decide_where_values_differ_and_values_where_names_do_not_fit(work
     assert np.array_equal(read["b"], EXPECTED)
 
 
+def test_a_segmentation_beside_its_image_is_no_image(work):
+    for seed, case in enumerate("ab"):
+        scan(work / f"both/{case}.nrrd", seed)
+        segmentation(work / f"both/{case}.seg.nrrd", [("liver", 1, 0, LIVER)])
+    flags = ["--channel_names", "CT", "--name", "Toy", "--id", "12"]
+    assert main(["both/{case}.nrrd", "both/{case}.seg.nrrd", *flags]) == 0
+    names, read = labels()
+    assert names.names == ("background", "liver")
+    assert np.array_equal(read["b"], LIVER)
+
+
 def test_a_cropped_segmentation_of_another_grid_is_refused(work, capsys):
     scan(work / "scans/a.nii.gz", 0)
     segmentation(work / "masks/a.seg.nrrd", [("liver", 1, 0, LIVER)], (1, 2, 3), (3, 5, 5), "right-anterior-superior")
     make(status=1)
-    assert "different shapes: a.seg.nrrd has (3, 5, 5)" in capsys.readouterr().err
+    assert "a.seg.nrrd has shape (3, 5, 5)" in capsys.readouterr().err
 
 
 def test_what_is_drawn_outside_the_image_is_not_cut_off(work):
@@ -191,3 +202,12 @@ def test_mhd_images_and_masks_become_whole_files(work, capsys):
     assert dataset.cases["b"].images[0].name == "b_0000.mha"
     assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(source))
     assert written.GetDirection() == source.GetDirection()
+    (dataset.folder / "imagesTr").rename(dataset.folder / "old")
+    (dataset.folder / "imagesTr").mkdir()
+    for ending in ("mhd", "raw"):
+        for case in "ab":
+            (dataset.folder / f"imagesTr/{case}_0000.{ending}").write_bytes(
+                (work / f"scans/{case}.{ending}").read_bytes()
+            )
+    told = [problem.text for problem in read_dataset("Dataset012_Toy").problems]
+    assert any("headers with separate voxels, such as a_0000.mhd: samunet_make_dataset" in text for text in told)

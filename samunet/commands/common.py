@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from samunet.commands.nnunet_flags import instead_of
-from samunet.errors import COMMAND_LINE, SamunetError, UsageError
+from samunet.errors import COMMAND_LINE, SamunetError, UsageError, printable
 
 INTERRUPTED = 130
 
@@ -121,7 +121,7 @@ def run_command(
 def _report(message: str, verbose: bool, status: int) -> int:
     if verbose:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    print(printable(message, keep="\n\t"), file=sys.stderr)
     return status
 
 
@@ -137,7 +137,7 @@ def _reader_has_left() -> bool:
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record), keep="\n\t")
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 

@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.commands import evaluate_folder, phantoms, plan_and_preprocess, predict, train
+    from samunet.commands import evaluate_folder, phantoms, plan_and_preprocess, predict, report, train
+    from samunet.dataset.outputs import check_place
 
-    folder = arguments.folder.resolve()
+    folder = check_place(arguments.folder).resolve()
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"samunet_{name}"] = str(folder / name)
@@ -46,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         (train, "samunet_train", ["999", "2d", "0", "--time_budget", arguments.time_budget, "--overwrite"]),
         (predict, "samunet_predict", ["-i", str(raw / "imagesTs"), "-o", str(predictions), "-d", "999"]),
         (evaluate_folder, "samunet_evaluate_folder", [str(raw / "labelsTs"), str(predictions)]),
+        (report, "samunet_report", [str(predictions)]),
     ]
     for module, command, flags in steps:
         print(f"\n$ {shlex.join([command, *flags])}", flush=True)
@@ -55,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     overlays = _draw_overlays(raw, predictions, folder / "overlays")
     model = next((folder / "results" / _DATASET).glob("*/fold_0"))
     print(f"\nmasks:    {predictions}\nplot:     {model / 'progress.png'}\noverlays: {overlays}")
+    print(f"report:   {predictions / 'report.html'} (open it in a browser)")
     return 0
 
 

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     from samunet.evaluation.summary import evaluate_folder, find_dataset_json
     from samunet.files import read_json
 
-    check_targets(target_of(arguments), arguments.surface_metrics)
+    check_targets(arguments.pred_folder, arguments.o, arguments.surface_metrics)
     file = arguments.djfile or find_dataset_json(arguments.pred_folder, arguments.gt_folder)
     description = description_from_json(read_json(file), str(file))
     failures: dict = {}
@@ -85,11 +85,6 @@ def run(arguments: argparse.Namespace) -> None:
     report_summary(
         summary, arguments, description.labels, description.file_ending, failures, description.reader_override
     )
-
-
-def target_of(arguments: argparse.Namespace) -> Path:
-    """The file to write."""
-    return arguments.o or arguments.pred_folder / "summary.json"
 
 
 def report_summary(
@@ -111,7 +106,7 @@ def report_summary(
     from samunet.files import to_json, write_json
 
     named = labels if isinstance(labels, Labels) else None
-    target = target_of(arguments)
+    target = arguments.o or arguments.pred_folder / "summary.json"
     write_json(target, summary)
     print(to_json(summary).rstrip() if arguments.json else format_table(summary, named))
     print(f"written to {target}", file=sys.stderr)

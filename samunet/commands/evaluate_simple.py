@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
-from samunet.commands.evaluate_folder import DESCRIPTION, add_evaluation_flags, report_summary, target_of
+from samunet.commands.evaluate_folder import DESCRIPTION, add_evaluation_flags, report_summary
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from samunet.evaluation.summary import evaluate_folder
     from samunet.workers import default_workers
 
-    check_targets(target_of(arguments), arguments.surface_metrics)
+    check_targets(arguments.pred_folder, arguments.o, arguments.surface_metrics)
     labels, file_ending = list(dict.fromkeys(arguments.l)), _file_ending(arguments.gt_folder)
     failures: dict = {}
     summary = evaluate_folder(

@@ -32,6 +32,7 @@ def _run(arguments: argparse.Namespace) -> None:
             dataset,
             clean=arguments.clean,
             verify=arguments.verify_dataset_integrity,
+            no_groups=arguments.no_groups,
             tolerate_geometry=arguments.tolerate_geometry,
             num_workers=arguments.np,
         )

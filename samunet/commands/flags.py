@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from samunet.errors import UsageError
@@ -27,6 +28,11 @@ def add_fingerprint(parser: argparse.ArgumentParser) -> None:
         "--verify_dataset_integrity",
         action="store_true",
         help="first read every file and list all that is wrong with any of them, each with its remedy",
+    )
+    parser.add_argument(
+        "--no_groups",
+        action="store_true",
+        help="do not tell patients from the names of cases: every case stands for itself in the folds",
     )
 
 
@@ -136,6 +142,33 @@ def add_checkpoint(parser: argparse.ArgumentParser, **keywords: Any) -> None:
 def _checkpoint(text: str) -> str:
     """``best`` of ``best``, ``checkpoint_best.pth`` or ``checkpoint_best.safetensors``."""
     return text.removeprefix("checkpoint_").removesuffix(".pth").removesuffix(".safetensors")
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """``-window``."""
+    parser.add_argument(
+        "-window",
+        type=float,
+        nargs=2,
+        metavar=("C", "W"),
+        help="intensities shown: centre and width, such as 40 400 (default: of CT, what the plans clip to)",
+    )
+
+
+def window_of(given: list[float] | None) -> tuple[float, float] | None:
+    """Lowest and highest intensity of a window's centre and width.
+
+    Raises:
+        UsageError: If the width is not positive.
+    """
+    if given is None:
+        return None
+    centre, width = given
+    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+        raise UsageError(
+            f"-window needs a centre and a width above 0, got {centre:g} {width:g}", "for example: -window 40 400"
+        )
+    return centre - width / 2, centre + width / 2
 
 
 def planner_options(arguments: argparse.Namespace):

@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--paint_in_order",
         action="store_true",
-        help="with {class}: where classes overlap, later names of --labels cover earlier ones",
+        help="with {class} or Slicer's segmentations: where classes overlap, later --labels cover earlier ones",
     )
     converting.add_threshold(parser)
     converting.add_patients(parser)

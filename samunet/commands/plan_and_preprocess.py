@@ -42,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.c,
             clean=arguments.clean,
             verify=arguments.verify_dataset_integrity,
+            no_groups=arguments.no_groups,
             tolerate_geometry=arguments.tolerate_geometry,
             store=not arguments.no_pp,
             num_workers=arguments.np,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
-from samunet.commands.flags import add_overwrite, add_workers
+from samunet.commands.flags import add_overwrite, add_window, add_workers, window_of
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-overlay_intensity", type=float, default=0.6, metavar="SHARE", help="strength of the colours (default: 0.6)"
     )
+    add_window(parser)
     add_overwrite(parser)
     add_workers(parser)
     add_common_flags(parser)
@@ -54,6 +55,7 @@ def _run(arguments: argparse.Namespace) -> None:
         channel=arguments.channel_idx,
         intensity=arguments.overlay_intensity,
         overwrite=arguments.overwrite,
+        window=window_of(arguments.window),
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
     print(f"{len(files)} pictures written to {arguments.o}")

@@ -14,7 +14,7 @@ from samunet.conversion.channels import decide_channels, decide_file_ending, wro
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
 from samunet.conversion.inspection import Finding, inspect_all
 from samunet.conversion.source import Source
-from samunet.dataset.cases import alike, duplicate
+from samunet.dataset.cases import duplicate, unusable_names
 from samunet.dataset.description import description_from_json
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
@@ -225,7 +225,7 @@ def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
     for source in sources:
         files.setdefault(source.name, []).append(str(source.files[0]))
     same = [duplicate(name, found) for name, found in files.items() if len(found) > 1]
-    return same + alike(files)
+    return same + unusable_names(files)
 
 
 def _form(file: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import one_spelling
 from samunet.errors import SamunetError
 from samunet.files import read_json
 
@@ -16,6 +17,7 @@ _EXAMPLE = (
     '"numTraining": 20, "file_ending": ".nii.gz"}'
 )
 _FILES_EXAMPLE = 'for example "dataset": {"case_01": {"images": ["scans/01_t1.nii.gz"], "label": "masks/01.nii.gz"}}'
+_MOST_CHANNELS = 1000
 _READ_KEYS = (
     "channel_names", "modality", "labels", "file_ending", "numTraining", "regions_class_order", "groups", "dataset",
     "overwrite_image_reader_writer",
@@ -41,7 +43,8 @@ class Description:
         labels: The classes or regions, and the ignore label.
         file_ending: Of labels and, unless they have another one, of images; with the leading dot.
         num_training: ``numTraining``; None if not given.
-        groups: Case to patient (or whatever must not be spread over training and validation); None if not given.
+        groups: Case to patient (or whatever must not be spread over training and validation); None if not given, empty
+            where cases have nothing to do with each other.
         files: ``dataset``, which lists the training cases' files in place of imagesTr and labelsTr; None if not given.
         reader_override: ``overwrite_image_reader_writer``; None if not given.
         raw: The JSON as read, unknown keys included.
@@ -121,6 +124,10 @@ def _channel_names(value: Any, where: str) -> tuple[str, ...]:
     hint = 'write one entry per channel, numbered from 0: {"0": "T1", "1": "T2"}'
     if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value.values()):
         raise SamunetError(f"{where} must map channel numbers to names, got {value!r:.200}", hint)
+    if len(value) > _MOST_CHANNELS:
+        raise SamunetError(f"{where} has {len(value)} channels, and an image can have {_MOST_CHANNELS}", hint)
+    if unseen := next((name for name in value.values() if not name.isprintable()), None):
+        raise SamunetError(f"{where}: the name {unseen!r} has characters that cannot be seen", "write it with letters")
     wanted = [str(index) for index in range(len(value))]
     if set(value) != set(wanted):
         raise SamunetError(f"{where} must have the keys {', '.join(wanted)}, got {', '.join(value)}", hint)
@@ -148,13 +155,14 @@ def _num_training(value: Any, where: str) -> int | None:
 def _groups(value: Any, where: str) -> dict[str, str] | None:
     if value is None:
         return None
-    right = isinstance(value, dict) and value
-    if not right or any(isinstance(group, bool) or not isinstance(group, (str, int)) for group in value.values()):
+    if not isinstance(value, dict) or any(
+        isinstance(group, bool) or not isinstance(group, (str, int)) for group in value.values()
+    ):
         raise SamunetError(
             f"{where}: groups must map case names to patients, got {value!r:.80}",
             'for example {"case_01": "patient_a", "case_02": "patient_a", "case_03": "patient_b"}',
         )
-    return {case: str(group) for case, group in value.items()}
+    return {one_spelling(case): str(group) for case, group in value.items()}
 
 
 def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
@@ -162,11 +170,11 @@ def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
         return None
     if not isinstance(value, dict) or not value:
         raise SamunetError(f"{where}: dataset must map case names to their files, got {value!r:.80}", _FILES_EXAMPLE)
-    return {name: _case_files(name, value[name], where) for name in sorted(value)}
+    return {one_spelling(name): _case_files(name, value[name], where) for name in sorted(value)}
 
 
 def _case_files(name: str, value: Any, where: str) -> CaseFiles:
-    if not name.strip() or name.startswith(".") or set(name) & set("/\\:"):
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\:") or not name.isprintable():
         raise SamunetError(
             f"{where}: dataset: {name!r} cannot be a case's name, because its masks are named after it",
             "use letters, digits, - and _",

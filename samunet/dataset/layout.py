@@ -16,7 +16,7 @@ from samunet.dataset.training_files import find_training_cases
 from samunet.errors import SamunetError, UsageError
 from samunet.files import restore_folders
 
-__all__ = ["Case", "Dataset", "find_dataset", "list_cases", "load_dataset", "read_dataset"]
+__all__ = ["Case", "Dataset", "find_dataset", "list_cases", "load_dataset", "raw_dataset", "read_dataset"]
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,16 @@ def load_dataset(name: str) -> Dataset:
     for problem in dataset.problems:
         log.warning("%s: %s (%s)", dataset.folder, problem.text, problem.fix)
     return dataset
+
+
+def raw_dataset(name: str) -> Dataset | None:
+    """The raw dataset, whatever problems it has; None where it is not there, as on a machine that only trains."""
+    try:
+        folder = paths.raw_folder() / name
+    except SamunetError:
+        return None
+    found = read_dataset(name) if (folder / "dataset.json").is_file() else None
+    return found if found and found.cases else None
 
 
 def read_dataset(name: str) -> Dataset:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from samunet.dataset.cases import Case, alike, case_and_channel, duplicate, visible
+from samunet.dataset.cases import Case, case_and_channel, duplicate, unusable_names, visible
 from samunet.dataset.channels import channel_problem, count_channels, number_problem
 from samunet.dataset.description import Description
+from samunet.dataset.names import one_spelling
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.dataset.training_files import image_endings
 from samunet.errors import SamunetError, UsageError
@@ -126,7 +127,7 @@ def _cases(
     beside: bool,
 ) -> dict[str, Case]:
     grouped, problems = _grouped(found, len(description.channel_names), preferred, beside)
-    problems += alike(grouped)
+    problems += unusable_names(grouped)
     hint = prediction_hint(description)
     wrong = {
         name: channel_problem(name, files, description, preferred, hint, thorough=True)
@@ -220,12 +221,13 @@ def _cases_as_given(
         cases[name] = Case(name, files, None)
         wrong[name] = number_problem(name, files, description, preferred, hint, thorough=True)
     cases = {name: cases[name] for name in sorted(cases)}
-    return _without_failures(cases, wrong, problems + alike(cases), failures, "the cases given")
+    return _without_failures(cases, wrong, problems + unusable_names(cases), failures, "the cases given")
 
 
 def _stem(path: Path) -> str:
     ending = None if path.is_dir() else ending_of(path)
-    return path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
+    name = path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
+    return one_spelling(name)
 
 
 def _told_apart(first: Path, second: Path) -> list[str]:

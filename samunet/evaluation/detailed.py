@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
-from samunet.dataset.outputs import check_replaced
+from samunet.dataset.outputs import check_place, check_replaced
 from samunet.errors import UsageError
 from samunet.evaluation.distances import surface_scores
 from samunet.evaluation.metrics import confusion_counts, dice, iou
@@ -113,16 +113,21 @@ def detailed_metrics(
     return {"tolerance": tolerance, "mean": means, "metric_per_case": cases}
 
 
-def check_targets(summary: Path, surface_metrics: bool) -> None:
-    """Refuse to write scores into a raw dataset, or over files that are no scores; changes nothing.
+def check_targets(predictions: Path, output: Path | None, surface_metrics: bool) -> Path:
+    """The file for the scores: ``summary.json`` among the predictions, wherever these lie, if none is named.
 
     Raises:
-        UsageError: If it must not be.
+        UsageError: If the predictions are a dataset's images or labels, the file that is named lies in a raw dataset,
+            or a file that is there holds no scores.
     """
+    summary = output or predictions / "summary.json"
+    if output or predictions.resolve().name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        check_place(summary)
     check_replaced(summary, '"foreground_mean"')
     if surface_metrics:
         for name in ("metrics.json", "metrics.csv"):
             check_replaced(summary.parent / name, "SurfaceDice")
+    return summary
 
 
 def write_detailed(metrics: dict[str, Any], folder: Path, labels: Labels | None = None) -> None:

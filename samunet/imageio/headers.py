@@ -117,7 +117,8 @@ def geometry_of(
     square = np.asarray(direction, float)[:dimension, :dimension]
     if not (np.isfinite(place).all() and np.isfinite(square).all()):
         raise SamunetError(f"{file} has an origin or a direction that is not a number in its header", COPY_AGAIN)
-    if np.abs(square.T @ square - np.eye(dimension)).max() > _SQUARE:
+    # ITK has seen to that for NIfTI, whose 2D images may stand upright on their plane.
+    if nifti is None and np.abs(square.T @ square - np.eye(dimension)).max() > _SQUARE:
         raise SamunetError(
             f"{file} has axes that are not at right angles to each other, or not of length 1 ({fields[1]})",
             "resample it onto a right-angled grid, for example with 3D Slicer (Resample Image), and save it again",

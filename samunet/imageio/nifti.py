@@ -30,6 +30,7 @@ NIFTI_ENDINGS = (".nii.gz", ".nii")
 # Bytes of a NIfTI-2 header; that of NIfTI-1 is shorter.
 _LONGEST_HEADER = 540
 _VOXEL_TYPES = {"float32", "float64"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_FLAT = 1e-3  # volume between three axes of length 1
 _MOST_BEFORE = 64 << 20  # bytes before the voxels: extensions of the header
 # Behind the version and pixdim[0:4]; the order is that of the numbers in stored geometries.
 _SCALARS = ("xyzt_units", "qform_code", "sform_code", *(f"quatern_{axis}" for axis in "bcd"))
@@ -120,8 +121,12 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
     columns = _TO_ITK @ affine[:3, :3]
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(columns, axis=0)
-    if not (np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0):
-        raise SamunetError(f"{file} has an axis without direction in its header", "correct the file's qform or sform")
+    sound = np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0
+    # Axes may be oblique to each other, but not all in one plane.
+    if not sound or abs(np.linalg.det(columns / lengths)) < _FLAT:
+        raise SamunetError(
+            f"{file} has an axis without a direction of its own in its header", "correct the file's qform or sform"
+        )
     if dimension == 2:
         spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
     return Geometry(

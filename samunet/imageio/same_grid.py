@@ -140,6 +140,8 @@ def turn_between(own: Grid, first: Grid) -> Turn | None:
         np.reshape(geometry.direction, (dimension, dimension)) * geometry.spacing[::-1][:dimension]
         for geometry in (one, other)
     )
+    if abs(np.linalg.det(np.reshape(other.direction, (dimension, dimension)))) < PLACE_TOLERANCE:
+        return None  # a 2D image that stands upright on its file's plane
     between = np.linalg.solve(wanted, steps)  # a step along an axis of own in steps along the axes of first
     signs = np.rint(between)
     if np.abs(between - signs).max() > PLACE_TOLERANCE or not np.array_equal(np.abs(signs).sum(0), np.ones(dimension)):

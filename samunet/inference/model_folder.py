@@ -191,6 +191,7 @@ class ModelFolder:
     def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
         """What a fold trained, checked to fit the network."""
         from samunet.network.adapters import load_adapters
+        from samunet.network.weights import read_tensors
 
         kind = file.stem.removeprefix("checkpoint_")
         state = read_tensors(file) | load_adapters(model, file.parent, kind)
@@ -251,18 +252,3 @@ def build_network(
         base_state=base.state if base else None,
         pixel_statistics=(base.record["pixel_mean"], base.record["pixel_std"]) if base else None,
     )
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        SamunetError: If it is missing, truncated or no safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error

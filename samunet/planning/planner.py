@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from samunet import __version__
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import UsageError
-from samunet.files import read_json
+from samunet.files import as_kind, read_as
 from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
@@ -95,7 +97,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     physical = fingerprint.physical_spacing
     median = [float(value) for value in np.median(fingerprint.spacings, axis=0)]
     target = options.target_spacing or median
-    order, order_why = rules.slicing_order(target, physical)
+    order, order_why = _slicing_order(fingerprint, target)
     spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
     if options.target_spacing:
         spacing_why = "given by -overwrite_target_spacing"
@@ -170,12 +172,24 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     )
 
 
+def _slicing_order(fingerprint: Fingerprint, spacing: Sequence[float]) -> rules.Decision:
+    """:func:`samunet.planning.rules.slicing_order`, but for pictures in a medical format: across their flat axis."""
+    shapes = np.array([case.shape for case in fingerprint.cases.values()])
+    flat = np.flatnonzero((shapes == 1).all(axis=0)).tolist()
+    if not (fingerprint.physical_spacing and flat):
+        return rules.slicing_order(spacing, fingerprint.physical_spacing)
+    order = [flat[0], *(axis for axis in range(3) if axis != flat[0])]
+    return order, f"slices are cut across array axis {flat[0]}, along which every image has one voxel"
+
+
 def keep_own_configurations(path: Path, plans: Plans) -> None:
     """Carry over configurations that are in an older plans file and that the planner never makes itself."""
     if not path.is_file():
         return
     planned = {"2d", *(f"2d_{size}" for size in rules.SAM_INPUT_SIZES)}
-    for name, configuration in read_json(path).get("configurations", {}).items():
+    before = read_as(dict[str, Any], path, "remove it to have it made anew")
+    own = as_kind(dict[str, dict[str, Any]], before.get("configurations", {}), f"{path}: configurations")
+    for name, configuration in own.items():
         if name not in planned:
             plans.configurations[name] = configuration
 

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
-from samunet.inference.model_folder import read_tensors
 from samunet.network.build_encoder import build_encoder
 from samunet.network.heads import build_head
+from samunet.network.weights import read_tensors
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion
 from samunet.pretraining.options import PERIOD

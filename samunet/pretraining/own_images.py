@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from samunet import paths
+from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
-from samunet.dataset.layout import list_cases
+from samunet.dataset.layout import list_cases, raw_dataset
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
@@ -30,6 +31,7 @@ from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Pl
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.run import store_cases, stored_cases
+from samunet.preprocessing.sources import check_cases
 from samunet.preprocessing.store import StoredCase
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction
@@ -87,7 +89,7 @@ class OwnImages:
         self.configuration = plans.configuration(configuration)
         self.network = _network(plans, self.configuration, encoder, checkpoint, device)
         self.encoder = self.network.encoder
-        self.cases = _training_images(source, plans, self.configuration, self.description)
+        self.cases = _training_images(source, plans, self.configuration, self.description, raw_dataset(dataset))
         numbers = {"imagesTr": len(self.cases)}
         if test_images:
             found = _test_images(dataset, source, plans, self.configuration, self.description, num_workers, progress)
@@ -228,10 +230,12 @@ def _network(
 
 
 def _training_images(
-    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description
+    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description, raw: Dataset | None
 ) -> list[StoredCase]:
     names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
-    return list(stored_cases(source, plans, configuration, description, names).values())
+    if raw is not None:
+        check_cases(raw, names)
+    return list(stored_cases(source, plans, configuration, description, names, raw).values())
 
 
 def _test_images(
