@@ -128,8 +128,9 @@ def test_the_next_step_names_the_folds_that_are_missing(trained, capsys):
     assert capsys.readouterr().out.endswith("next: samunet_find_best_configuration 998\n")
     (model_of(trained) / "fold_2" / "checkpoint_final.safetensors").unlink()
     assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("next: samunet_train Dataset998_Tiny 2d 2 with the same flags; when all folds are trained")
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines[0] == "next: samunet_train Dataset998_Tiny 2d 2"
+    assert lines[2] == "next: samunet_find_best_configuration 998"
 
 
 def test_a_fold_does_not_depend_on_the_folds_before_it(trained):
@@ -178,6 +179,8 @@ def test_accumulated_folds(trained, capsys):
     folder = model / "crossval_results_folds_0_1_2"
     assert sorted(read_masks(folder)) == [f"case_{i}.nii.gz" for i in range(6)]
     summary = json.loads((folder / "summary.json").read_text())
+    assert accumulate_crossval_results.main(["998", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == summary
     expected = {}
     for fold in FOLDS:
         expected |= dice_of(json.loads((model / f"fold_{fold}" / "validation" / "summary.json").read_text()))
@@ -234,6 +237,9 @@ def test_best_configuration(trained, capsys):
     assert find_best_configuration.main(["998"]) == 0
     results = trained / "results" / "Dataset998_Tiny"
     information = json.loads((results / "inference_information.json").read_text())
+    capsys.readouterr()
+    assert find_best_configuration.main(["998", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == information
     names = {"samunetTrainer__samunetPlans__2d", "samunetTrainer__samunetPlans__2d_unmirrored"}
     pair = "ensemble___samunetPlans__2d___samunetPlans__2d_unmirrored___0_1_2"
     assert set(information["all_results"]) == names | {pair}
