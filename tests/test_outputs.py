@@ -146,7 +146,11 @@ def test_other_commands_do_not_write_there_either(masks, capsys):
     with pytest.raises(UsageError, match="raw dataset"):
         api.install_model(masks.root / "archive.zip", masks.root / RAW)
     with pytest.raises(UsageError, match="raw dataset"):
-        api.evaluate(masks.root / "preds", masks.root / RAW / "labelsTs", output=masks.root / RAW / "summary.json")
+        api.evaluate(
+            predictions=masks.root / "preds",
+            references=masks.root / RAW / "labelsTs",
+            output=masks.root / RAW / "summary.json",
+        )
 
 
 def test_ones_own_masks_are_replaced_and_edited_ones_kept(masks, capsys):

@@ -1,13 +1,16 @@
 """The commands from raw data to masks, on a tiny dataset, as a user types them."""
 
+import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +82,22 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
     assert {"plans.json", "dataset.json", "predict_from_raw_data_args.json"} <= {p.name for p in output.iterdir()}
     assert evaluate_folder.main([str(planned / "labelsTs"), str(output)]) == 0
     assert "Dice" in capsys.readouterr().out
+
+
+def test_next_lines_run_as_they_are(samunet_folders, tiny_dataset, tmp_path, monkeypatch, capsys):
+    def next_line():
+        command = re.search(r"^next: (samunet_.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+        name, *words = shlex.split(command)
+        return importlib.import_module(f"samunet.commands.{name.removeprefix('samunet_')}"), words
+
+    tiny_dataset()
+    monkeypatch.chdir(tmp_path)
+    assert plan_and_preprocess.main(["-d", "Tiny", "-overwrite_plans_name", "my plans"]) == 0
+    module, words = next_line()
+    assert module.main([*words, *SHORT]) == 0
+    module, words = next_line()
+    assert module.main(words) == 0
+    assert sorted(path.name for path in Path("preds").glob("*.nii.gz")) == ["test_0.nii.gz", "test_1.nii.gz"]
 
 
 def test_separate_commands_do_the_same_as_one(samunet_folders, tiny_dataset):

@@ -151,7 +151,7 @@ def test_postprocessing_is_determined_in_space(tmp_path):
     (tmp_path / "preds" / "dataset.json").write_text(
         json.dumps(DESCRIPTION | {"labels": {"background": 0, "organ": 1}})
     )
-    chosen = determine_postprocessing(tmp_path / "preds", tmp_path / "truth", keep_masks=False)
+    chosen = determine_postprocessing(predictions=tmp_path / "preds", references=tmp_path / "truth", keep_masks=False)
     assert (chosen.before[0, 0], chosen.after[0, 0]) == (pytest.approx(36 / 37), 1)
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from samunet.commands.nnunet_flags import instead_of
-from samunet.errors import SamunetError, UsageError, printable
+from samunet.errors import COMMAND_LINE, SamunetError, UsageError, printable
 
 INTERRUPTED = 130
 
@@ -94,7 +94,7 @@ def run_command(
     except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the usage (2)
         return stop.code if isinstance(stop.code, int) else 0
     verbose = getattr(arguments, "verbose", False)
-    with _logging_to_stderr(verbose), _termination_as_exception():
+    with _logging_to_stderr(verbose), _termination_as_exception(), _flags_in_remedies():
         try:
             status = function(arguments) or 0
             sys.stdout.flush()
@@ -157,6 +157,15 @@ def _logging_to_stderr(verbose: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level_before)
+
+
+@contextmanager
+def _flags_in_remedies() -> Iterator[None]:
+    token = COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        COMMAND_LINE.reset(token)
 
 
 @contextmanager

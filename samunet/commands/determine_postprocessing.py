@@ -41,8 +41,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet.workers import default_workers
 
     chosen = api.determine_postprocessing(
-        arguments.i,
-        arguments.ref,
+        predictions=arguments.i,
+        references=arguments.ref,
         dataset_json=arguments.dataset_json,
         keep_masks=not arguments.remove_postprocessed,
         tolerate_geometry=arguments.tolerate_geometry,

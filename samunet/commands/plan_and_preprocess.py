@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from samunet.commands import flags
 from samunet.commands.common import CommandParser, add_common_flags, run_command
@@ -49,5 +50,6 @@ def _run(arguments: argparse.Namespace) -> None:
         )
         splits = read_json(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
         fold = 0 if splits else "all"
-        name = "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}"
-        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} {fold}{name}")
+        words = ["samunet_train", dataset, next(iter(plans.configurations)), str(fold)]
+        words += [] if plans.plans_name == DEFAULT_PLANS_NAME else ["-p", plans.plans_name]
+        print(f"next: {shlex.join(words)}")

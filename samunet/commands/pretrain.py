@@ -75,8 +75,8 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"weights: {weights}")
     if not arguments.final_decay:
         start = ["--checkpoint", str(arguments.checkpoint)] if arguments.checkpoint else []
-        decay = ["samunet_pretrain", "--out", str(arguments.out), *start, "--final_decay", "--time_budget", "T"]
-        print(f"next: the same again to go on, or {shlex.join(decay)}")
+        decay = ["samunet_pretrain", "--out", str(arguments.out), *start, "--final_decay", "--time_budget", "30m"]
+        print(f"next: {shlex.join(decay)}\n(or the same command again, to go on at a constant rate)")
 
 
 def _run_on_own_images(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
@@ -115,23 +116,29 @@ def _run(arguments: argparse.Namespace) -> None:
         print(format_results(folders))
     for folder in folders:
         print(f"model: {folder}")
-    print(f"next: {_next_step(arguments.dataset, folders)}")
+    print("\n".join(_next_steps(arguments.dataset, folders)))
 
 
-def _next_step(dataset: str, folders: list[Path]) -> str:
-    """What to type after folds were trained."""
+def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
+    """Lines that say what to type after folds were trained; each command runs as it is printed."""
     from samunet import paths
     from samunet.dataset.splits import FILE_NAME
     from samunet.files import read_json
     from samunet.inference.model_folder import ModelFolder
     from samunet.selection.crossval import training_command, unfinished
 
-    if len(folders) == 1:
-        return "samunet_predict -i imagesTs -o preds"
     model = ModelFolder(folders[0].parent)
-    splits = read_json(paths.preprocessed_folder() / model.path.parent.name / FILE_NAME)
-    compare = f"samunet_find_best_configuration {dataset}"
+    name = model.path.parent.name
+    if len(folders) == 1:
+        raw = next((folder / name / "imagesTs" for folder in paths.known_folders()), Path("imagesTs"))
+        images = str(raw) if raw.is_dir() else "imagesTs"
+        _, plans_name, configuration = model.path.name.split("__")
+        words = ["samunet_predict", "-i", images, "-o", "preds", "-d", dataset, "-c", configuration, "-p", plans_name]
+        return [f"next: {shlex.join(words)}"]
+    splits = read_json(paths.preprocessed_folder() / name / FILE_NAME)
+    compare = shlex.join(["samunet_find_best_configuration", dataset])
     missing = unfinished(model, range(len(splits)))
     if not missing:
-        return compare
-    return f"{training_command(model, missing)} with the same flags; when all folds are trained, {compare}"
+        return [f"next: {compare}"]
+    told = "(with the flags of this training), and when all folds are trained:"
+    return [f"next: {training_command(model, missing)}", told, f"next: {compare}"]

@@ -49,9 +49,9 @@ class Chosen:
 
 
 def determine_postprocessing(
+    *,
     predictions: str | Path,
     references: str | Path,
-    *,
     dataset_json: str | Path | None = None,
     keep_masks: bool = True,
     tolerate_geometry: bool = False,

@@ -55,7 +55,7 @@ class TrainingOptions:
     """
 
     encoder: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     pixel_statistics: str | None = None
     epochs: int | None = None
     iterations: int | None = None
@@ -67,7 +67,7 @@ class TrainingOptions:
     device: str = "auto"
     feature_cache: int | None = None
     num_cases: int | None = None
-    pretrained: Path | None = None
+    pretrained: str | Path | None = None
     random_weights: bool = False
     overwrite: bool = False
     validation_only: bool = False
@@ -76,6 +76,9 @@ class TrainingOptions:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        for name in ("checkpoint", "pretrained"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         given = [name for name in ("epochs", "iterations", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"give one of --epochs, --iterations and --time_budget, not {len(given)} of them")
