@@ -22,6 +22,7 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json, write_json
 from samunet.preprocessing.case import CaseRecord, PreparedCase
 from samunet.preprocessing.pieces import places, values_in
+from samunet.preprocessing.plain_arrays import open_plain
 from samunet.preprocessing.planes import ALONG_Z, Plane
 
 _CHUNK_BYTES = 1 << 18
@@ -221,10 +222,8 @@ def _flat_blocks(array: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _open_array(path: Path):
-    import blosc2
-
     try:
-        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        return open_plain(path)
     except (RuntimeError, OSError, ValueError) as error:
         raise _damaged(path) from error
 
