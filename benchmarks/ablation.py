@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
-from samunet.dataset.splits import few_cases, infer_groups
+from samunet.dataset.patients import patients
+from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
 from samunet.files import read_json
 from samunet.network.base_weights import base_weights
@@ -65,7 +66,7 @@ def main() -> None:
     split = read_json(folder / "splits_final.json")[0]
     names = sorted(split["train"])
     if arguments.num_cases:
-        groups = description.groups or infer_groups(sorted(split["train"] + split["val"]))
+        groups = patients(sorted(split["train"] + split["val"]), description.groups)
         names = few_cases(names, arguments.num_cases, 12345, groups)
     base = None
     if arguments.weights != "random":

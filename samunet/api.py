@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, raise_failures
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
 from samunet.selection.apply import apply_postprocessing
@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
-    "accumulate_crossval_results", "apply_postprocessing", "determine_postprocessing", "ensemble", "evaluate",
-    "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed", "install_model",
-    "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train", "train_folds",
+    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing", "ensemble",
+    "evaluate", "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed",
+    "install_model", "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train",
+    "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def extract_fingerprint(
     *,
     clean: bool = False,
     verify: bool = False,
+    no_groups: bool = False,
     tolerate_geometry: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
@@ -93,6 +95,7 @@ def extract_fingerprint(
         dataset: Its id or name.
         clean: Measure again in any case.
         verify: Check every file of the dataset first, and write ``integrity_report.json`` and ``.txt``; errors raise.
+        no_groups: Do not tell patients from the names of cases.
         tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
@@ -100,7 +103,7 @@ def extract_fingerprint(
     from samunet.planning.measure import load_checked, measure
 
     loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
-    return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
+    return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
 
 
 def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -> Plans:
@@ -167,6 +170,7 @@ def plan_and_preprocess(
     *,
     clean: bool = False,
     verify: bool = False,
+    no_groups: bool = False,
     tolerate_geometry: bool = False,
     store: bool = True,
     num_workers: int | None = None,
@@ -179,7 +183,7 @@ def plan_and_preprocess(
         options: See :class:`samunet.planning.planner.PlannerOptions`.
         configurations: Which to preprocess.
         clean: Measure the fingerprint again.
-        verify, tolerate_geometry: See :func:`extract_fingerprint`.
+        verify, no_groups, tolerate_geometry: See :func:`extract_fingerprint`.
         store: False stops after planning.
         num_workers: Processes; None for a number that suits this machine.
         progress: Whether to show progress bars.
@@ -187,13 +191,54 @@ def plan_and_preprocess(
     from samunet.planning.measure import load_checked, measure
 
     loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
-    measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify)
+    measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
     plans = plan_experiment(loaded.name, options)
     for configuration in configurations:
         plans.configuration(configuration)
     if store:
         _preprocess(loaded, plans, configurations, num_workers, progress, tolerate_geometry)
     return plans
+
+
+def add_cases(
+    dataset: str | int,
+    *,
+    tolerate_geometry: bool = False,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Take over what changed in a raw dataset: new cases join the folds, all others stay where they are.
+
+    Cases that the dataset lost leave the folds, and changed files are stored again. Plans stay as they are: measure and
+    plan anew with :func:`plan_and_preprocess`.
+
+    Args:
+        dataset: Its id or name, preprocessed before.
+        tolerate_geometry: See :func:`extract_fingerprint`.
+        num_workers: Processes; None for a number that suits this machine.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Each new case, and where it is now, such as ``validated by fold 2``.
+    """
+    from samunet.dataset.splits import join_folds
+    from samunet.planning.measure import known_groups, measure
+
+    loaded = load_dataset(find_dataset(dataset))
+    folder = paths.preprocessed_folder() / loaded.name
+    plans_files = sorted(folder.glob("*Plans*.json"))
+    if not plans_files:
+        raise SamunetError(
+            f"{loaded.name} has no plans in {folder}", f"samunet_plan_and_preprocess -d {paths.number_in(loaded.name)}"
+        )
+    joined = join_folds(folder, list(loaded.cases), known_groups(loaded, no_groups=False), loaded.folder)
+    measure(loaded, False, num_workers, progress, tolerate_geometry, verified=False)
+    for plans in map(read_plans, plans_files):
+        stored = [
+            name for name in plans.configurations if (folder / plans.configuration(name).data_identifier).is_dir()
+        ]
+        _preprocess(loaded, plans, stored, num_workers, progress, tolerate_geometry)
+    return joined
 
 
 def train(
@@ -239,14 +284,20 @@ def predict(
 
     Returns:
         Names of the cases predicted now.
+
+    Raises:
+        UsageError: If ``output`` is no place for masks (a raw dataset, the input, a model, others' masks), or there is
+            no such model.
+        SamunetError: If the machine fails; or, after all other cases were predicted, if some failed: of several a
+            :class:`samunet.errors.CasesFailed`, whose ``failures`` has the error of each.
     """
     from samunet.inference.choose import choose_model, parse_folds
     from samunet.inference.model_folder import open_model_folder
     from samunet.inference.options import PredictionOptions
     from samunet.inference.run import Chosen, check_request, predict_found
 
-    sources = as_paths(source)
-    first = check_request(sources, part)
+    sources, output, options = as_paths(source), Path(output), options or PredictionOptions()
+    first = check_request(sources, output, options, part)
     if model_folder is None:
         model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
     else:
@@ -254,8 +305,9 @@ def predict(
     chosen = Chosen(model, parse_folds(model, folds, checkpoint), checkpoint)
     log.info("model: %s (%s)", model.path, why)
     log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen.folds)), checkpoint)
-    found = list_cases(sources, model.description)
-    return predict_found(chosen, found, Path(output), options or PredictionOptions(), part, str(source), progress)
+    failures: dict[str, SamunetError] = {}
+    found = list_cases(sources, model.description, failures)
+    return predict_found(chosen, found, failures, output, options, part, str(source), progress)
 
 
 def evaluate(
@@ -267,6 +319,7 @@ def evaluate(
     surface_metrics: bool = False,
     tolerance: float = 2.0,
     allow_missing: bool = False,
+    tolerate_geometry: bool = False,
     num_workers: int = 0,
 ) -> dict[str, Any]:
     """Score a folder of masks against references and write ``summary.json``.
@@ -281,29 +334,41 @@ def evaluate(
             ``metrics.csv`` beside ``output``.
         tolerance: Of the surface Dice, in millimetres (pixels where there are none).
         allow_missing: Leave out references that have no prediction instead of stopping.
+        tolerate_geometry: Only warn where a mask and its reference differ in origin or direction.
         num_workers: Worker processes; 0 means this one.
 
     Returns:
         The content of ``summary.json``; with ``surface_metrics`` that of ``metrics.json`` as well, as the item of this
         name.
+
+    Raises:
+        UsageError: If a folder does not exist, or ``output`` is no place for scores.
+        SamunetError: If references have no prediction; or, once the others' scores were written, if cases could not be
+            scored: of several a :class:`samunet.errors.CasesFailed` that lists them.
     """
     from samunet.dataset.description import description_from_json
-    from samunet.evaluation.detailed import detailed_metrics, write_detailed
-    from samunet.evaluation.summary import evaluate_folder, find_dataset_json
+    from samunet.evaluation.detailed import check_targets, detailed_metrics, write_detailed
+    from samunet.evaluation.summary import FAILED, evaluate_folder, find_dataset_json
 
     predictions, references = Path(predictions), Path(references)
+    target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
     file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
     description = description_from_json(read_json(file), str(file))
     labels, ending, reader = description.labels, description.file_ending, description.reader_override
+    failures: dict[str, SamunetError] = {}
     summary = evaluate_folder(
-        predictions, references, labels, ending, reader, num_workers=num_workers, allow_missing=allow_missing
-    )
-    metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers) if surface_metrics else None
-    target = Path(output) if output is not None else predictions / "summary.json"
+        predictions, references, labels, ending, reader,
+        num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failures,
+    )  # fmt: skip
+    metrics = None
+    if surface_metrics:
+        metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers, tolerate_geometry)
     write_json(target, summary)
+    if metrics is not None:
+        write_detailed(metrics, target.parent, labels)
+    raise_failures(failures, len(failures) + len(summary["metric_per_case"]), FAILED)
     if metrics is None:
         return summary
-    write_detailed(metrics, target.parent, labels)
     return summary | {"surface_metrics": metrics}
 
 

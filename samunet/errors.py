@@ -69,3 +69,41 @@ def check_number(
     limits = [f"{word} {limit:g}" for word, limit in (("above", above), ("at least", least)) if limit is not None]
     limits += [] if most is None else [f"at most {most:g}"]
     raise UsageError(f"{name} must be {' and '.join(limits) or 'a finite number'}, got {value!s:.40}")
+
+
+class FatalError(SamunetError):
+    """The machine fails, and not a case: a full disk, no memory. With several cases the work stops at once."""
+
+
+class CasesFailed(SamunetError):
+    """Some of several cases failed; the others are done.
+
+    Attributes:
+        failures: Case to what was wrong with it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, failures: dict[str, SamunetError] | None = None) -> None:
+        super().__init__(message, hint)
+        self.failures = failures or {}
+
+
+def raise_failures(failures: dict[str, SamunetError], total: int, hint: str) -> None:
+    """Raise one error that lists all cases that failed, each with its reason and remedy; without any, nothing.
+
+    Args:
+        failures: Case to its error.
+        total: Cases that were to be done; where there was only one, its own error is raised.
+        hint: What to do next.
+
+    Raises:
+        CasesFailed: If there are failures.
+    """
+    if not failures:
+        return
+    first = next(iter(failures.values()))
+    if total == 1:
+        raise first
+    listed = "\n".join(f"  {str(error).replace(chr(10), chr(10) + '  ')}" for error in failures.values())
+    done = "the others are done" if len(failures) < total else "none is done"
+    message = f"{len(failures)} of {total} cases failed, {done}:\n{listed}"
+    raise CasesFailed(message, hint, failures) from first

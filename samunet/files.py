@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,16 +19,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from samunet.errors import SamunetError
+from samunet.errors import FatalError, SamunetError
 
 _UMASK = os.umask(0o077)  # it cannot be read without being set
 os.umask(_UMASK)
 _TEMPORARY = ".tmp-"
+_REPLACED = ".old-"  # what a folder was, while its successor takes its name
+_ENDING_LETTERS = 16
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _PROBE = os.urandom(4096)  # a block; random, because some file systems store zeros in no space at all
+_OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EINVAL)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux
 JSON_BYTES = 1 << 27
 _DEPTH = 100  # of lists and objects in each other
-_DIGITS = 18  # what fits 64 bits
+_LARGEST = 2**63  # what fits 64 bits, as times of files in nanoseconds do
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _RESTORE = "correct it there, or restore the file"
 _tidy: set[Path] = set()  # folders that this process has written to before
@@ -44,7 +50,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SamunetError(f"cannot make the folder {path}: {_reason(error)}", _remedy(error)) from error
+        raise _failure(f"cannot make the folder {path}", error) from error
     return path
 
 
@@ -71,7 +77,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         cause = _disk_error(error, temporary)
         if cause is None:
             raise
-        raise SamunetError(f"could not write {target}: {_reason(cause)}", _remedy(cause)) from error
+        raise _failure(f"could not write {target}", cause) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -81,34 +87,63 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``target`` when the block ends without an error.
 
+    Wherever the process is killed, the old folder or the new one has the name; or, on file systems that cannot exchange
+    two names, gets it back from :func:`restore_folders`.
+
     Raises:
         SamunetError: As :func:`atomic_path`.
     """
     target = Path(target)
     _prepare(target.parent)
     temporary = _temporary(target)
-    before = _temporary(target)
+    replaced = target.with_name(f"{_REPLACED}{secrets.token_hex(4)}-{target.name}")
     try:
         make_folder(temporary)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 _finish(file)
-        if target.exists():
-            os.replace(target, before)
-        os.replace(temporary, target)
+        if not _exchange(temporary, target):
+            if target.exists():
+                os.replace(target, replaced)
+            os.replace(temporary, target)
     except SamunetError:
         raise
     except Exception as error:
         cause = _disk_error(error, temporary / "probe")
         if cause is None:
             raise
-        raise SamunetError(f"could not write {target}: {_reason(cause)}", _remedy(cause)) from error
+        raise _failure(f"could not write {target}", cause) from error
     finally:
-        if before.exists() and not target.exists():
-            os.replace(before, target)
-        shutil.rmtree(before, ignore_errors=True)
+        if replaced.exists() and not target.exists():
+            os.replace(replaced, target)
+        shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; False where ``other`` is missing or the system cannot do it."""
+    if not sys.platform.startswith("linux") or not other.exists():
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    return rename is not None and rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+def restore_folders(parent: Path) -> None:
+    """Give folders in ``parent`` their names back that a killed process was about to replace.
+
+    What is of no use any more, because its successor has the name, is removed.
+    """
+    with suppress(OSError):
+        for entry in sorted(parent.glob(f"{_REPLACED}????????-*")):
+            target = parent / entry.name[len(_REPLACED) + 9 :]
+            if not target.exists():
+                time.sleep(0.2)  # a process that lives needs but a moment between its two steps
+            if target.exists():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                os.replace(entry, target)
 
 
 def remove_leftovers(folder: Path, age: float = 3600.0) -> None:
@@ -116,12 +151,27 @@ def remove_leftovers(folder: Path, age: float = 3600.0) -> None:
 
     The first write of a process into a folder does this. Age decides, and not whether the process that the name tells
     still runs, because that process may be one of another machine that shares the folder; no write pauses for an hour.
+    The time is that of the file system, told by a file that is made there: a server's clock is not this machine's.
     """
-    limit = time.time() - age
+    for entry in leftovers(folder, age):
+        with suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, age: float = 3600.0) -> list[Path]:
+    """What :func:`remove_leftovers` removes; nothing where the folder cannot be read or written."""
     with suppress(OSError):
-        for entry in folder.iterdir():
-            if entry.name.startswith(_TEMPORARY) and entry.stat().st_mtime <= limit:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        found = [entry for entry in folder.iterdir() if entry.name.startswith(_TEMPORARY)]
+        if not found:
+            return []
+        probe = _temporary(folder / "clock")
+        probe.touch()
+        try:
+            limit = probe.stat().st_mtime - age
+        finally:
+            probe.unlink()
+        return [entry for entry in found if entry.stat().st_mtime <= limit]
+    return []
 
 
 def write_text(path: Path, text: str) -> None:
@@ -232,7 +282,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _DIGITS:
+    if len(digits) > len(str(_LARGEST)) or abs(int(digits)) >= _LARGEST:
         raise ValueError(f"a number has {len(digits)} digits")
     return int(digits)
 
@@ -253,13 +303,15 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _temporary(target: Path) -> Path:
     """A name beside ``target`` that nobody else has: containers that share a folder have processes of one number."""
-    return target.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{target.name}")
+    ending = target.name[-_ENDING_LETTERS:]  # the whole name could become longer than file systems allow
+    return target.with_name(f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{ending}")
 
 
 def _prepare(folder: Path) -> None:
     make_folder(folder)
     if folder not in _tidy:
         _tidy.add(folder)
+        restore_folders(folder)
         remove_leftovers(folder)
 
 
@@ -293,6 +345,12 @@ def _finish(file: Path) -> None:
     os.chmod(file, 0o666 & ~_UMASK)
 
 
+def _failure(what: str, error: OSError) -> SamunetError:
+    """In words; fatal unless it is about this one name, or a library's own complaint about this one content."""
+    kind = SamunetError if error.errno in (None, *_OF_ONE_NAME) else FatalError
+    return kind(f"{what}: {_reason(error)}", _remedy(error))
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
@@ -300,6 +358,8 @@ def _reason(error: OSError) -> str:
 def _remedy(error: OSError) -> str:
     if error.errno in _FULL:
         return "free some space or write to another disk, then run the same command again"
+    if error.errno == errno.ENAMETOOLONG:
+        return "give it a shorter name, or choose a folder whose own path is shorter"
     return "choose a folder that you may write to, then run the same command again"
 
 

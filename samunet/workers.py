@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -15,7 +16,9 @@ from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import FatalError, SamunetError, UsageError
+
+log = logging.getLogger(__name__)
 
 _STOPPED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 5.0  # for a worker that is told to stop to remove its unfinished files
@@ -35,11 +38,20 @@ def map_cases(
     num_workers: int,
     description: str,
     progress: bool = True,
+    failures: dict[str, SamunetError] | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Yield ``(case, function(*arguments))`` for every case, in order of completion.
 
     With ``num_workers <= 1`` everything runs in this process. Workers are spawned, so ``function`` and its arguments
     must be importable and picklable.
+
+    Args:
+        function, cases, arguments: What to do, for which cases, with which arguments.
+        num_workers: Worker processes.
+        description: For the progress bar.
+        progress: Whether to show it.
+        failures: Where given, cases that fail are put there and the others go on; only a
+            :class:`samunet.errors.FatalError` is raised.
 
     Raises:
         UsageError: If ``num_workers`` is negative.
@@ -49,7 +61,7 @@ def map_cases(
 
     jobs = list(zip(cases, arguments, strict=True))
     with tqdm(total=len(jobs), desc=description, unit="case", disable=None if progress else True, leave=False) as bar:
-        for case, result in _run(function, jobs, num_workers):
+        for case, result in _run(function, jobs, num_workers, failures):
             bar.update()
             yield case, result
 
@@ -66,14 +78,20 @@ def prepare_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _run(function: Callable[..., Any], jobs: list[tuple[str, tuple]], num_workers: int) -> Iterator[tuple[str, Any]]:
+def _run(
+    function: Callable[..., Any],
+    jobs: list[tuple[str, tuple]],
+    num_workers: int,
+    failures: dict[str, SamunetError] | None,
+) -> Iterator[tuple[str, Any]]:
     if num_workers < 0:
         raise UsageError(f"-np must be 0 or more, got {num_workers}", "use -np 0 for no worker processes")
     if num_workers <= 1 or len(jobs) <= 1:
         for case, arguments in jobs:
-            with naming_the_case(case):
+            with collecting_failures(failures, case), naming_the_case(case):
                 result = function(*arguments)
-            yield case, result
+            if failures is None or case not in failures:
+                yield case, result
         return
     number, others = min(num_workers, len(jobs)), active_children()
     pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=prepare_worker)
@@ -83,9 +101,11 @@ def _run(function: Callable[..., Any], jobs: list[tuple[str, tuple]], num_worker
             for case, arguments in jobs:
                 futures[pool.submit(_call, function, arguments)] = case
         for future in as_completed(futures):
-            with naming_the_case(futures[future]):
+            case = futures[future]
+            with collecting_failures(failures, case), naming_the_case(case):
                 result = future.result()
-            yield futures[future], result
+            if failures is None or case not in failures:
+                yield case, result
     except BaseException as error:
         # The cases in work are of no use any more, and one may take minutes. A pool that is broken while it starts
         # would wait for ever for a worker that it has not told to stop.
@@ -148,7 +168,7 @@ def _has_result(future: Future) -> bool:
 def _worker_died(cases: list[str]) -> SamunetError:
     # Cases start in the order in which they were handed out: the first without a result were in work.
     which = f"case {cases[0]}" if len(cases) == 1 else f"one of the cases {', '.join(cases)}"
-    return SamunetError(
+    return FatalError(
         f"{which}: its worker process was killed, most likely because memory ran out",
         "run the same command again with fewer worker processes: -np 1",
     )
@@ -165,8 +185,22 @@ class naming_the_case:
 
     def __exit__(self, kind, error, traceback) -> None:
         if isinstance(error, MemoryError):
-            raise SamunetError(f"case {self.case}: memory ran out", "close other programs or use -np 1") from error
+            raise FatalError(f"case {self.case}: memory ran out", "close other programs or use -np 1") from error
         if isinstance(error, SamunetError):
             raise type(error)(f"case {self.case}: {error.message}", error.hint) from error
         if isinstance(error, Exception) and not isinstance(error, BrokenProcessPool):
             raise SamunetError(f"case {self.case}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def collecting_failures(failures: dict[str, SamunetError] | None, case: str) -> Iterator[None]:
+    """Put what goes wrong with one case into ``failures``, if there are such, unless it is the machine that fails."""
+    try:
+        yield
+    except FatalError:
+        raise
+    except SamunetError as error:
+        if failures is None:
+            raise
+        failures[case] = error
+        log.warning("%s; going on with the others", error.message)

@@ -1,5 +1,7 @@
 """What bad input does, row by row: training, the model's files, prediction, evaluation."""
 
+import shutil
+
 import pytest
 from bad_input import (
     FOLD,
@@ -45,14 +47,14 @@ def unfinished(project):
 
     finish = Trainer._finish
     project.patch.setattr(Trainer, "_finish", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
-    project.patch.setattr(Trainer, "_end_epoch", keep_checkpoint(Trainer._end_epoch))
+    project.patch.setattr(Trainer, "_add_point", keep_checkpoint(Trainer._add_point))
     assert project.run(AGAIN + " --overwrite") == 130
     project.patch.setattr(Trainer, "_finish", finish)
 
 
-def keep_checkpoint(end_epoch):
-    def keeping(trainer, *arguments):
-        end_epoch(trainer, *arguments)
+def keep_checkpoint(add_point):
+    def keeping(trainer, *arguments, **check):
+        add_point(trainer, *arguments, **check)
         trainer._save_latest()
 
     return keeping
@@ -127,10 +129,10 @@ TRAINING = [
         writes=BEGUN, repaired=False),
     Row("a stored image is truncated", both(*(truncate(STORED + f"case_{index}.b2nd") for index in range(6))), TRAIN,
         ("case_", ".b2nd", "samunet_p"), writes=BEGAN),
-    Row("a stored label is missing", both(*(remove(STORED + f"case_{index}_seg.b2nd") for index in range(6))), TRAIN,
-        ("_seg.b2nd", "samunet_p"), writes=BEGAN, repaired=False),
-    Row("stored places are damaged", both(*(write(STORED + f"case_{index}_locations.npz", "?") for index in range(6))),
-        TRAIN, ("_locations.npz", "samunet_p"), writes=BEGAN, repaired=False),
+    Row("a stored label is missing", both(*(remove(STORED + f"labels/case_{index}.b2nd") for index in range(6))), TRAIN,
+        ("5 of 5", "case_0", "samunet_preprocess -d"), writes=BEGUN, repaired=False),
+    Row("stored places are damaged", both(*(write(STORED + f"labels/case_{index}.npz", "?") for index in range(6))),
+        TRAIN, ("labels/case_", ".npz", "samunet_p"), writes=BEGAN, repaired=False),
     Row("preprocessed with other plans", plan("spacing", [2.0, 2.0]), TRAIN, ("other plans",), repaired=False),
     Row("the fingerprint is not JSON", write("preprocessed/*/dataset_fingerprint.json", "{"), TRAIN,
         ("dataset_fingerprint.json", "not valid JSON"), repaired=False),
@@ -204,7 +206,15 @@ TRAINING = [
     Row("no raw images for the final validation", remove("raw/*"), TRAIN, ("Dataset998_Tiny", "set samunet_raw")),
 ]  # fmt: skip
 
-MASKS = ("preds/*.json", "preds/*.nii.gz")
+MASKS = ("preds/*.json", "preds/*.nii.gz", "preds/samunet_record/*.json")
+
+
+def scan_outside(project):
+    """An image beside the raw data."""
+    (project.root / "scans").mkdir()
+    shutil.copy2(project.file(TEST), project.root / "scans" / "scan.nii.gz")
+
+
 TEST = "raw/*/imagesTs/test_1_0000.nii.gz"
 IMAGES = "raw/Dataset998_Tiny/imagesTs"
 MODELS = [
@@ -251,7 +261,7 @@ PREDICTION = [
     Row("no matching file", both(remove("raw/*/imagesTs/*"), write("raw/Dataset998_Tiny/imagesTs/a.txt", "")), PREDICT,
         ("imagesTs", ".nii.gz")),
     Row("empty folder", remove("raw/*/imagesTs/*"), PREDICT, ("imagesTs", "empty")),
-    Row("a surplus channel", copy(TEST, "test_1_0001.nii.gz"), PREDICT, ("test_1", "0001")),
+    Row("a surplus channel", copy(TEST, "test_1_0001.nii.gz"), PREDICT, ("test_1", "0001"), writes=MASKS),
     Row("a truncated image", truncate(TEST), PREDICT, ("test_1", "truncated", "again"), writes=MASKS),
     Row("NaN voxels", image(TEST, voxels=voxel(float("nan"))), PREDICT, ("test_1", "NaN"), writes=MASKS),
     Row("a picture for a model of volumes", write("picture.png", b""), "predict -d 998 -i picture.png -o preds",
@@ -260,11 +270,13 @@ PREDICTION = [
     Row("output lies below a file", write("file", ""), PREDICT.replace("-o preds", "-o file/preds"), ("file/preds",)),
     Row("one output file for two cases", nothing, PREDICT.replace("-o preds", "-o mask.nii.gz"),
         ("mask.nii.gz", "2 cases", "-o preds"), 2, repaired=False),
-    Row("a mask in the place of its image", copy(TEST, "scan.nii.gz"),
-        f"predict -d 998 -i {IMAGES}/scan.nii.gz -o {IMAGES}", ("scan", "would replace the image", "-o preds"), 2,
+    Row("a mask in the place of its image", scan_outside, "predict -d 998 -i scans/scan.nii.gz -o scans",
+        ("scans", "did not write (scan.nii.gz)", "--overwrite"), 2, repaired=False),
+    Row("a mask in the place of its image, insisted on", scan_outside,
+        "predict -d 998 -i scans/scan.nii.gz -o scans --overwrite", ("scan", "would replace the image", "-o preds"), 2,
         repaired=False),
-    Row("a mask that is called like its image", copy(TEST, "scan.nii.gz"),
-        f"predict -d 998 -i {IMAGES}/scan.nii.gz -o {IMAGES}/scan.nii.gz", ("would replace the image",), 2,
+    Row("a mask that is called like its image", scan_outside,
+        "predict -d 998 -i scans/scan.nii.gz -o scans/scan.nii.gz --overwrite", ("would replace the image",), 2,
         repaired=False),
     Row("a picture as the output for a volume", not_predicted,
         f"predict -d 998 -i {IMAGES}/test_0_0000.nii.gz -o mask.png", ("test_0", "mask.png", ".nii.gz"),

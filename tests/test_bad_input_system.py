@@ -192,7 +192,7 @@ STAGES = {
     "prediction": (PREDICT + " --continue_prediction", "preds", ("samunet.inference.predictor", "Predictor",
         "predict_case", 2)),
 }  # fmt: skip
-RESULTS = ("*.b2nd", "*_seg.b2nd", "*.nii.gz", "checkpoint_final.safetensors", "splits_final.json")
+RESULTS = ("*.b2nd", "*.nii.gz", "checkpoint_final.safetensors", "splits_final.json")
 
 
 def results(folder):

@@ -21,10 +21,11 @@ from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.network.model import build_model
 from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
 from samunet.training import feature_cache, trainer
+from samunet.training.cached_model import choose_variants, images_per_variant
 from samunet.training.feature_cache import FeatureCache
 from samunet.training.options import parse_size
 from samunet.training.state import LATEST
-from samunet.training.variants import choose_variants, image_keys, images_per_variant
+from samunet.training.variants import image_keys
 
 REDUCED = {"width": 48, "depth": 4, "heads": 3, "global_blocks": (1, 3), "native_size": 256}
 PLANS = {

@@ -1,13 +1,16 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from samunet import paths
+from samunet import files, paths
+from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError, check_number
 from samunet.files import atomic_folder, atomic_path, read_json, remove_leftovers, to_json, write_json, write_text
 from samunet.workers import map_cases
@@ -106,6 +109,7 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old.txt").write_text("old")
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     replace, calls = os.replace, []
 
     def failing(source, destination):
@@ -121,6 +125,64 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from samunet import files
+{patch}
+replace, calls = os.replace, []
+def counted(source, destination):
+    calls.append(1)
+    if len(calls) == {call}:
+        os._exit(9)
+    replace(source, destination)
+os.replace = counted
+with files.atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "new.txt").write_text("new")
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("patch", ["", "files._exchange = lambda *_: False"], ids=["exchange", "two steps"])
+def test_a_kill_at_any_step_loses_no_folder(tmp_path, patch, call):
+    """Killed at its first or second renaming, or just after the folder was written."""
+    if not (patch or sys.platform.startswith("linux")):
+        pytest.skip("exchanging two names in one step is Linux's")
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old.txt").write_text("old")
+    script = KILLED.format(patch=patch, call=call)
+    assert subprocess.run([sys.executable, "-c", script, str(target)]).returncode == 9
+    if patch and call == 2:
+        assert not target.exists()
+    write_text(tmp_path / "next.txt", "the next start's first write here")
+    whole = [file.name for file in target.iterdir()]
+    assert whole == (["old.txt"] if patch and call < 3 else ["new.txt"])
+    remove_leftovers(tmp_path, age=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "next.txt"]
+
+
+def test_a_dataset_that_was_being_replaced_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("samunet_raw", str(tmp_path))
+    (tmp_path / ".old-0123abcd-Dataset012_Vessels").mkdir()
+    assert find_dataset(12) == "Dataset012_Vessels"
+    assert (tmp_path / "Dataset012_Vessels").is_dir()
+
+
+def test_leftovers_are_decided_by_the_clock_of_their_file_system(tmp_path, monkeypatch):
+    """This machine's clock is two hours ahead of the server's; then two hours behind."""
+    (tmp_path / ".tmp-1-in-work.json").touch()
+    here = time.time()
+    monkeypatch.setattr(time, "time", lambda: here + 7200)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-1-in-work.json"]
+    os.utime(tmp_path / ".tmp-1-in-work.json", (here - 4000,) * 2)
+    monkeypatch.setattr(time, "time", lambda: here - 7200)
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_environment_variables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -130,11 +192,23 @@ def test_environment_variables(tmp_path, monkeypatch):
         monkeypatch.setenv("nnUNet_raw", value)
         assert paths.raw_folder() == tmp_path / "raw"
     monkeypatch.setenv("nnUNet_raw", "~/gone")
-    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, which does not exist"):
+    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, and there is no such folder"):
         paths.raw_folder()
     monkeypatch.setenv("samunet_results", str(tmp_path / "a" / "b"))
     assert paths.results_folder() == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("written", ["{} ", " {}", '"{}"', "'{}' ", "“{}”", '" {} "'])
+def test_blanks_and_quotes_around_a_setting_are_no_part_of_it(tmp_path, monkeypatch, written):
+    for name in ("raw", "preprocessed", "results", "checkpoints"):
+        monkeypatch.setenv(f"samunet_{name}", written.format(tmp_path / name))
+    (tmp_path / "raw").mkdir()
+    assert paths.raw_folder() == tmp_path / "raw"
+    assert paths.preprocessed_folder() == tmp_path / "preprocessed"
+    assert paths.checkpoints_folder() == tmp_path / "checkpoints"
+    assert paths.known_folders() == [tmp_path / "raw", tmp_path / "preprocessed"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["preprocessed", "raw"]
 
 
 def test_json_round_trip(tmp_path):
@@ -243,3 +317,11 @@ def test_numbers_within_a_range_pass():
     check_number("--lr", 1000, above=0, most=1000)
     check_number("-step_size", np.float32(0.5), least=0.5, most=1)
     check_number("--seed", np.int64(0), least=0)
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for target in (tmp_path / f"{'a' * 251}.txt", tmp_path / f"{'ä' * 125}.txt"):
+        write_text(target, "x")
+        assert target.read_text() == "x"
+    with pytest.raises(SamunetError, match=r"(?s)too long.*shorter name"):
+        write_text(tmp_path / f"{'a' * 252}.txt", "x")

@@ -188,3 +188,252 @@ def test_frames_and_colours_in_one_file(reader, tmp_path, shape, colour, expecte
         sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=colour), str(tmp_path / "scan" / "a.dcm"))
     image = reader.read_image([tmp_path / "scan"])
     assert np.array_equal(image.array, (np.moveaxis(voxels, -1, 0) if colour else voxels).reshape(expected))
+
+
+LARGER = np.random.default_rng(1).integers(-500, 2000, (3, 20, 24)).astype(np.int16)
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def save(file, pixels, *, preamble=True, syntax="1.2.840.10008.1.2.1", **elements):
+    """A file of one frame ``(y, x)``, or of several, with elements added or (as None) left out."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+
+    dataset = pydicom.Dataset()
+    values = {
+        "SOPClassUID": CT, "SOPInstanceUID": f"2.25.{abs(hash(str(file))) % 10**9}", "Modality": "CT",
+        "StudyInstanceUID": "2.25.1", "SeriesInstanceUID": "2.25.2", "Rows": pixels.shape[-2],
+        "Columns": pixels.shape[-1], "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "PixelSpacing": [0.5, 0.75], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+    } | elements  # fmt: skip
+    for keyword, value in values.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    dataset.add_new("PixelData", "OW", pixels.astype(pixels.dtype.newbyteorder("<")).tobytes())
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    file.parent.mkdir(exist_ok=True)
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    if not preamble:
+        start = 132 + 12 + int.from_bytes(file.read_bytes()[140:144], "little")  # behind the group of the file itself
+        file.write_bytes(file.read_bytes()[start:])
+
+
+def save_slices(folder, number=4, changes=None, **elements):
+    """Slices 3 mm apart whose voxels are all 1, 2, 3, ...; ``changes`` are elements of single ones."""
+    for z in range(number):
+        own = {"ImagePositionPatient": [0, 0, 3 * z]} | elements | (changes or {}).get(z, {})
+        save(folder / f"{z}.dcm", own.pop("pixels", np.full((4, 5), z + 1, np.int16)), **own)
+    return folder
+
+
+def values_along(image):
+    return image.array[0, :, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("slopes", "intercepts", "expected"),
+    [
+        ([1, 0.5, 0.25, 0.001], [0] * 4, [1, 1, 0.75, 0.004]),
+        ([1, 20000, 1, 1], [0] * 4, [1, 40000, 3, 4]),  # beyond the 16 bits of the first
+        ([1, 1, 1, 1], [0, 0.5, -70000, 0], [1, 2.5, -69997, 4]),
+        ([2, 1, 1, 0.5], [-1024, 0, 0, 0], [-1022, 2, 3, 2]),
+    ],
+)
+def test_every_slice_has_its_own_slope_and_intercept(reader, tmp_path, slopes, intercepts, expected):
+    changes = {z: {"RescaleSlope": slopes[z], "RescaleIntercept": intercepts[z]} for z in range(4)}
+    image = reader.read_image([save_slices(tmp_path / "scan", changes=changes)])
+    assert values_along(image) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}, "ImageOrientationPatient"),
+        ({"PixelSpacing": [0.5, 0.8]}, "PixelSpacing"),
+        ({"pixels": np.zeros((5, 4), np.int16)}, "Rows and Columns"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "PhotometricInterpretation"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "no two directions at right angles"),
+        ({"RescaleSlope": 0}, "RescaleSlope"),
+        ({"ImagePositionPatient": None}, "1 of 4 DICOM files have no position"),
+        ({"ImagePositionPatient": [5, 0, 6]}, "displaced within their plane"),
+    ],
+)
+def test_a_slice_that_differs_is_named(reader, tmp_path, change, says):
+    folder = save_slices(tmp_path / "scan", changes={2: change})
+    with pytest.raises(SamunetError, match=rf"(?s)(?=.*{says})(?=.*2\.dcm)"):
+        reader.read_image([folder])
+
+
+@pytest.mark.parametrize("tag", ["ImagePositionPatient", "PixelSpacing", "RescaleSlope", "ImageOrientationPatient"])
+@pytest.mark.parametrize("text", [b"-10,5\\-20,5\\0 ", b"abc ", b"1\\nan\\3", b"1\\2\\3\\4 "])
+def test_a_broken_value_names_file_and_tag(reader, tmp_path, tag, text):
+    from pydicom.datadict import tag_for_keyword
+
+    folder = save_slices(tmp_path / "scan", RescaleSlope=7)
+    file, number = folder / "1.dcm", tag_for_keyword(tag)
+    content = file.read_bytes()
+    name = (number >> 16).to_bytes(2, "little") + (number & 0xFFFF).to_bytes(2, "little") + b"DS"
+    at = content.index(name) + 6
+    end = at + 2 + int.from_bytes(content[at : at + 2], "little")
+    file.write_bytes(content[:at] + len(text).to_bytes(2, "little") + text + content[end:])
+    with pytest.raises(SamunetError, match=rf"1\.dcm: {tag} \([0-9a-f]{{4}},[0-9a-f]{{4}}\) is '"):
+        reader.read_image([folder])
+
+
+def functional(positions, slopes=None, orientations=None):
+    """Functional groups of an enhanced file."""
+    from pydicom import Dataset
+
+    def item(**elements):
+        dataset = Dataset()
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+        return dataset
+
+    frames = []
+    for index, position in enumerate(positions):
+        frame = item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, position])])
+        orientation = orientations[index] if orientations else [1, 0, 0, 0, 1, 0]
+        frame.PlaneOrientationSequence = [item(ImageOrientationPatient=orientation)]
+        if slopes:
+            frame.PixelValueTransformationSequence = [item(RescaleSlope=slopes[index], RescaleIntercept=0)]
+        frames.append(frame)
+    shared = item(PixelMeasuresSequence=[item(PixelSpacing=[0.5, 0.75])])
+    return {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4.1", "NumberOfFrames": len(positions), "PixelSpacing": None,
+        "ImageOrientationPatient": None, "SharedFunctionalGroupsSequence": [shared],
+        "PerFrameFunctionalGroupsSequence": frames,
+    }  # fmt: skip
+
+
+def frames_of(values):
+    return np.stack([np.full((4, 5), value, np.uint16) for value in values])
+
+
+def test_frames_of_one_file_are_sorted_and_have_their_own_slope(reader, tmp_path):
+    save(tmp_path / "scan" / "a", frames_of([3, 1, 2]), **functional([12, 0, 6], slopes=[0.5, 1, 2]))
+    image = reader.read_image([tmp_path / "scan"])
+    assert values_along(image) == [1, 4, 1.5]
+    assert image.geometry.spacing == (6, 0.5, 0.75)
+    assert image.geometry.origin == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        (functional([0, 3, 9, 12]), "a frame 2 and a frame 3 are 6 mm apart, the others 3 mm"),
+        (functional([0, 3, 0, 3]), "missing, doubled or unevenly spaced"),
+        (
+            functional([0, 3, 6, 9], orientations=[[1, 0, 0, 0, 1, 0]] * 3 + [[0, 1, 0, 0, 0, 1]]),
+            "ImageOrientationPatient .* its first frame",
+        ),
+        (functional([0, 3, 6]) | {"NumberOfFrames": 4}, "NumberOfFrames .* is 4, but the places of 3"),
+    ],
+)
+def test_frames_that_are_no_volume_are_refused(reader, tmp_path, groups, says):
+    save(tmp_path / "scan" / "a", frames_of([1, 2, 3, 4]), **groups)
+    with pytest.raises(SamunetError, match=says):
+        reader.read_image([tmp_path / "scan"])
+
+
+def test_frames_without_places_keep_their_order(reader, tmp_path, caplog):
+    save(tmp_path / "cine" / "a", frames_of([3, 1, 2]), NumberOfFrames=3, ImageOrientationPatient=None)
+    assert values_along(reader.read_image([tmp_path / "cine"])) == [3, 1, 2]
+    assert "without positions, taken as slices 1 mm apart" in caplog.text
+
+
+def test_frames_at_stated_distances(reader, tmp_path):
+    places = {"ImagePositionPatient": [0, 0, 5], "GridFrameOffsetVector": [0, -2, -4]}
+    save(
+        tmp_path / "dose" / "a",
+        frames_of([1, 2, 3]),
+        NumberOfFrames=3,
+        Modality="RTDOSE",
+        DoseGridScaling=0.5,
+        **places,
+    )
+    image = reader.read_image([tmp_path / "dose"])
+    assert values_along(image) == [1.5, 1, 0.5]
+    assert (image.geometry.origin, image.geometry.spacing[0]) == ((0, 0, 1), 2)
+
+
+def test_files_without_preamble(reader, tmp_path):
+    folder = save_slices(tmp_path / "scan", preamble=False)
+    assert (folder / "0.dcm").read_bytes()[:2] == b"\x08\0"
+    assert is_dicom_folder(folder)
+    assert values_along(reader.read_image([folder])) == [1, 2, 3, 4]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.bin").write_bytes(b"\x08\0\0\0" + bytes(400))
+    assert not is_dicom_folder(tmp_path / "notes")
+
+
+def test_a_series_for_every_slice_is_one_volume(reader, tmp_path):
+    each = {z: {"SeriesInstanceUID": f"2.25.7.{z}"} for z in range(4)}
+    folder = save_slices(tmp_path / "scan", changes=each)
+    assert values_along(reader.read_image([folder])) == [1, 2, 3, 4]
+    other = {z: {"SeriesInstanceUID": f"2.25.7.{z}", "StudyInstanceUID": f"2.25.8.{z}"} for z in range(9)}
+    with pytest.raises(SamunetError, match=r"holds 9 DICOM series") as caught:
+        reader.read_image([save_slices(tmp_path / "others", 9, other)])
+    assert str(caught.value).count("\n  - ") == 6
+    assert "and 4 more" in str(caught.value)
+
+
+def test_bits_above_the_highest_are_no_part_of_the_voxel(reader, tmp_path):
+    stored = {"BitsStored": 12, "HighBit": 11}
+    save(tmp_path / "scan" / "a", np.array([[0xF001, 0x0FFF]], np.uint16), **stored)
+    assert reader.read_image([tmp_path / "scan"]).array.ravel().tolist() == [1, 4095]
+    save(tmp_path / "signed" / "a", np.array([[0x0FFF, 0x0001]], np.int16), **stored)
+    assert reader.read_image([tmp_path / "signed"]).array.ravel().tolist() == [-1, 1]
+
+
+def compressed(folder, compressor="JPEG2000", number=3):
+    """Slices 2 mm apart with slopes 2, 1.5 and 1, and intercepts 0, 1 and 2."""
+    import pydicom
+
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    folder.mkdir()
+    for z in range(number):
+        image = sitk.GetImageFromArray(LARGER[z : z + 1])
+        image.SetOrigin((0, 0, 2 * z))
+        for tag, value in {"0020|000d": "1.2.3", "0020|000e": "1.2.4"}.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{z}.dcm"))
+        with unchanged_locale():
+            writer.Execute(image)
+        dataset = pydicom.dcmread(folder / f"{z}.dcm")
+        dataset.RescaleSlope, dataset.RescaleIntercept = 2 - z / 2, z
+        dataset.save_as(folder / f"{z}.dcm")
+    return folder
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_compressed_files_are_decoded_in_one_child_process(reader, tmp_path, monkeypatch, compressor):
+    import subprocess
+
+    folder, started = compressed(tmp_path / "scan", compressor), []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(start(*a, **k)) or started[-1])
+    image = reader.read_image([folder])
+    assert np.array_equal(
+        image.array[0], LARGER * np.reshape([2, 1.5, 1], (3, 1, 1)) + np.reshape([0, 1, 2], (3, 1, 1))
+    )
+    assert image.geometry.spacing[0] == 2
+    assert len(started) == 1
+    assert started[0].poll() is not None
+
+
+@pytest.mark.parametrize("does", ["import time; time.sleep(60)", "import os; os.abort()"])
+def test_a_decoder_that_hangs_or_crashes_is_an_error(reader, tmp_path, monkeypatch, does):
+    from samunet.imageio import dicom_pixels
+
+    # In place of GDCM on a file that it never returns from: the same watchdog runs.
+    child = f"import SimpleITK\ndef read(*a, **k):\n    {does}\nSimpleITK.ReadImage = read\n{dicom_pixels._CHILD}"
+    monkeypatch.setattr(dicom_pixels, "_CHILD", child)
+    monkeypatch.setattr(dicom_pixels, "_SECONDS", 0.3)
+    with pytest.raises(SamunetError, match=r"0\.dcm cannot be decoded: .* \(compression: JPEG 2000"):
+        reader.read_image([compressed(tmp_path / "scan")])

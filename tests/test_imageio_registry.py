@@ -13,6 +13,7 @@ DEFAULTS = {
     ".nrrd": "SimpleITKIO",
     ".mha": "SimpleITKIO",
     ".gipl": "SimpleITKIO",
+    ".gipl.gz": "SimpleITKIO",
     ".tif": "Tiff3DIO",
     ".tiff": "Tiff3DIO",
     ".png": "NaturalImage2DIO",
@@ -23,7 +24,8 @@ DEFAULTS = {
 def test_endings_choose_the_reader():
     assert {ending: reader_for(ending).name for ending in DEFAULTS} == DEFAULTS
     assert {ending for reader in READERS for ending in reader.endings} == set(DEFAULTS)
-    assert {ending for reader in READERS for ending in reader.image_endings} == {*DEFAULTS, ".jpg", ".jpeg"}
+    images = {*DEFAULTS, ".jpg", ".jpeg", ".mhd", ".nhdr"}
+    assert {ending for reader in READERS for ending in reader.image_endings} == images
     assert reader_for(".PNG").name == "NaturalImage2DIO"
 
 
@@ -57,7 +59,7 @@ def test_a_dataset_cannot_have_a_lossy_ending(ending):
         reader_for(ending)
 
 
-@pytest.mark.parametrize("ending", [".mhd", ".nhdr", ".hdr", ".npy", ""])
+@pytest.mark.parametrize("ending", [".hdr", ".npy", ""])
 def test_other_endings_are_refused(ending):
     with pytest.raises(SamunetError, match=r"file_ending must be one of .nii.gz"):
         reader_for(ending)

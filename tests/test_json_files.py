@@ -23,7 +23,7 @@ def test_byte_order_marks_are_read(tmp_path, encoding):
         (b"\xef\xbb\xbf", "it is empty"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[" * 101 + b"]" * 101, "deeper than 100 levels"),
-        (b"[" + b"1" * 19 + b"]", "a number has 19 digits"),
+        (b"[" + b"1" * 20 + b"]", "a number has 20 digits"),
         (b"9" * 5000, "a number has 5000 digits"),
         (b'"\\ud800"', "is not a text file"),
         (b'{"a": [1, 2', "line 1, column 12"),

@@ -1,11 +1,14 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as pillow
 
+from samunet.dataset.description import read_description
 from samunet.dataset.layout import Case, find_dataset, list_cases, load_dataset
+from samunet.dataset.mask_files import mask_files
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import reader_for
 
@@ -52,10 +55,10 @@ def test_ids_are_accepted_in_every_form(raw):
     (raw / "Dataset027_ACDC").mkdir()
     (raw / "Dataset003_Liver").mkdir()
     (raw / "Dataset005_file").touch()
-    for text in (27, "27", "027", "Dataset027_ACDC"):
+    for text in (27, "27", "027", "Dataset027_ACDC", "ACDC"):
         assert find_dataset(text) == "Dataset027_ACDC"
     assert "Dataset003_Liver, Dataset027_ACDC" in message(find_dataset, "28")
-    for text in ("Dataset027_Other", "ACDC", "-27", 5):
+    for text in ("Dataset027_Other", "AC", "-27", 5):
         assert f"there is no dataset {text}" in message(find_dataset, text)
 
 
@@ -73,6 +76,25 @@ def test_no_folders_are_set(monkeypatch):
     for name in ("samunet_raw", "nnUNet_raw", "samunet_preprocessed", "samunet_results"):
         monkeypatch.delenv(name, raising=False)
     assert "export samunet_raw=" in message(find_dataset, 1)
+
+
+def test_a_mistyped_raw_folder_is_what_the_error_names(raw, monkeypatch):
+    monkeypatch.setenv("samunet_raw", f"{raw}x")
+    text = message(find_dataset, 1)
+    assert f"samunet_raw is {raw}x, and there is no such folder" in text
+    assert "export samunet_raw=" in text
+    (raw.parent / "samunet_results" / "Dataset001_A").mkdir()
+    assert find_dataset(1) == "Dataset001_A"  # a trained model needs no raw folder
+
+
+def test_names_alone_and_misspelt_names(raw):
+    for name in ("Dataset001_Heart", "Dataset002_Liver", "Dataset003_liver"):
+        (raw / name).mkdir()
+    assert find_dataset("Heart") == find_dataset("heart") == "Dataset001_Heart"
+    assert "several datasets have the name liver: Dataset002_Liver, Dataset003_liver" in message(find_dataset, "liver")
+    for misspelt in ("Haert", "Dataset001_Haert", "Dataset01_Heart"):
+        assert "did you mean Dataset001_Heart?" in message(find_dataset, misspelt)
+    assert "did you mean" not in message(find_dataset, "17")
 
 
 def test_load_dataset(folder):
@@ -249,3 +271,53 @@ def test_real_datasets_load(monkeypatch, text, training, test, channels):
     assert image.array.shape == (channels, *label.shape)
     assert image.geometry.spacing == pytest.approx(geometry.spacing)
     dataset.description.labels.check(np.unique(label).tolist(), case.label)
+
+
+COMPOSED, SEPARATE = "caf\u00e9", "cafe\u0301"  # é as one letter, and as e and an accent
+
+
+def test_two_spellings_of_the_same_letters_are_one_name(raw):
+    folder = make_dataset(raw / NAME, [f"{SEPARATE}_0000", "b_0000"], [COMPOSED, "b"], 2, channels=1)
+    case = load_dataset(NAME).cases[COMPOSED]
+    assert case == Case(
+        COMPOSED, (folder / "imagesTr" / f"{SEPARATE}_0000.nii.gz",), folder / f"labelsTr/{COMPOSED}.nii.gz"
+    )
+    content = json.loads((folder / "dataset.json").read_text()) | {"groups": {SEPARATE: "p", "b": "q"}}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert load_dataset(NAME).description.groups == {COMPOSED: "p", "b": "q"}
+    assert list(mask_files(folder / "labelsTr")) == ["b", COMPOSED]
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "labelsTr"])
+def test_two_files_whose_names_have_the_same_letters_are_refused(raw, part):
+    folder = make_dataset(raw / NAME, [f"{SEPARATE}_0000"], [COMPOSED], 1, channels=1)
+    number = "_0000" if part == "imagesTr" else ""
+    for name in (COMPOSED, SEPARATE):
+        (folder / part / f"{name}{number}.nii.gz").touch()
+    assert "the same case twice" in message(load_dataset, NAME)
+    assert "the same letters, composed and with separate accents" in message(load_dataset, NAME)
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "labelsTr"])
+def test_names_that_are_not_utf_8_are_refused(raw, part):
+    folder = make_dataset(raw / NAME, ["a_0000"], ["a"], 1, channels=1)
+    file = b"m\xe9re_0000.nii.gz" if part == "imagesTr" else b"m\xe9re.nii.gz"
+    with open(os.path.join(os.fsencode(folder / part), file), "wb"):
+        pass
+    said = message(load_dataset, NAME)
+    assert "m\\xe9re" in said
+    said.encode()
+    if part == "imagesTr":
+        assert "names that are not UTF-8" in message(list_cases, folder / part, read_description(folder))
+
+
+def test_names_that_leave_no_room_for_what_is_added_are_refused(raw):
+    allowed, longer = "a" * 225, "ä" * 113
+    folder = make_dataset(raw / NAME, [f"{allowed}_0000"], [allowed], 1, channels=1)
+    assert list(load_dataset(NAME).cases) == [allowed]
+    for file in (f"imagesTr/{longer}_0000", f"labelsTr/{longer}"):
+        (folder / f"{file}.nii.gz").touch()
+    said = message(load_dataset, NAME)
+    assert "names that are too long" in said
+    assert "(226 bytes)" in said
+    assert "a case's name may have 225 bytes" in said

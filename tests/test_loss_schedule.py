@@ -7,7 +7,7 @@ import torch
 
 from samunet.dataset.labels import Labels
 from samunet.errors import UsageError
-from samunet.training.loss import SegmentationLoss, soft_dice
+from samunet.training.loss import SegmentationLoss, dice_sums, soft_dice
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import Budget, format_duration, parse_duration
 
@@ -24,16 +24,18 @@ def test_soft_dice_by_hand():
     # Two images of one channel: probabilities 0.5, 0.5, 1, 0 and target 1, 0, 1, 0.
     probabilities = torch.tensor([[0.5, 0.5], [1.0, 0.0]])[None, None]
     target = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
-    assert float(soft_dice(probabilities, target)) == pytest.approx((2 * 1.5 + 1e-5) / (2 + 2 + 1e-5))
+    assert float(soft_dice(dice_sums(probabilities, target))) == pytest.approx((2 * 1.5 + 1e-5) / (2 + 2 + 1e-5))
     annotated = torch.tensor([[1.0, 1.0], [0.0, 0.0]])[None, None]
-    assert float(soft_dice(probabilities, target, annotated)) == pytest.approx((2 * 0.5 + 1e-5) / (1 + 1 + 1e-5))
+    assert float(soft_dice(dice_sums(probabilities, target, annotated))) == pytest.approx(
+        (2 * 0.5 + 1e-5) / (1 + 1 + 1e-5)
+    )
 
 
 def test_soft_dice_pools_the_batch():
     """An image without foreground does not lower the score of a batch that is otherwise perfect."""
     target = torch.zeros(2, 1, 4, 4)
     target[0, :, :2] = 1
-    assert float(soft_dice(target, target)) == pytest.approx(1.0)
+    assert float(soft_dice(dice_sums(target, target))) == pytest.approx(1.0)
 
 
 def test_loss_is_cross_entropy_plus_dice():
@@ -99,12 +101,18 @@ def test_learning_rate_over_time_ends_with_the_budget():
     assert budget.progress(3, 120) == 1
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600), ("2min", 120), ("2h30m", 9000),
+        ("1h 30 min", 5400), ("1m30s", 90), ("1h5s", 3605),
+    ],
+)  # fmt: skip
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "10x", "-5m", "0m", "1h30"])
+@pytest.mark.parametrize("text", ["", "soon", "10x", "-5m", "0m", "1h30", "m", "30m2h", "1h2h", "9" * 400 + "h"])
 def test_wrong_durations(text):
     with pytest.raises(UsageError, match="20m"):
         parse_duration(text)

@@ -15,10 +15,12 @@ from samunet.commands.pretrain import main
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
 from samunet.imageio.simpleitk import SimpleITKReader
+from samunet.network import downloads
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.heads import SamHead
 from samunet.planning.planner import PlannerOptions
+from samunet.plans import plans_called
 from samunet.preprocessing.store import StoredCase
 from samunet.pretraining import own_images, run
 from samunet.pretraining.draw import Draw
@@ -54,6 +56,18 @@ def plan(encoder):
 def own(encoder="vit_b", checkpoint=None, **changes):
     plans_name = f"{'vit_b' if encoder == 'small' else encoder}Plans"
     return OwnImages(NAME, encoder, checkpoint, "2d", plans_name, device="cpu", progress=False, **changes)
+
+
+@pytest.mark.parametrize(
+    ("device", "reachable", "expected"), [("cpu", True, "small"), ("cuda", False, "small"), ("cuda", True, "vit_b")]
+)
+def test_the_encoder_is_chosen_as_samunet_train_chooses_it(dataset, monkeypatch, device, reachable, expected):
+    """A GPU and weights of SAM that are there or can be downloaded."""
+    monkeypatch.setattr(own_images, "resolve_device", lambda name: torch.device(device))
+    monkeypatch.setattr(downloads, "can_download", lambda facts: reachable)
+    plans = plans_called("vit_bPlans", dataset / "preprocessed" / NAME)
+    plans = replace(plans, encoder="auto")
+    assert own_images._network(plans, plans.configuration("2d"), None, None, device).encoder == expected
 
 
 def options(**changes):

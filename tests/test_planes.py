@@ -102,7 +102,7 @@ def test_a_case_along_an_axis_is_kept_and_finds_its_way_back(tmp_path):
     assert case.along(ALONG_Z) is case
     assert case.along(ALL[1]) is case.along(ALL[1])
     assert case.along(ALL[1]).along(ALL[2]).plane == ALL[2]
-    assert case.along(ALL[1]).__reduce__()[1] == (tmp_path, "a", ALL[1])
+    assert case.along(ALL[1]).__reduce__()[1][:3] == (tmp_path, "a", ALL[1])
 
 
 def test_large_volumes_are_stored_in_cubes(tmp_path):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from samunet.dataset.cases import Case
 from samunet.dataset.layout import load_dataset
 from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.run import preprocess_dataset, stored_cases
+from samunet.preprocessing.sources import changed_files, file_facts
 
 NAME = "Dataset998_Tiny"
 CASES = ("a", "b", "c")
@@ -42,7 +44,8 @@ def preprocess(folder, configuration=CONFIGURATION, plans=PLANS):
 
 
 def opened(folder, configuration, names):
-    return stored_cases(folder, PLANS, configuration, load_dataset(NAME).description, names)
+    raw = load_dataset(NAME)
+    return stored_cases(folder, PLANS, configuration, raw.description, names, raw)
 
 
 def written(folder):
@@ -52,8 +55,10 @@ def written(folder):
 
 def test_every_case_is_stored(raw, folder):
     assert preprocess(folder) == 3
-    assert {path.name for path in (folder / "samunetPlans_2d").iterdir()} == {
-        f"{name}{ending}" for name in CASES for ending in (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
+    target = folder / "samunetPlans_2d"
+    found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert found == {
+        file for name in CASES for file in (f"{name}.b2nd", f"labels/{name}.b2nd", f"labels/{name}.npz", f"{name}.json")
     }
     for name, case in opened(folder, CONFIGURATION, list(CASES)).items():
         image = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "imagesTr" / f"{name}_0000.nii.gz")))
@@ -74,9 +79,9 @@ def test_a_changed_file_is_preprocessed_again(raw, folder, file):
     preprocess(folder)
     before = written(folder)
     image = sitk.ReadImage(str(raw / file))
-    flipped = sitk.Flip(image, (True, False, False))
-    flipped.CopyInformation(image)
-    sitk.WriteImage(flipped, str(raw / file))
+    moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(image), 1, axis=2))
+    moved.CopyInformation(image)
+    sitk.WriteImage(moved, str(raw / file))
     os.utime(raw / file, ns=(1, 1))
     assert preprocess(folder) == 1
     after = written(folder)
@@ -135,16 +140,16 @@ def test_a_new_case_leaves_the_others(raw, folder, tiny_dataset):
     assert written(folder) == before
 
 
-def test_a_failing_case_is_named_and_the_others_stay(raw, folder):
+def test_a_failing_case_is_named_and_the_others_are_done(raw, folder):
     file = raw / "imagesTr" / "b_0000.nii.gz"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(SamunetError, match=r"case b: .*b_0000\.nii\.gz is damaged or truncated"):
         preprocess(folder)
-    assert set(opened(folder, CONFIGURATION, ["a"])) == {"a"}
+    assert set(opened(folder, CONFIGURATION, ["a", "c"])) == {"a", "c"}
     before = (folder / "samunetPlans_2d" / "a.json").stat().st_mtime_ns
     file.write_bytes(content)
-    assert preprocess(folder) == 2
+    assert preprocess(folder) == 1
     assert (folder / "samunetPlans_2d" / "a.json").stat().st_mtime_ns == before
 
 
@@ -162,3 +167,61 @@ def test_slices_of_other_plans_are_not_opened(raw, folder):
     preprocess(folder)
     with pytest.raises(SamunetError, match="preprocessed"):
         opened(folder, replace(CONFIGURATION, normalization=["nonorm"]), list(CASES))
+
+
+def copied(raw):
+    """Other times, the same content: a copy on another machine."""
+    for file in [*(raw / "imagesTr").iterdir(), *(raw / "labelsTr").iterdir()]:
+        os.utime(file, ns=(5, 5))
+
+
+def test_a_copy_with_other_times_is_the_same(raw, folder, monkeypatch):
+    preprocess(folder)
+    copied(raw)
+    assert preprocess(folder) == 0
+    assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)
+    monkeypatch.setattr("samunet.preprocessing.sources.file_hash", None)
+    assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)  # the times are known now: nothing is read
+
+
+@pytest.mark.parametrize("file", ["imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"])
+@pytest.mark.parametrize("longer", [False, True])
+def test_stored_cases_of_files_that_changed_are_not_opened(raw, folder, file, longer):
+    preprocess(folder)
+    content = bytearray((raw / file).read_bytes())
+    content = content + b"." if longer else content[:-1] + bytes([content[-1] ^ 1])
+    (raw / file).write_bytes(content)
+    with pytest.raises(SamunetError, match=f"the files of 1 cases changed after preprocessing: {file}") as caught:
+        opened(folder, CONFIGURATION, list(CASES))
+    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p samunetPlans -c 2d"
+    assert set(opened(folder, CONFIGURATION, ["a", "c"])) == {"a", "c"}
+    description = load_dataset(NAME).description
+    assert set(stored_cases(folder, PLANS, CONFIGURATION, description, list(CASES), None)) == set(CASES)
+
+
+def test_what_is_read_with_a_file_belongs_to_it(tmp_path):
+    case = Case("a", (tmp_path / "a_0000.tif",), tmp_path / "a.tif")
+    for name in ("a_0000.tif", "a.tif", "a_0000.json"):
+        (tmp_path / name).write_text(name)
+    facts = file_facts(case)
+    assert [fact["name"] for fact in facts] == ["a_0000.tif", "a_0000.json", "a.tif"]
+    assert changed_files(case, facts) == []
+    (tmp_path / "a_0000.json").write_text("other")
+    assert changed_files(case, facts) == [f"{tmp_path.name}/a_0000.json"]
+    (tmp_path / "a_0000.json").unlink()
+    assert changed_files(case, facts)
+
+
+def test_slices_of_the_first_version_are_made_again_and_removed(raw, folder):
+    preprocess(folder)
+    target = folder / "samunetPlans_2d"
+    for name in CASES:  # as 0.1.0 laid them out
+        (target / "labels" / f"{name}.b2nd").rename(target / f"{name}_seg.b2nd")
+        (target / "labels" / f"{name}.npz").rename(target / f"{name}_locations.npz")
+        (target / f"{name}.json").write_text('{"key": {"plans": "x", "files": "y"}, "record": {}}')
+    with pytest.raises(SamunetError, match="stored by an earlier version of samunet") as caught:
+        opened(folder, CONFIGURATION, list(CASES))
+    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p samunetPlans -c 2d"
+    assert preprocess(folder) == 3
+    assert not [*target.glob("*_seg.b2nd"), *target.glob("*_locations.npz")]
+    assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)

@@ -162,9 +162,11 @@ def test_one_fold_per_device(trained, tiny_encoder, monkeypatch, capfd):
     errors = capfd.readouterr().err
     assert "fold 0: trained 4 iterations" in errors
     assert "fold 1: trained 4 iterations" in errors
-    (trained / "preprocessed" / "Dataset998_Tiny" / "samunetPlans_2d" / "case_0_seg.b2nd").write_bytes(b"damaged")
+    (trained / "preprocessed" / "Dataset998_Tiny" / "samunetPlans_2d" / "labels" / "case_0.b2nd").write_bytes(
+        b"damaged"
+    )
     assert train.main(["998", "2d", *FOLDS, *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 1
-    assert "case_0_seg.b2nd are missing or damaged" in capfd.readouterr().err
+    assert "case_0.b2nd are missing or damaged" in capfd.readouterr().err
 
 
 def test_accumulated_folds(trained, capsys):

@@ -6,7 +6,8 @@ from sklearn.model_selection import KFold
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import load_dataset
-from samunet.dataset.splits import fold_cases, infer_groups, load_or_make_splits, lopsided_folds, make_splits
+from samunet.dataset.patients import infer_groups
+from samunet.dataset.splits import fold_cases, join_folds, load_or_make_splits, lopsided_folds, make_splits
 from samunet.errors import SamunetError, UsageError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -55,6 +56,146 @@ def test_no_groups_are_inferred_without_repeated_patients_or_from_few():
     assert infer_groups(["p1_1", "p1_2", "p2_1", "p3_1", "p4_1", "p5_1", "plain"]) is None
 
 
+PATIENTS = [
+    ("sub-9709Ses1", "sub-9709"),
+    ("sub-01_ses-02_T1w", "sub-01"),
+    ("patient01_visit2", "patient01"),
+    ("patient01_visit_2", "patient01"),
+    ("anna_session1", "anna"),
+    ("P12_T0", "P12"),
+    ("P12_tp1", "P12"),
+    ("P12-TP-1", "P12"),
+    ("P12_day30", "P12"),
+    ("P12_m06", "P12"),
+    ("P12_baseline", "P12"),
+    ("P12_followup", "P12"),
+    ("P12_follow-up2", "P12"),
+    ("P12_2019-03-01", "P12"),
+    ("P12_20190301", "P12"),
+    ("case07_L", "case07"),
+    ("case07_right", "case07"),
+    ("case07Left", "case07"),
+    ("left_case07", "case07"),
+    ("case07_OD", "case07"),
+    ("patient001_frame01", "patient001"),
+    ("patient001_ES", "patient001"),
+    ("P12_T1_L", "P12"),
+]
+
+
+@pytest.mark.parametrize(("name", "patient"), PATIENTS)
+def test_sessions_times_sides_and_frames_are_of_one_patient(name, patient):
+    others = {"other_1": "other_1", patient: patient}
+    assert infer_groups([name, *others]) == {name: patient} | others
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["case_1", "case_2"],
+        ["001", "002", "010"],
+        ["img_d01", "img_d02"],  # what is short says something only after a patient's number
+        ["visit_1", "visit_2"],
+        ["brain_t1_001", "brain_t2_002"],
+        ["la_003_L", "la_004_L"],
+        ["BraTS20_Training_001", "BraTS20_Training_002"],
+        ["scan_2019-03-01", "scan_2019-04-01"],
+        ["frame_001", "frame_002"],
+        ["movie_frame001", "movie_frame002"],  # one patient alone cannot be divided
+        ["TCGA-CS-4941", "TCGA-CS-4942", "TCGA-DU-5849"],
+        ["p01_slice_scan_a", "p02_slice_scan_a"],
+    ],
+)
+def test_names_of_one_case_each_give_no_groups(names):
+    assert infer_groups(names) is None
+
+
+def test_a_guess_is_told_with_how_to_switch_it_off(tmp_path, caplog):
+    folder = tmp_path / "Dataset007_Brains"
+    names = [f"sub-{patient}Ses{visit}" for patient in range(9701, 9707) for visit in (1, 2)]
+    splits = load_or_make_splits(folder, names, None, None)
+    assert all({name[:8] for name in split["train"]}.isdisjoint(name[:8] for name in split["val"]) for split in splits)
+    assert "sub-9701Ses1 and sub-9701Ses2 count as one patient, sub-9701." in caplog.text
+    assert "samunet_plan_and_preprocess -d 007 --no_groups" in caplog.text
+    assert '"groups": {"sub-9701Ses1": "sub-9701", "sub-9701Ses2": "sub-9701", ...}' in caplog.text
+    assert load_or_make_splits(folder, names, {}, None) == make_splits(names, {})[0] != splits
+    assert json.loads((folder / "splits_final.json").read_text()) == make_splits(names, {})[0]
+
+
+def test_no_groups_leaves_folds_of_other_origin(tmp_path):
+    names = ["sub-1_ses-1", "sub-1_ses-2", "sub-2_ses-1"]
+    own = [{"train": [names[0], names[2]], "val": [names[1]]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    assert load_or_make_splits(tmp_path, names, {}, None) == own
+
+
+def test_splits_that_divide_a_patient_are_refused_or_warned_about(tmp_path, caplog):
+    names = ["a", "b", "c"]
+    (tmp_path / "splits_final.json").write_text('[{"train": ["a", "c"], "val": ["b"]}]')
+    groups = {"a": "anna", "b": "anna", "c": "carl"}
+    with pytest.raises(SamunetError, match=r"(?s)fold 0 both .* 1 patient, such as anna \(a, b\), by groups.*rm "):
+        load_or_make_splits(tmp_path, names, groups, None)
+    assert load_or_make_splits(tmp_path, names, {"a": "x", "b": "y", "c": "x"}, None)
+    assert not caplog.text
+    (tmp_path / "splits_final.json").write_text('[{"train": ["p1_L", "p2_L"], "val": ["p1_R"]}]')
+    assert load_or_make_splits(tmp_path, ["p1_L", "p1_R", "p2_L"], None, None)
+    assert "such as p1 (p1_L, p1_R), as far as names tell" in caplog.text
+    assert "--no_groups" in caplog.text
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "splits_final.json").write_text('[{"train": ["a", "c"], "val": ["b"]}]')
+    with pytest.raises(SamunetError, match=r"raw/splits_final\.json: fold 0 both"):
+        load_or_make_splits(tmp_path / "new", names, groups, raw)
+    assert not (tmp_path / "new").exists()
+
+
+def test_new_cases_join_the_smallest_folds_and_the_others_stay(tmp_path):
+    names = [f"case{index}" for index in range(7)]  # validation sets of 2, 2, 1, 1, 1
+    before = load_or_make_splits(tmp_path, names, None, None)
+    assert join_folds(tmp_path, [*names, "x", "y"], None, None) == {
+        "x": "validated by fold 2", "y": "validated by fold 3"
+    }  # fmt: skip
+    after = json.loads((tmp_path / "splits_final.json").read_text())
+    for fold, (old, new) in enumerate(zip(before, after)):
+        held_out = {2: {"x"}, 3: {"y"}}.get(fold, set())
+        assert set(new["val"]) == set(old["val"]) | held_out
+        assert set(new["train"]) == set(old["train"]) | ({"x", "y"} - held_out)
+    assert join_folds(tmp_path, [*names, "x", "y"], None, None) == {}
+
+
+def test_a_new_case_follows_its_patient_and_a_removed_one_leaves(tmp_path):
+    own = [{"train": ["p1_L", "p3_L"], "val": ["p2_L"]}, {"train": ["p2_L"], "val": ["p1_L", "p3_L"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(own))
+    names = ["p1_L", "p1_R", "p2_L"]
+    assert join_folds(tmp_path, names, None, None) == {"p1_R": "validated by fold 1"}
+    assert json.loads((tmp_path / "splits_final.json").read_text()) == [
+        {"train": ["p1_L", "p1_R"], "val": ["p2_L"]},
+        {"train": ["p2_L"], "val": ["p1_L", "p1_R"]},
+    ]
+    with pytest.raises(SamunetError, match="fold 0 has no cases to validate on"):
+        join_folds(tmp_path, ["p1_L", "p1_R"], None, None)
+
+
+def test_new_cases_are_trained_on_where_one_fold_was_given(tmp_path):
+    (tmp_path / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    assert join_folds(tmp_path, ["a", "b", "c"], None, None) == {"c": "trained on only"}
+
+
+def test_the_raw_folders_splits_are_taken_over_if_old_cases_stay(tmp_path):
+    raw, folder = tmp_path / "raw", tmp_path / "preprocessed"
+    raw.mkdir()
+    (raw / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    load_or_make_splits(folder, ["a", "b"], None, raw)
+    given = [{"train": ["a"], "val": ["b", "c"]}]
+    (raw / "splits_final.json").write_text(json.dumps(given))
+    assert join_folds(folder, ["a", "b", "c"], None, raw) == {"c": "validated by fold 0"}
+    assert json.loads((folder / "splits_final.json").read_text()) == given
+    (raw / "splits_final.json").write_text('[{"train": ["b"], "val": ["a", "c"]}]')
+    with pytest.raises(SamunetError, match="differ"):
+        join_folds(folder, ["a", "b", "c"], None, raw)
+    assert json.loads((folder / "splits_final.json").read_text()) == given
+
+
 def test_few_groups_leave_one_out():
     splits, why = make_splits(["a", "b", "c"], None)
     assert [split["val"] for split in splits] == [["a"], ["b"], ["c"]]
@@ -77,18 +218,18 @@ def test_groups_must_name_every_case():
 
 def test_splits_are_written_once_and_then_read(tmp_path):
     names = [f"case{index}" for index in range(6)]
-    splits = load_or_make_splits(tmp_path, names, None)
+    splits = load_or_make_splits(tmp_path, names, None, None)
     assert splits == make_splits(names, None)[0]
     path = tmp_path / "splits_final.json"
     assert json.loads(path.read_text()) == splits
     own = [{"train": names[:4], "val": names[4:]}]
     path.write_text(json.dumps(own))
-    assert load_or_make_splits(tmp_path, names, None) == own
+    assert load_or_make_splits(tmp_path, names, None, None) == own
 
 
 def test_cases_in_no_fold_are_reported(tmp_path, caplog):
     (tmp_path / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
-    load_or_make_splits(tmp_path, ["a", "b", "c"], None)
+    load_or_make_splits(tmp_path, ["a", "b", "c"], None, None)
     assert "1 cases are in no fold" in caplog.text
 
 
@@ -106,7 +247,7 @@ def test_cases_in_no_fold_are_reported(tmp_path, caplog):
 def test_wrong_split_files_are_refused(tmp_path, content, message):
     (tmp_path / "splits_final.json").write_text(json.dumps(content))
     with pytest.raises(SamunetError, match=rf"splits_final.json:? {message}"):
-        load_or_make_splits(tmp_path, ["a", "b"], None)
+        load_or_make_splits(tmp_path, ["a", "b"], None, None)
 
 
 def test_fold_cases():
@@ -127,9 +268,9 @@ def test_one_case_can_only_be_trained_on():
 
 
 def test_folds_are_made_once_there_are_more_cases(tmp_path):
-    assert load_or_make_splits(tmp_path, ["a"], None) == []
-    assert load_or_make_splits(tmp_path, ["a"], None) == []
-    splits = load_or_make_splits(tmp_path, ["a", "b"], None)
+    assert load_or_make_splits(tmp_path, ["a"], None, None) == []
+    assert load_or_make_splits(tmp_path, ["a"], None, None) == []
+    splits = load_or_make_splits(tmp_path, ["a", "b"], None, None)
     assert splits == [{"train": ["b"], "val": ["a"]}, {"train": ["a"], "val": ["b"]}]
     assert json.loads((tmp_path / "splits_final.json").read_text()) == splits
 

@@ -1,5 +1,7 @@
 """What is stored comes back, and only what was stored completely counts as stored."""
 
+from dataclasses import asdict
+
 import blosc2
 import numpy as np
 import pytest
@@ -8,8 +10,19 @@ from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
 from samunet.preprocessing import store
 from samunet.preprocessing.case import CaseRecord, PreparedCase
-from samunet.preprocessing.store import MAX_LOCATIONS, StoredCase, StoreKey, class_locations, is_stored, write_case
+from samunet.preprocessing.checksums import open_array
+from samunet.preprocessing.store import (
+    MAX_LOCATIONS,
+    StoredCase,
+    StoreKey,
+    class_locations,
+    read_record,
+    stored_key,
+    write_case,
+    write_record,
+)
 
+KEY = StoreKey("plans", [{"name": "a.nii.gz", "bytes": 7, "time": 1, "sha256": "ab"}])
 GEOMETRY = Geometry((3.0, 0.1, 1 / 3), True, (1e-7, -2.5, 9.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), 3)
 RECORD = CaseRecord(GEOMETRY, [2, 0, 1], [9, 12, 14], [[1, 6], [0, 12], [2, 12]], [0.7, 0.9])
 
@@ -24,7 +37,7 @@ def make_case(largest=3.0, highest=3):
 
 def test_round_trip(tmp_path):
     case = make_case()
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     stored = StoredCase(tmp_path, "a")
     assert stored.shape == (5, 12, 10)
     assert stored.image().dtype == np.float32
@@ -39,7 +52,7 @@ def test_round_trip(tmp_path):
 
 def test_parts_of_a_case(tmp_path):
     case = make_case()
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     stored = StoredCase(tmp_path, "a")
     assert np.array_equal(stored.image(1, 3), case.image[:, 1:3].astype(np.float16))
     assert np.array_equal(stored.label(4, 5), case.label[4:5])
@@ -49,7 +62,7 @@ def test_parts_of_a_case(tmp_path):
 def test_beyond_half_precision_single_is_kept(tmp_path, largest):
     case = make_case(abs(largest))
     case.image[0, 0, 0, 0] = largest
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     assert np.array_equal(StoredCase(tmp_path, "a").image(), case.image)
 
 
@@ -57,29 +70,28 @@ def test_beyond_half_precision_single_is_kept(tmp_path, largest):
 def test_many_classes(tmp_path, highest):
     case = make_case(highest=highest)
     case.label[0, 0, 0] = highest
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     assert np.array_equal(StoredCase(tmp_path, "a").label(), case.label)
     assert highest in StoredCase(tmp_path, "a").class_locations
 
 
-def test_a_case_is_stored_only_with_its_json_and_its_key(tmp_path):
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
-    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
-    assert is_stored(tmp_path, "a", StoreKey("plans", "key"))
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "another"))
-    assert not is_stored(tmp_path, "b", StoreKey("plans", "key"))
+def test_a_case_is_stored_only_with_its_json(tmp_path):
+    assert stored_key(tmp_path, "a") == {}
+    write_case(tmp_path, "a", make_case(), KEY)
+    assert stored_key(tmp_path, "a") == stored_key(tmp_path, "a", labelled=True) == asdict(KEY)
+    assert stored_key(tmp_path, "a", labelled=False) == stored_key(tmp_path, "b") == {}
     for damaged in ("{", "[]", '{"key": 3}'):
         (tmp_path / "a.json").write_text(damaged)
-        assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
+        assert stored_key(tmp_path, "a") == {}
     (tmp_path / "a.json").unlink()
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
+    assert stored_key(tmp_path, "a") == {}
 
 
-@pytest.mark.parametrize("file", ["a.b2nd", "a_seg.b2nd", "a_locations.npz"])
+@pytest.mark.parametrize("file", ["a.b2nd", "labels/a.b2nd", "labels/a.npz"])
 def test_a_case_that_lost_a_file_is_not_stored(tmp_path, file):
-    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
+    write_case(tmp_path, "a", make_case(), KEY)
     (tmp_path / file).unlink()
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
+    assert stored_key(tmp_path, "a") == {}
 
 
 def interrupt(*arguments, **options):
@@ -87,31 +99,96 @@ def interrupt(*arguments, **options):
 
 
 def test_an_interrupted_case_is_not_stored(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "write_json", interrupt)
+    monkeypatch.setattr(store, "write_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "key"))
+        write_case(tmp_path, "a", make_case(), KEY)
+    assert stored_key(tmp_path, "a") == {}
 
 
 def test_a_case_interrupted_while_made_anew_is_stored_under_neither_key(tmp_path, monkeypatch):
-    write_case(tmp_path, "a", make_case(), StoreKey("plans", "old"))
-    monkeypatch.setattr(store, "write_json", interrupt)
+    write_case(tmp_path, "a", make_case(), StoreKey("old", []))
+    monkeypatch.setattr(store, "write_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_case(tmp_path, "a", make_case(largest=9.0), StoreKey("plans", "new"))
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "new"))
-    assert not is_stored(tmp_path, "a", StoreKey("plans", "old"))  # its slices are the new ones already
+        write_case(tmp_path, "a", make_case(largest=9.0), StoreKey("new", []))
+    assert stored_key(tmp_path, "a") == {}  # its slices are the new ones already
+
+
+def test_names_that_end_like_parts_of_another_case_are_kept_apart(tmp_path):
+    cases = {name: make_case(largest) for largest, name in enumerate(["p", "p_seg", "p_locations", "labels"], start=1)}
+    for name, case in cases.items():
+        write_case(tmp_path, name, case, KEY)
+    for name, case in cases.items():
+        stored = StoredCase(tmp_path, name)
+        assert np.array_equal(stored.image(), case.image.astype(np.float16))
+        assert np.array_equal(stored.label(), case.label)
 
 
 @pytest.mark.parametrize("damage", ["unlink", "cut"])
 def test_damaged_slices_are_an_error_that_names_the_file(tmp_path, damage):
-    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
+    write_case(tmp_path, "a", make_case(), KEY)
     path = tmp_path / "a.b2nd"
     if damage == "unlink":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(SamunetError, match=r"a\.b2nd"):
-        StoredCase(tmp_path, "a").image()
+    with pytest.raises(SamunetError, match=r"a\.b2nd") as caught:
+        StoredCase(tmp_path, "a", made_by="samunet_preprocess -d 1").image()
+    assert caught.value.hint == f"have them made again: rm -f {path}, then samunet_preprocess -d 1"
+
+
+FLIPS = 150
+
+
+@pytest.mark.parametrize("cubes", [False, True])
+@pytest.mark.parametrize("file", ["a.b2nd", "labels/a.b2nd", "labels/a.npz", "a.json"])
+def test_no_flipped_bit_is_read_as_something_else(tmp_path, file, cubes):
+    """Header, chunks and index of both arrays, places and record: all over each file, first and last bytes included."""
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(2, 9, 40, 33)).astype(np.float32)
+    image[:, 3:6] = 0  # a chunk of one value is not in the file's data but in its index
+    case = PreparedCase(image, (image[0] > 1).astype(np.int16), RECORD)
+    write_case(tmp_path, "a", case, KEY, cubes=cubes)
+
+    def read():
+        stored = StoredCase(tmp_path, "a")
+        return stored.image(2, 7), stored.image(), stored.label(), stored.class_locations[1], stored.record
+
+    expected = read()
+    content = (tmp_path / file).read_bytes()
+    ends = [*range(12), *range(len(content) - 12, len(content))]
+    for place in [*ends, *rng.integers(0, len(content), FLIPS).tolist()]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / file).write_bytes(damaged)
+        with pytest.raises(SamunetError, match=file.replace(".", r"\.")):
+            read()
+    (tmp_path / file).write_bytes(content)
+    assert all(np.array_equal(one, other) for one, other in zip(read()[:4], expected[:4]))
+
+
+def test_a_slice_is_read_though_another_chunk_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_CHUNK_BYTES", 1)  # a chunk a slice
+    image = np.random.default_rng(0).normal(size=(1, 4, 30, 30)).astype(np.float32)
+    write_case(tmp_path, "a", PreparedCase(image, None, RECORD), KEY)
+    first, last = read_record(tmp_path, "a")["checksums"]["image"]["data"]
+    content = bytearray((tmp_path / "a.b2nd").read_bytes())
+    content[last - 5] ^= 4
+    (tmp_path / "a.b2nd").write_bytes(content)
+    stored = StoredCase(tmp_path, "a")
+    assert np.array_equal(stored.image(0, 3), image[:, :3].astype(np.float16))
+    with pytest.raises(SamunetError, match="damaged"):
+        stored.image(3, 4)
+    assert 0 < first < last < len(content)
+
+
+def test_a_record_with_other_content_is_not_believed(tmp_path):
+    write_case(tmp_path, "a", make_case(), KEY)
+    record = read_record(tmp_path, "a")
+    write_record(tmp_path, "a", record)
+    assert stored_key(tmp_path, "a") == asdict(KEY)
+    path = tmp_path / "a.json"
+    path.write_text(path.read_text().replace('"plans": "plans"', '"plans": "plant"'))
+    assert stored_key(tmp_path, "a") == {}
 
 
 def test_class_locations_of_small_classes_are_complete():
@@ -135,7 +212,7 @@ def test_class_locations_of_large_classes_are_drawn_from_the_whole_class():
 
 def test_a_case_without_foreground(tmp_path):
     case = PreparedCase(np.zeros((1, 2, 3, 4), dtype=np.float32), np.zeros((2, 3, 4), dtype=np.int16), RECORD)
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     assert StoredCase(tmp_path, "a").class_locations == {}
 
 
@@ -145,10 +222,10 @@ def test_slices_larger_than_a_block_may_be(tmp_path, monkeypatch):
 
     assert store._MOST_BLOCK_BYTES <= blosc2.MAX_BLOCKSIZE
     case = make_case()
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     assert blosc2.open(str(tmp_path / "a.b2nd"), mode="r").blocks == (2, 1, 12, 10)
     monkeypatch.setattr(store, "_MOST_BLOCK_BYTES", 239)
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     stored = StoredCase(tmp_path, "a")
     assert blosc2.open(str(tmp_path / "a.b2nd"), mode="r").blocks == (2, 1, 5, 10)
     assert np.array_equal(stored.image(), case.image.astype(np.float16))
@@ -178,8 +255,6 @@ def with_a_filter(path):
 
 @pytest.mark.parametrize("write", [lazy, with_metadata, of_another_codec, with_a_filter])
 def test_slices_of_another_making_are_refused(tmp_path, write):
-    write_case(tmp_path, "a", make_case(), StoreKey("plans", "key"))
-    (tmp_path / "a.b2nd").unlink()
     write(tmp_path / "a.b2nd")
     with pytest.raises(SamunetError, match=r"a\.b2nd is no array as samunet stores it, and could run code"):
-        StoredCase(tmp_path, "a").image()
+        open_array(tmp_path / "a.b2nd")

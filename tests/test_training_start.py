@@ -1,14 +1,20 @@
 """What a training does before its first step and after its last; the steps themselves are left out."""
 
 import gc
+import json
+import re
+import shutil
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from samunet import api
-from samunet.commands import plan_and_preprocess
+from samunet.commands import add_cases, plan_and_preprocess
+from samunet.commands import train as train_command
 from samunet.errors import SamunetError
 from samunet.training import run, trainer
 from samunet.training.trainer import Trainer
@@ -96,3 +102,94 @@ def test_a_configuration_that_is_another_for_sam_only_is_told(planned, caplog):
     caplog.clear()
     train()
     assert "the same model" not in caplog.text
+
+
+def edit_label(raw):
+    path = raw / "labelsTr" / "case_1.nii.gz"
+    image = sitk.ReadImage(str(path))
+    moved = sitk.GetImageFromArray(np.roll(sitk.GetArrayFromImage(image), 2, axis=1))
+    moved.CopyInformation(image)
+    sitk.WriteImage(moved, str(path))
+
+
+def add_case(raw, name="case_7"):
+    for part, number in (("imagesTr", "_0000"), ("labelsTr", "")):
+        shutil.copyfile(raw / part / f"case_1{number}.nii.gz", raw / part / f"{name}{number}.nii.gz")
+    set_number(raw)
+
+
+def remove_case(raw):
+    (raw / "imagesTr" / "case_1_0000.nii.gz").unlink()
+    (raw / "labelsTr" / "case_1.nii.gz").unlink()
+    set_number(raw)
+
+
+def set_number(raw):
+    content = json.loads((raw / "dataset.json").read_text())
+    content["numTraining"] = len(list((raw / "labelsTr").iterdir()))
+    (raw / "dataset.json").write_text(json.dumps(content))
+
+
+def given_splits(raw):
+    (raw / "splits_final.json").write_text('[{"train": ["case_0"], "val": ["case_1"]}]')
+
+
+def divided_patient(raw):
+    content = json.loads((raw / "dataset.json").read_text())
+    content["groups"] = {f"case_{index}": "p" if index < 4 else str(index) for index in range(6)}
+    (raw / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            edit_label,
+            r"(?s)changed after preprocessing: labelsTr/case_1\.nii\.gz.*samunet_preprocess -d Dataset998_Tiny",
+        ),
+        (add_case, r"(?s)1 training case was added \(case_7\).*samunet_add_cases -d 998"),
+        (remove_case, r"(?s)1 training case was removed \(case_1\).*samunet_add_cases -d 998"),
+        (given_splits, r"(?s)splits_final\.json differ: which of them holds"),
+        (divided_patient, r"(?s)both trains on and validates 1 patient, such as p .*by groups"),
+    ],
+)
+def test_a_change_after_preprocessing_stops_the_training(planned, samunet_folders, capsys, change, said):
+    raw = samunet_folders / "raw" / "Dataset998_Tiny"
+    change(raw)
+    assert train_command.main(["998", "2d", "0", "--iterations", "1"]) == 1
+    assert re.search(said, capsys.readouterr().err)
+    assert not list((samunet_folders / "results").rglob("run.json"))
+
+
+def test_a_training_without_the_raw_dataset_compares_nothing(planned, samunet_folders):
+    shutil.rmtree(samunet_folders / "raw" / "Dataset998_Tiny")
+    train("all")
+
+
+def test_a_fold_that_began_with_other_labels_does_not_go_on(planned, samunet_folders, monkeypatch, capsys):
+    def begin(self):
+        (self.folder / "run.json").write_text(json.dumps(self.run))
+
+    monkeypatch.setattr(Trainer, "train", begin)
+    train()
+    edit_label(samunet_folders / "raw" / "Dataset998_Tiny")
+    api.preprocess(998, progress=False)
+    with pytest.raises(SamunetError, match=r"(?s)fold_0 began with other images or labels.*--overwrite"):
+        train()
+
+
+def test_added_cases_join_the_folds_and_removed_ones_leave(planned, samunet_folders, capsys):
+    raw = samunet_folders / "raw" / "Dataset998_Tiny"
+    folder = samunet_folders / "preprocessed" / "Dataset998_Tiny"
+    plans, before = (folder / "samunetPlans.json").read_text(), json.loads((folder / "splits_final.json").read_text())
+    add_case(raw)
+    remove_case(raw)
+    assert add_cases.main(["-d", "998"]) == 0
+    after = json.loads((folder / "splits_final.json").read_text())
+    home = next(fold for fold, split in enumerate(after) if "case_7" in split["val"])
+    assert f"case_7: validated by fold {home}" in capsys.readouterr().out
+    for fold, (old, new) in enumerate(zip(before, after)):
+        assert set(new["val"]) == set(old["val"]) - {"case_1"} | ({"case_7"} if fold == home else set())
+        assert sorted(new["train"] + new["val"]) == ["case_0", "case_2", "case_3", "case_4", "case_5", "case_7"]
+    assert (folder / "samunetPlans.json").read_text() == plans
+    assert (folder / "samunetPlans_2d" / "labels" / "case_7.b2nd").is_file()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
-from samunet.commands.flags import add_workers
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_overwrite, add_workers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_apply_postprocessing", description="Write postprocessed copies of the masks of a folder."
     )
     parser.add_argument("-i", type=Path, required=True, metavar="MASKS", help="folder with the masks")
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-dataset_json", type=Path, metavar="FILE", help="default: the one in MASKS, if there is one")
     parser.add_argument("-plans_json", type=Path, metavar="FILE", help="accepted as in nnU-Net; not needed")
+    add_overwrite(parser)
     add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -40,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.o,
         arguments.pp_json,
         dataset_json=arguments.dataset_json,
+        overwrite=arguments.overwrite,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
     print(f"{len(done)} masks written to {arguments.o}")

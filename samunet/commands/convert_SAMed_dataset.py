@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from samunet.commands import converting
-from samunet.commands.common import add_common_flags, finite, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_convert_SAMed_dataset", description="Make a dataset of SAMed's folders; slices become volumes."
     )
     parser.add_argument("--root_path", type=Path, required=True, metavar="FOLDER", help="train_npz")

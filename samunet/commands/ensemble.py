@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
-from samunet.commands.flags import add_workers
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_overwrite, add_workers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_ensemble",
         description="Average the probabilities of several predictions of the same images, and write the masks.",
     )
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="argmax",
         help="dice: masks of the highest expected Dice (default: argmax)",
     )
+    add_overwrite(parser)
     add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -50,6 +51,7 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.o,
         save_probabilities=arguments.save_npz,
         decoding=arguments.decoding,
+        overwrite=arguments.overwrite,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
     print(f"{len(done)} masks written to {arguments.o}")

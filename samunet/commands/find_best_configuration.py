@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_workers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_find_best_configuration",
         description="Compare all trained configurations and their pairs by the Dice of cases that they had not seen, "
         "choose postprocessing for the best, and write the commands that predict with it.",

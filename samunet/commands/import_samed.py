@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, finite, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_import_samed", description="Make a model folder of a checkpoint that SAMed published."
     )
     parser.add_argument("file", type=Path, help="SAMed's .pth file")

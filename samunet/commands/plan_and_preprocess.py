@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from samunet.commands import flags
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_plan_and_preprocess", description="Measure a raw dataset, plan, and store its slices."
     )
     flags.add_dataset(parser)
@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_geometry(parser)
     flags.add_planner(parser)
     flags.add_preprocess(parser)
-    flags.add_workers(parser)
+    flags.add_workers(parser, nargs="+", action=flags.OneNumber)
     parser.add_argument("--no_pp", action="store_true", help="stop after planning")
     add_common_flags(parser)
     return parser
@@ -42,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
             arguments.c,
             clean=arguments.clean,
             verify=arguments.verify_dataset_integrity,
+            no_groups=arguments.no_groups,
             tolerate_geometry=arguments.tolerate_geometry,
             store=not arguments.no_pp,
             num_workers=arguments.np,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.commands.common import add_common_flags, finite
+from samunet.commands.flags import add_checkpoint, add_overwrite
 
 GO_ON = "the same command with --continue_prediction goes on from here"
 
@@ -24,7 +25,7 @@ def add_input_and_output(parser: argparse.ArgumentParser) -> None:
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """How to predict."""
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are finished)")
-    parser.add_argument("-chk", choices=("final", "best"), default="final", help="which model file (default: final)")
+    add_checkpoint(parser)
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument(
         "-step_size", type=finite, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
@@ -45,7 +46,10 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also write images of the uncertainty, and quality.csv with a predicted Dice for every case",
     )
-    parser.add_argument("--continue_prediction", "--c", action="store_true", help="leave cases alone whose mask exists")
+    parser.add_argument(
+        "--continue_prediction", "--c", action="store_true", help="keep masks that this model has made already"
+    )
+    add_overwrite(parser)
     parser.add_argument(
         "--tolerate_geometry", action="store_true", help="only warn where channels differ in origin or direction"
     )
@@ -67,6 +71,7 @@ def predict(arguments: argparse.Namespace, **model: Any) -> None:
         save_probabilities=arguments.save_probabilities,
         save_uncertainty=arguments.save_uncertainty,
         skip_existing=arguments.continue_prediction,
+        overwrite=arguments.overwrite,
         tolerate_geometry=arguments.tolerate_geometry,
         postprocessing=not arguments.disable_postprocessing,
     )

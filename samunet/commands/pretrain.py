@@ -8,7 +8,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, finite, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_pretrain",
         description="Pretrain the small encoder on randomised synthetic images, or with -d further train any encoder "
         "on a dataset's own images, without labels; goes on from what the folder holds.",

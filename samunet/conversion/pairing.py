@@ -10,7 +10,7 @@ from pathlib import Path
 from samunet.conversion.class_files import ClassFilesSource
 from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in, other_classes
 from samunet.conversion.source import FileSource
-from samunet.dataset.cases import alike, case_and_channel, channel_gaps, duplicate
+from samunet.dataset.cases import case_and_channel, channel_gaps, duplicate, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS, ending_of
@@ -76,6 +76,9 @@ def find_pairs(
     reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [], classes)
     if masks is not None:
         _refuse_dicom(reference)
+        # {case}.nrrd stands for case.seg.nrrd, too, which lies beside it.
+        drawn = {match.file for match in reference if match.file.name.lower().endswith(".seg.nrrd")}
+        found = [match for match in found if match.file not in drawn] or found
         others = other_classes(masks, reference, [match.file for match in found])
         found, reference, naming = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
     elif not is_pattern(images):
@@ -96,7 +99,7 @@ def find_pairs(
             if len(matches) > 1 and matches[0].label is None
         ]
     sources = [_source(case, matches, masks_of.get(case, [])) for case, matches in by_case.items()]
-    return Pairs(sources, problems + alike(by_case), ignored + ignored_masks, others, naming)
+    return Pairs(sources, problems + unusable_names(by_case), ignored + ignored_masks, others, naming)
 
 
 def _source(case: str, images: Sequence[Match], masks: Sequence[Match]) -> FileSource:
@@ -139,7 +142,10 @@ def _find(
         without = None if other is None or is_pattern(other) else _inside(folder, Path(other).expanduser())
         matches = [Match(file, _name_below(folder, file)) for file in files_below(folder, without)]
     readable = [match for match in matches if ending_of(match.file) is not None or match.file.is_dir()]
+    headers = {match.file.with_suffix("") for match in readable if match.file.suffix.lower() in (".mhd", ".nhdr")}
     ignored = [match.file for match in matches if ending_of(match.file) is None and not match.file.is_dir()]
+    # The voxels of a header, which are read with it.
+    ignored = [file for file in ignored if file.with_name(re.split(r"\.z?raw", file.name)[0]) not in headers]
     if not readable:
         endings = dict.fromkeys(ending for reader in READERS for ending in reader.image_endings)
         what = shortened([file.name for file in ignored]) or "it is empty"

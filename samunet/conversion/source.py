@@ -12,7 +12,8 @@ from samunet.files import atomic_path, write_json
 from samunet.imageio.base import Geometry, Image
 from samunet.imageio.dicom import write_as_nifti
 from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import READERS, ending_of, image_reader_for
+from samunet.imageio.registry import READERS, ending_of, image_reader_for, mask_ending
+from samunet.imageio.simpleitk import joined
 from samunet.imageio.tiff import TIFF_ENDINGS
 
 
@@ -105,14 +106,18 @@ class FileSource(Source):
         return read_mask(self.mask, as_colours=as_colours, threshold=threshold)
 
     def write_image(self, folder: Path, geometry: Geometry) -> None:
-        """Copies the files byte for byte; a TIFF's spacing goes into the JSON file beside it, DICOM becomes NIfTI."""
+        """Copies the files byte for byte; a TIFF's spacing goes into the JSON file beside it, DICOM becomes NIfTI.
+
+        A header and the voxels beside it become one file.
+        """
         for channel, file in enumerate(self.images):
             if file.is_dir():
                 write_as_nifti(file, folder / f"{self.name}_{channel:04d}.nii.gz")
                 continue
-            target = folder / f"{self.name}_{channel:04d}{ending_of(file)}"
+            ending = mask_ending(file) if kind_of(file) == "volume" else ending_of(file)
+            target = folder / f"{self.name}_{channel:04d}{ending}"
             try:
-                content = file.read_bytes()
+                content = joined(file) or file.read_bytes()
             except OSError as error:
                 raise SamunetError(f"could not read {file}: {error.strerror}", "check that you may read it") from error
             # Content alone: a copy with the permissions of a read-only file could not be replaced later.

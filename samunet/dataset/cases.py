@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from samunet.dataset.description import Description
+from samunet.dataset.names import MAX_NAME_BYTES, one_spelling, printable
 from samunet.dataset.problems import Problem
 
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
@@ -63,7 +65,7 @@ def ending_in(name: str, endings: Iterable[str]) -> str | None:
 def case_and_channel(stem: str) -> tuple[str, int] | None:
     """``scan_0001`` is channel 1 of the case ``scan``; None for names without channel number."""
     match = _NUMBERED.fullmatch(stem)
-    return (match[1], int(match[2])) if match else None
+    return (one_spelling(match[1]), int(match[2])) if match else None
 
 
 def group_by_case(
@@ -94,12 +96,14 @@ def group_by_case(
         if first is not file:
             problems.append(duplicate(name, [first.name, file.name]))
     cases = {name: dict(sorted(cases[name].items())) for name in sorted(cases)}
-    return cases, problems + alike(cases), unnumbered
+    return cases, problems + unusable_names(cases), unnumbered
 
 
 def duplicate(name: str, files: Sequence[str]) -> Problem:
     """Two files that would be the same case."""
     listed = " and ".join(files)
+    if len({one_spelling(file) for file in files}) < len(set(files)):
+        listed += " (the same letters, composed and with separate accents)"
     return Problem("the same case twice:", name, f"{name} is {listed}", "keep one of the files, or rename one")
 
 
@@ -119,8 +123,32 @@ def channel_gaps(cases: Mapping[str, Iterable[int | None]]) -> list[Problem]:
     return problems
 
 
-def alike(names: Iterable[str]) -> list[Problem]:
-    """Case names that differ only by upper and lower case, which many file systems take for one."""
+def unusable_names(names: Iterable[str]) -> list[Problem]:
+    """Case names that cannot be kept apart, cannot be written, or are too long for the files named after them."""
+    names = list(names)
+    long = [name for name in names if len(os.fsencode(name)) > MAX_NAME_BYTES]
+    return [
+        *_alike(names),
+        *(
+            Problem(
+                "names that are not UTF-8:", printable(name), printable(name),
+                "rename the file: many programs cannot open it",
+            )
+            for name in names
+            if printable(name) != name
+        ),
+        *(
+            Problem(
+                "names that are too long:", name, f"{name} ({len(os.fsencode(name))} bytes)",
+                f"rename its files: a case's name may have {MAX_NAME_BYTES} bytes, because more is added to it",
+            )
+            for name in long
+        ),
+    ]  # fmt: skip
+
+
+def _alike(names: Iterable[str]) -> list[Problem]:
+    """Names that differ only by upper and lower case, which many file systems take for one."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.casefold(), []).append(name)

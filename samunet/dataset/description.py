@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import one_spelling
 from samunet.errors import SamunetError
 from samunet.files import read_json
 
@@ -42,7 +43,8 @@ class Description:
         labels: The classes or regions, and the ignore label.
         file_ending: Of labels and, unless they have another one, of images; with the leading dot.
         num_training: ``numTraining``; None if not given.
-        groups: Case to patient (or whatever must not be spread over training and validation); None if not given.
+        groups: Case to patient (or whatever must not be spread over training and validation); None if not given, empty
+            where cases have nothing to do with each other.
         files: ``dataset``, which lists the training cases' files in place of imagesTr and labelsTr; None if not given.
         reader_override: ``overwrite_image_reader_writer``; None if not given.
         raw: The JSON as read, unknown keys included.
@@ -153,13 +155,14 @@ def _num_training(value: Any, where: str) -> int | None:
 def _groups(value: Any, where: str) -> dict[str, str] | None:
     if value is None:
         return None
-    right = isinstance(value, dict) and value
-    if not right or any(isinstance(group, bool) or not isinstance(group, (str, int)) for group in value.values()):
+    if not isinstance(value, dict) or any(
+        isinstance(group, bool) or not isinstance(group, (str, int)) for group in value.values()
+    ):
         raise SamunetError(
             f"{where}: groups must map case names to patients, got {value!r:.80}",
             'for example {"case_01": "patient_a", "case_02": "patient_a", "case_03": "patient_b"}',
         )
-    return {case: str(group) for case, group in value.items()}
+    return {one_spelling(case): str(group) for case, group in value.items()}
 
 
 def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
@@ -167,7 +170,7 @@ def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
         return None
     if not isinstance(value, dict) or not value:
         raise SamunetError(f"{where}: dataset must map case names to their files, got {value!r:.80}", _FILES_EXAMPLE)
-    return {name: _case_files(name, value[name], where) for name in sorted(value)}
+    return {one_spelling(name): _case_files(name, value[name], where) for name in sorted(value)}
 
 
 def _case_files(name: str, value: Any, where: str) -> CaseFiles:

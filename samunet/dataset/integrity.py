@@ -28,7 +28,7 @@ def name_problems(dataset: Dataset) -> list[Problem]:
             )
         )  # fmt: skip
     groups = description.groups
-    if groups is not None:
+    if groups:
         lacking = [name for name in dataset.cases if name not in groups]
         if lacking:
             problems.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from samunet.dataset.cases import ending_in, visible
+from samunet.dataset.names import one_spelling, printable
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS
 from samunet.imageio.tiff import TIFF_ENDINGS
@@ -26,7 +27,9 @@ def mask_files(folder: Path) -> dict[str, Path]:
         ending = ending_in(file.name, MASK_ENDINGS)
         if ending is None or not file.is_file():
             continue
-        first = found.setdefault(file.name.removesuffix(ending), file)
+        first = found.setdefault(one_spelling(file.name.removesuffix(ending)), file)
+        if printable(file.name) != file.name:
+            raise SamunetError(f"{folder}: the name {printable(file.name)} is not UTF-8", "rename the file")
         if first is not file:
             raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
     return found

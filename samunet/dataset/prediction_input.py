@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from samunet.dataset.cases import Case, alike, case_and_channel, duplicate, visible
+from samunet.dataset.cases import Case, case_and_channel, duplicate, unusable_names, visible
 from samunet.dataset.channels import channel_problem, count_channels, number_problem
 from samunet.dataset.description import Description
+from samunet.dataset.names import one_spelling
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.dataset.training_files import image_endings
 from samunet.errors import SamunetError, UsageError
@@ -21,7 +22,9 @@ log = logging.getLogger(__name__)
 Source = Path | Sequence[Path | Sequence[Path]]
 
 
-def list_cases(source: Source, description: Description) -> dict[str, Case]:
+def list_cases(
+    source: Source, description: Description, failures: dict[str, SamunetError] | None = None
+) -> dict[str, Case]:
     """The cases to predict, without labels, sorted by name.
 
     A case's name is its files' name without ending and channel number: ``scan`` for ``scan_0000.nii.gz`` and, where one
@@ -33,6 +36,8 @@ def list_cases(source: Source, description: Description) -> dict[str, Case]:
             whose names tell which belong together (channels that lie beside a file need not be listed); or a list of
             lists, each with the files of one case in channel order.
         description: Of the dataset that the model was trained on.
+        failures: Where given, a case that cannot be read or has not the model's channels is put there, with what is
+            wrong with it, and left out; unless no case would remain.
 
     Raises:
         UsageError: If a path does not exist, or nothing is given.
@@ -43,19 +48,19 @@ def list_cases(source: Source, description: Description) -> dict[str, Case]:
     if isinstance(source, (str, Path)):
         path = _existing(source)
         if path.is_dir():
-            return _cases(_images_of(path, description), path, description, preferred, beside=False)
+            return _cases(_images_of(path, description), path, description, preferred, failures, beside=False)
         found, where = [path], path
     elif not source:
         raise UsageError("there is nothing to predict: the list of files is empty")
     elif all(isinstance(item, (str, Path)) for item in source):
         found, where = [_existing(item) for item in source], Path(source[0]).parent
     else:
-        return _cases_as_given(source, description, preferred)
+        return _cases_as_given(source, description, preferred, failures)
     for path in found:
         if path.is_dir() and not is_dicom_folder(path):
             raise UsageError(f"{path} is a folder, but no DICOM series", "give a folder of images alone: -i imagesTs")
         image_reader_for(path, preferred)  # raises for a file that nothing reads
-    return _cases(found, where, description, preferred, beside=True)
+    return _cases(found, where, description, preferred, failures, beside=True)
 
 
 def as_paths(source: Any) -> Any:
@@ -113,16 +118,40 @@ def _images_of(folder: Path, description: Description) -> list[Path]:
 
 
 def _cases(
-    found: Sequence[Path], where: Path, description: Description, preferred: Reader, *, beside: bool
+    found: Sequence[Path],
+    where: Path,
+    description: Description,
+    preferred: Reader,
+    failures: dict[str, SamunetError] | None,
+    *,
+    beside: bool,
 ) -> dict[str, Case]:
     grouped, problems = _grouped(found, len(description.channel_names), preferred, beside)
-    problems += alike(grouped)
+    problems += unusable_names(grouped)
     hint = prediction_hint(description)
-    for name, files in grouped.items():
-        wrong = channel_problem(name, files, description, preferred, hint, thorough=True)
-        problems += [wrong] if wrong else []
+    wrong = {
+        name: channel_problem(name, files, description, preferred, hint, thorough=True)
+        for name, files in grouped.items()
+    }
+    cases = {name: Case(name, tuple(grouped[name].values()), None) for name in sorted(grouped)}
+    return _without_failures(cases, wrong, problems, failures, where)
+
+
+def _without_failures(
+    cases: dict[str, Case],
+    wrong: dict[str, Problem | None],
+    problems: list[Problem],
+    failures: dict[str, SamunetError] | None,
+    where: Path | str,
+) -> dict[str, Case]:
+    """The cases that can be predicted; ``wrong`` is about one case each, ``problems`` about which file is whose."""
+    bad = {name: problem for name, problem in wrong.items() if problem}
+    if failures is None or len(bad) == len(cases):
+        problems, bad = problems + list(bad.values()), {}
     raise_problems(problems, where)
-    return {name: Case(name, tuple(grouped[name].values()), None) for name in sorted(grouped)}
+    for name, problem in bad.items():
+        failures[name] = SamunetError(f"case {name}: {problem.text}", problem.fix or None)
+    return {name: case for name, case in cases.items() if name not in bad}
 
 
 def _grouped(
@@ -170,11 +199,15 @@ def _add_channels_beside(name: str, files: dict[int, Path], channels: int, prefe
 
 
 def _cases_as_given(
-    source: Sequence[Path | Sequence[Path]], description: Description, preferred: Reader
+    source: Sequence[Path | Sequence[Path]],
+    description: Description,
+    preferred: Reader,
+    failures: dict[str, SamunetError] | None,
 ) -> dict[str, Case]:
     """Cases of which each one's files are listed."""
     cases: dict[str, Case] = {}
     problems: list[Problem] = []
+    wrong: dict[str, Problem | None] = {}
     hint = prediction_hint(description)
     for item in source:
         files = tuple(_existing(path) for path in ([item] if isinstance(item, (str, Path)) else item))
@@ -186,15 +219,15 @@ def _cases_as_given(
         if name in cases:
             problems.append(duplicate(name, _told_apart(cases[name].images[0], files[0])))
         cases[name] = Case(name, files, None)
-        wrong = number_problem(name, files, description, preferred, hint, thorough=True)
-        problems += [wrong] if wrong else []
-    raise_problems(problems + alike(cases), "the cases given")
-    return {name: cases[name] for name in sorted(cases)}
+        wrong[name] = number_problem(name, files, description, preferred, hint, thorough=True)
+    cases = {name: cases[name] for name in sorted(cases)}
+    return _without_failures(cases, wrong, problems + unusable_names(cases), failures, "the cases given")
 
 
 def _stem(path: Path) -> str:
     ending = None if path.is_dir() else ending_of(path)
-    return path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
+    name = path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
+    return one_spelling(name)
 
 
 def _told_apart(first: Path, second: Path) -> list[str]:

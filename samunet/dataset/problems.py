@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.dataset.names import printable
 from samunet.errors import SamunetError
 
 _SHOWN = 5
@@ -58,7 +59,7 @@ def raise_problems(problems: Sequence[Problem], folder: Path | str) -> None:
         return
     details: dict[str, list[str]] = {}
     for problem in errors:
-        details.setdefault(problem.kind, []).append(problem.detail)
+        details.setdefault(problem.kind, []).append(printable(problem.detail))
     lines = [f"{kind} {shortened(found, '; ')}" for kind, found in details.items()]
     listed = lines[0] if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
     fixes = list(dict.fromkeys(problem.fix for problem in errors if problem.fix))

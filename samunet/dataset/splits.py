@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +13,12 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import one_spelling
+from samunet.dataset.patients import patients
+from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json, write_json
+from samunet.paths import number_in
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +33,13 @@ def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> 
     """Divide cases into training and validation.
 
     Without groups these are exactly nnU-Net's folds: scikit-learn's ``KFold(5, shuffle=True, random_state=12345)`` over
-    the sorted names. With groups (given, or told from the names by :func:`infer_groups`) the same division is made over
+    the sorted names. With groups (given, or told from the names) the same division is made over
     the sorted groups, and cases follow their group. Fewer than five groups: one fold per group, which is its validation
     set. One group: no folds.
 
     Args:
         case_names: All cases.
-        groups: Case to patient; None to tell from the names.
+        groups: See :func:`samunet.dataset.patients.patients`.
 
     Returns:
         ``[{"train": [...], "val": [...]}, ...]``, names sorted, and the reason.
@@ -65,39 +71,27 @@ def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> 
     return splits, why
 
 
-def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
-    """Tell patients from names of the form ``<patient>_<frame>``; the frame is what follows the last underscore.
-
-    Returns:
-        Case to patient; None unless all names have this form and give at least five patients of which some have more
-        than one case. (``hippocampus_001`` gives one patient, which no dataset means.)
-    """
-    if not all("_" in name for name in case_names):
-        return None
-    groups = {name: name.rsplit("_", 1)[0] for name in case_names}
-    sizes = Counter(groups.values())
-    return groups if len(sizes) >= NUM_FOLDS and max(sizes.values()) > 1 else None
-
-
 def load_or_make_splits(
-    folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None = None
+    folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None
 ) -> Splits:
     """The splits in ``folder``/splits_final.json; if there are none yet, make and write them.
+
+    Where patients are told from names alone, that is said, with how to switch it off.
 
     Args:
         folder: The dataset's preprocessed folder.
         case_names: All training cases.
         groups: Case to patient, for :func:`make_splits`.
         raw_folder: Where a splits_final.json that came with the dataset would lie; as in nnU-Net, it is taken over.
+            None where the raw dataset is not there.
 
     Raises:
-        SamunetError: If a file is malformed, has cases that the dataset does not have, or has cases that are trained on
-            and validated in the same fold; or if both folders have one and they differ.
+        SamunetError: If a file is malformed, has cases that the dataset does not have, has cases that are trained on
+            and validated in the same fold, or divides a patient of ``groups``; or if both folders have one and they
+            differ.
     """
     path = Path(folder) / FILE_NAME
-    given = raw_folder / FILE_NAME if raw_folder is not None else None
-    if given is None or not given.is_file():
-        given = None
+    given = _given(raw_folder)
     if path.is_file():
         splits = _read_splits(path, case_names)
         if given is not None and _as_sets(_read_splits(given, case_names)) != _as_sets(splits):
@@ -106,16 +100,141 @@ def load_or_make_splits(
                 f"to take over the dataset's: rm {path} (folds trained before then need --overwrite); to keep the "
                 f"other: rm {given}",
             )
-        # No folds at all were made when there was one case; by now there may be more.
-        if splits or given is not None or not make_splits(case_names, groups)[0]:
+        # No folds at all were made when there was one case; by now there may be more. And --no_groups undoes a guess.
+        guess = groups == {} and splits == make_splits(case_names, None)[0] != make_splits(case_names, groups)[0]
+        if not guess and (splits or given is not None or not make_splits(case_names, groups)[0]):
+            _check_patients(splits, case_names, groups, path)
             return splits
     if given is not None:
         splits, why = _read_splits(given, case_names), f"{given} came with the dataset"
+        _check_patients(splits, case_names, groups, given)
     else:
         splits, why = make_splits(case_names, groups)
+        if groups is None:
+            _tell_guess(patients(case_names, None), folder.name)
     write_json(path, splits)
     log.info("splits: %s; written to %s", why, path)
     return splits
+
+
+def join_folds(
+    folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None
+) -> dict[str, str]:
+    """Put new cases into the folds of ``folder``/splits_final.json, and take out those that the dataset lost.
+
+    All others stay where they are. A new case of a known patient goes where the patient is; others go, patient by
+    patient, into the validation set that has the fewest cases, and are trained on in all other folds. Where there is
+    one fold only, they are trained on. A splits_final.json in the raw folder is taken over as it is.
+
+    Args:
+        folder: The dataset's preprocessed folder.
+        case_names: All training cases.
+        groups: See :func:`samunet.dataset.patients.patients`.
+        raw_folder: The raw dataset's.
+
+    Returns:
+        Each new case, and where it is now, in words.
+
+    Raises:
+        SamunetError: If a fold would have no case to train on or to validate, a file is malformed, or the raw folder's
+            moves cases that were there before.
+    """
+    path, names = folder / FILE_NAME, sorted(case_names)
+    given = _given(raw_folder)
+    splits = read_json(path) if path.is_file() else []
+    if not splits or not isinstance(splits, list) or not all(map(_is_split, splits)):
+        load_or_make_splits(folder, names, groups, raw_folder)  # makes them, or says what is wrong
+        return {}
+    splits = [{part: [*map(one_spelling, split[part])] for part in split} for split in splits]
+    known = {name for split in splits for part in split.values() for name in part}
+    kept = [{part: [name for name in split[part] if name in set(names)] for part in split} for split in splits]
+    new = [name for name in names if name not in known]
+    if given is not None:
+        joined = _read_splits(given, names)
+        if _as_sets(kept) != _as_sets([{part: [*known & set(split[part])] for part in split} for split in joined]):
+            load_or_make_splits(folder, names, groups, raw_folder)  # says that they differ
+    else:
+        joined = _joined(kept, new, patients(names, groups) or {})
+    _check_splits(joined, set(names), path)
+    if joined != splits:
+        write_json(path, joined)
+    held_out = {name: fold for fold, split in enumerate(joined) for name in split["val"]}
+    trained = {name for split in joined for name in split["train"]}
+    return {
+        name: f"validated by fold {held_out[name]}" if name in held_out
+        else "trained on only" if name in trained else "in no fold"
+        for name in new
+    }  # fmt: skip
+
+
+def _joined(splits: Splits, new: Sequence[str], groups: Mapping[str, str]) -> Splits:
+    """Splits with new cases; see :func:`join_folds`."""
+    units: dict[str, list[str]] = {}
+    for name in new:
+        units.setdefault(groups.get(name, name), []).append(name)
+    for unit, names in sorted(units.items()):
+        fewest = min(range(len(splits)), key=lambda fold: len(splits[fold]["val"]))
+        beside = [
+            {part for part in split if any(groups.get(name, name) == unit for name in split[part])} for split in splits
+        ]
+        for fold, split in enumerate(splits):
+            alone = {"val" if fold == fewest and len(splits) > 1 else "train"}
+            parts = beside[fold] if any(beside) else alone
+            for part in parts:
+                split[part] = sorted([*split[part], *names])
+    return splits
+
+
+def _given(raw_folder: Path | None) -> Path | None:
+    """The splits_final.json that came with a dataset."""
+    given = raw_folder / FILE_NAME if raw_folder is not None else None
+    return given if given is not None and given.is_file() else None
+
+
+def _check_patients(splits: Splits, names: Sequence[str], groups: Mapping[str, str] | None, path: Path) -> None:
+    """Refuse splits that divide a patient; where patients are only told from names, warn."""
+    membership = patients(names, groups) or {}
+    for fold, split in enumerate(splits):
+        sides = [{membership[name] for name in split[part] if name in membership} for part in ("train", "val")]
+        divided = sorted(sides[0] & sides[1])
+        if divided:
+            cases = [name for name in sorted(names) if membership.get(name) == divided[0]]
+            what = (
+                f"{path}: fold {fold} both trains on and validates {len(divided)} patient{'s' * (len(divided) > 1)}, "
+                f"such as {divided[0]} ({shortened(cases)})"
+            )
+            if groups is not None:
+                raise SamunetError(
+                    f"{what}, by groups in dataset.json",
+                    f"correct groups; or have new folds made: rm {shlex.quote(str(path))}, then "
+                    "samunet_plan_and_preprocess again (folds trained before then need --overwrite)",
+                )
+            log.warning(
+                "%s, as far as names tell: scores will be too good. For folds by patient: rm %s, then "
+                "samunet_plan_and_preprocess again; %s",
+                what, shlex.quote(str(path)), _how_to_tell(membership, path.parent.name),
+            )  # fmt: skip
+            return
+
+
+def _tell_guess(guess: Mapping[str, str] | None, dataset: str) -> None:
+    """Say which cases were taken for one patient."""
+    if guess:
+        log.warning(
+            "patients were told from the names of the cases (%d patients, %d cases); %s",
+            len(set(guess.values())), len(guess), _how_to_tell(guess, dataset),
+        )  # fmt: skip
+
+
+def _how_to_tell(guess: Mapping[str, str], dataset: str) -> str:
+    """An example of a guess, and what to type or to write where it is wrong."""
+    most = Counter(guess.values()).most_common(1)[0][0]
+    cases = sorted(name for name, patient in guess.items() if patient == most)[:2]
+    line = json.dumps({"groups": dict.fromkeys(cases, most)}, ensure_ascii=False)[1:-2]
+    return (
+        f"{' and '.join(cases)} count as one patient, {most}. If that is wrong: samunet_plan_and_preprocess -d "
+        f"{number_in(dataset)} --no_groups, or name each case's patient in dataset.json: {line}, ...}}"
+    )
 
 
 def lopsided_folds(splits: Splits, class_voxels: Mapping[str, Mapping[str, int]], labels: Labels) -> list[str]:
@@ -194,9 +313,9 @@ def few_cases(names: Sequence[str], count: int, seed: int, groups: Mapping[str, 
 
 def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
     """Which unit each case belongs to, and what to call such a unit."""
-    if groups is None:
-        inferred = infer_groups(names)
-        return (inferred, "group") if inferred else ({name: name for name in names}, "case")
+    if not groups:
+        inferred = patients(names, groups)
+        return (dict(inferred), "group") if inferred else ({name: name for name in names}, "case")
     lacking = [name for name in names if name not in groups]
     if lacking:
         raise SamunetError(
@@ -209,10 +328,14 @@ def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dic
 def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
     splits = read_json(path)
     _check_splits(splits, set(case_names), path)
+    splits = [{part: [*map(one_spelling, split[part])] for part in split} for split in splits]
     used = {name for split in splits for part in split.values() for name in part}
     unused = sorted(set(case_names) - used)
     if splits and unused:
-        log.warning("%d cases are in no fold of %s, such as %s", len(unused), path, ", ".join(unused[:5]))
+        log.warning(
+            "%d cases are in no fold of %s, such as %s (samunet_add_cases puts new cases into the folds)",
+            len(unused), path, ", ".join(unused[:5]),
+        )  # fmt: skip
     return splits
 
 
@@ -225,7 +348,7 @@ def _check_splits(splits: Any, known: set[str], path: Path) -> None:
     if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
         raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
     for fold, split in enumerate(splits):
-        train, validation = set(split["train"]), set(split["val"])
+        train, validation = ({*map(one_spelling, split[part])} for part in ("train", "val"))
         if not train or not validation:
             raise SamunetError(f"{path}: fold {fold} has no cases to {'validate' if train else 'train'} on", hint)
         overlap, unknown = sorted(train & validation), sorted((train | validation) - known)
@@ -235,7 +358,8 @@ def _check_splits(splits: Any, known: set[str], path: Path) -> None:
             )
         if unknown:
             raise SamunetError(
-                f"{path}: fold {fold} has {len(unknown)} cases that the dataset lacks: {', '.join(unknown[:5])}", hint
+                f"{path}: fold {fold} has {len(unknown)} cases that the dataset lacks: {', '.join(unknown[:5])}",
+                "if they were removed on purpose, samunet_add_cases leaves all others in their folds; or " + hint,
             )
 
 

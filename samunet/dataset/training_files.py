@@ -6,13 +6,14 @@ import os
 import re
 from pathlib import Path
 
-from samunet.dataset.cases import Case, alike, ending_in, group_by_case, visible
+from samunet.dataset.cases import Case, duplicate, ending_in, group_by_case, unusable_names, visible
 from samunet.dataset.channels import channel_problem, number_problem
 from samunet.dataset.description import CaseFiles, Description
+from samunet.dataset.names import one_spelling, printable
 from samunet.dataset.problems import Problem
 from samunet.imageio.base import Reader
 from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import reader_for
+from samunet.imageio.registry import IN_ONE_FILE, reader_for
 
 Found = tuple[dict[str, Case], list[Problem]]
 
@@ -30,8 +31,9 @@ def find_training_cases(folder: Path, description: Description) -> Found:
     if description.files is not None:
         return _listed_cases(folder, description)
     found, problems = find_images(folder / "imagesTr", description)
-    labels = _labels_by_case(folder / "labelsTr", description.file_ending)
+    labels, twice = _labels_by_case(folder / "labelsTr", description.file_ending)
     cases = {name: Case(name, images, labels.get(name)) for name, images in found.items()}
+    problems += twice
     return cases, problems + _label_problems(folder / "labelsTr", cases, labels, description.file_ending)
 
 
@@ -42,7 +44,9 @@ def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple
         return {}, [Problem("missing folder:", folder.name, f"the folder {folder.name} is missing", hint)]
     reader, ending = reader_for(description.file_ending, description.reader_override), description.file_ending
     files = [entry for entry in visible(folder) if entry.is_file()]
-    grouped, problems, unnumbered = group_by_case(files, image_endings(description))
+    # Of a header with separate voxels a change of the voxels would go unnoticed; samunet_make_dataset joins them.
+    endings = [one for one in image_endings(description) if one not in IN_ONE_FILE]
+    grouped, problems, unnumbered = group_by_case(files, endings)
     hint = naming_hint(description)
     # Pictures of another kind may lie beside the images (previews, for one) as long as they are not called like them.
     problems += [
@@ -94,7 +98,7 @@ def _listed_cases(folder: Path, description: Description) -> Found:
             fix = f"save it as {description.file_ending}"
             wrong.append(Problem(f"label files that {reader.name} cannot read:", name, str(case.label), fix))
         problems += wrong
-    return cases, problems + alike(cases)
+    return cases, problems + unusable_names(cases)
 
 
 def _listed_case(name: str, files: CaseFiles, folder: Path) -> Case:
@@ -121,9 +125,15 @@ def _missing(name: str, path: Path, folder: Path) -> list[Problem]:
     return [Problem("files that do not exist:", name, f"{path} of {name}{reason}", fix)]
 
 
-def _labels_by_case(folder: Path, ending: str) -> dict[str, Path]:
-    files = [file for file in visible(folder) if file.name.casefold().endswith(ending.casefold())]
-    return {file.name[: -len(ending)]: file for file in files}
+def _labels_by_case(folder: Path, ending: str) -> tuple[dict[str, Path], list[Problem]]:
+    labels: dict[str, Path] = {}
+    problems = []
+    for file in visible(folder):
+        if file.name.casefold().endswith(ending.casefold()):
+            name = one_spelling(file.name[: -len(ending)])
+            if labels.setdefault(name, file) is not file:
+                problems.append(duplicate(name, [labels[name].name, file.name]))
+    return labels, problems
 
 
 def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path], ending: str) -> list[Problem]:
@@ -143,12 +153,17 @@ def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path
     ]
     fix = "add the images to imagesTr, or remove the label"
     surplus = {name: file for name, file in labels.items() if name not in cases}
-    return problems + [Problem("labels without image:", name, file.name, fix) for name, file in surplus.items()]
+    return problems + [
+        Problem("labels without image:", name, printable(file.name), fix) for name, file in surplus.items()
+    ]
 
 
 def _no_images(folder: Path, files: list[Path], ending: str) -> str:
     if not files:
         return f"{folder.name} has no file ending in {ending} (it is empty)"
+    apart = next((file.name for file in files if file.suffix.lower() in IN_ONE_FILE), None)
+    if apart is not None:
+        return f"{folder.name} has headers with separate voxels, such as {apart}: samunet_make_dataset joins them"
     return (
         f"{folder.name} has no file ending in {ending} (but {len(files)} others, such as {files[0].name}: does "
         "file_ending in dataset.json fit?)"

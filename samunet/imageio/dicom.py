@@ -1,14 +1,15 @@
-"""A folder with one DICOM series, read as one image through SimpleITK.
+"""A folder with one DICOM series, read as one image.
 
-ITK sorts the slices by position and applies the rescale slope and intercept, so CT comes in Hounsfield units. It puts
-the slices at their mean distance even where some are missing; that is an error here. A tilted gantry, which moves each
-slice within its plane, is a warning: the voxels are as the scanner made them, but the volume's geometry has no tilt.
+Slices are sorted by position, and each one's rescale slope and intercept are applied, so CT comes in Hounsfield units.
+Frames of one file are slices like those of several files. What makes no volume is an error: slices that are missing,
+doubled or unevenly spaced, or that differ in size, orientation, spacing or kind of pixel. A tilted gantry, which moves
+each slice within its plane, is a warning: the voxels are as the scanner made them, but the volume's geometry has no
+tilt.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
-from samunet.imageio.base import COPY_AGAIN
+from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_header
+from samunet.imageio.dicom_pixels import PixelReader
 from samunet.imageio.itk import itk, reason
 
 if TYPE_CHECKING:
@@ -25,38 +27,48 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DESCRIPTION, _MODALITY, _POSITION, _ORIENTATION = "0008|103e", "0008|0060", "0020|0032", "0020|0037"
-_MAGIC_AT, _MAGIC = 128, b"DICM"
-# The modality as it lies in the first bytes of a file: tag, with or without a type, length, capital letters.
-_RAW_MODALITY, _HEAD = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2,16} ?)", re.DOTALL), 4096
 # How far distances between slices may be from their median, as a share of it. Rounded positions are far below, a
 # missing slice is at 1.
 _UNEVEN = 0.1
 # Shift within the plane per step along the normal; 0.02 is about one degree of gantry tilt.
 _TILT = 0.02
+# How far cosines and, relatively, pixel sides of a series may differ: as much as they are rounded.
+_ROUNDED = 1e-3
+_LISTED = 5
+_OWN_FOLDER = "give each series a folder of its own"
+_SEVERAL_VOLUMES = (
+    "export the whole series again; if it holds several volumes (phases, echoes), give each its own folder"
+)
 
 
 def is_dicom_folder(path: Path) -> bool:
     """Whether a path is a folder that directly holds a DICOM file, told by its content. Subfolders do not count."""
     path = Path(path)
-    return path.is_dir() and any(_is_dicom(file) for file in sorted(path.iterdir()))
+    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in _visible(path))
 
 
 def read_series(folder: Path) -> sitk.Image:
     """Read the one DICOM series in a folder.
 
     Raises:
-        SamunetError: If there is no series or more than one (listed with description and number of files), a file is
-            damaged, or slices are missing, doubled or unevenly spaced.
+        SamunetError: If there is no series or more than one (listed with description and number of files), a file or a
+            value in it is damaged, or slices are missing, doubled, unevenly spaced, or do not belong to one volume.
     """
-    files = _series_files(folder)
-    _check_left_out(folder, files)
-    _check_positions(folder, files)
-    try:
-        # A file of several frames is a volume by itself; a series reader would add a fourth axis.
-        return itk().ReadImage(files if len(files) > 1 else files[0], imageIO="GDCMImageIO")
-    except RuntimeError as error:
-        raise SamunetError(f"could not read the DICOM series in {folder}: {reason(error)}", COPY_AGAIN) from error
+    headers = _series(folder)
+    _check_alike(headers)
+    frames = [frame for header in headers for frame in header.frames]
+    order, distance = _order(folder, frames)
+    first = frames[order[0]]
+    with PixelReader() as reader:
+        voxels = _voxels(headers, np.argsort(order), reader)
+    image = itk().GetImageFromArray(voxels, isVector=headers[0].components > 1)
+    image.SetSpacing((first.spacing[1], first.spacing[0], distance))
+    if first.orientation is not None:
+        row, column = np.reshape(first.orientation, (2, 3))
+        image.SetDirection(np.stack([row, column, np.cross(row, column)], axis=1).ravel().tolist())
+    if first.position is not None:
+        image.SetOrigin(first.position)
+    return image
 
 
 def write_as_nifti(folder: Path, file: Path) -> None:
@@ -74,109 +86,192 @@ def write_as_nifti(folder: Path, file: Path) -> None:
 
 
 def count_components(folder: Path) -> int:
-    """Number of channels of the one DICOM series in a folder, from the header of its first file.
+    """Number of channels of the one DICOM series in a folder, from the headers alone.
 
     Raises:
         SamunetError: If there is no series or more than one.
     """
-    return _header(_series_files(folder)[0]).GetNumberOfComponents()
+    return _series(folder)[0].components
 
 
-def _series_files(folder: Path) -> Sequence[str]:
-    if not is_dicom_folder(folder):
+def _visible(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _series(folder: Path) -> list[Header]:
+    """The headers of the one series in a folder, by file name."""
+    files = [file for file in _visible(folder) if file.is_file() and file.name != "DICOMDIR" and is_dicom(file)]
+    if not files:
         raise SamunetError(
             f"{folder} is a folder without DICOM files",
             "give an image file, or the folder that holds the files of one DICOM series (subfolders are not searched)",
         )
-    series = itk().ImageSeriesReader
-    try:
-        found = {uid: series.GetGDCMSeriesFileNames(str(folder), uid) for uid in series.GetGDCMSeriesIDs(str(folder))}
-    except RuntimeError as error:
-        raise SamunetError(f"could not read {folder}: {reason(error)}", COPY_AGAIN) from error
-    if len(found) != 1:
-        listed = "".join(f"\n  - {_describe(files)}" for files in found.values())
+    found = {file: read_header(file) for file in files}
+    headers = [header for header in found.values() if header is not None]
+    _check_left_out([file for file, header in found.items() if header is None], {one.modality for one in headers})
+    series: dict[str, list[Header]] = {}
+    for header in headers:
+        series.setdefault(header.uids[1], []).append(header)
+    if len(series) > 1 and not _one_slice_each(headers, len(series)):
+        lines = [f"\n  - {_describe(own)}" for own in series.values()]
+        rest = f"\n  - and {len(lines) - _LISTED} more" * (len(lines) > _LISTED)
         raise SamunetError(
-            f"{folder} holds {len(found) or 'no'} DICOM series; exactly one can be read{listed}",
-            "give each series a folder of its own" if found else COPY_AGAIN,
+            f"{folder} holds {len(lines)} DICOM series; exactly one can be read{''.join(lines[:_LISTED])}{rest}",
+            _OWN_FOLDER,
         )
-    return next(iter(found.values()))
+    return headers
 
 
-def _is_dicom(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            stream.seek(_MAGIC_AT)
-            return stream.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
+def _check_left_out(files: Sequence[Path], modalities: set[str]) -> None:
+    """Files without pixels are reports and structures; one of the kind of the images must be a damaged image."""
+    for file in files:
+        own = raw_modality(file)
+        if own is None or own in modalities or not modalities:
+            raise SamunetError(f"{file} is a damaged or truncated DICOM image", "export the whole series again")
 
 
-def _check_left_out(folder: Path, files: Sequence[str]) -> None:
-    """GDCM passes over damaged images as over files that hold none: reports, structures, DICOMDIR."""
-    header, known = _header(files[0]), {Path(file).name for file in files}
-    modality = header.GetMetaData(_MODALITY).strip() if header.HasMetaDataKey(_MODALITY) else None
-    for file in sorted(folder.iterdir()):
-        if file.name not in known and file.name != "DICOMDIR" and _is_dicom(file):
-            own = _raw_modality(file)
-            if own is None or own == modality:
-                raise SamunetError(f"{file} is a damaged or truncated DICOM image", "export the whole series again")
+def _one_slice_each(headers: Sequence[Header], series: int) -> bool:
+    """Whether each slice of a volume was made a series of its own, as some scanners do: the rest agrees."""
+    frames = [frame for header in headers for frame in header.frames]
+    return (
+        series == len(headers) == len(frames)
+        and len({(*header.uids[::2], header.modality, header.description) for header in headers}) == 1
+        and all(frame.position is not None and frame.orientation is not None for frame in frames)
+        and _difference(headers) is None
+        and len({frame.position for frame in frames}) == len(frames)
+    )
 
 
-def _raw_modality(file: Path) -> str | None:
-    with file.open("rb") as stream:
-        found = _RAW_MODALITY.search(stream.read(_HEAD))
-    return None if found is None else found[1].decode("ascii").strip()
+def _describe(headers: Sequence[Header]) -> str:
+    words = [headers[0].description, headers[0].modality]
+    number = f"{len(headers)} file{'s' * (len(headers) > 1)}"
+    return f"{', '.join(filter(None, words)) or 'no description'}: {number}, such as {headers[0].file.name}"
 
 
-def _describe(files: Sequence[str]) -> str:
-    header = _header(files[0])
-    tags = [header.GetMetaData(tag).strip() for tag in (_DESCRIPTION, _MODALITY) if header.HasMetaDataKey(tag)]
-    return f"{', '.join(filter(None, tags)) or 'no description'}: {len(files)} files, such as {Path(files[0]).name}"
+def _difference(headers: Sequence[Header]) -> tuple[Path, str, str, str] | None:
+    """The first file that differs from the first one of a series: what, its value, and that of the first."""
+    first, plane = headers[0], headers[0].frames[0]
+    for header in headers:
+        for what, own, expected in (
+            ("Rows and Columns (0028,0010; 0028,0011)", header.size, first.size),
+            ("PhotometricInterpretation (0028,0004)", (header.photometric,), (first.photometric,)),
+            ("SamplesPerPixel (0028,0002)", (header.components,), (first.components,)),
+        ):
+            if own != expected:
+                return header.file, what, _shown(own), _shown(expected)
+        for frame in header.frames:
+            for what, own, expected, relative in (
+                ("ImageOrientationPatient (0020,0037)", frame.orientation, plane.orientation, 0),
+                ("PixelSpacing (0028,0030)", frame.spacing, plane.spacing, _ROUNDED),
+            ):
+                if own is None and expected is None:
+                    continue
+                if None in (own, expected) or not np.allclose(own, expected, rtol=relative, atol=_ROUNDED - relative):
+                    return header.file, what, _shown(own), _shown(expected)
+    return None
 
 
-def _header(file: str) -> sitk.ImageFileReader:
-    header = itk().ImageFileReader()
-    header.SetFileName(file)
-    header.SetImageIO("GDCMImageIO")
-    try:
-        header.ReadImageInformation()
-    except RuntimeError as error:
-        raise SamunetError(f"could not read {file}: {reason(error)}", COPY_AGAIN) from error
-    return header
-
-
-def _check_positions(folder: Path, files: Sequence[str]) -> None:
-    headers = [_header(file) for file in files]
-    lacking = [Path(file).name for file, header in zip(files, headers) if not _has_position(header)]
-    if len(files) < 2:
-        return
-    if lacking:
+def _check_alike(headers: Sequence[Header]) -> None:
+    found = _difference(headers)
+    if found is not None:
+        file, what, own, expected = found
+        first = headers[0].file
+        other = "its first frame" if file == first else first.name
         raise SamunetError(
-            f"{folder}: {len(lacking)} of {len(files)} DICOM files have no position, such as {lacking[0]}",
+            f"{file}: {what} is {own}, but that of {other} is {expected}: they are not slices of one volume",
+            "only a series of parallel slices of one size can be read; give localizers and other volumes a folder of "
+            "their own",
+        )
+
+
+def _shown(values: Sequence[float | str] | None) -> str:
+    if values is None:
+        return "not stated"
+    return "\\".join(value if isinstance(value, str) else f"{value:.6g}" for value in values)
+
+
+def _order(folder: Path, frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
+    """Frames from the first to the last along the normal of their plane, and their distance in mm."""
+    stored = np.arange(len(frames))
+    lacking = [frame.file.name for frame in frames if frame.position is None or frame.orientation is None]
+    if len(frames) == 1:
+        return stored, frames[0].distance or 1.0
+    if len(lacking) == len(frames) and len(set(lacking)) == 1:
+        # Frames of one file in time, as ultrasound has them, or in space where the file does not say so.
+        if frames[0].distance is None:
+            log.warning("%s: %d frames without positions, taken as slices 1 mm apart", folder, len(frames))
+        return stored, frames[0].distance or 1.0
+    if lacking:
+        what = "DICOM files" if len({frame.file for frame in frames}) > 1 else "frames"
+        raise SamunetError(
+            f"{folder}: {len(lacking)} of {len(frames)} {what} have no position, such as {lacking[0]}",
             "only a series of parallel slices can be read; convert other files to PNG or NIfTI first",
         )
-    positions = np.array([_numbers(header, _POSITION) for header in headers])
-    row, column = np.reshape(_numbers(headers[0], _ORIENTATION), (2, 3))
-    normal = np.cross(row, column)
-    steps = np.diff(positions, axis=0)
+    normal = np.cross(*np.reshape(frames[0].orientation, (2, 3)))
+    positions = np.array([frame.position for frame in frames])
+    order = np.argsort(positions @ normal, kind="stable")
+    steps = np.diff(positions[order], axis=0)
     along = steps @ normal
     usual = float(np.median(along))
-    wrong = np.flatnonzero(~(np.abs(along - usual) <= _UNEVEN * abs(usual)))
-    if usual == 0 or wrong.size:
-        first = int(wrong[0]) if wrong.size else 0
-        names = " and ".join(Path(file).name for file in files[first : first + 2])
+    wrong = np.flatnonzero(~(np.abs(along - usual) <= _UNEVEN * usual))
+    if usual <= 0 or wrong.size:
+        at = int(along.argmin()) if usual <= 0 else int(wrong[0])
+        others = f", the others {usual:.4g} mm" if usual > 0 else ""
         raise SamunetError(
-            f"{folder}: slices are missing, doubled or unevenly spaced: {names} are {abs(along[first]):.4g} mm apart, "
-            f"the others {abs(usual):.4g} mm",
-            "export the whole series again; if it holds several volumes (phases, echoes), give each its own folder",
+            f"{folder}: slices are missing, doubled or unevenly spaced: {_pair(frames, order, at)} are "
+            f"{along[at]:.4g} mm apart{others}",
+            _SEVERAL_VOLUMES,
         )
-    if np.linalg.norm(steps - np.outer(along, normal), axis=1).max() > _TILT * abs(usual):
+    sideways = steps - np.outer(along, normal)
+    usual_shift = np.median(sideways, axis=0)
+    stray = np.linalg.norm(sideways - usual_shift, axis=1)
+    if stray.max() > _UNEVEN * usual + _TILT * np.linalg.norm(usual_shift):
+        at = int(stray.argmax())
+        raise SamunetError(
+            f"{folder}: slices are displaced within their plane: {_pair(frames, order, at)} by "
+            f"{np.linalg.norm(sideways[at]):.4g} mm",
+            "only slices that lie straight above each other can be read; resample the series, and export it again",
+        )
+    if np.linalg.norm(usual_shift) > _TILT * usual:
         log.warning("%s: tilted gantry; the mask will have the right voxels, but no tilt in its geometry", folder)
+    return order, float(along.mean())
 
 
-def _has_position(header: sitk.ImageFileReader) -> bool:
-    return all(header.HasMetaDataKey(tag) for tag in (_POSITION, _ORIENTATION))
+def _pair(frames: Sequence[Frame], order: np.ndarray, at: int) -> str:
+    """The names of two neighbours."""
+    names = []
+    for index in order[at : at + 2]:
+        frame = frames[index]
+        own = [place for place, other in enumerate(frames) if other.file == frame.file]
+        names.append(frame.file.name + (f" frame {own.index(index) + 1}" if len(own) > 1 else ""))
+    return " and ".join(names)
 
 
-def _numbers(header: sitk.ImageFileReader, tag: str) -> list[float]:
-    return [float(number) for number in header.GetMetaData(tag).split("\\")]
+def _voxels(headers: Sequence[Header], places: np.ndarray, reader: PixelReader) -> np.ndarray:
+    """Intensities ``(z, y, x)``, or ``(z, y, x, 3)``, in the smallest type that holds them: float32 unless whole."""
+    frames = [frame for header in headers for frame in header.frames]
+    whole = all(frame.slope.is_integer() and frame.intercept.is_integer() for frame in frames)
+    shape = (len(frames), *headers[0].size, *(3,) * (headers[0].components > 1))
+    volume, at = None, 0
+    for header in headers:
+        stored = zip(reader.read(header), header.frames, strict=True)
+        for values, frame in stored:
+            if volume is None:
+                whole = whole and values.dtype.kind in "biu"
+                # Whole numbers of PET times large slopes may pass 16 and even 32 bits.
+                highest = 256.0**values.itemsize * max(abs(one.slope) for one in frames)
+                small = highest + max(abs(one.intercept) for one in frames) < 2**31
+                volume = np.empty(shape, (np.int32 if small else np.int64) if whole else np.float32)
+            kind, exact = (int, np.int64) if whole else (float, np.float64)
+            volume[places[at]] = values.astype(exact) * kind(frame.slope) + kind(frame.intercept)
+            at += 1
+    return _narrowed(volume) if whole else volume
+
+
+def _narrowed(volume: np.ndarray) -> np.ndarray:
+    """Whole numbers in the smallest type that holds them and that NIfTI has."""
+    low, high = int(volume.min()), int(volume.max())
+    for kind in (np.uint8, np.int16, np.uint16, np.int32, np.uint32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return volume.astype(kind)
+    return volume.astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from samunet.imageio.base import (
     to_label,
     without_z_if_2d,
 )
+from samunet.imageio.border import check_size, reading
 from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 
 if TYPE_CHECKING:
@@ -192,18 +194,15 @@ def _opened(file: Path) -> Iterator[Picture]:
     """Open a picture; whatever Pillow raises on damaged files becomes an error that names the file."""
     from PIL import Image as pillow
 
-    try:
-        with pillow.open(file, formats=_FORMATS) as picture:
-            yield picture
-    except FileNotFoundError:
-        raise SamunetError(f"{file} does not exist") from None
-    except IsADirectoryError:
-        raise SamunetError(f"{file} is a folder, not a picture") from None
-    except pillow.UnidentifiedImageError:
-        what = "is not a picture in PNG, BMP or JPEG format" if file.stat().st_size else "is empty"
-        raise SamunetError(f"{file} {what}", COPY_AGAIN) from None
-    except pillow.DecompressionBombError as error:
-        raise SamunetError(f"{file} is too large: {error}", "cut the picture into smaller ones") from error
-    # Pillow reports broken PNG chunks as SyntaxError and broken BMP headers as ValueError.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SamunetError(f"could not read {file}: {error}", COPY_AGAIN) from error
+    with reading(file):
+        try:
+            with warnings.catch_warnings():
+                # Of large pictures: those that are too large for this machine are refused.
+                warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+                with pillow.open(file, formats=_FORMATS) as picture:
+                    check_size((len(picture.getbands()), *picture.size), file)
+                    yield picture
+        except pillow.UnidentifiedImageError:
+            raise SamunetError(f"{file} is not a picture in PNG, BMP or JPEG format", COPY_AGAIN) from None
+        except pillow.DecompressionBombError as error:
+            raise SamunetError(f"{file} is too large: {error}", "cut the picture into smaller ones") from error

@@ -17,6 +17,11 @@ class NibabelReader(SimpleITKReader):
     name = "NibabelIO"
     endings = NIFTI_ENDINGS
 
+    @property
+    def image_endings(self) -> tuple[str, ...]:
+        """NIfTI alone."""
+        return self.endings
+
     def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """See :meth:`SimpleITKReader.read_voxels`."""
         image = read_nifti(file)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,9 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, NO_NEIGHBOUR, Geometry, check_spacing
+from samunet.imageio.border import check_size
+from samunet.imageio.headers import wrong
+from samunet.imageio.unpacking import take, unpacked
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Header
@@ -28,8 +30,8 @@ NIFTI_ENDINGS = (".nii.gz", ".nii")
 # Bytes of a NIfTI-2 header; that of NIfTI-1 is shorter.
 _LONGEST_HEADER = 540
 _VOXEL_TYPES = {"float32", "float64"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-_GZIP = zlib.MAX_WBITS + 16
-_MOST_COMPRESSED = 1032  # the format's limit: what a damaged size may make us allocate
+_FLAT = 1e-3  # volume between three axes of length 1
+_MOST_BEFORE = 64 << 20  # bytes before the voxels: extensions of the header
 # Behind the version and pixdim[0:4]; the order is that of the numbers in stored geometries.
 _SCALARS = ("xyzt_units", "qform_code", "sform_code", *(f"quatern_{axis}" for axis in "bcd"))
 _SCALARS += tuple(f"qoffset_{axis}" for axis in "xyz")
@@ -44,48 +46,51 @@ class Nifti(NamedTuple):
     """A file as read.
 
     Attributes:
-        voxels: ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them), read-only unless
-            scaled.
+        voxels: ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them).
         dimension: The file's own number of axes without those of channels, 2 or 3.
         orientation: The version of the format and the 25 numbers of the header that :func:`write_nifti` restores.
+        header: What ITK may see of the file: a NIfTI-1 header with nothing but sizes and place; of NIfTI-2 nothing.
     """
 
     voxels: np.ndarray
     dimension: int
     orientation: tuple[float, ...]
+    header: bytes
 
 
 def read_nifti(file: Path) -> Nifti:
-    """Read a ``.nii`` or ``.nii.gz`` file.
+    """Read a ``.nii`` or ``.nii.gz`` file; its content tells whether it is compressed, not its name.
 
     Raises:
         SamunetError: If the file is missing, damaged or truncated, or is not a NIfTI image of real numbers.
     """
-    content = _read_bytes(file)
-    header = _parse_header(content, file)
-    sizes = _sizes(header, file)
-    number = len(sizes)
-    # ITK takes a missing spacing for 1 mm and says nothing.
-    check_spacing([abs(float(side)) for side in header["pixdim"][min(number, 3) : 0 : -1]], file)
-    # The format stores x fastest; axes beyond the third are channels.
-    shape, dtype = (math.prod(sizes[3:]), *[*sizes, 1][2::-1]), header.get_data_dtype()
-    # The format's own library, too, starts behind the header where the offset is missing or nonsense.
-    start = max(int(np.nan_to_num(header["vox_offset"])), int(header["sizeof_hdr"]))
-    expected = start + math.prod(shape) * dtype.itemsize
-    if len(content) < expected:
-        message = f"{file} is truncated: {len(content)} bytes of data where its header announces {expected}"
-        raise SamunetError(message, COPY_AGAIN)
-    # A view: nibabel's own array would be a second copy of the image, and float64 if scaled.
-    voxels = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+    with unpacked(file) as stream:
+        header = _parse_header(stream.read(_LONGEST_HEADER), file)
+        sizes = _sizes(header, file)
+        number = len(sizes)
+        # ITK takes a missing spacing for 1 mm and says nothing.
+        sides = [abs(float(side)) for side in header["pixdim"][min(number, 3) : 0 : -1]]
+        check_spacing([side * _scale(header) for side in sides], file, "pixdim")
+        check_size(sizes, file)
+        # The format stores x fastest; axes beyond the third are channels.
+        shape, dtype = (math.prod(sizes[3:]), *[*sizes, 1][2::-1]), header.get_data_dtype()
+        # The format's own library, too, starts behind the header where the offset is missing or nonsense.
+        start = max(int(np.nan_to_num(header["vox_offset"])), int(header["sizeof_hdr"]))
+        if start > _MOST_BEFORE:
+            raise wrong(file, "vox_offset", str(start), f"up to {_MOST_BEFORE}")
+        stream.seek(start)
+        voxels = take(stream, math.prod(shape) * dtype.itemsize, file).view(dtype).reshape(shape)
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     # By the format's definition a slope of zero means that nothing is scaled.
     if slope != 0 and math.isfinite(slope) and math.isfinite(intercept) and (slope, intercept) != (1.0, 0.0):
         voxels = voxels.astype(np.float32)
-        voxels *= slope
-        voxels += intercept
+        # A result beyond float32's range becomes infinite, which is reported with the file's name.
+        with np.errstate(over="ignore", invalid="ignore"):
+            voxels *= slope
+            voxels += intercept
     parts = [header["pixdim"][:4], *(header[name] for name in _SCALARS + _ROWS)]
     orientation = (float(_version(header)), *(float(number) for part in parts for number in np.ravel(part)))
-    return Nifti(voxels, min(number, 3), orientation)
+    return Nifti(voxels, min(number, 3), orientation, _bare(header, sizes))
 
 
 def count_nifti_channels(file: Path) -> int:
@@ -94,13 +99,8 @@ def count_nifti_channels(file: Path) -> int:
     Raises:
         SamunetError: If the header cannot be read.
     """
-    try:
-        with file.open("rb") as stream:
-            compressed = stream.read(2) == b"\x1f\x8b"
-        with gzip.open(file) if compressed else file.open("rb") as stream:
-            content = stream.read(_LONGEST_HEADER)
-    except (EOFError, zlib.error, OSError) as error:
-        raise _unreadable(file, error) from error
+    with unpacked(file) as stream:
+        content = stream.read(_LONGEST_HEADER)
     return math.prod(_sizes(_parse_header(content, file), file)[3:])
 
 
@@ -114,14 +114,19 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
     """
     dimension = image.dimension
     header = _header(image.orientation, image.voxels.shape[: -dimension - 1 : -1])
-    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    scale = _scale(header)
     spacing = tuple(abs(float(side)) * scale for side in header["pixdim"][dimension:0:-1])
-    check_spacing(spacing, file)
+    check_spacing(spacing, file, "pixdim")
     affine = header.get_best_affine()
     columns = _TO_ITK @ affine[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    if not np.all(np.isfinite(affine)) or lengths.min() == 0:
-        raise SamunetError(f"{file} has an axis without direction in its header", "correct the file's qform or sform")
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(columns, axis=0)
+    sound = np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0
+    # Axes may be oblique to each other, but not all in one plane.
+    if not sound or abs(np.linalg.det(columns / lengths)) < _FLAT:
+        raise SamunetError(
+            f"{file} has an axis without a direction of its own in its header", "correct the file's qform or sform"
+        )
     if dimension == 2:
         spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
     return Geometry(
@@ -175,35 +180,28 @@ def _restore(header: Nifti1Header, orientation: tuple[float, ...]) -> None:
         header[name] = value
 
 
-def _read_bytes(file: Path) -> bytes:
-    """The whole file: nibabel stops at the last voxel, before the checksum that tells a damaged file."""
-    try:
-        content = file.read_bytes()
-        # Told by the content, not by the name: files called .nii.gz that were never compressed are common.
-        return _decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except (EOFError, zlib.error, OSError) as error:
-        raise _unreadable(file, error) from error
+def _scale(header: Nifti1Header) -> float:
+    return _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
-def _decompress(content: bytes) -> bytes:
-    """What gzip.decompress gives, without its second copy where the file is one piece, as nearly all are."""
-    size = int.from_bytes(content[-4:], "little")  # by the format, of the last piece
-    whole = zlib.decompress(content, _GZIP, min(size, _MOST_COMPRESSED * len(content)) or 1)
-    return whole if len(whole) == size else gzip.decompress(content)
+def _bare(header: Nifti1Header, sizes: list[int]) -> bytes:
+    """A NIfTI-1 header, uncompressed and without any text, that says the same of size and place."""
+    from nibabel import Nifti1Header
 
-
-def _unreadable(file: Path, error: Exception) -> SamunetError:
-    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
-        return SamunetError(f"{file} is damaged or truncated: {error}", COPY_AGAIN)
-    reason = getattr(error, "strerror", None) or error
-    return SamunetError(f"could not read {file}: {reason}", "check that it is there and that you may read it")
+    if _version(header) == 2:
+        return b""
+    bare = Nifti1Header()
+    for name in ("intent_code", "datatype", "bitpix", "pixdim", *_SCALARS, *_ROWS):
+        bare[name] = header[name]
+    bare["dim"] = [len(sizes), *sizes, *[1] * (7 - len(sizes))]
+    bare["pixdim"][4:] = 1
+    bare["vox_offset"], bare["magic"] = bare["sizeof_hdr"] + 4, b"n+1"
+    return bare.binaryblock + bytes(4)
 
 
 def _parse_header(content: bytes, file: Path) -> Nifti1Header:
     from nibabel import Nifti1Header, Nifti2Header
 
-    if not content:
-        raise SamunetError(f"{file} is empty", COPY_AGAIN)
     # Unchecked: nibabel's check changes unusual orientations.
     for kind, magic in ((Nifti1Header, b"n+1"), (Nifti2Header, b"n+2")):
         size = kind.template_dtype.itemsize

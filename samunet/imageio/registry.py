@@ -23,6 +23,8 @@ READERS: tuple[Reader, ...] = (
     NibabelReorientingReader(),
     SimpleITKReorientingReader(),
 )
+# Of headers with separate voxels, which are read but not written: the same format in one file.
+IN_ONE_FILE = {".mhd": ".mha", ".nhdr": ".nrrd"}
 _IMAGE_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.image_endings))
 
 
@@ -49,6 +51,11 @@ def reader_for(file_ending: str, override: str | None = None) -> Reader:
         if ending in reader.endings:
             return reader
     allowed = ", ".join(dict.fromkeys(ending for reader in named or READERS for ending in reader.endings))
+    if ending in IN_ONE_FILE and not named:
+        raise SamunetError(
+            f"{file_ending!r} cannot be a dataset's file_ending: its voxels lie in another file, which would be lost",
+            f"samunet_make_dataset makes a dataset of such files; or save them as {IN_ONE_FILE[ending]}",
+        )
     if ending in _IMAGE_ENDINGS and not named:
         raise SamunetError(
             f"{file_ending!r} cannot be a dataset's file_ending: it is lossy, and labels have that ending too; "
@@ -94,13 +101,15 @@ def image_reader_for(path: Path, preferred: Reader) -> Reader:
 def mask_ending(image: Path) -> str:
     """The ending of a mask for an image: the image's own in lower case, ``.png`` for JPEG, ``.nii.gz`` for DICOM.
 
+    Headers with separate voxels, ``.mhd`` and ``.nhdr``, get masks in one file.
+
     Raises:
         SamunetError: If no reader opens the image.
     """
     ending = _image_ending(Path(image))
     if ending is None:
         return ".nii.gz"
-    return ending if any(ending in reader.endings for reader in READERS) else ".png"
+    return ending if any(ending in reader.endings for reader in READERS) else IN_ONE_FILE.get(ending, ".png")
 
 
 def _image_ending(path: Path) -> str | None:
@@ -116,6 +125,6 @@ def _image_ending(path: Path) -> str | None:
     if ending is None:
         raise SamunetError(
             f"{path} has none of the endings that can be read: {', '.join(_IMAGE_ENDINGS)}, or a folder with DICOM",
-            "convert the image without loss; a header with separate voxels (.mhd, .nhdr, .hdr) to .mha, .nrrd, .nii.gz",
+            "convert the image without loss; a header with separate voxels (.hdr with .img) to .nii.gz",
         )
     return ending

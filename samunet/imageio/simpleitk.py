@@ -1,9 +1,10 @@
-"""Medical image formats through SimpleITK; the voxels of NIfTI files through :mod:`samunet.imageio.nifti`."""
+"""Medical image formats: read here in Python, header by header; written, and DICOM read, through SimpleITK."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,18 +12,20 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.imageio.base import (
-    NO_NEIGHBOUR,
+    COPY_AGAIN,
     Geometry,
     Image,
     Reader,
-    check_spacing,
     smallest_unsigned,
     stack_channels,
     to_label,
     without_z_if_2d,
 )
 from samunet.imageio.dicom import count_components, read_series
-from samunet.imageio.itk import check_complete, itk, itk_format, reason, unreadable
+from samunet.imageio.gipl import count_gipl_channels, read_gipl
+from samunet.imageio.headers import geometry_of
+from samunet.imageio.itk import itk, itk_format, reason
+from samunet.imageio.meta import META_ENDINGS, count_meta_channels, join_meta, read_meta
 from samunet.imageio.nifti import (
     NIFTI_ENDINGS,
     affine_geometry,
@@ -31,7 +34,8 @@ from samunet.imageio.nifti import (
     states_axes,
     write_nifti,
 )
-from samunet.imageio.nrrd import read_placement, restore_placement
+from samunet.imageio.nrrd import NRRD_ENDINGS, count_nrrd_channels, join_nrrd, nrrd_keys, read_nrrd, restore_placement
+from samunet.imageio.segments import flat, segments_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -45,7 +49,12 @@ class SimpleITKReader(Reader):
     """
 
     name = "SimpleITKIO"
-    endings = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".gipl")
+    endings = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".gipl", ".gipl.gz")
+
+    @property
+    def image_endings(self) -> tuple[str, ...]:
+        """Headers with separate voxels too: they are read, but written in one file."""
+        return (*self.endings, ".mhd", ".nhdr")
 
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
@@ -56,7 +65,11 @@ class SimpleITKReader(Reader):
 
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """See :meth:`Reader.read_label`."""
-        voxels, geometry = self.read_voxels(Path(file))
+        file = Path(file)
+        voxels, geometry = self.read_voxels(file)
+        if len(voxels) > 1 and file.name.lower().endswith(NRRD_ENDINGS):
+            segments = segments_of(nrrd_keys(file), len(voxels), file)
+            voxels = flat(voxels, segments, file) if segments else voxels
         return to_label(voxels, file), geometry
 
     def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:
@@ -65,24 +78,14 @@ class SimpleITKReader(Reader):
         Raises:
             SamunetError: If the file cannot be read.
         """
-        if file.name.lower().endswith(NIFTI_ENDINGS) and not file.is_dir():
-            return _read_nifti(file)
         if file.is_dir():
-            image = read_series(file)
-        else:
-            check_complete(file)
-            try:
-                image = itk().ReadImage(str(file), imageIO=itk_format(file))
-            except RuntimeError as error:
-                raise unreadable(file, error) from error
-        voxels = itk().GetArrayFromImage(image)
-        if image.GetNumberOfComponentsPerPixel() > 1:
-            voxels = np.moveaxis(voxels, -1, 0)
-        dimension = min(image.GetDimension(), 3)
-        spatial = voxels.shape[-dimension:]
-        channels = int(np.prod(voxels.shape[:-dimension], dtype=int))
-        nrrd = read_placement(file, dimension) if file.name.lower().endswith(".nrrd") else None
-        return voxels.reshape(channels, *(1,) * (3 - dimension), *spatial), _geometry(image, file, nrrd=nrrd)
+            return _read_series(file)
+        name = file.name.lower()
+        if name.endswith(NIFTI_ENDINGS):
+            return _read_nifti(file)
+        if name.endswith(NRRD_ENDINGS):
+            return read_nrrd(file)[:2]
+        return read_meta(file) if name.endswith(META_ENDINGS) else read_gipl(file)
 
     def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
         """See :meth:`Reader.write_label`. GIPL holds values up to 65535."""
@@ -96,71 +99,77 @@ class SimpleITKReader(Reader):
     def count_channels(self, file: Path) -> int:
         """See :meth:`Reader.count_channels`."""
         file = Path(file)
-        if file.name.lower().endswith(NIFTI_ENDINGS):
-            return count_nifti_channels(file)
+        name = file.name.lower()
         if file.is_dir():
             return count_components(file)
-        header = _header(file)
-        return int(np.prod(header.GetSize()[3:], dtype=int)) * header.GetNumberOfComponents()
+        if name.endswith(NIFTI_ENDINGS):
+            return count_nifti_channels(file)
+        count = count_nrrd_channels if name.endswith(NRRD_ENDINGS) else count_gipl_channels
+        return count_meta_channels(file) if name.endswith(META_ENDINGS) else count(file)
+
+
+def joined(file: Path) -> bytes | None:
+    """A header and the voxels in another file as the content of one; None for a file that is whole.
+
+    Raises:
+        SamunetError: If the header is damaged, or the other file is missing.
+    """
+    name = file.name.lower()
+    if name.endswith(META_ENDINGS):
+        return join_meta(file)
+    return join_nrrd(file) if name.endswith(NRRD_ENDINGS) else None
+
+
+def _read_series(folder: Path) -> tuple[np.ndarray, Geometry]:
+    image = read_series(folder)
+    voxels = itk().GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        voxels = np.moveaxis(voxels, -1, 0)
+    dimension = min(image.GetDimension(), 3)
+    spatial = voxels.shape[-dimension:]
+    channels = int(np.prod(voxels.shape[:-dimension], dtype=int))
+    return voxels.reshape(channels, *(1,) * (3 - dimension), *spatial), _geometry(image, folder)
 
 
 def _read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     image = read_nifti(file)
-    # ITK knows neither NIfTI-2 nor endings in mixed case.
-    if image.orientation[0] == 2 or not file.name.endswith((*NIFTI_ENDINGS, ".NII", ".NII.GZ")):
+    if image.orientation[0] == 2:  # which ITK does not know
         return image.voxels, affine_geometry(image, file)
-    return image.voxels, _geometry(_header(file), file, nifti=image.orientation)
-
-
-def _header(file: Path) -> sitk.ImageFileReader:
     header = itk().ImageFileReader()
-    header.SetFileName(str(file))
-    header.SetImageIO(itk_format(file))
-    try:
-        header.ReadImageInformation()
-    except RuntimeError as error:
-        raise unreadable(file, error) from error
-    return header
+    with TemporaryDirectory(prefix="samunet-") as folder:
+        copy = Path(folder, "header.nii")
+        copy.write_bytes(image.header)
+        header.SetFileName(str(copy))
+        header.SetImageIO(itk_format(copy))
+        try:
+            header.ReadImageInformation()
+        except RuntimeError as error:
+            raise _misplaced(file, error) from error
+    return image.voxels, _geometry(header, file, nifti=image.orientation)
+
+
+def _misplaced(file: Path, error: RuntimeError) -> SamunetError:
+    if "orthonormal" in str(error):
+        return SamunetError(
+            f"{file} has axes that are not at right angles to each other (its sform is sheared)",
+            "with nibabel: image.set_sform(image.get_qform()), then save; or resample it onto a right-angled grid; or"
+            ' "overwrite_image_reader_writer": "NibabelIO" in dataset.json, which takes such axes as they are',
+        )
+    return SamunetError(f"could not read {file}: {reason(error)}", COPY_AGAIN)
 
 
 def _geometry(
-    source: sitk.Image | sitk.ImageFileReader,
-    file: Path,
-    *,
-    nifti: tuple[float, ...] | None = None,
-    nrrd: tuple[str, ...] | None = None,
+    source: sitk.Image | sitk.ImageFileReader, file: Path, nifti: tuple[float, ...] | None = None
 ) -> Geometry:
     axes = source.GetDimension()
-    dimension = min(axes, 3)
-    spacing = source.GetSpacing()[:dimension][::-1]
-    check_spacing(spacing, file)
-    if dimension == 2:
-        spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
-    direction = source.GetDirection()
-    rows = [direction[axes * row : axes * row + dimension] for row in range(dimension)]
-    return Geometry(
-        spacing=spacing,
-        physical=True,
-        origin=source.GetOrigin()[:dimension],
-        direction=tuple(cosine for row in rows for cosine in row),
-        dimension=dimension,
-        placed=_states_axes(file, nifti, nrrd),
-        nifti=nifti,
-        nrrd=nrrd,
-    )
-
-
-def _states_axes(file: Path, nifti: tuple[float, ...] | None, nrrd: tuple[str, ...] | None) -> bool:
-    """Whether the file says which way its axes run; ITK takes what is not said for its own axes."""
-    if nifti is not None:
-        return states_axes(nifti)
-    if file.name.lower().endswith(".nrrd"):
-        return any(line.startswith("space:") for line in nrrd or ())
-    return not file.name.lower().endswith(".gipl")  # GIPL has no direction
+    direction = np.reshape(source.GetDirection(), (axes, axes))
+    fields = ("pixdim", "qform or sform") if nifti is not None else ("PixelSpacing and positions", "orientation")
+    placed = states_axes(nifti) if nifti is not None else True
+    return geometry_of(file, source.GetSpacing(), source.GetOrigin(), direction, fields, placed=placed, nifti=nifti)
 
 
 def _write(array: np.ndarray, file: Path, geometry: Geometry) -> None:
-    if file.name.lower().endswith(".gipl") and array.dtype == np.uint32:
+    if file.name.lower().endswith((".gipl", ".gipl.gz")) and array.dtype == np.uint32:
         raise SamunetError(f"{file} cannot hold the label value {array.max()}; GIPL goes up to 65535")
     image = itk().GetImageFromArray(array)
     image.SetSpacing(geometry.spacing[::-1][: geometry.dimension])

@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import lzma
 import re
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from struct import error as struct_error
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from samunet.imageio.base import (
     to_label,
     without_z_if_2d,
 )
+from samunet.imageio.border import check_size, reading
 from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ _SAVE_AGAIN = "save it again; with tifffile: imwrite(file, array, photometric='m
 # Numbers of the format's definition (TIFF 6.0): kinds of pixels, and extra samples that are transparency.
 _ZERO_IS_WHITE, _PALETTE = 0, 3
 _ALPHA_SAMPLES = (1, 2)
+# Of packings that tifffile unpacks without a bound: how, and the most that one byte can stand for.
+_UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 34925: (lzma.LZMADecompressor, 1 << 15)}
+_UNPACKED_FREELY, _UNPACKED_AT_ONCE = 64 << 20, 4 << 20
 
 
 class Pages(NamedTuple):
@@ -124,9 +130,11 @@ def read_pages(file: Path, wanted: int | None, label: bool = False) -> Pages:
     with _opened(file) as tiff:
         series = _series(tiff, file)
         page = series.keyframe
+        check_size(series.shape, file)
+        _check_pages(tiff, series, file)
         try:
             array = series.asarray()
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             if "imagecodecs" not in str(error):
                 raise
             array = _through_pillow(file, series, error)
@@ -204,8 +212,13 @@ def _through_pillow(file: Path, series: TiffPageSeries, error: ValueError) -> np
                 array = np.stack([np.asarray(page) for page in ImageSequence.Iterator(picture)])
             if array.size == np.prod(series.shape) and array.dtype == series.dtype:
                 return array.reshape(series.shape)
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # whatever Pillow makes of what tifffile could not read
         pass
+    bits = series.keyframe.bitspersample
+    if bits not in (1, 8, 16, 32, 64):
+        raise SamunetError(
+            f"{file} packs {bits} bits for each value; it must be 1, 8, 16, 32 or 64", f"as 16 bit, {_SAVE_AGAIN}"
+        ) from error
     compression = getattr(series.keyframe.compression, "name", series.keyframe.compression)
     raise SamunetError(f"{file} has a compression ({compression}) that cannot be read", _SAVE_AGAIN) from error
 
@@ -237,7 +250,7 @@ def _spacing(sidecar: Path) -> tuple[float, float, float] | None:
     numbers = isinstance(spacing, list) and all(type(side) in (int, float) for side in spacing)
     if not numbers or len(spacing) != 3:
         raise SamunetError(f'{sidecar}: "spacing" is {spacing!r}', "it must be three numbers in mm: [z, y, x]")
-    check_spacing(spacing, sidecar)
+    check_spacing(spacing, sidecar, "spacing")
     return tuple(map(float, spacing))
 
 
@@ -250,37 +263,126 @@ def _warn_once(folder: Path) -> None:
     )
 
 
+@cache
+def _warn_of_set(folder: Path) -> None:
+    log.warning(
+        "%s holds TIFF files that describe themselves as parts of sets of files (OME, Micro-Manager): only the pages "
+        "in each file itself are read",
+        folder,
+    )
+
+
 class _Complaints(logging.Handler):
     """tifffile only logs that pages are missing, and goes on with those that are there."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self.part_of_set = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.levelno >= logging.ERROR:
+            self.messages.append(record.getMessage())
+        self.part_of_set |= "missing files" in record.getMessage()
+
+
+class _Alone(io.FileIO):
+    """A file that tifffile cannot look around: it would read other files of a set, and give zeros for missing ones."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[TiffFile]:
     """Open a TIFF; whatever tifffile raises or logs on damaged files becomes an error that names the file."""
-    from tifffile import TiffFile, TiffFileError
+    from tifffile import TiffFile
 
     logger, complaints = logging.getLogger("tifffile"), _Complaints()
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(complaints)
     try:
-        with TiffFile(file) as tiff:
-            yield tiff
-    except FileNotFoundError:
-        raise SamunetError(f"{file} does not exist") from None
-    except IsADirectoryError:
-        raise SamunetError(f"{file} is a folder, not a TIFF file") from None
-    # tifffile trusts what it reads: a damaged file ends in whatever the next step raises.
-    except (TiffFileError, OSError, ValueError, zlib.error, KeyError, IndexError, TypeError, struct_error) as error:
-        raise SamunetError(f"could not read {file}: {error}", COPY_AGAIN) from error
+        with reading(file), io.BufferedReader(_Alone(file)) as stream:
+            _check_chain(stream, file)
+            with TiffFile(stream, name=file.name, _multifile=False) as tiff:
+                yield tiff
+                # Where its description names other files, tifffile goes by the pages alone.
+                if complaints.part_of_set or (tiff.is_ome and not any(one.kind == "ome" for one in tiff.series)):
+                    _warn_of_set(file.parent)
     finally:
         logger.removeHandler(complaints)
         logger.propagate = propagate
     if complaints.messages:
         raise SamunetError(f"{file} is damaged or truncated: {complaints.messages[0]}", COPY_AGAIN)
+
+
+def _check_chain(stream: BinaryIO, file: Path) -> None:
+    """Raise a SamunetError if the pages, each of which names the next, run in a circle: tifffile would never end."""
+    start = stream.read(16)
+    stream.seek(0)
+    if start[:2] not in (b"II", b"MM"):
+        return  # no TIFF, as tifffile will say
+    order, big = "<" if start[:2] == b"II" else ">", start[2:4] in (b"+\0", b"\0+")
+    # Of BigTIFF and TIFF: the number of a page's tags, the size of one, and the place of the next page.
+    count, size, link, first = (f"{order}Q", 20, f"{order}Q", 8) if big else (f"{order}H", 12, f"{order}I", 4)
+    at, seen = struct.unpack_from(link, start, first)[0], set()
+    while at:
+        if at in seen:
+            raise SamunetError(f"{file} is damaged: its pages follow each other in a circle", COPY_AGAIN)
+        seen.add(at)
+        stream.seek(at)
+        number = stream.read(struct.calcsize(count))
+        if len(number) < struct.calcsize(count):
+            break
+        stream.seek(at + len(number) + size * struct.unpack(count, number)[0])
+        place = stream.read(struct.calcsize(link))
+        at = struct.unpack(link, place)[0] if len(place) == struct.calcsize(link) else 0
+    stream.seek(0)
+
+
+def _check_pages(tiff: TiffFile, series: TiffPageSeries, file: Path) -> None:
+    """Raise a SamunetError unless the pages of a series are all there, and all that there are."""
+    pages = list(series.pages)
+    lacking = sum(page is None or not all(page.databytecounts) for page in pages)
+    if lacking:
+        raise SamunetError(
+            f"{file}: {lacking} of {len(pages)} pages are not in this file: it is one of a set of files, or cut short",
+            f"save the whole stack as one file; {_SAVE_AGAIN}",
+        )
+    if not series.is_truncated and len(tiff.pages) > len(pages):
+        raise SamunetError(
+            f"{file} has {len(tiff.pages)} pages, but its own description (OME, Micro-Manager) counts {len(pages)}",
+            _SAVE_AGAIN,
+        )
+    if series.keyframe.compression in _UNPACKERS:
+        _check_packed(tiff, series, file)
+
+
+def _check_packed(tiff: TiffFile, series: TiffPageSeries, file: Path) -> None:
+    """Raise a SamunetError if a piece unpacks to far more than a page: tifffile unpacks whatever comes."""
+    unpacker, ratio = _UNPACKERS[series.keyframe.compression]
+    most = series.keyframe.nbytes + _UNPACKED_FREELY
+    for page in series.pages:
+        for offset, count in zip(page.dataoffsets, page.databytecounts):
+            if count * ratio <= most:
+                continue
+            tiff.filehandle.seek(offset)
+            if _unpacked_size(unpacker(), tiff.filehandle.read(count), most) > most:
+                raise SamunetError(
+                    f"{file} holds more than its header announces: its pages have {series.keyframe.nbytes} bytes, a "
+                    f"piece of one unpacks to over {most >> 20} MB",
+                    COPY_AGAIN,
+                )
+
+
+def _unpacked_size(unpacker: Any, packed: bytes, most: int) -> int:
+    """How many bytes there are in ``packed``; no more are unpacked at a time than memory holds easily."""
+    total, rest = 0, packed
+    while total <= most and not unpacker.eof:
+        got = len(unpacker.decompress(rest, _UNPACKED_AT_ONCE))
+        total += got
+        # zlib hands back what it has not looked at; lzma keeps it.
+        rest = getattr(unpacker, "unconsumed_tail", b"")
+        if not got and not rest:
+            break  # cut short, which the reader reports
+    return total

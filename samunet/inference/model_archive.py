@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from samunet import paths
+from samunet.dataset.mask_files import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import JSON_BYTES, make_folder
 from samunet.inference.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
@@ -32,9 +33,7 @@ _ALWAYS = 1 << 26  # bytes that may be unpacked whatever the archive's size
 _FOLDER = re.compile(r"samunetTrainer__[\w.-]+__[\w.-]+")
 _NAME = re.compile(r"[^\x00-\x1f<>:\"\\|?*/]{1,255}")  # what no system forbids
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-# Masks keep the ending of the images they were predicted for.
-MASKS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".gipl.gz", ".png", ".bmp", ".tif", ".tiff")
-KINDS = (".json", ".safetensors", ".txt", ".csv", *MASKS)
+KINDS = (".json", ".safetensors", ".txt", ".csv", *MASK_ENDINGS)  # masks keep the ending of their images
 _PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib", ".npy", ".npz", ".model")
 _AGAIN = "get the archive again from where it came from"
 _REFUSED = "do not use this archive; ask whoever made it to export the model again"

@@ -42,7 +42,7 @@ def check_model(folder: Path, entry: ModelEntry) -> None:
     Raises:
         SamunetError: If a file does not hold what it should.
     """
-    model = ModelFolder(folder)
+    model = ModelFolder(folder, entry.folder)
     channels = len(model.description.channel_names)
     if len(model.configuration.normalization) != channels:
         raise SamunetError(

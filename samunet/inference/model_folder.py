@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
-from samunet.files import read_json
+from samunet.files import read_json, restore_folders
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 from samunet.preprocessing.run import check_channels
@@ -50,9 +50,11 @@ class ModelFolder:
 
     Args:
         path: The folder with ``plans.json``.
+        name: What it will be called, while it is being written under another name.
     """
 
     path: Path
+    name: str | None = None
 
     @cached_property
     def plans(self) -> Plans:
@@ -72,8 +74,8 @@ class ModelFolder:
         Raises:
             SamunetError: If neither says it.
         """
-        parts = self.path.name.split("__")
-        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:  # a folder that is being written has a hidden name
+        parts = (self.name or self.path.name).split("__")
+        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:
             return parts[-1]
         runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
         names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]
@@ -150,6 +152,8 @@ class ModelFolder:
         from samunet.network.adapters import merge_adapters
         from samunet.network.image_encoder import hold_frozen
 
+        for fold in folds:
+            restore_folders(self.fold(fold))  # adapters
         files = [self._checkpoint_file(fold, checkpoint) for fold in folds]
         model = self._network(folds)
         states = [self._trained_state(model, file) for file in files]

@@ -20,7 +20,8 @@ class PredictionOptions:
         measure_uncertainty: Also write ``uncertainty/CASE.json``: what speaks against every class.
         save_uncertainty: Also write that and images of it, ``uncertainty/CASE_entropy`` and, with several folds,
             ``uncertainty/CASE_fold_disagreement``, in percent of the largest possible.
-        skip_existing: Leave cases alone whose mask is already there.
+        skip_existing: Keep masks that this model made of the same images with the same options, as their records say.
+        overwrite: Replace masks of these names that this program did not write, or that a person has edited since.
         tolerate_geometry: Only warn where the channels of a case differ in origin or direction.
         postprocessing: Apply what the model's folder says was found to help (``postprocessing.json``); probabilities
             are saved as they were before.
@@ -33,6 +34,7 @@ class PredictionOptions:
     measure_uncertainty: bool = False
     save_uncertainty: bool = False
     skip_existing: bool = False
+    overwrite: bool = False
     tolerate_geometry: bool = False
     postprocessing: bool = True
 

@@ -6,30 +6,35 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
+from samunet.dataset.outputs import begin, finish
 from samunet.devices import fast_dtype, resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import FatalError, SamunetError, UsageError, raise_failures
 from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
 from samunet.evaluation.summary import class_key
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
+from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
+from samunet.inference.intensities import IntensityWatch
 from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.planes import PlanePredictor
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing, read_postprocessing
+from samunet.inference.records import images_now, made_by
 from samunet.inference.shared_folds import SharedFolds
 from samunet.inference.uncertainty import CaseUncertainty
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
@@ -76,6 +81,7 @@ class Predictor:
         postprocessing: Postprocessing | None = None,
     ) -> None:
         self.folds = list(folds)
+        self.source: tuple[ModelFolder, list[Fold], str] | None = None
         self.plans = plans
         self.configuration = configuration
         self.network = network
@@ -83,6 +89,7 @@ class Predictor:
         self.options = options
         self.reader = reader_for(description.file_ending, description.reader_override)
         self.postprocessing = postprocessing or Postprocessing()
+        self.intensities = IntensityWatch()
         device = resolve_device(options.device)
         shared = isinstance(models, SharedFolds)
         self.slices = SlicePredictor(
@@ -136,7 +143,12 @@ class Predictor:
             log.info("postprocessing: %s", postprocessing.describe())
         dtype = fast_dtype(resolve_device(options.device), network.input_shape)
         models = model.load(folds, checkpoint, dtype)
-        return cls(models, model.plans, model.configuration, network, model.description, options, folds, postprocessing)
+        predictor = cls(
+            models, model.plans, model.configuration, network, model.description, options, folds, postprocessing
+        )
+        predictor.source = model, folds, checkpoint
+        predictor.intensities = IntensityWatch.of(model)
+        return predictor
 
     @classmethod
     def from_zip(
@@ -167,7 +179,9 @@ class Predictor:
             model = opened.manifest.model(configuration)
             folder = make_folder(Path(temporary) / model.folder)
             opened.extract(model, folder)
-            return cls.from_folder(folder, folds, checkpoint, options)
+            predictor = cls.from_folder(folder, folds, checkpoint, options)
+            _ = predictor.made  # as long as the files are there
+            return predictor
 
     def predict_array(self, array: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Predict one image given as an array.
@@ -210,30 +224,30 @@ class Predictor:
         image, _ = self.read(tuple(Path(file) for file in files))
         return np.ascontiguousarray(self._predict(image).mask), image.geometry  # a turned one is a view
 
-    def predict_cases(self, cases: dict[str, Case], output: Path, *, progress: bool = True) -> list[str]:
+    def predict_cases(
+        self, cases: dict[str, Case], output: Path, *, progress: bool = True, own: bool = False
+    ) -> list[str]:
         """Predict cases into a folder, one mask per case (see :meth:`mask_file`) in the input's geometry.
 
         Args:
             cases: From :func:`samunet.dataset.layout.list_cases`.
             output: Folder for the masks; made if missing.
+            progress: Whether to show a progress bar.
+            own: The folder is this program's own, such as a fold's validation: it is not checked, and masks of another
+                model are made again.
 
         Returns:
-            Names of the cases predicted now (all but those skipped because their mask existed).
+            Names of the cases predicted now (all but those whose mask was kept).
 
         Raises:
-            SamunetError: Naming the case that failed. Masks already written stay.
+            SamunetError: If the folder may not be written to; or, after all others were predicted, if cases failed:
+                of several a :class:`samunet.errors.CasesFailed` that lists them. A full disk or lack of memory ends the
+                work at once.
         """
-        from tqdm import tqdm
-
-        make_folder(output)
-        todo = [
-            case
-            for case in cases.values()
-            if not (self.options.skip_existing and self._is_done(self.mask_file(case, output), case.name))
-        ]
-        for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
-            self.predict_case(case, self.mask_file(case, output))
-        return [case.name for case in todo]
+        todo, failures = cases_to_do(self, cases, Path(output), own=own), {}
+        done = predict_into(self, todo, Path(output), failures, progress=progress)
+        raise_failures(failures, len(cases), GO_ON)
+        return done
 
     def predict_case(self, case: Case, file: Path) -> None:
         """Predict one case into a file, whose ending chooses the format; what else is asked for goes beside it.
@@ -242,10 +256,12 @@ class Predictor:
             SamunetError: Naming the case, if it cannot be read, predicted or written.
         """
         with naming_the_case(case.name):
+            images = images_now(case)
             image, reader = self.read(case.images)
             writer = image_reader_for(file, reader)
             writer.check_mask(file, image.geometry)
             prediction = self._predict(image)
+            begin(file)
             forget(file, case.name)
             saved = file.parent / f"{case.name}.npz"
             if prediction.probability is None and file.is_file() and file == self.mask_file(case, file.parent):
@@ -254,6 +270,7 @@ class Predictor:
                 with atomic_path(saved) as temporary:
                     np.savez_compressed(temporary, probabilities=prediction.probability)
             writer.write_label(prediction.mask, file, image.geometry)
+            finish(file, made=self.made, images=images)
             if prediction.uncertainty is not None:
                 self._write_uncertainty(prediction, case.name, file, image.geometry, writer)
 
@@ -261,15 +278,19 @@ class Predictor:
         """Where a case's mask goes: its name with its images' ending (``.png`` for JPEG, ``.nii.gz`` for DICOM)."""
         return output / f"{case.name}{mask_ending(case.images[0])}"
 
-    def _is_done(self, mask: Path, name: str) -> bool:
-        files = [mask]
-        if self.options.save_probabilities:
-            files.append(mask.parent / f"{name}.npz")
+    @cached_property
+    def made(self) -> dict[str, Any] | None:
+        """What its masks depend on, for their records; None where it was not read from a model's folder."""
+        return None if self.source is None else made_by(*self.source, self.options, self.postprocessing)
+
+    def files_beside(self, case: Case, output: Path) -> list[Path]:
+        """What is written for a case besides its mask."""
+        files = [output / f"{case.name}.npz"] if self.options.save_probabilities else []
         if self._watches:
-            files.append(case_file(mask.parent, name))
+            files.append(case_file(output, case.name))
         if self.options.save_uncertainty:
-            files += [map_file(mask, name, kind) for kind in self._maps]
-        return all(file.is_file() for file in files)
+            files += [map_file(self.mask_file(case, output), case.name, kind) for kind in self._maps]
+        return files
 
     @property
     def _watches(self) -> bool:
@@ -322,6 +343,7 @@ class Predictor:
                 files[0],
                 self.plans.orientation,
             )
+        self.intensities.look(image.array, files[0])
         return image, reader
 
     def _predict(self, image: Image) -> Prediction:
@@ -333,7 +355,7 @@ class Predictor:
                 return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
             torch.cuda.empty_cache()
             if self.slices.batch_size == 1:
-                raise SamunetError("a single slice does not fit into the GPU's memory", "predict with -device cpu")
+                raise FatalError("a single slice does not fit into the GPU's memory", "predict with -device cpu")
             self.slices.batch_size //= 2
             log.warning("out of GPU memory: %d slices at a time from now on", self.slices.batch_size)
 
@@ -370,11 +392,3 @@ class Predictor:
         if not labels.has_regions:
             probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
         return Prediction(mask, probability, watch)
-
-
-def write_provenance(output: Path, model: ModelFolder, arguments: dict) -> None:
-    """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does)."""
-    make_folder(output)
-    model.plans.write(output / "plans.json")
-    write_json(output / "dataset.json", model.description.raw)
-    write_json(output / "predict_from_raw_data_args.json", arguments)

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet import __version__
 from samunet.dataset.cases import Case
+from samunet.dataset.outputs import ARGUMENTS, check_file, check_folder
 from samunet.dataset.prediction_input import flat
-from samunet.errors import UsageError
+from samunet.errors import SamunetError, UsageError, raise_failures
+from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
 from samunet.inference.assess import assess
+from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.options import PredictionOptions
-from samunet.inference.predictor import Predictor, write_provenance
+from samunet.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +32,12 @@ class Chosen:
     checkpoint: str
 
 
-def check_request(sources: object, part: tuple[int, int]) -> Path:
+def check_request(sources: object, output: Path, options: PredictionOptions, part: tuple[int, int]) -> Path:
     """The first file or folder of the input, after a look at what needs no model.
 
     Raises:
-        UsageError: If there is no input, some of it does not exist, or there is no such part.
+        UsageError: If there is no input, some of it does not exist, there is no such part, or ``output`` is no place
+            for masks.
     """
     first = next(flat([sources]), None)
     if first is None:
@@ -43,12 +48,20 @@ def check_request(sources: object, part: tuple[int, int]) -> Path:
     index, number = part
     if not 0 <= index < number:
         raise UsageError(f"-part_id must be 0 to {number - 1} with -num_parts {number}, got {index}")
+    check = check_file if _is_file(output) else check_folder
+    check(output, flat([sources]), overwrite=options.overwrite)
     return first
+
+
+def _is_file(output: Path) -> bool:
+    """Whether a single mask is asked for."""
+    return ending_of(output) is not None and not output.is_dir()
 
 
 def predict_found(
     chosen: Chosen,
     found: dict[str, Case],
+    failures: dict[str, SamunetError],
     output: Path,
     options: PredictionOptions,
     part: tuple[int, int],
@@ -59,7 +72,8 @@ def predict_found(
 
     Args:
         chosen: What predicts.
-        found: All cases.
+        found: All cases that can be predicted.
+        failures: Those that cannot, with the reason; those of this part are told at the end.
         output: Folder for the masks; for a single case also a file.
         options: How to predict.
         part: ``(index, number)`` of the share of the cases.
@@ -71,22 +85,29 @@ def predict_found(
 
     Raises:
         UsageError: If several cases are to become one file, or a mask would replace an image.
+        SamunetError: At the end, if cases failed: of several a :class:`samunet.errors.CasesFailed` that lists them.
     """
-    to_file = ending_of(output) is not None and not output.is_dir()
-    if to_file and len(found) > 1:
-        raise UsageError(f"{output} is one file, but there are {len(found)} cases", "give a folder: -o preds")
+    to_file, total = _is_file(output), len(found) + len(failures)
+    if to_file and total > 1:
+        raise UsageError(f"{output} is one file, but there are {total} cases", "give a folder: -o preds")
     _check_images_stay(found, output, to_file)
     index, number = part
-    cases = dict(list(found.items())[index::number])
+    names = sorted([*found, *failures])[index::number]
+    cases = {name: found[name] for name in names if name in found}
+    failures = {name: failures[name] for name in names if name in failures}
     predictor = Predictor.from_folder(chosen.model.path, chosen.folds, chosen.checkpoint, options)
     if to_file:
         done = _to_file(predictor, cases, output)
     else:
+        todo = cases_to_do(predictor, cases, output)
         _write_record(chosen, predictor, output, options, given)
-        done = _to_folder(predictor, cases, output, progress)
+        done = predict_into(predictor, todo, output, failures, progress=progress)
+        kept = len(cases) - len(todo)
+        log.info("%d masks written to %s%s", len(done), output, f", {kept} were there already" if kept else "")
     if options.save_uncertainty:
         folder, listed = (output.parent, None) if to_file else (output, list(found))
         assess(folder, chosen.model, chosen.folds, chosen.checkpoint, listed)
+    raise_failures(failures, len(names), GO_ON)
     return done
 
 
@@ -109,16 +130,13 @@ def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list
 def _write_record(
     chosen: Chosen, predictor: Predictor, output: Path, options: PredictionOptions, given: str
 ) -> None:  # fmt: skip
+    """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does)."""
     path = chosen.model.path
     arguments = {"input": given, "model": path.name, "dataset": path.parent.name}
     arguments |= {"configuration": chosen.model.configuration_name}
     arguments |= {"folds": chosen.folds, "checkpoint": chosen.checkpoint, **vars(options)}
     arguments |= {"postprocessing": predictor.postprocessing.describe()}
-    write_provenance(output, chosen.model, arguments)
-
-
-def _to_folder(predictor: Predictor, cases: dict[str, Case], output: Path, progress: bool) -> list[str]:
-    done = predictor.predict_cases(cases, output, progress=progress)
-    skipped = len(cases) - len(done)
-    log.info("%d masks written to %s%s", len(done), output, f", {skipped} were there already" if skipped else "")
-    return done
+    arguments |= {"samunet_version": __version__}
+    chosen.model.plans.write(output / "plans.json")
+    write_json(output / "dataset.json", chosen.model.description.raw)
+    write_json(output / ARGUMENTS, arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from samunet import paths
 from samunet.dataset.layout import find_dataset
+from samunet.dataset.outputs import check_new_file
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
@@ -42,17 +43,18 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
         model: The trained model.
         fold: Which fold.
         checkpoint: ``final`` or ``best``.
-        output: A ``.pth`` or ``.safetensors`` file; an existing one is replaced.
+        output: A ``.pth`` or ``.safetensors`` file, which must not exist.
 
     Returns:
         ``output``.
 
     Raises:
-        UsageError: If the file has another ending, or there is no such model.
+        UsageError: If the file exists or has another ending, or there is no such model.
         SamunetError: If the network has parts that SAM's layout has no place for, or the fold cannot be loaded.
     """
     if output.suffix not in (".pth", ".safetensors"):
         raise UsageError(f"{output} must end in .pth or .safetensors", "the ending chooses the format")
+    check_new_file(output)
     folder = model.path
     if not (folder / "plans.json").is_file():
         there = ", ".join(path.parent.name for path in folder.parent.glob("samunetTrainer__*/plans.json")) or "none"

@@ -35,6 +35,13 @@ class BaseWeights:
     record: dict
 
 
+def is_available(facts: EncoderFacts, *, may_download: bool = True) -> bool:
+    """Whether there are weights for an encoder: its published file on disk, or a server that answers for it."""
+    from samunet.network.checkpoints import find_checkpoint
+
+    return find_checkpoint(facts) is not None or (may_download and downloads.can_download(facts))
+
+
 def base_weights(
     encoder: str,
     recorded: dict | None = None,

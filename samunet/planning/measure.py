@@ -6,11 +6,13 @@ import logging
 
 from samunet import paths
 from samunet.dataset.complete_check import complete_check
+from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset, read_dataset
 from samunet.dataset.splits import load_or_make_splits, lopsided_folds
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
 from samunet.planning.fingerprint import FILE_NAME, Fingerprint, extract_fingerprint, read_fingerprint, source_hash
+from samunet.planning.intensities import unusual_cases, warning
 from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ def measure(
     progress: bool,
     tolerate_geometry: bool,
     verified: bool,
+    no_groups: bool = False,
 ) -> Fingerprint:
     """Make the folds of a dataset and measure it, unless its fingerprint is up to date.
 
@@ -56,20 +59,24 @@ def measure(
         progress: Whether to show a progress bar.
         tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
         verified: Whether every file has been checked; if not, an error says how to have them checked.
+        no_groups: Do not tell patients from names, now and later: every case stands for itself.
 
     Raises:
+        UsageError: If dataset.json has groups, and ``no_groups`` is asked for.
         SamunetError: If a file cannot be used.
     """
     folder = paths.preprocessed_folder() / dataset.name
     path = folder / FILE_NAME
     log.info("%s: %d training cases", dataset.name, len(dataset.cases))
-    write_json(folder / "dataset.json", dataset.description.raw)
-    splits = load_or_make_splits(folder, list(dataset.cases), dataset.description.groups, dataset.folder)
+    groups = known_groups(dataset, no_groups)
+    content = dataset.description.raw
+    write_json(folder / "dataset.json", content if groups is None else content | {"groups": groups})
+    splits = load_or_make_splits(folder, list(dataset.cases), groups, dataset.folder)
     if path.is_file() and not clean:
         fingerprint = read_fingerprint(path)
         if fingerprint.source == source_hash(dataset):
             log.info("the fingerprint is up to date")
-            _report_splits(splits, fingerprint, dataset)
+            _report(splits, fingerprint, dataset)
             return fingerprint
     workers = default_workers() if num_workers is None else num_workers
     try:
@@ -89,15 +96,29 @@ def measure(
         log.warning(
             "%d cases have no foreground: %s", len(fingerprint.empty_cases), ", ".join(fingerprint.empty_cases[:5])
         )
-    _report_splits(splits, fingerprint, dataset)
+    _report(splits, fingerprint, dataset)
     return fingerprint
 
 
-def _report_splits(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:
+def known_groups(dataset: Dataset, no_groups: bool) -> dict[str, str] | None:
+    """The patients that dataset.json names; empty if names must not be taken for patients, by now or once before."""
+    given, copy = dataset.description.groups, paths.preprocessed_folder() / dataset.name
+    if given and no_groups:
+        raise UsageError(
+            f"{dataset.folder / 'dataset.json'} names groups, so none are told from names", "leave out --no_groups"
+        )
+    before = read_description(copy).groups if given is None and (copy / "dataset.json").is_file() else None
+    return {} if no_groups or before == {} else given
+
+
+def _report(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:
     for fold, split in enumerate(splits):
         log.info("fold %d: %d cases to train on, %d to validate", fold, len(split["train"]), len(split["val"]))
     if not splits:
         log.info("too few cases for folds: train with fold all")
+    unusual = unusual_cases(fingerprint, list(dataset.description.channel_names))
+    if unusual:
+        log.warning("%s", warning(unusual))
     class_voxels = {name: case.class_voxels for name, case in fingerprint.cases.items()}
-    for warning in lopsided_folds(splits, class_voxels, dataset.description.labels):
-        log.warning("%s", warning)
+    for lopsided in lopsided_folds(splits, class_voxels, dataset.description.labels):
+        log.warning("%s", lopsided)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.orientation import common_way_round, mirrored_axes
+from samunet.planning.orientation import common_way_round, mirrored_axes, otherwise, turned_fingerprint
 from samunet.planning.planes import planes as sliced_planes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
@@ -36,6 +37,8 @@ from samunet.plans import (
     check_plans_name,
 )
 from samunet.preprocessing.case import stored_shape
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SAM = "vit_b"
 BUNDLED = "small"
@@ -89,6 +92,11 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         UsageError: If an option does not fit the dataset or the encoder.
     """
     _check(options, description, fingerprint)
+    orientation, orientation_why = common_way_round(fingerprint)
+    mixed = otherwise(fingerprint, orientation)
+    if mixed:
+        log.warning("%s: %s", dataset_name, mixed)
+    fingerprint = turned_fingerprint(fingerprint, orientation)
     physical = fingerprint.physical_spacing
     median = [float(value) for value in np.median(fingerprint.spacings, axis=0)]
     target = options.target_spacing or median
@@ -119,7 +127,6 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
     )
-    orientation, orientation_why = common_way_round(fingerprint)
     mirrored, mirrored_why = mirrored_axes(description.labels, fingerprint, order)
     rotation, rotation_why = rules.rotation(extent, mirrored)
     sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM

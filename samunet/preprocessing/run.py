@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
-from samunet.errors import SamunetError
+from samunet.dataset.problems import shortened
+from samunet.errors import SamunetError, raise_failures
 from samunet.files import make_folder
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
-from samunet.preprocessing.store import StoredCase, StoreKey, is_stored, stored_plans, write_case
+from samunet.preprocessing.sources import FileFacts, changed_files, file_facts, with_times
+from samunet.preprocessing.store import StoredCase, StoreKey, read_record, stored_key, write_case, write_record
 from samunet.workers import map_cases
 
 
@@ -34,7 +40,8 @@ def preprocess_dataset(
         Number of cases stored now; the others were finished before.
 
     Raises:
-        SamunetError: Naming the case that failed, where finished cases stay; or if the plans have other channels.
+        SamunetError: If the plans have other channels; or, after all others were stored, if cases failed: of several a
+            :class:`samunet.errors.CasesFailed` that lists them.
     """
     check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
     return store_cases(
@@ -56,15 +63,18 @@ def store_cases(
 ) -> int:
     """As :func:`preprocess_dataset`, for any cases, with or without labels, into the folder ``target``."""
     make_folder(target)
+    _remove_old_layout(target)
     decisions = _plans_key(plans, configuration, description)
-    keys = {name: StoreKey(decisions, _files_key(case)) for name, case in cases.items()}
-    todo = [
-        name for name, case in cases.items() if not is_stored(target, name, keys[name], labelled=case.label is not None)
-    ]
+    todo = [name for name, case in cases.items() if not _is_stored(target, case, decisions)]
     short = description.without_lists()
-    jobs = [(cases[name], short, plans, configuration, target, keys[name], tolerate_geometry) for name in todo]
-    for _ in map_cases(_store, todo, jobs, num_workers=num_workers, description="Preprocessing", progress=progress):
+    jobs = [(cases[name], short, plans, configuration, target, decisions, tolerate_geometry) for name in todo]
+    failures: dict[str, SamunetError] = {}
+    for _ in map_cases(
+        _store, todo, jobs,
+        num_workers=num_workers, description="Preprocessing", progress=progress, failures=failures,
+    ):  # fmt: skip
         pass
+    raise_failures(failures, len(todo), "mend or remove these cases, then run the same command again")
     return len(todo)
 
 
@@ -90,24 +100,98 @@ def check_channels(configuration: ConfigurationPlan, description: Description, s
 
 
 def stored_cases(
-    folder: Path, plans: Plans, configuration: ConfigurationPlan, description: Description, names: list[str]
+    folder: Path,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    description: Description,
+    names: list[str],
+    raw: Dataset | None,
 ) -> dict[str, StoredCase]:
     """Open the stored cases of a configuration.
 
+    Args:
+        folder: The dataset's preprocessed folder.
+        plans, configuration, description: What the cases must have been stored with.
+        names: Which cases.
+        raw: The raw dataset, if it is there: its files must be those that were stored.
+
     Raises:
-        SamunetError: If some were never preprocessed, or with other plans.
+        SamunetError: If some were never preprocessed, or with other plans, or their files changed since.
     """
     target = folder / configuration.data_identifier
     wanted = _plans_key(plans, configuration, description)
-    outdated = [name for name in names if stored_plans(target, name) != wanted]
+    keys = {name: stored_key(target, name) for name in names}
+    outdated = [name for name, key in keys.items() if key.get("plans") != wanted]
+    called = configuration.data_identifier.removeprefix(f"{plans.plans_name}_")
+    command = shlex.join(["samunet_preprocess", "-d", folder.name, "-p", plans.plans_name, "-c", called])
     if outdated:
+        old = " They were stored by an earlier version of samunet." if _of_old_layout(target) else ""
         raise SamunetError(
             f"{len(outdated)} of {len(names)} cases are not preprocessed with these plans in {target} "
-            f"(for example {outdated[0]})",
-            f"samunet_preprocess -d {folder.name} -p {plans.plans_name} -c "
-            f"{configuration.data_identifier.removeprefix(f'{plans.plans_name}_')}",
+            f"(for example {outdated[0]}).{old}",
+            command,
         )
-    return {name: StoredCase(target, name) for name in names}
+    if raw is not None:
+        changed = changed_since(raw, {name: key["files"] for name, key in keys.items()})
+        if changed:
+            raise SamunetError(changed, command)
+        _remember_times(target, raw, keys)
+    return {name: StoredCase(target, name, made_by=command) for name in names}
+
+
+def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]]) -> str:
+    """Which files of a raw dataset changed after their cases were stored, in words; empty if none.
+
+    Args:
+        raw: The dataset as it is now; cases that it lacks are not looked at.
+        facts: Case to what is known of its files; see :func:`samunet.preprocessing.sources.file_facts`.
+    """
+    changed = {
+        name: files
+        for name, known in facts.items()
+        if name in raw.cases and (files := changed_files(raw.cases[name], known))
+    }
+    if not changed:
+        return ""
+    listed = shortened([file for files in changed.values() for file in files])
+    return f"{raw.folder}: the files of {len(changed)} cases changed after preprocessing: {listed}"
+
+
+def _remember_times(target: Path, raw: Dataset, keys: dict[str, dict[str, Any]]) -> None:
+    """After a copy to another machine all files have new times: their content need not be read at each start."""
+    for name, key in keys.items():
+        if name in raw.cases and key["files"] != (files := with_times(raw.cases[name], key["files"])):
+            with suppress(SamunetError):  # the folder may belong to somebody else
+                write_record(target, name, read_record(target, name) | {"key": key | {"files": files}})
+
+
+def stored_files(folder: Path, names: Iterable[str]) -> dict[str, list[FileFacts]]:
+    """What is known of the files that cases were stored from; of those that are stored in ``folder``."""
+    return {name: key["files"] for name in names if (key := stored_key(folder, name))}
+
+
+def content_hash(files: dict[str, list[FileFacts]]) -> str:
+    """A short hash of the content of cases' files, whatever their times."""
+    return fingerprint_of({name: [fact["sha256"] for fact in facts] for name, facts in files.items()})
+
+
+def _is_stored(target: Path, case: Case, decisions: str) -> bool:
+    """Whether a case was stored completely, from the same files and with the same decisions."""
+    key = stored_key(target, case.name, labelled=case.label is not None)
+    return key.get("plans") == decisions and not changed_files(case, key["files"])
+
+
+def _of_old_layout(target: Path) -> list[Path]:
+    """Files of a case of version 0.1.0, which had no checksums and told labels by a suffix."""
+    return sorted(target.glob("*_locations.npz"))
+
+
+def _remove_old_layout(target: Path) -> None:
+    """Labels of version 0.1.0 are not read any more: without this they would take their place for ever."""
+    for places in _of_old_layout(target):
+        name = places.name.removesuffix("_locations.npz")
+        for file in (target / f"{name}.json", target / f"{name}_seg.b2nd", places):
+            file.unlink(missing_ok=True)
 
 
 def _store(
@@ -116,20 +200,15 @@ def _store(
     plans: Plans,
     configuration: ConfigurationPlan,
     target: Path,
-    key: StoreKey,
+    decisions: str,
     tolerate_geometry: bool,
 ) -> None:
+    key = StoreKey(decisions, file_facts(case))  # before they are read: an edit meanwhile is noticed later
     image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
     prepared = prepare_case(image, label, plans, configuration, description.labels.ignore)
     del image, label  # their memory is needed for compression
     cubes = len(configuration.planes) > 1
     write_case(target, case.name, prepared, key, description.labels.ignore, cubes=cubes)
-
-
-def _files_key(case: Case) -> str:
-    """Hash of a case's files: names, sizes and times."""
-    paths = [path for path in (*case.images, case.label) if path is not None]
-    return fingerprint_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths])
 
 
 def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Description) -> str:

@@ -2,44 +2,53 @@
 
 Where volumes are sliced along all three axes (:mod:`.planes`), cubes decompress instead.
 
-Four files make a case: ``NAME.b2nd`` (image), ``NAME_seg.b2nd`` (label), ``NAME_locations.npz`` (where each class is)
-and ``NAME.json``; without a label, the first and the last. A case without its JSON is unfinished and is made again.
-Nothing here is pickled.
+Four files make a case: ``NAME.b2nd`` (image), ``labels/NAME.b2nd``, ``labels/NAME.npz`` (where each class is) and
+``NAME.json``; without a label, the first and the last. A case without its JSON is unfinished and is made again.
+The JSON holds the checksums of all (:mod:`.checksums`), and its own. Nothing here is pickled.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_path, read_json, write_json
+from samunet.files import atomic_path, make_folder, read_json, to_json, write_json
+from samunet.plans import fingerprint_of
 from samunet.preprocessing.case import CaseRecord, PreparedCase
+from samunet.preprocessing.checksums import CheckedArray, Damaged, array_checksums, checked_bytes, file_checksum
 from samunet.preprocessing.pieces import places, values_in
-from samunet.preprocessing.plain_arrays import open_plain
 from samunet.preprocessing.planes import ALONG_Z, Plane
+from samunet.preprocessing.sources import FileFacts
 
 _CHUNK_BYTES = 1 << 18
 _CUBE = 16  # voxels a side, of what is decompressed at once
 _MOST_BLOCK_BYTES = 536_866_816  # blosc2's BLOSC2_MAXBLOCKSIZE
-_ENDINGS = (".b2nd", ".json")
-_LABEL_ENDINGS = ("_seg.b2nd", "_locations.npz")
+LABELS = "labels"  # a folder of its own: a suffix could be part of another case's name
 MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
 _HALF_MAX = 2048.0  # beyond this, half precision is coarser than one unit
 
 
 @dataclass(frozen=True)
 class StoreKey:
-    """What stored data depend on: hashes of the decisions about preprocessing, and of the source files."""
+    """What stored data depend on: a hash of the decisions about preprocessing, and the source files.
+
+    Attributes:
+        plans: Hash of the decisions.
+        files: See :func:`samunet.preprocessing.sources.file_facts`.
+    """
 
     plans: str
-    files: str
+    files: list[FileFacts]
 
 
 def write_case(
@@ -55,39 +64,66 @@ def write_case(
         ignore: Label value of voxels without annotation.
         cubes: Whether slices along all three axes will be read.
     """
-    (folder / f"{name}.json").unlink(missing_ok=True)  # from here until its end the case is unfinished
+    files = case_files(folder, name)
+    files["record"].unlink(missing_ok=True)  # from here until its end the case is unfinished
     fits_half = max(-float(case.image.min()), float(case.image.max())) < _HALF_MAX
-    _write_array(folder / f"{name}.b2nd", case.image.astype(np.float16 if fits_half else np.float32), cubes)
+    _write_array(files["image"], case.image.astype(np.float16 if fits_half else np.float32), cubes)
+    checksums: dict[str, Any] = {"image": array_checksums(files["image"])}
     if case.label is not None:
+        make_folder(folder / LABELS)
         fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
-        _write_array(folder / f"{name}_seg.b2nd", case.label.astype(np.int8 if fits_byte else np.int16), cubes)
-        with atomic_path(folder / f"{name}_locations.npz") as temporary:
+        _write_array(files["label"], case.label.astype(np.int8 if fits_byte else np.int16), cubes)
+        with atomic_path(files["locations"]) as temporary:
             locations = class_locations(case.label, ignore)
             np.savez(temporary, **{str(value): places for value, places in locations.items()})
-    write_json(folder / f"{name}.json", {"key": asdict(key), "record": case.record.to_json()})
+        checksums |= {"label": array_checksums(files["label"]), "locations": file_checksum(files["locations"])}
+    write_record(folder, name, {"key": asdict(key), "record": case.record.to_json(), "checksums": checksums})
 
 
-def is_stored(folder: Path, name: str, key: StoreKey, *, labelled: bool = True) -> bool:
-    """Whether the case was stored completely, from the same source files and with the same plans."""
-    endings = _ENDINGS + _LABEL_ENDINGS if labelled else _ENDINGS
-    complete = all((folder / f"{name}{ending}").is_file() for ending in endings)
-    return complete and _stored_key(folder, name) == asdict(key)
+def case_files(folder: Path, name: str) -> dict[str, Path]:
+    """The files of a case: ``image``, ``label``, ``locations`` and ``record``."""
+    labels = folder / LABELS
+    return {
+        "image": folder / f"{name}.b2nd",
+        "label": labels / f"{name}.b2nd",
+        "locations": labels / f"{name}.npz",
+        "record": folder / f"{name}.json",
+    }
 
 
-def stored_plans(folder: Path, name: str) -> str | None:
-    """Hash of the decisions a case was stored with (``StoreKey.plans``), or None if it is not stored."""
-    return _stored_key(folder, name).get("plans")
+def write_record(folder: Path, name: str, content: dict[str, Any]) -> None:
+    """Write the JSON of a case: ``key``, ``record`` and ``checksums``, with a checksum of all three."""
+    content = json.loads(to_json(content))  # as it will be read again
+    write_json(case_files(folder, name)["record"], content | {"checksum": fingerprint_of(content)})
 
 
-def _stored_key(folder: Path, name: str) -> dict[str, Any]:
-    """What a case was stored with; nothing if its record is missing or damaged, so that it is made again."""
-    path = folder / f"{name}.json"
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON of a case; nothing if it is missing, damaged or of a version without checksums: it is made again."""
+    path = case_files(folder, name)["record"]
     try:
-        record = read_json(path) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
     except SamunetError:
         return {}
-    key = record.get("key") if isinstance(record, dict) else None
-    return key if isinstance(key, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    checksum = content.pop("checksum", None)
+    return content if checksum == fingerprint_of(content) else {}
+
+
+def stored_key(folder: Path, name: str, *, labelled: bool | None = None) -> dict[str, Any]:
+    """The :class:`StoreKey` of a case, as plain data; nothing if it is not stored completely.
+
+    What is in the files is checked when it is read.
+
+    Args:
+        folder: The configuration's data folder.
+        name: Case name.
+        labelled: Whether it must have been stored with a label, or without; None for either.
+    """
+    record, files = read_record(folder, name), case_files(folder, name)
+    parts = record.get("checksums", {})
+    complete = all(files[part].is_file() for part in parts) and labelled in (None, "label" in parts)
+    return record["key"] if record and complete else {}
 
 
 def class_locations(label: np.ndarray, ignore: int | None = None) -> dict[int, np.ndarray]:
@@ -125,48 +161,58 @@ class StoredCase:
         folder: The configuration's data folder.
         name: Case name.
         plane: Along which axis its slices are cut.
+        made_by: The command that stores the case again, for errors.
+
+    Raises:
+        SamunetError: On reading what is not what was stored: it names the file and what makes it again.
     """
 
     folder: Path
     name: str
     plane: Plane = ALONG_Z
+    made_by: str = "samunet_plan_and_preprocess again"
 
     def __reduce__(self):
         # A loader's worker opens the files itself.
-        return type(self), (self.folder, self.name, self.plane)
+        return type(self), (self.folder, self.name, self.plane, self.made_by)
 
     def along(self, plane: Plane) -> StoredCase:
         """The same case, sliced in another way."""
         if plane == self.plane:
             return self
-        return self._others.setdefault(plane, StoredCase(self.folder, self.name, plane))
+        return self._others.setdefault(plane, StoredCase(self.folder, self.name, plane, self.made_by))
 
     @cached_property
     def _others(self) -> dict[Plane, StoredCase]:
         return {}
 
     @cached_property
-    def _image(self):
-        return _open_array(self.folder / f"{self.name}.b2nd")
+    def _image(self) -> CheckedArray:
+        return self._checked("image", CheckedArray)
 
     @cached_property
-    def _label(self):
-        return _open_array(self.folder / f"{self.name}_seg.b2nd")
+    def _label(self) -> CheckedArray:
+        return self._checked("label", CheckedArray)
 
     @cached_property
+    def _stored(self) -> dict[str, Any]:
+        """The case's JSON."""
+        stored = read_record(self.folder, self.name)
+        if not stored:
+            raise self._damaged("record")
+        return stored
+
+    @property
     def record(self) -> CaseRecord:
         """How to bring masks back to the original image."""
-        return CaseRecord.from_json(read_json(self.folder / f"{self.name}.json")["record"])
+        return CaseRecord.from_json(self._stored["record"])
 
     @cached_property
     def class_locations(self) -> dict[int, np.ndarray]:
         """Class value to ``(n, 3)`` positions: slice, row, column."""
-        path = self.folder / f"{self.name}_locations.npz"
-        try:
-            with np.load(path, allow_pickle=False) as places:
-                return {int(value): self.plane.positions(places[value]) for value in places.files}
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-            raise _damaged(path) from error
+        content = self._checked("locations", checked_bytes)
+        with np.load(io.BytesIO(content), allow_pickle=False) as places:
+            return {int(value): self.plane.positions(places[value]) for value in places.files}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -180,15 +226,34 @@ class StoredCase:
 
     def image(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Slices ``first`` to ``last`` (exclusive): ``(channels, slices, rows, columns)`` float32."""
-        return self.plane.cut(self._image[(slice(None), *self._where(first, last))].astype(np.float32))
+        return self._cut(self._image, "image", first, last).astype(np.float32)
 
     def label(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """Slices ``first`` to ``last`` (exclusive), int16; -1 lies outside the nonzero mask."""
-        return self.plane.cut(self._label[self._where(first, last)].astype(np.int16))
+        return self._cut(self._label, "label", first, last).astype(np.int16)
 
-    def _where(self, first: int, last: int | None) -> tuple[slice, ...]:
-        """Where in the volume some slices lie."""
-        return tuple(slice(first, last) if axis == self.plane.axes[0] else slice(None) for axis in range(3))
+    def _cut(self, array: CheckedArray, part: str, first: int, last: int | None) -> np.ndarray:
+        """Some slices of the volume, with its channels if it has them."""
+        axis = self.plane.axes[0]
+        where = tuple(slice(first, last) if own == axis else slice(None) for own in range(3))
+        try:
+            return self.plane.cut(array[(slice(None),) * (len(array.shape) - 3) + where])
+        except Damaged as error:
+            raise self._damaged(part) from error
+
+    def _checked(self, part: str, opened: Callable[[Path, Any], Any]) -> Any:
+        path = case_files(self.folder, self.name)[part]
+        try:
+            return opened(path, self._stored["checksums"].get(part))
+        except Damaged as error:
+            raise self._damaged(part) from error
+
+    def _damaged(self, part: str) -> SamunetError:
+        path = case_files(self.folder, self.name)[part]
+        return SamunetError(
+            f"the stored slices {path} are missing or damaged",
+            f"have them made again: rm -f {shlex.quote(str(path))}, then {self.made_by}",
+        )
 
 
 def _write_array(path: Path, array: np.ndarray, cubes: bool) -> None:
@@ -219,16 +284,3 @@ def _flat_blocks(array: np.ndarray) -> tuple[list[int], list[int]]:
     rows = min(height, max(1, _MOST_BLOCK_BYTES // row))
     slices = max(1, min(depth, _CHUNK_BYTES // (rows * row)))
     return [1, rows, width], [slices, rows, width]
-
-
-def _open_array(path: Path):
-    try:
-        return open_plain(path)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> SamunetError:
-    return SamunetError(
-        f"the stored slices {path} are missing or damaged", f"delete {path} and run samunet_plan_and_preprocess again"
-    )

@@ -145,7 +145,10 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, setup: dict) 
         for name, parameter in model.named_parameters():
             saved = _with_prefix(tensors, f"optimizer.{name}.")
             if saved:
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
+                # Copies, not views of the file: Windows cannot replace a file that is mapped into memory.
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) for key, value in saved.items()
+                }
     except SamunetError as error:
         raise SamunetError(error.message, error.hint if "--out" in (error.hint or "") else remedy) from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from samunet import paths
+from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
-from samunet.dataset.layout import list_cases
+from samunet.dataset.layout import list_cases, raw_dataset
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.inference.model_folder import build_network
-from samunet.network.base_weights import BaseWeights, base_weights
-from samunet.network.checkpoints import find_checkpoint
+from samunet.network.base_weights import BaseWeights, base_weights, is_available
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
@@ -31,6 +31,7 @@ from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Pl
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.run import store_cases, stored_cases
+from samunet.preprocessing.sources import check_cases
 from samunet.preprocessing.store import StoredCase
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction
@@ -88,7 +89,7 @@ class OwnImages:
         self.configuration = plans.configuration(configuration)
         self.network = _network(plans, self.configuration, encoder, checkpoint, device)
         self.encoder = self.network.encoder
-        self.cases = _training_images(source, plans, self.configuration, self.description)
+        self.cases = _training_images(source, plans, self.configuration, self.description, raw_dataset(dataset))
         numbers = {"imagesTr": len(self.cases)}
         if test_images:
             found = _test_images(dataset, source, plans, self.configuration, self.description, num_workers, progress)
@@ -217,8 +218,8 @@ def _network(
     sam, small = (configuration.networks[family].encoder for family in ("sam", "bundled"))
     wanted = encoder or (sam if checkpoint else plans.encoder)
     if wanted == "auto":
-        there = resolve_device(device).type != "cpu" and find_checkpoint(encoder_facts(sam)) is not None
-        wanted = sam if there else small
+        gpu = resolve_device(device).type != "cpu"
+        wanted = sam if gpu and is_available(encoder_facts(sam)) else small
     encoder_facts(wanted)
     if wanted not in networks:
         raise UsageError(
@@ -229,10 +230,12 @@ def _network(
 
 
 def _training_images(
-    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description
+    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description, raw: Dataset | None
 ) -> list[StoredCase]:
     names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
-    return list(stored_cases(source, plans, configuration, description, names).values())
+    if raw is not None:
+        check_cases(raw, names)
+    return list(stored_cases(source, plans, configuration, description, names, raw).values())
 
 
 def _test_images(

@@ -19,6 +19,7 @@ from torch import nn
 
 from samunet import __version__
 from samunet.cores import FreeCores
+from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
@@ -55,9 +56,11 @@ def pretrain(folder: Path, options: PretrainingOptions, work: Work | None = None
         The file with the weights, by SAM's names; a card beside it says how they came about.
 
     Raises:
+        UsageError: If the folder lies in a raw dataset, or holds a model or preprocessed data.
         SamunetError: If the folder is in use, its checkpoint is damaged, or the loss is no longer a number.
         KeyboardInterrupt: After a signal, once the checkpoint is written.
     """
+    check_holdings(check_place(folder))
     make_folder(folder)
     try:
         with exclusive(folder.resolve()) as held:

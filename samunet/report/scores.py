@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ class Scored:
     metrics: Mapping[str, Mapping[str, float | None]]
     mask: Path
     reference: Path
-    dice: float = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dice", mean_of(scores["Dice"] for scores in self.metrics.values()))
+    @property
+    def dice(self) -> float:
+        """Mean over the classes that have one; NaN if none has."""
+        return mean_of(scores["Dice"] for scores in self.metrics.values())
 
 
 def read_scores(file: Path, fold: str = "") -> list[Scored]:
@@ -118,6 +119,8 @@ def case_table(cases: Sequence[Scored], labels: Labels) -> Html:
 def dice_chart(cases: Sequence[Scored], labels: Labels) -> Html:
     """Every case's Dice as a point."""
     groups = {name: numbers(cases, key, "Dice") for name, key in scored_classes(cases, labels)}
+    if not any(groups.values()):
+        return Html("<p>No case has a class to score.</p>")
     return picture(
         strip_chart(groups, "Dice"),
         "Dice of every case (a point each); the line is the median",

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from samunet import paths
+from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.dataset.mask_files import with_sidecar
-from samunet.dataset.splits import Splits, fold_cases, infer_groups, load_or_make_splits
+from samunet.dataset.outputs import check_place
+from samunet.dataset.patients import patients
+from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import mask_ending
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.preprocessing.run import changed_since, content_hash, stored_files
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +92,7 @@ def accumulate_crossval_results(
 def _new_folder(output: Path) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
+    check_place(output)
     if output == Path.cwd():
         raise UsageError(f"{output} is the current folder, which cannot be replaced", "give a new folder: -o results")
     return output
@@ -122,8 +127,9 @@ def score(
     """Content of ``summary.json`` for masks and their references, by the labels that the model was trained with."""
     description = dataset.description
     return evaluate_files(
-        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers
-    )
+        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
+    )  # fmt: skip
 
 
 def write_model_facts(folder: Path, model: ModelFolder) -> None:
@@ -145,7 +151,7 @@ def trained_models(dataset_name: str) -> list[Path]:
 def dataset_splits(dataset: Dataset) -> Splits:
     """The dataset's folds."""
     folder = paths.preprocessed_folder() / dataset.name
-    return load_or_make_splits(folder, sorted(dataset.cases), dataset.description.groups)
+    return load_or_make_splits(folder, sorted(dataset.cases), _groups(dataset), dataset.folder)
 
 
 def chosen_folds(splits: Splits, folds: Sequence[Fold] | None) -> list[int]:
@@ -202,6 +208,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
             f"{model.path}: fold {listed} is not trained and validated", training_command(model, missing)
         )
     cases: dict[str, OutOfFold] = {}
+    _warn_of_changes(model, folds, dataset)
     for fold in folds:
         _, validation = fold_cases(splits, fold, sorted(dataset.cases))
         seen = sorted(set(validation) & set(model.run(fold).get("training_cases", [])))
@@ -233,7 +240,34 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
     return dict(sorted(cases.items()))
 
 
+def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset) -> None:
+    """Say so where images or labels are not those that the folds were trained on."""
+    source = paths.preprocessed_folder() / dataset.name / model.configuration.data_identifier
+    stored = stored_files(source, dataset.cases)
+    changed = changed_since(dataset, stored)
+    if changed:
+        log.warning("%s (to train on them: samunet_preprocess, then %s)",
+            changed, training_command(model, folds, "--overwrite"))  # fmt: skip
+    for fold in folds:
+        run = model.run(fold)
+        trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}
+        same = run.get("training_data") in (None, content_hash(trained))
+        if len(trained) == len(run.get("training_cases", [])) and not same:
+            log.warning(
+                "fold %s was trained on other images or labels than are stored now: %s",
+                fold, training_command(model, [fold], "--overwrite"),
+            )  # fmt: skip
+
+
 def patients_of(names: Sequence[str], dataset: Dataset) -> list[str]:
     """The patient of every case; each case its own where nothing tells patients apart."""
-    groups = dataset.description.groups or infer_groups(sorted(dataset.cases)) or {}
+    groups = patients(sorted(dataset.cases), _groups(dataset)) or {}
     return [groups.get(name, name) for name in names]
+
+
+def _groups(dataset: Dataset) -> dict[str, str] | None:
+    """As dataset.json has them; else as its copy beside the plans, where ``--no_groups`` is written down."""
+    copy = paths.preprocessed_folder() / dataset.name
+    if dataset.description.groups is None and (copy / "dataset.json").is_file():
+        return read_description(copy).groups
+    return dataset.description.groups

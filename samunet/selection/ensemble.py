@@ -11,12 +11,14 @@ import numpy as np
 
 from samunet.dataset.cases import visible
 from samunet.dataset.labels import Labels
-from samunet.errors import SamunetError, UsageError
+from samunet.dataset.outputs import begin, check_folder, claim_folder, finish
+from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.files import atomic_path, make_folder
 from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.same_grid import Grid, on_grid
 from samunet.inference.decoding import ARGMAX, average
-from samunet.selection.masks import copy_beside, description_beside, masks_in, new_folder
+from samunet.selection.masks import copy_beside, description_beside, masks_in
 from samunet.workers import map_cases
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ def ensemble(
     *,
     save_probabilities: bool = False,
     decoding: str = ARGMAX,
+    overwrite: bool = False,
     num_workers: int = 0,
 ) -> list[str]:
     """Average the probabilities of folders of predictions, and write the masks.
@@ -40,19 +43,21 @@ def ensemble(
         output: Where the masks go; made if missing.
         save_probabilities: Also write the mean as ``CASE.npz``.
         decoding: ``argmax``, or ``dice`` (:func:`samunet.inference.decoding.decode_for_dice`).
+        overwrite: Replace masks of these names that this program did not write, or that a person has edited since.
         num_workers: Worker processes; 0 means this one.
 
     Returns:
         Names of the cases.
 
     Raises:
-        UsageError: If there are fewer than two folders, or ``output`` is one of them.
-        SamunetError: If they hold different cases or labels, or a file is missing or damaged; names the case.
+        UsageError: If there are fewer than two folders, or ``output`` is no place for masks.
+        SamunetError: If they hold different cases or labels; or, after all others were written, if files of cases are
+            damaged: of several a :class:`samunet.errors.CasesFailed` that lists them.
     """
     folders = [Path(folder) for folder in folders]
     if len(folders) < 2:
         raise UsageError("an ensemble needs at least two folders", "samunet_ensemble -i FIRST SECOND -o OUT")
-    output = new_folder(Path(output), folders)
+    output = check_folder(output, folders, overwrite=overwrite)
     description = description_beside(folders[0])
     for folder in folders[1:]:
         if description_beside(folder).labels != description.labels:
@@ -71,8 +76,12 @@ def ensemble(
             )
     reader = reader_for(description.file_ending, description.reader_override)
     files = {name: ([own[name] for own in probable], mask, output / mask.name) for name, mask in masks.items()}
-    ensemble_files(files, description.labels, reader, save_probabilities, num_workers, decoding)
+    check_folder(output, folders, [mask.name for mask in masks.values()], overwrite=overwrite)
+    claim_folder(output)
+    failures: dict[str, SamunetError] = {}
+    ensemble_files(files, description.labels, reader, save_probabilities, num_workers, decoding, failures)
     copy_beside(folders[0], output)
+    raise_failures(failures, len(files), "predict these cases again, then run the same command again")
     return list(files)
 
 
@@ -83,6 +92,7 @@ def ensemble_files(
     save_probabilities: bool,
     num_workers: int,
     decoding: str = ARGMAX,
+    failures: dict[str, SamunetError] | None = None,
 ) -> None:
     """Average saved probabilities wherever they lie; of one file, decode them.
 
@@ -92,11 +102,14 @@ def ensemble_files(
         save_probabilities: Also write the mean beside the mask.
         num_workers: Worker processes; 0 means this one.
         decoding: One of :data:`samunet.inference.decoding.DECODINGS`.
+        failures: See :func:`samunet.workers.map_cases`.
     """
     for _, _, target in files.values():
         make_folder(target.parent)
     arguments = [(*entry, name, labels, reader, save_probabilities, decoding) for name, entry in files.items()]
-    for _ in map_cases(_average_case, list(files), arguments, num_workers=num_workers, description="Averaging"):
+    for _ in map_cases(
+        _average_case, list(files), arguments, num_workers=num_workers, description="Averaging", failures=failures
+    ):
         pass
 
 
@@ -124,12 +137,24 @@ def _average_case(
     decoding: str,
 ) -> None:
     reader = image_reader_for(mask_file, reader)
-    _, geometry = reader.read_label(mask_file)
-    mask, mean = average([read_probabilities(path) for path in probable], labels, decoding)
+    first, geometry = reader.read_label(mask_file)
+    place = Grid(mask_file, first.shape, geometry)
+    mask, mean = average([_on_grid(path, place, reader) for path in probable], labels, decoding)
+    begin(target)
     if save_probabilities:
         with atomic_path(target.parent / f"{name}.npz") as temporary:
             np.savez_compressed(temporary, probabilities=mean)
     reader.write_label(mask, target, geometry)
+    finish(target)
+
+
+def _on_grid(path: Path, place: Grid, reader: Reader) -> np.ndarray:
+    """Saved probabilities; where the mask beside them lies in another orientation than the first, turned as it is."""
+    probabilities, beside = read_probabilities(path), path.with_name(place.file.name)
+    if beside == place.file or not beside.is_file():
+        return probabilities
+    own, geometry = reader.read_label(beside)
+    return on_grid(probabilities, Grid(beside, own.shape, geometry), place)
 
 
 def _probabilities_in(folder: Path) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.mask_files import MASK_ENDINGS, mask_files
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json
 
 BESIDE = ("dataset.json", "plans.json")
@@ -48,16 +48,3 @@ def copy_beside(source: Path, target: Path) -> None:
         if (source / name).is_file():
             with atomic_path(target / name) as temporary:
                 shutil.copyfile(source / name, temporary)
-
-
-def new_folder(output: Path, sources: list[Path]) -> Path:
-    """Check that results do not go where they come from.
-
-    Raises:
-        UsageError: If they would.
-    """
-    output = Path(output)
-    for source in sources:
-        if output.resolve() == Path(source).resolve():
-            raise UsageError(f"-o {output} is also an input: its masks would be replaced", "give another folder: -o")
-    return output

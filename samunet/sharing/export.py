@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from samunet import __version__, paths
 from samunet.dataset.layout import find_dataset
+from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, to_json
 from samunet.inference.choose import parse_folds
@@ -121,6 +122,7 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
 def _check(output: Path, options: ExportOptions) -> None:
     if output.suffix != ".zip" or output.is_dir():
         raise UsageError(f"{output} must be a file that ends in .zip", "for example: -o model.zip")
+    check_place(output)
     if output.exists() and not options.overwrite:
         raise UsageError(f"{output} exists", "add --force to replace it, or choose another name")
     if options.with_masks and not options.with_case_ids:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from samunet import paths
+from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, printable
 from samunet.files import atomic_folder, atomic_path, file_hash, make_folder
 from samunet.inference.choose import INSTRUCTIONS
@@ -34,11 +35,11 @@ def install_model(archive: str | Path, folder: str | Path | None = None, *, over
         The models' folders.
 
     Raises:
-        UsageError: If there is no such file.
+        UsageError: If there is no such file, or ``folder`` lies in a raw dataset.
         SamunetError: If the archive is damaged or holds what no model has, if other models of these names are there,
             or if the disk is full. Then nothing has been installed, and what was there before is as it was.
     """
-    root = Path(folder) if folder is not None else paths.results_folder()
+    root = check_place(folder) if folder is not None else paths.results_folder()
     with open_archive(Path(archive)) as opened:
         manifest = opened.manifest
         dataset = root / manifest.dataset

@@ -16,6 +16,7 @@ import numpy as np
 
 from samunet import __version__, paths
 from samunet.dataset.layout import find_dataset, list_cases, load_dataset
+from samunet.dataset.outputs import check_new_file
 from samunet.dataset.prediction_input import as_paths
 from samunet.errors import SamunetError, UsageError
 from samunet.files import make_folder
@@ -60,7 +61,7 @@ def export_onnx(
 
     Args:
         dataset, configuration, fold, plans_name: Which fold.
-        output: The file to write, ``.onnx``; an existing one is replaced. Weights beyond 1.9 GB go into a second file
+        output: The file to write, ``.onnx``, which must not exist. Weights beyond 1.9 GB go into a second file
             beside it, with ``.data`` after the name.
         checkpoint: ``final`` or ``best``.
         images: A folder of images, or files, on which both are computed; None for the dataset's training cases.
@@ -69,13 +70,15 @@ def export_onnx(
         The largest difference of logits between PyTorch and onnxruntime.
 
     Raises:
-        UsageError: If there is no such fold, ``output`` has another ending, or there are no images to compare on.
+        UsageError: If there is no such fold, ``output`` exists or has another ending, or there are no images to compare
+            on.
         SamunetError: If packages are missing, the network cannot be written as ONNX, or the two differ by more than
             1e-3. Then nothing is written.
     """
     output = Path(output)
     if output.suffix != ".onnx" or output.is_dir():
         raise UsageError(f"{output} must be a file that ends in .onnx", "for example: -o model.onnx")
+    check_new_file(output)
     _require_packages()
     name = find_dataset(dataset)
     model = open_model_folder(paths.results_folder() / name / model_folder_name(plans_name, configuration))

@@ -24,15 +24,18 @@ from samunet.network.heads import DetailHead
 from samunet.network.image_encoder import Features
 from samunet.network.model import SamunetModel
 from samunet.plans import NetworkPlan, fingerprint_of
+from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
 from samunet.training.feature_cache import FeatureCache
 from samunet.training.loader import SliceLoader
 from samunet.training.options import format_size
-from samunet.training.variants import choose_variants, image_keys, images_per_variant
+from samunet.training.variants import image_keys
 
 log = logging.getLogger(__name__)
 
 _HALF_MAX = 65504.0
+_MOST_VARIANTS = 8
+_LEAST_USES = 4  # of a variant on average: one that is used once saves nothing
 
 
 def check_frozen(network: NetworkPlan) -> None:
@@ -118,13 +121,13 @@ class CachedModel:
         """The network for images whose :func:`samunet.training.variants.image_keys` are known."""
         return partial(self.model, encode=partial(self._encode, list(keys)))
 
-    def mean_seconds(self, images: Tensor, draws: float) -> float:
-        """Seconds that computing features adds to each image on average, over a training of so many draws."""
+    def saved_seconds(self, images: Tensor, draws: float) -> float:
+        """Seconds that each image takes less than if its features were computed, on average over so many draws."""
         begin = time.monotonic()
         self._features(self.model.input_layer(images))
         seconds = (time.monotonic() - begin) / len(images)
         different = self.images * (1 - math.exp(-draws / self.images))
-        return seconds * different / draws
+        return seconds * (1 - different / draws)
 
     def close(self) -> dict[str, int]:
         """Remove the cache; returns what was read and computed since the training was last begun, for ``run.json``."""
@@ -163,3 +166,30 @@ class CachedModel:
         device = next(self.model.parameters()).device
         features = self._features(torch.zeros(1, 3, *loader.network.input_shape, device=device))[0]
         return features.nbytes + 128
+
+
+def images_per_variant(loader: SliceLoader) -> int:
+    """How many different images there are for each variant: slices, and with free windows their classes as well."""
+    count, network = 0, loader.network
+    for case in (case.along(plane) for case in loader.cases.values() for plane in loader.planes):
+        depth, *shape = case.shape
+        always = loader.places(case, False)  # with an ignore label every window is centred on a class
+        slices = [set(places[:, 0].tolist()) for places in (always or loader.places(case, True)).values()]
+        anywhere = set() if always else set(range(depth))
+        grid = SliceGrid.of(tuple(shape), case.spacing, network.spacing, network.input_shape)
+        count += sum(map(len, [anywhere, *slices])) if grid.is_free() else len(anywhere.union(*slices))
+    return count
+
+
+def choose_variants(images: int, fitting: int, draws: int | None) -> int:
+    """Variants of every slice: as many as fit, at most 8, and so few that each is used four times on average.
+
+    Args:
+        images: From :func:`images_per_variant`.
+        fitting: Images for whose features there is room.
+        draws: Images drawn in the whole training; None if that is not known.
+    """
+    wanted = [_MOST_VARIANTS, fitting // images]
+    if draws is not None:
+        wanted.append(draws // (_LEAST_USES * images))
+    return max(1, min(wanted))

@@ -60,6 +60,7 @@ class TrainingOptions:
         random_weights: Start the bundled encoder from random weights, to compare.
         overwrite: Start anew where this fold was already trained.
         validation_only: Only (re)do the final validation.
+        validate_best: Also predict and score the validation cases with ``checkpoint_best``, into ``validation_best``.
         save_probabilities: Keep the validation's probabilities.
         checkpoint_seconds: Time between checkpoints.
     """
@@ -81,6 +82,7 @@ class TrainingOptions:
     random_weights: bool = False
     overwrite: bool = False
     validation_only: bool = False
+    validate_best: bool = False
     save_probabilities: bool = False
     checkpoint_seconds: float = 120.0
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from samunet import __version__, paths
 from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
-from samunet.dataset.layout import load_dataset
-from samunet.dataset.splits import few_cases, fold_cases, infer_groups, load_or_make_splits
+from samunet.dataset.layout import load_dataset, raw_dataset
+from samunet.dataset.patients import patients
+from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
@@ -26,7 +28,8 @@ from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, plans_called
-from samunet.preprocessing.run import check_channels, stored_cases
+from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
+from samunet.preprocessing.sources import check_cases
 from samunet.quality.calibration import write_calibration
 from samunet.training.cached_model import check_frozen
 from samunet.training.lock import training_lock
@@ -67,7 +70,10 @@ def train_fold(
     plans, description = plans_called(plans_name, source), read_description(source)
     configuration = plans.configuration(configuration_name)
     fingerprint = read_fingerprint(source / FINGERPRINT_FILE)
-    train, validation = _cases_of(fold, source, fingerprint, description, options)
+    raw = raw_dataset(dataset_name)
+    if raw is not None:
+        check_cases(raw, fingerprint.cases)
+    train, validation = _cases_of(fold, source, fingerprint, description, raw, options)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
@@ -85,7 +91,11 @@ def train_fold(
         base, stored = None, ()
         if not trained:  # before anything is written or, with --overwrite, removed
             resolve_device(options.device)
-            stored = [stored_cases(source, plans, configuration, description, names) for names in (train, validation)]
+            stored = [
+                stored_cases(source, plans, configuration, description, names, raw) for names in (train, validation)
+            ]
+            data = content_hash(stored_files(source / configuration.data_identifier, train))
+            _check_same_data(folder, run, data)
             base = _starting_weights(model, fold, choice, options, run, progress)
         _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
@@ -104,27 +114,48 @@ def train_fold(
                 validation=stored[1],
                 options=options,
                 identity=fingerprint_of(decisions, choice.family, description.labels, train),
-                run=run | facts | {"training_cases": train},
+                run=run | facts | {"training_cases": train, "training_data": data},
                 base=base,
                 progress=progress,
             )
             del base  # the model holds its own copy: up to 2.5 GB less during the training
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
-        if validation:
+        if validation and not (options.validate_best and _is_validated(folder) and not options.validation_only):
+            begin = time.monotonic()
             _validate(model, fold, dataset, validation, options, progress)
+            seconds = {"validation_seconds": round(time.monotonic() - begin, 1)}
+            write_json(folder / "run.json", read_json(folder / "run.json") | seconds)
+        if validation and options.validate_best:
+            _validate(model, fold, dataset, validation, options, progress, checkpoint="best")
     return folder
 
 
 def _cases_of(
-    fold: Fold, source: Path, fingerprint: Fingerprint, description: Description, options: TrainingOptions
+    fold: Fold,
+    source: Path,
+    fingerprint: Fingerprint,
+    description: Description,
+    raw: Dataset | None,
+    options: TrainingOptions,
 ) -> tuple[list[str], list[str]]:
     """Names of the cases to train on, fewer where that is asked for, and of those to validate."""
     names = sorted(fingerprint.cases)
-    train, validation = fold_cases(load_or_make_splits(source, names, description.groups), fold, names)
+    groups = raw.description.groups if raw and raw.description.groups is not None else description.groups
+    splits = load_or_make_splits(source, names, groups, raw.folder if raw else None)
+    train, validation = fold_cases(splits, fold, names)
     if options.num_cases:
-        train = few_cases(train, options.num_cases, options.seed, description.groups or infer_groups(names))
+        train = few_cases(train, options.num_cases, options.seed, patients(names, groups))
     return train, validation
+
+
+def _check_same_data(folder: Path, run: dict, data: str) -> None:
+    """Refuse to go on with a fold that began with other files of its training cases."""
+    if run.get("training_data") not in (None, data):
+        raise SamunetError(
+            f"{folder} began with other images or labels: files of its training cases changed since",
+            "train it anew with --overwrite",
+        )
 
 
 def _is_trained(folder: Path, validation: list[str], options: TrainingOptions) -> bool:
@@ -132,10 +163,16 @@ def _is_trained(folder: Path, validation: list[str], options: TrainingOptions) -
     trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
     if options.validation_only and not trained:
         raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
-    validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
-    if validated and not options.validation_only:
+    if options.validate_best and not validation:
+        raise UsageError("--val_best has no cases to validate: fold all trains on every case", "leave it out")
+    validated = trained and (not validation or _is_validated(folder))
+    if validated and not (options.validation_only or options.validate_best):
         raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
     return trained
+
+
+def _is_validated(folder: Path) -> bool:
+    return (folder / "validation" / "summary.json").is_file()
 
 
 def _starting_weights(
@@ -158,8 +195,7 @@ def _starting_weights(
 
 def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
     """Which of the configuration's networks to train: as asked; as before; or by what this machine has."""
-    from samunet.network.checkpoints import find_checkpoint
-    from samunet.network.downloads import can_download
+    from samunet.network.base_weights import is_available
 
     networks = configuration.networks
     planned = {network.encoder: family for family, network in networks.items()}
@@ -167,7 +203,7 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     wanted = options.encoder or run.get("encoder") or (sam if options.checkpoint else plans.encoder)
     if wanted == "auto":
         gpu = resolve_device(options.device).type != "cpu"
-        weights = find_checkpoint(encoder_facts(sam)) is not None or (gpu and can_download(encoder_facts(sam)))
+        weights = is_available(encoder_facts(sam), may_download=gpu)
         wanted = sam if gpu and weights else networks["bundled"].encoder
         if wanted == sam:
             why = f"there is a GPU and {sam}'s checkpoint; -encoder {networks['bundled'].encoder} for the small one"
@@ -339,29 +375,41 @@ def _dataset_to_validate(dataset_name: str, names: list[str]) -> Dataset:
 
 
 def _validate(
-    model: ModelFolder, fold: Fold, dataset: Dataset, names: list[str], options: TrainingOptions, progress: bool
+    model: ModelFolder,
+    fold: Fold,
+    dataset: Dataset,
+    names: list[str],
+    options: TrainingOptions,
+    progress: bool,
+    checkpoint: str = "final",
 ) -> None:
-    """Predict the fold's own validation cases as a user would, and score just these."""
-    folder = model.fold(fold) / "validation"
+    """Predict the fold's own validation cases as a user would, and score just these.
+
+    Only the final model's masks count later on (in ``validation``, with a calibration beside it).
+    """
+    folder = model.fold(fold) / ("validation" if checkpoint == "final" else f"validation_{checkpoint}")
     # What differs in origin or direction was accepted when the dataset was preprocessed.
     prediction = PredictionOptions(
         device=options.device,
         save_probabilities=options.save_probabilities,
-        measure_uncertainty=True,
-        skip_existing=not options.validation_only,
+        measure_uncertainty=checkpoint == "final",
+        skip_existing=checkpoint == "final" and not options.validation_only,
         tolerate_geometry=True,
         postprocessing=False,  # it is chosen on these masks
     )
-    predictor = Predictor.from_folder(model.path, [fold], options=prediction)
+    predictor = Predictor.from_folder(model.path, [fold], checkpoint, options=prediction)
     cases = {name: dataset.cases[name] for name in names}
-    predictor.predict_cases(cases, folder, progress=progress)
+    predictor.predict_cases(cases, folder, progress=progress, own=True)
     description = dataset.description
     summary = evaluate_files(
         {name: (predictor.mask_file(case, folder), case.label) for name, case in cases.items()},
         description.labels,
         description.file_ending,
         description.reader_override,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
     )
-    write_calibration(model.fold(fold), names, summary)
+    if checkpoint == "final":
+        write_calibration(model.fold(fold), names, summary)
     write_json(folder / "summary.json", summary)
-    log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])
+    which = "" if checkpoint == "final" else f" with checkpoint_{checkpoint}"
+    log.info("mean Dice of the %d validation cases%s: %.4f", len(names), which, summary["foreground_mean"]["Dice"])

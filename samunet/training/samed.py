@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from samunet.training.loss import SMOOTH, UpdateLoss
 
 _DICE_WEIGHT = 0.8
-_SMOOTH = 1e-5
 
 
-class SamedLoss(nn.Module):
+class SamedLoss(UpdateLoss):
     """0.2 cross-entropy + 0.8 Dice, on the decoder's own quarter-resolution logits.
 
     The Dice is pooled over the batch, has squared denominators, and is averaged over all classes, background included.
     """
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar.
+    def sums(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy and pixels, then overlap, squared probabilities and true pixels of every class, in one row.
 
         Args:
             logits: ``(batch, classes, h, w)`` float32.
@@ -26,11 +27,16 @@ class SamedLoss(nn.Module):
         reduced = reduce_target(target, logits.shape[2:])
         probabilities = torch.softmax(logits, dim=1)
         one_hot = F.one_hot(reduced, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-        axes = (0, 2, 3)
-        overlap = (probabilities * one_hot).sum(axes)
+        entropy, axes = F.cross_entropy(logits, reduced, reduction="sum"), (0, 2, 3)
         # The target is 0 or 1, so its square is itself.
-        dice = (2 * overlap + _SMOOTH) / (probabilities.square().sum(axes) + one_hot.sum(axes) + _SMOOTH)
-        return (1 - _DICE_WEIGHT) * F.cross_entropy(logits, reduced) + _DICE_WEIGHT * (1 - dice.mean())
+        dice = [(probabilities * one_hot).sum(axes), probabilities.square().sum(axes), one_hot.sum(axes)]
+        return torch.cat([torch.stack([entropy, one_hot.sum()]), *dice])
+
+    def value(self, sums: Tensor) -> Tensor:
+        """The loss, a scalar, from the sums of the whole update."""
+        overlap, predicted, true = sums[2:].reshape(3, -1)
+        dice = (2 * overlap + SMOOTH) / (predicted + true + SMOOTH)
+        return (1 - _DICE_WEIGHT) * sums[0] / sums[1] + _DICE_WEIGHT * (1 - dice.mean())
 
 
 def reduce_target(target: Tensor, shape: tuple[int, int]) -> Tensor:

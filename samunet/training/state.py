@@ -27,9 +27,10 @@ class Progress:
         iteration: Updates made.
         elapsed: Seconds spent in the training loop, over all its runs.
         best_dice: Of the monitored cases so far; None before the first check.
-        log: One entry per epoch; see :mod:`samunet.training.log`.
+        log: Points of the curve; see :mod:`samunet.training.log`.
         setup: What must not change on resume: hash of plans, dtype, batch size and so on.
         scaler: State of the gradient scaler; empty where none is used, and in checkpoints of older versions.
+        losses: Of the updates since the last point of the curve.
     """
 
     iteration: int = 0
@@ -38,6 +39,7 @@ class Progress:
     log: list[dict] = field(default_factory=list)
     setup: dict = field(default_factory=dict)
     scaler: dict = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 def save_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, progress: Progress) -> None:

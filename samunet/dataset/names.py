@@ -1,0 +1,18 @@
+"""Case names: one spelling of each, and what may be one, because files are named after cases."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+MAX_NAME_BYTES = 225  # with "_fold_disagreement" and an ending, the 255 that file systems allow
+
+
+def one_spelling(name: str) -> str:
+    """The composed form of a name: macOS writes é as e and an accent, which elsewhere is another name."""
+    return unicodedata.normalize("NFC", name)
+
+
+def printable(name: str) -> str:
+    """A file name with the bytes that are not UTF-8 written as they can be printed."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,288 @@
+"""The header of a DICOM file: where its frames lie, and what its stored values mean. Parsed by pydicom, in Python.
+
+GDCM, which ITK reads DICOM with, takes type, orientation, spacing and slope of a series from its first file and those
+of a file from its first frame, and some malformed headers keep it busy for ever. So it sees none: every value is taken
+here from the frame that it belongs to.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from samunet.errors import SamunetError
+from samunet.imageio.base import COPY_AGAIN
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_MAGIC_AT, _MAGIC = 128, b"DICM"
+# The modality as it lies in the first bytes of a file: tag, with or without a type, length, capital letters.
+_RAW_MODALITY, _HEAD = re.compile(rb"\x08\x00\x60\x00(?:CS..|..\x00\x00)([A-Z]{2,16} ?)", re.DOTALL), 4096
+_SHARED, _PER_FRAME, _DETECTOR = (
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence",
+)  # fmt: skip
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+# Two axes of unit length at right angles, as rounded to two digits.
+_RIGHT_ANGLED = 0.01
+_WANTED = [
+    *_UIDS, "Modality", "SeriesDescription", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
+    "BitsAllocated", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "ImagerPixelSpacing", "NominalScannedPixelSpacing", "SpacingBetweenSlices", "SliceThickness", "RescaleSlope",
+    "RescaleIntercept", "DoseGridScaling", "GridFrameOffsetVector", _SHARED, _PER_FRAME, _DETECTOR,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice.
+
+    Attributes:
+        file: That holds it.
+        position: Of its first pixel, ITK's axes, in mm; None if not stated.
+        orientation: Direction cosines along a row and along a column; None if not stated.
+        spacing: From row to row and from column to column, in mm; 1 if not stated.
+        distance: To the next slice in mm, as the header has it; None if not stated.
+        slope, intercept: Intensity = stored value x slope + intercept.
+    """
+
+    file: Path
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...]
+    distance: float | None
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is needed of one file.
+
+    Attributes:
+        file: Its path.
+        uids: Of study, series and frame of reference; empty text if not stated.
+        modality, description: As the file has them; may be empty.
+        size: Rows and columns.
+        components: 3 for colours.
+        photometric: What the values of pixels mean, such as ``MONOCHROME2``.
+        frames: In the order in which they are stored.
+    """
+
+    file: Path
+    uids: tuple[str, str, str]
+    modality: str
+    description: str
+    size: tuple[int, int]
+    components: int
+    photometric: str
+    frames: tuple[Frame, ...]
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether a file is DICOM by its first bytes: the word DICM, or, where that is left out, the first elements."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(_HEAD)
+    except OSError:
+        return False
+    return head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC or _begins_with_elements(head)
+
+
+def read_header(file: Path) -> Header | None:
+    """The header of a DICOM file; None of one without pixels, such as a report, and of one that is damaged.
+
+    Raises:
+        SamunetError: If a value is broken; names the file and the tag.
+    """
+    try:
+        dataset = read_dataset(file, stop_before_pixels=True, specific_tags=_WANTED)
+    except SamunetError:
+        return None
+    return guarded(file, _header, dataset, file)
+
+
+def read_dataset(file: Path, **how) -> Dataset:
+    """A file as pydicom has it; ``how`` goes to ``pydicom.dcmread``.
+
+    Raises:
+        SamunetError: If it cannot be parsed.
+    """
+    import pydicom
+
+    return guarded(file, pydicom.dcmread, file, force=True, **how)
+
+
+def guarded(file: Path, function, *arguments, **keywords):
+    """Call ``function``, in which a damaged file may make pydicom raise anything, as a SamunetError that names it."""
+    try:
+        with _quiet():
+            return function(*arguments, **keywords)
+    except SamunetError:
+        raise
+    except Exception as error:
+        raise SamunetError(f"{file} is a damaged or truncated DICOM image: {error}", COPY_AGAIN) from error
+
+
+def raw_modality(file: Path) -> str | None:
+    """The modality by the first bytes of a file, of which nothing else need be readable."""
+    with file.open("rb") as stream:
+        found = _RAW_MODALITY.search(stream.read(_HEAD))
+    return None if found is None else found[1].decode("ascii").strip()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom neither warns of unusual values nor checks them: what matters is checked here."""
+    from pydicom import config
+
+    log, before = logging.getLogger("pydicom"), logging.getLogger("pydicom").level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _begins_with_elements(head: bytes) -> bool:
+    """Whether bytes begin with two elements of the groups that come first in DICOM, each with a short value."""
+    at, last = 0, (0, -1)
+    for _ in range(2):
+        if len(head) < at + 8:
+            return False
+        group, number, length = struct.unpack_from("<HHI", head, at)
+        if head[at + 4 : at + 6].isalpha() and head[at + 4 : at + 6].isupper():
+            length = struct.unpack_from("<H", head, at + 6)[0]
+            if head[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT") and len(head) >= at + 12:
+                at, length = at + 4, struct.unpack_from("<I", head, at + 8)[0]
+        if group not in (2, 8) or (group, number) <= last or length % 2 or length > 256:
+            return False
+        at, last = at + 8 + length, (group, number)
+    return True
+
+
+def _header(dataset: Dataset, file: Path) -> Header | None:
+    sides = [_numbers(dataset, keyword, 1, file) for keyword in ("Rows", "Columns", "BitsAllocated")]
+    if None in sides:
+        return None
+    samples = _numbers(dataset, "SamplesPerPixel", 1, file) or (1.0,)
+    photometric = _text(dataset, "PhotometricInterpretation")
+    return Header(
+        file=file,
+        uids=tuple(_text(dataset, keyword) for keyword in _UIDS),
+        modality=_text(dataset, "Modality"),
+        description=_text(dataset, "SeriesDescription"),
+        size=(int(sides[0][0]), int(sides[1][0])),
+        components=3 if photometric.startswith("PALETTE") else int(samples[0]),
+        photometric=photometric,
+        frames=tuple(_frames(dataset, file)),
+    )
+
+
+def _frames(dataset: Dataset, file: Path) -> Iterator[Frame]:
+    number = int((_numbers(dataset, "NumberOfFrames", 1, file) or (1.0,))[0])
+    shared, own = dataset.get(_SHARED) or [], dataset.get(_PER_FRAME) or []
+    if number < 1 or (own and len(own) != number):
+        raise SamunetError(
+            f"{file}: NumberOfFrames (0028,0008) is {number}, but the places of {len(own)} frames are given", COPY_AGAIN
+        )
+    places = [*(dataset.get(_DETECTOR) or [])[:1], dataset]
+    for index in range(number):
+        groups = [*own[index : index + 1], *shared[:1]]
+
+        def find(group: str, keywords: Sequence[str], count: int) -> tuple[float, ...] | None:
+            inner = [(source.get(group) or [None])[0] for source in groups]  # noqa: B023  called in this turn
+            found = (
+                _numbers(source, keyword, count, file)
+                for source in [*filter(None, inner), *places]
+                for keyword in keywords
+            )
+            return next((numbers for numbers in found if numbers is not None), None)
+
+        position = find("PlanePositionSequence", ["ImagePositionPatient"], 3)
+        orientation = find("PlaneOrientationSequence", ["ImageOrientationPatient"], 6)
+        spacing = find("PixelMeasuresSequence", ["PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"], 2)
+        distance = find("PixelMeasuresSequence", ["SpacingBetweenSlices"], 1)
+        slope = find("PixelValueTransformationSequence", ["RescaleSlope", "DoseGridScaling"], 1) or (1.0,)
+        intercept = find("PixelValueTransformationSequence", ["RescaleIntercept"], 1) or (0.0,)
+        orientation = None if orientation is None else _right_angled(orientation, file)
+        if not own and number > 1 and position is not None and orientation is not None:
+            position = _stacked(dataset, position, orientation, distance, index, number, file)
+        if slope[0] == 0:
+            raise SamunetError(f"{file}: RescaleSlope (0028,1053) is 0: all voxels would be the same", COPY_AGAIN)
+        distance = None if distance is None else abs(distance[0])
+        yield Frame(file, position, orientation, spacing or (1.0, 1.0), distance, slope[0], intercept[0])
+
+
+def _stacked(
+    dataset: Dataset,
+    first: tuple[float, ...],
+    orientation: tuple[float, ...],
+    distance: tuple[float, ...] | None,
+    index: int,
+    number: int,
+    file: Path,
+) -> tuple[float, ...] | None:
+    """Position of a frame of which the file states that of the first, and distances; None without distances."""
+    offsets = _numbers(dataset, "GridFrameOffsetVector", number, file)
+    if offsets is None and distance is None:
+        return None
+    offset = offsets[index] - offsets[0] if offsets is not None else index * distance[0]
+    normal = np.cross(orientation[:3], orientation[3:])
+    return tuple((np.array(first) + offset * normal).tolist())
+
+
+def _right_angled(cosines: tuple[float, ...], file: Path) -> tuple[float, ...]:
+    """Rounded direction cosines as exact ones."""
+    row, column = np.reshape(cosines, (2, 3))
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(row @ column)) > _RIGHT_ANGLED:
+        raise SamunetError(
+            f"{file}: ImageOrientationPatient (0020,0037) is {' '.join(f'{cosine:g}' for cosine in cosines)}, which "
+            "are no two directions at right angles",
+            COPY_AGAIN,
+        )
+    row = row / lengths[0]
+    column = column - (row @ column) * row
+    return (*row.tolist(), *(column / np.linalg.norm(column)).tolist())
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int, file: Path) -> tuple[float, ...] | None:
+    """The numbers of an element; None if it is missing or empty."""
+    if keyword not in dataset:
+        return None
+    raw = dataset.get_item(keyword).value
+    try:
+        value = dataset[keyword].value
+        listed = [] if value in (None, "", b"") else [value] if isinstance(value, (str, int, float)) else list(value)
+        numbers = tuple(float(number) for number in listed)
+    except Exception:  # whatever pydicom raises on a broken value
+        numbers = (np.nan,)
+    if not numbers:
+        return None
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        from pydicom.datadict import tag_for_keyword
+
+        tag = tag_for_keyword(keyword)
+        shown = raw.decode("latin-1").strip() if isinstance(raw, bytes) else str(raw)
+        raise SamunetError(
+            f"{file}: {keyword} ({tag >> 16:04x},{tag & 0xFFFF:04x}) is {shown[:80]!r}; it must be "
+            f"{count} number{'s' * (count > 1)}, with decimal points",
+            "export the series again, or correct the element with a DICOM tool",
+        )
+    return numbers
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip()

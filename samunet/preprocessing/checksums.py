@@ -1,0 +1,143 @@
+"""Checksums of stored files: of the whole file for small ones, of every chunk for blosc2 arrays.
+
+blosc2 has none of its own: most flipped bits would be read as other voxels, and some as other shapes. A chunk, what is
+compressed together, is checked when it is first read. What stands around the chunks, header and index, is checked
+before blosc2 sees it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.preprocessing.plain_arrays import open_plain
+
+_HEADER_BYTES = slice(11, 15)  # of a blosc2 frame: how long its header is, big endian
+
+
+class Damaged(Exception):
+    """A file that is missing, or is not what was stored."""
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    return zlib.crc32(path.read_bytes())
+
+
+def checked_bytes(path: Path, checksum: Any) -> bytes:
+    """A file's content.
+
+    Raises:
+        Damaged: If it is missing, or ``checksum`` is not that of :func:`file_checksum`.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Damaged from error
+    if zlib.crc32(content) != checksum:
+        raise Damaged
+    return content
+
+
+def array_checksums(path: Path) -> dict[str, Any]:
+    """What :class:`CheckedArray` needs to know of a blosc2 array just written.
+
+    Returns:
+        ``bytes`` of the file, ``chunks`` (CRC-32 of each, compressed), ``data`` (where the chunks begin and end in the
+        file), and ``rest``, the CRC-32 of all else.
+    """
+    array = open_array(path)
+    with open(path, "rb") as file:
+        first = last = int.from_bytes(file.read(_HEADER_BYTES.stop)[_HEADER_BYTES], "big")
+        checksums = []
+        for index in range(array.schunk.nchunks):
+            chunk = array.schunk.get_chunk(index)
+            checksums.append(zlib.crc32(chunk))
+            file.seek(last)
+            if file.read(len(chunk)) == chunk:  # those of one value alone are not in the file, but in its index
+                last += len(chunk)
+    size = os.path.getsize(path)
+    return {"bytes": size, "data": [first, last], "rest": _rest(path, first, last), "chunks": checksums}
+
+
+class CheckedArray:
+    """A stored array; what is read of it is what was stored.
+
+    Args:
+        path: A blosc2 array.
+        checksums: What :func:`array_checksums` told of it.
+
+    Raises:
+        Damaged: If the file is missing, or its size, header or index is another.
+    """
+
+    def __init__(self, path: Path, checksums: Any) -> None:
+        try:
+            sound = os.path.getsize(path) == checksums["bytes"]
+            sound = sound and _rest(path, *checksums["data"]) == checksums["rest"]
+        except OSError as error:
+            raise Damaged from error
+        if not sound:
+            raise Damaged
+        self._array = open_array(path)
+        self._checksums = checksums["chunks"]
+        self._checked: set[int] = set()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return self._array.shape
+
+    def __getitem__(self, where: Sequence[slice]) -> np.ndarray:
+        """A part, one slice an axis.
+
+        Raises:
+            Damaged: If a chunk that it lies in is not what was stored.
+        """
+        for index in self._chunks(where):
+            if index not in self._checked:
+                try:
+                    chunk = self._array.schunk.get_chunk(index)
+                except RuntimeError as error:
+                    raise Damaged from error
+                if zlib.crc32(chunk) != self._checksums[index]:
+                    raise Damaged
+                self._checked.add(index)
+        return self._array[tuple(where)]
+
+    def _chunks(self, where: Sequence[slice]) -> list[int]:
+        """Numbers of the chunks that a part lies in."""
+        shape, sides = self._array.shape, self._array.chunks
+        grid = [math.ceil(whole / side) for whole, side in zip(shape, sides)]
+        touched = []
+        for part, whole, side in zip(where, shape, sides):
+            start, stop, _ = part.indices(whole)
+            touched.append(range(start // side, math.ceil(stop / side)) if stop > start else range(0))
+        return [int(np.ravel_multi_index(place, grid)) for place in product(*touched)]
+
+
+def open_array(path: Path):
+    """A blosc2 array.
+
+    Raises:
+        Damaged: If it is none.
+    """
+    try:
+        return open_plain(path)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise Damaged from error
+
+
+def _rest(path: Path, first: int, last: int) -> int:
+    """CRC-32 of a file without the bytes from ``first`` to ``last``."""
+    with open(path, "rb") as file:
+        before = zlib.crc32(file.read(first))
+        file.seek(last)
+        return zlib.crc32(file.read(), before)
