@@ -68,7 +68,7 @@ setup(
         "safetensors>=0.4",
         "batchgenerators>=0.25",
         "acvl-utils>=0.2.3",
-        "blosc2>=3.0",
+        "blosc2>=4.14.1",
         "connected-components-3d>=3.10",
         "SimpleITK>=2.3",
         "nibabel>=5.2",  # NIfTI headers, whose orientation SimpleITK does not restore bit for bit

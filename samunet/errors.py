@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from contextvars import ContextVar
+from numbers import Integral, Real
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -47,6 +49,28 @@ class UsageError(SamunetError):
     """The command line (or the arguments of an API function) asks for something that does not exist."""
 
     exit_status = 2
+
+
+def check_number(
+    name: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
+) -> None:
+    """Check that an option is a finite number within its range.
+
+    Args:
+        name: As the user writes it.
+        value: What was given.
+        above, least, most: Limits, of which the first is not itself allowed; None for no limit.
+
+    Raises:
+        UsageError: If not; says what is allowed.
+    """
+    right = isinstance(value, Integral) or (isinstance(value, Real) and math.isfinite(value))
+    right = right and (above is None or value > above) and (least is None or value >= least)
+    if right and (most is None or value <= most):
+        return
+    limits = [f"{word} {limit:g}" for word, limit in (("above", above), ("at least", least)) if limit is not None]
+    limits += [] if most is None else [f"at most {most:g}"]
+    raise UsageError(f"{name} must be {' and '.join(limits) or 'a finite number'}, got {value!s:.40}")
 
 
 class FatalError(SamunetError):

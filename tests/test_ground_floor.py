@@ -11,7 +11,7 @@ import pytest
 
 from samunet import files, paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, check_number
 from samunet.files import atomic_folder, atomic_path, read_json, remove_leftovers, to_json, write_json, write_text
 from samunet.workers import map_cases
 
@@ -305,6 +305,18 @@ def test_processes_of_the_same_number_do_not_share_temporary_files(tmp_path):
             assert list(second.iterdir()) == []
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 0, 1001, 10**400, "3", None])
+def test_numbers_out_of_range_are_refused(value):
+    with pytest.raises(UsageError, match=r"^--lr must be above 0 and at most 1000, got "):
+        check_number("--lr", value, above=0, most=1000)
+
+
+def test_numbers_within_a_range_pass():
+    check_number("--lr", 1000, above=0, most=1000)
+    check_number("-step_size", np.float32(0.5), least=0.5, most=1)
+    check_number("--seed", np.int64(0), least=0)
 
 
 def test_the_longest_names_can_be_written(tmp_path):

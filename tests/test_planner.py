@@ -245,9 +245,12 @@ def test_a_given_spacing():
     [
         ({"encoder": "vit_x"}, "no encoder 'vit_x'"),
         ({"image_size": 100}, "-image_size 100 does not fit"),
-        ({"gpu_memory_target_gb": 0.0}, "-gpu_memory_target must be positive"),
-        ({"target_spacing": [1.0, 1.0]}, "three positive numbers"),
-        ({"target_spacing": [1.0, 0.0, 1.0]}, "three positive numbers"),
+        ({"gpu_memory_target_gb": 0.0}, "-gpu_memory_target must be above 0"),
+        ({"target_spacing": [1.0, 1.0]}, "three numbers"),
+        ({"target_spacing": [1.0, 0.0, 1.0]}, "-overwrite_target_spacing must be at least 0.0001"),
+        ({"target_spacing": [1.0, float("nan"), 1.0]}, "-overwrite_target_spacing must be at least 0.0001"),
+        ({"gpu_memory_target_gb": float("inf")}, "-gpu_memory_target must be above 0"),
+        ({"image_size": 1 << 20}, "-image_size must be above 0 and at most 4096"),
     ],
 )
 def test_wrong_options(options, expected):

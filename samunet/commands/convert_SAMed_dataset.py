@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands import converting
-from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--spacing",
         nargs=3,
-        type=float,
+        type=finite,
         default=(1.0, 1.0, 1.0),
         metavar=("Z", "Y", "X"),
         help="of all volumes in mm, which the files do not tell (default: 1 1 1)",

@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import Any
 
+from samunet.commands.common import finite
 from samunet.errors import UsageError
 from samunet.plans import DEFAULT_PLANS_NAME
 
@@ -59,7 +60,11 @@ def add_geometry(
 def add_planner(parser: argparse.ArgumentParser) -> None:
     """Flags of the planner."""
     parser.add_argument(
-        "-gpu_memory_target", type=float, default=8.0, metavar="GB", help="memory a training step may take (default: 8)"
+        "-gpu_memory_target",
+        type=finite,
+        default=8.0,
+        metavar="GB",
+        help="memory a training step may take (default: 8)",
     )
     parser.add_argument(
         "-encoder",
@@ -71,7 +76,7 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-overwrite_target_spacing",
-        type=float,
+        type=finite,
         nargs=3,
         metavar=("Z", "Y", "X"),
         help="spacing in mm instead of the median",

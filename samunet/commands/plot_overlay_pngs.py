@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.commands.flags import add_overwrite, add_window, add_workers, window_of
 from samunet.plans import DEFAULT_PLANS_NAME
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-channel_idx", type=int, metavar="N", help="channel to show (default: the first; colour pictures in colour)"
     )
     parser.add_argument(
-        "-overlay_intensity", type=float, default=0.6, metavar="SHARE", help="strength of the colours (default: 0.6)"
+        "-overlay_intensity", type=finite, default=0.6, metavar="SHARE", help="strength of the colours (default: 0.6)"
     )
     add_window(parser)
     add_overwrite(parser)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from samunet.commands.common import add_common_flags
+from samunet.commands.common import add_common_flags, finite
 from samunet.commands.flags import add_checkpoint, add_overwrite
 
 GO_ON = "the same command with --continue_prediction goes on from here"
@@ -28,7 +28,7 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument(
-        "-step_size", type=float, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
+        "-step_size", type=finite, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
     )
     parser.add_argument(
         "--disable_tta",

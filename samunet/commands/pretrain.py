@@ -8,7 +8,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
 
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image_size", type=int, nargs="+", metavar="PX",
         help="sides of the images, in turn; of smaller images a batch has as many more (default: 112 224)",
     )  # fmt: skip
-    parser.add_argument("--lr", type=float, help="learning rate (default: 5e-4; with -d and weights: 1e-4)")
+    parser.add_argument("--lr", type=finite, help="learning rate (default: 5e-4; with -d and weights: 1e-4)")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     add_common_flags(parser)

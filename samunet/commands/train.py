@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")
     length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h, 2h30m")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images per step (default: the plan's)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: the plan's)")
+    parser.add_argument("--lr", type=finite, help="peak learning rate (default: the plan's)")
     parser.add_argument(
         "--feature_cache",
         metavar="SIZE",

@@ -50,9 +50,11 @@ class ModelFolder:
 
     Args:
         path: The folder with ``plans.json``.
+        name: What it will be called, while it is being written under another name.
     """
 
     path: Path
+    name: str | None = None
 
     @cached_property
     def plans(self) -> Plans:
@@ -72,8 +74,8 @@ class ModelFolder:
         Raises:
             SamunetError: If neither says it.
         """
-        parts = self.path.name.split("__")
-        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:  # a folder that is being written has a hidden name
+        parts = (self.name or self.path.name).split("__")
+        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:
             return parts[-1]
         runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
         names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]

@@ -16,7 +16,7 @@ import numpy as np
 from samunet import __version__
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.errors import UsageError
+from samunet.errors import UsageError, check_number
 from samunet.files import as_kind, read_as
 from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
@@ -26,6 +26,9 @@ from samunet.planning.orientation import common_way_round, mirrored_axes, otherw
 from samunet.planning.planes import planes as sliced_planes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
+    MOST_MEMORY_GB,
+    MOST_MM,
+    MOST_SIDE,
     AdapterPlan,
     ConfigurationPlan,
     LoraPlan,
@@ -356,12 +359,13 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
                 f"-recipe samed trains a pretrained SAM, which {options.encoder} is not",
                 "use -encoder vit_b, or leave out -recipe",
             )
-    if options.gpu_memory_target_gb <= 0:
-        raise UsageError(f"-gpu_memory_target must be positive, got {options.gpu_memory_target_gb:g}")
+    check_number("-gpu_memory_target", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
+    if options.image_size is not None:
+        check_number("-image_size", options.image_size, above=0, most=MOST_SIDE)
     if options.target_spacing is not None:
         if not fingerprint.physical_spacing:
             raise UsageError("-overwrite_target_spacing: these images have no physical spacing", "leave the flag out")
-        if len(options.target_spacing) != 3 or min(options.target_spacing) <= 0:
-            raise UsageError(
-                f"-overwrite_target_spacing takes three positive numbers z y x, got {options.target_spacing}"
-            )
+        if len(options.target_spacing) != 3:
+            raise UsageError(f"-overwrite_target_spacing takes three numbers z y x, got {options.target_spacing}")
+        for side in options.target_spacing:
+            check_number("-overwrite_target_spacing", side, least=1e-4, most=MOST_MM)

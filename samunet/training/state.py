@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_path
+from samunet.files import as_kind, atomic_path, parse_json
 from samunet.network.adapters import save_adapters
 from samunet.network.model import SamunetModel
 from samunet.network.weights import not_finite, read_tensors
@@ -65,10 +65,10 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
     try:
         tensors = read_tensors(path)
         with safe_open(path, "pt") as stream:
-            progress = Progress(**json.loads((stream.metadata() or {})["progress"]))
-    except (SamunetError, ValueError, KeyError, TypeError) as error:
-        what = error.message if isinstance(error, SamunetError) else f"{path} is no checkpoint of a running training"
-        raise SamunetError(what, "add --overwrite to train this fold anew") from error
+            told = (stream.metadata() or {}).get("progress", "")
+        progress = as_kind(Progress, parse_json(told.encode(), f"{path}: progress"), f"{path}: progress")
+    except SamunetError as error:
+        raise SamunetError(error.message, "add --overwrite to train this fold anew") from error
     changed = [key for key in setup if progress.setup.get(key) != setup[key]]
     if changed:
         was = ", ".join(f"{key} {progress.setup.get(key)!r} (now {setup[key]!r})" for key in changed)
