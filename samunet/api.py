@@ -123,8 +123,8 @@ def extract_fingerprint(
     return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
 
 
-def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -> Plans:
-    """Plan from an existing fingerprint and write ``<plans name>.json``.
+def plan_experiment(dataset: str | int, options: PlannerOptions | None = None, *, dry_run: bool = False) -> Plans:
+    """Plan from an existing fingerprint and write ``<plans name>.json``, unless ``dry_run``.
 
     Configurations that a user added to an existing plans file by hand are kept.
     """
@@ -145,8 +145,9 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None) -
     plans = plan(name, description, fingerprint, options)
     path = folder / f"{options.plans_name}.json"
     keep_own_configurations(path, plans)
-    plans.write(path)
-    log.info("plans written to %s", path)
+    if not dry_run:
+        plans.write(path)
+        log.info("plans written to %s", path)
     configuration = plans.configuration("2d")
     if len(configuration.planes) > 1:
         log.info("volumes are sliced along %d axes", len(configuration.planes))

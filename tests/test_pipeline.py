@@ -27,6 +27,8 @@ from samunet.commands import (
     train,
 )
 from samunet.cores import FreeCores
+from samunet.inference.model_folder import open_model_folder
+from samunet.training.run import too_short_to_judge
 from samunet.training.state import LATEST
 
 SHORT = ["--iterations", "6", "--batch_size", "2"]
@@ -80,8 +82,45 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
         assert mask.GetDirection() == image.GetDirection()
         assert set(np.unique(sitk.GetArrayFromImage(mask))) <= {0, 1, 2}
     assert {"plans.json", "dataset.json", "predict_from_raw_data_args.json"} <= {p.name for p in output.iterdir()}
+    table = [line.split() for line in (output / "labels.ctbl").read_text().splitlines() if not line.startswith("#")]
+    # As Slicer reads it: value, name, red, green, blue, opacity. The colours are Okabe and Ito's first two.
+    assert table == [
+        ["0", "background", "0", "0", "0", "0"],
+        ["1", "organ", "230", "159", "0", "255"],
+        ["2", "core", "86", "180", "233", "255"],
+    ]
     assert evaluate_folder.main([str(planned / "labelsTs"), str(output)]) == 0
     assert "Dice" in capsys.readouterr().out
+
+
+def test_a_short_training_is_called_too_short_to_judge(planned, samunet_folders, capsys):
+    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    errors = capsys.readouterr().err
+    folder = open_model_folder(model_folder(samunet_folders))
+    run = folder.run(0)
+    planned_images = folder.configuration.networks[run["family"]].training_images["cpu"]
+    seen = run["iterations"] * run["setup"]["batch_size"]
+    assert f"too short to judge: {seen:,} images seen, where the plans train on {planned_images:,}" in errors
+    enough = run | {"iterations": -(-planned_images // (10 * run["setup"]["batch_size"]))}
+    (model_folder(samunet_folders) / "fold_0" / "run.json").write_text(json.dumps(enough))
+    assert too_short_to_judge(folder, 0) is None
+
+
+def test_planning_without_writing(planned, samunet_folders, capsys):
+    folder = next((samunet_folders / "preprocessed").iterdir())
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for module in (plan_experiment, plan_and_preprocess):
+        assert (
+            module.main(["-d", "998", "-image_size", "64", "-overwrite_plans_name", "other", "--dry_run", "--json"])
+            == 0
+        )
+        captured = capsys.readouterr()
+        plans = json.loads(captured.out)
+        assert plans["plans_name"] == "other"
+        assert max(plans["configurations"]["2d"]["networks"]["bundled"]["input_shape"]) == 64
+        assert "nothing was written" in captured.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_next_lines_run_as_they_are(samunet_folders, tiny_dataset, tmp_path, monkeypatch, capsys):

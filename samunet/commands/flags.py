@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from typing import Any
 
 from samunet.commands.common import finite
@@ -113,6 +114,26 @@ def add_adaptation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-recipe", default="samunet", metavar="NAME", help="samunet (default) or samed: train as SAMed does"
     )
+
+
+def add_showing(parser: argparse.ArgumentParser) -> None:
+    """``--dry_run`` and ``--json`` of commands that plan."""
+    parser.add_argument(
+        "--dry_run", action="store_true", help="plan from the fingerprint that is there, and write nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plans as JSON")
+
+
+def show_plans(plans, arguments: argparse.Namespace) -> None:
+    """Print :class:`samunet.plans.Plans` where ``--json`` asks for them; say that nothing was written where so."""
+    from dataclasses import asdict
+
+    from samunet.files import to_json
+
+    if arguments.json:
+        print(to_json(asdict(plans)))
+    if arguments.dry_run:
+        print("nothing was written: run the command again without --dry_run", file=sys.stderr)
 
 
 def add_preprocess(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 
 from samunet.commands import flags
 from samunet.commands.common import CommandParser, add_common_flags, run_command
@@ -18,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_fingerprint(parser)
     flags.add_geometry(parser)
     flags.add_planner(parser)
+    flags.add_showing(parser)
     flags.add_preprocess(parser)
     flags.add_workers(parser, nargs="+", action=flags.OneNumber)
     parser.add_argument("--no_pp", action="store_true", help="stop after planning")
@@ -37,6 +39,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet.plans import DEFAULT_PLANS_NAME
 
     for dataset in arguments.d:
+        if arguments.dry_run:
+            flags.show_plans(api.plan_experiment(dataset, flags.planner_options(arguments), dry_run=True), arguments)
+            continue
         plans = api.plan_and_preprocess(
             dataset,
             flags.planner_options(arguments),
@@ -52,4 +57,5 @@ def _run(arguments: argparse.Namespace) -> None:
         fold = 0 if splits else "all"
         words = ["samunet_train", dataset, next(iter(plans.configurations)), str(fold)]
         words += [] if plans.plans_name == DEFAULT_PLANS_NAME else ["-p", plans.plans_name]
-        print(f"next: {shlex.join(words)}")
+        flags.show_plans(plans, arguments)
+        print(f"next: {shlex.join(words)}", file=sys.stderr if arguments.json else sys.stdout)

@@ -13,6 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser("samunet_plan_experiment", description="Plan from an existing fingerprint.")
     flags.add_dataset(parser)
     flags.add_planner(parser)
+    flags.add_showing(parser)
     add_common_flags(parser)
     return parser
 
@@ -26,4 +27,5 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
 
     for dataset in arguments.d:
-        api.plan_experiment(dataset, flags.planner_options(arguments))
+        plans = api.plan_experiment(dataset, flags.planner_options(arguments), dry_run=arguments.dry_run)
+        flags.show_plans(plans, arguments)

@@ -56,6 +56,12 @@ class Labels:
         """Name and values of every class or region but the background: what is scored."""
         return [(name, region) for name, region in zip(self.names, self.regions) if region != (0,)]
 
+    @property
+    def names_in_masks(self) -> dict[int, str]:
+        """Name of every value that a predicted mask may have: with regions, of the one that is painted with it."""
+        painted = self.class_order if self.class_order is not None else range(len(self.names))
+        return {0: "background"} | dict(zip(painted, self.names))
+
     @staticmethod
     def from_json(data: Any, where: str = "dataset.json", regions_class_order: Any = None) -> Labels:
         """Read ``labels`` and ``regions_class_order`` of a dataset.json.

@@ -121,7 +121,7 @@ def draw_overlay(
         if cropped:
             _draw_whole(line[0], grey, cut)
     shown_names = [(value, name) for value, name in enumerate(names) if value and name]
-    patches = [Patch(color=_color(value), label=_plain(name)) for value, name in shown_names]
+    patches = [Patch(color=colour_of(value), label=_plain(name)) for value, name in shown_names]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=9)
     return figure
@@ -193,15 +193,16 @@ def _draw_classes(panel: Axes, label: np.ndarray, intensity: float) -> None:
     filled = np.zeros((*label.shape, 4))
     for value in np.unique(label[label > 0]):
         mask = label == value
-        filled[mask] = to_rgba(_color(int(value)), intensity)
+        filled[mask] = to_rgba(colour_of(int(value)), intensity)
         # A border of background lets a mask that touches the edge have a closed outline.
         edge = np.pad(mask, 1).astype(float)
         rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
-        panel.contour(columns, rows, edge, levels=[0.5], colors=[_color(int(value))], linewidths=1.0)
+        panel.contour(columns, rows, edge, levels=[0.5], colors=[colour_of(int(value))], linewidths=1.0)
     panel.imshow(filled)
 
 
-def _color(value: int) -> str:
+def colour_of(value: int) -> str:
+    """The colour of a class's value, such as ``#E69F00``."""
     return PALETTE[(value - 1) % len(PALETTE)]
 
 

@@ -16,6 +16,7 @@ from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
 from samunet.inference.assess import assess
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
+from samunet.inference.colour_table import write_colour_table
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
@@ -130,7 +131,7 @@ def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list
 def _write_record(
     chosen: Chosen, predictor: Predictor, output: Path, options: PredictionOptions, given: str
 ) -> None:  # fmt: skip
-    """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does)."""
+    """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does), and a colour table."""
     path = chosen.model.path
     arguments = {"input": given, "model": path.name, "dataset": path.parent.name}
     arguments |= {"configuration": chosen.model.configuration_name}
@@ -140,3 +141,4 @@ def _write_record(
     chosen.model.plans.write(output / "plans.json")
     write_json(output / "dataset.json", chosen.model.description.raw)
     write_json(output / ARGUMENTS, arguments)
+    write_colour_table(output, chosen.model.description.labels)

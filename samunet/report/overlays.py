@@ -83,9 +83,6 @@ def _read(file: Path | None, reader: Reader, place: Grid) -> np.ndarray | None:
 
 
 def _names_by_value(description: Description) -> list[str]:
-    """Names for the legend by the value in a mask; with regions, of the region that is painted with it."""
+    """Names for the legend by the value in a mask."""
     labels = description.labels
-    if not labels.has_regions:
-        return list(labels.names)
-    painted = dict(zip(labels.class_order, labels.names))
-    return [painted.get(value, str(value)) for value in labels.values]
+    return [labels.names_in_masks.get(value, str(value)) for value in labels.values]

@@ -39,6 +39,8 @@ from samunet.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+_ENOUGH_OF_A_TRAINING = 0.1  # of the planned images
+
 
 @dataclass(frozen=True)
 class _Choice:
@@ -413,3 +415,20 @@ def _validate(
     write_json(folder / "summary.json", summary)
     which = "" if checkpoint == "final" else f" with checkpoint_{checkpoint}"
     log.info("mean Dice of the %d validation cases%s: %.4f", len(names), which, summary["foreground_mean"]["Dice"])
+    doubt = too_short_to_judge(model, fold)
+    if doubt:
+        log.warning("%s", doubt)
+
+
+def too_short_to_judge(model: ModelFolder, fold: Fold) -> str | None:
+    """A sentence if a fold's training saw less than a tenth of the images that its plans train on; else None."""
+    run = model.run(fold)
+    network = model.configuration.networks[run["family"]]
+    seen = run["iterations"] * run["setup"]["batch_size"]
+    planned = network.training_images["cpu" if run["device"] == "cpu" else "gpu"]
+    if seen >= _ENOUGH_OF_A_TRAINING * planned:
+        return None
+    return (
+        f"too short to judge: {seen:,} images seen, where the plans train on {planned:,}; a training without "
+        "--time_budget, --iterations or --epochs has that length"
+    )
