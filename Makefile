@@ -1,21 +1,26 @@
 # make demo   builds an environment and runs the whole pipeline on example data it makes itself
-# make test   builds an environment and runs all tests (make test-fast leaves out the slow ones)
+# make test   builds an environment and runs the tests (test-fast: without the slow ones; test-long: those of minutes)
 # make lint   checks style
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two processes with a thread each do more than one with two. The files stay whole: their tests share trainings.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations 15
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-long lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/samunet_demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(TEST) -m "not long"
 
 test-fast: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not long and not slow"
+
+test-long: $(VENV)/.installed
+	$(TEST) -m long
 
 lint: $(VENV)/.linter
 	$(BIN)/ruff check .

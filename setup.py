@@ -9,9 +9,13 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "samunet" / "__init__.py").read_text())[1]
 
 COMMANDS = {
+    "samunet": "samunet",
+    "samunet_info": "info",
+    "samunet_clean": "clean",
     "samunet_extract_fingerprint": "extract_fingerprint",
     "samunet_plan_experiment": "plan_experiment",
     "samunet_preprocess": "preprocess",
+    "samunet_add_cases": "add_cases",
     "samunet_plan_and_preprocess": "plan_and_preprocess",
     "samunet_train": "train",
     "samunet_predict": "predict",
@@ -53,6 +57,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["samunet", "samunet.*"]),
+    # Named, so that an editable install is a folder on Python's path: then the package is found before a folder of its
+    # name, such as a clone, in the folder that Python is started in.
+    package_dir={"": "."},
     package_data={"samunet": ["weights/*"]},
     install_requires=[
         "torch>=2.6,<2.14",  # tested up to 2.13
@@ -61,13 +68,14 @@ setup(
         "safetensors>=0.4",
         "batchgenerators>=0.25",
         "acvl-utils>=0.2.3",
-        "blosc2>=3.0",
+        "blosc2>=4.14.1",
         "connected-components-3d>=3.10",
         "SimpleITK>=2.3",
         "nibabel>=5.2",  # NIfTI headers, whose orientation SimpleITK does not restore bit for bit
         "numpy>=1.26",
         "scipy>=1.11",
         "pillow>=10.0",
+        "pydicom>=2.4",  # headers of DICOM files; SimpleITK decodes their pixels
         "tifffile>=2023.7",
         "matplotlib>=3.8",
         "pydantic>=2.6",
@@ -76,7 +84,7 @@ setup(
     extras_require={
         "hdf5": ["h5py>=3.8"],  # SAMed's test volumes
         "onnx": ONNX,
-        "test": ["pytest>=8.0", "scikit-learn>=1.3", "h5py>=3.8", *ONNX],
+        "test": ["pytest>=8.0", "pytest-xdist>=3.5", "scikit-learn>=1.3", "h5py>=3.8", *ONNX],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
     entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},

@@ -80,35 +80,37 @@ def train(plans_name: str, arguments: argparse.Namespace, limit: int | None) -> 
     from samunet.training.trainer import Trainer
 
     times = []
+    add_point = Trainer._add_point
 
-    def timed(method, take):
-        def run(self, *values):
-            method(self, *values)
-            times.append(take(self))
+    def timed(trainer, *values, **check):
+        add_point(trainer, *values, **check)
+        times.append((time.monotonic(), time.process_time()))
 
-        return run
-
-    announce, end_epoch = Trainer._announce, Trainer._end_epoch
-    Trainer._announce = timed(announce, lambda trainer: (time.monotonic(), time.process_time()))
-    Trainer._end_epoch = timed(end_epoch, lambda trainer: (time.monotonic(), time.process_time()))
+    Trainer._add_point = timed
     try:
         options = api.TrainingOptions(
             epochs=arguments.epochs, batch_size=arguments.batch, feature_cache=limit, overwrite=True
         )
         folder = api.train(999, "2d", "all", options, plans_name, progress=False)
     finally:
-        Trainer._announce, Trainer._end_epoch = announce, end_epoch
+        Trainer._add_point = add_point
     log, run = read_json(folder / "training_log.json"), read_json(folder / "run.json")
-    epochs = [
-        {
-            "wall_s": wall - wall_before,
-            "cpu_s": cpu - cpu_before,
-            "training_wall_s": 25 * arguments.batch / entry["images_per_second"],
-            "data_share": entry["data_share"],
-            "loss": entry["loss"],
-        }
-        for (wall_before, cpu_before), (wall, cpu), entry in zip(times[:-1], times[1:], log)
-    ]
+    last = {entry["epoch"]: index for index, entry in enumerate(log)}  # of every epoch; 0 is before the first step
+    epochs = []
+    for epoch in range(1, max(last) + 1):
+        first, end = last[epoch - 1], last[epoch]
+        points = list(zip(log[first:end], log[first + 1 : end + 1]))
+        steps = [entry["iteration"] - before["iteration"] for before, entry in points]
+        seconds = [count * arguments.batch / entry["images_per_second"] for count, (_, entry) in zip(steps, points)]
+        epochs.append(
+            {
+                "wall_s": times[end][0] - times[first][0],
+                "cpu_s": times[end][1] - times[first][1],
+                "training_wall_s": sum(seconds),
+                "data_share": sum(s * entry["data_share"] for s, (_, entry) in zip(seconds, points)) / sum(seconds),
+                "loss": sum(count * entry["loss"] for count, (_, entry) in zip(steps, points)) / sum(steps),
+            }
+        )
     return {"epochs": epochs, "dtype": run["dtype"], "feature_cache": run.get("feature_cache")}
 
 

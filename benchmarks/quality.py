@@ -70,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         folds=arguments.folds,
         options=options,
     )
-    summary = api.evaluate(arguments.output, labels, arguments.output / "dataset.json")
+    summary = api.evaluate(predictions=arguments.output, references=labels)
     quality = json.loads((arguments.output / "quality.json").read_text())
     if quality["calibration"]["threshold"] is None:
         raise SamunetError(f"there is no predicted Dice to compare: {quality['calibration']['about']}")

@@ -14,8 +14,9 @@ Datasets are named as on the command line: ``27``, ``"027"`` or ``"Dataset027_AC
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
-from samunet.errors import SamunetError, raise_failures
+from samunet.errors import COMMAND_LINE, SamunetError, in_api_terms, raise_failures
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
 from samunet.selection.apply import apply_postprocessing
@@ -73,8 +74,24 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f"samunet.{_LAZY[name]}"), name)
+        found = getattr(import_module(f"samunet.{_LAZY[name]}"), name)
+        return _with_arguments(found) if name[0].islower() else found
     raise AttributeError(f"module 'samunet.api' has no attribute {name!r}")
+
+
+def _with_arguments(function: Callable) -> Callable:
+    """``function``, whose errors name arguments where the remedies of commands name flags."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(*arguments, **keywords)
+        except SamunetError as error:
+            if not COMMAND_LINE.get():
+                error.hint = error.hint and in_api_terms(error.hint)
+            raise
+
+    return called
 
 
 def extract_fingerprint(
@@ -311,17 +328,18 @@ def predict(
 
 
 def evaluate(
+    *,
     predictions: str | Path,
     references: str | Path,
     dataset_json: str | Path | None = None,
-    *,
     output: str | Path | None = None,
     surface_metrics: bool = False,
     tolerance: float = 2.0,
     allow_missing: bool = False,
+    tolerate_geometry: bool = False,
     num_workers: int = 0,
 ) -> dict[str, Any]:
-    """Score a folder of masks against references and write ``summary.json``.
+    """Score a folder of masks against references and write ``summary.json``; all arguments are named.
 
     Args:
         predictions: Folder with the masks, named like the references.
@@ -333,6 +351,7 @@ def evaluate(
             ``metrics.csv`` beside ``output``.
         tolerance: Of the surface Dice, in millimetres (pixels where there are none).
         allow_missing: Leave out references that have no prediction instead of stopping.
+        tolerate_geometry: Only warn where a mask and its reference differ in origin or direction.
         num_workers: Worker processes; 0 means this one.
 
     Returns:
@@ -349,17 +368,18 @@ def evaluate(
     from samunet.evaluation.summary import FAILED, evaluate_folder, find_dataset_json
 
     predictions, references = Path(predictions), Path(references)
-    target = Path(output) if output is not None else predictions / "summary.json"
-    check_targets(target, surface_metrics)
+    target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
     file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
     description = description_from_json(read_json(file), str(file))
     labels, ending, reader = description.labels, description.file_ending, description.reader_override
     failures: dict[str, SamunetError] = {}
     summary = evaluate_folder(
         predictions, references, labels, ending, reader,
-        num_workers=num_workers, allow_missing=allow_missing, failures=failures,
+        num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failures,
     )  # fmt: skip
-    metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers) if surface_metrics else None
+    metrics = None
+    if surface_metrics:
+        metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers, tolerate_geometry)
     write_json(target, summary)
     if metrics is not None:
         write_detailed(metrics, target.parent, labels)
@@ -390,3 +410,9 @@ def _preprocess(
         kept = len(dataset.cases) - made
         where = folder / configuration.data_identifier
         log.info("%s: %d cases stored in %s%s", name, made, where, f", {kept} were up to date" if kept else "")
+
+
+# Those above and those that other rooms have; the rest when they are first used.
+for _name in __all__:
+    if _name in globals() and _name[0].islower():
+        globals()[_name] = _with_arguments(globals()[_name])

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 from samunet.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
+# Pixels. Below this, an encoder has convolutions (3 x 3, stride 2) with an output one pixel wide, which torch 2.13 on
+# processors with bfloat16 reads from memory that was never written.
+NARROWEST = 32
 CHOICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -36,13 +41,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """The 16-bit format that the device computes natively, or None where float32 is the only sensible one."""
+def fast_dtype(device: torch.device, input_shape: Sequence[int] | None = None) -> torch.dtype | None:
+    """The 16-bit format that the device computes natively, or None where float32 is the only sensible one.
+
+    Args:
+        device: Where to compute.
+        input_shape: Height and width of the network's input, if one is to be computed.
+    """
     import torch
 
     if device.type == "cuda":
         with torch.cuda.device(device):  # torch answers for the current one
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if input_shape and min(input_shape) < NARROWEST:
+        return None
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return None

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import re
+import unicodedata
+from contextvars import ContextVar
+from numbers import Integral, Real
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Text that shows what it holds: control characters and those that change the direction of writing as escapes.
+
+    Args:
+        text: May come from a stranger: a case's or a class's name, a licence.
+        keep: Characters to leave as they are, such as a line's end.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else repr(char)[1:-1]
+        for char in str(text)
+    )
+
 
 class SamunetError(Exception):
     """Something the user can understand and repair.
@@ -30,6 +49,28 @@ class UsageError(SamunetError):
     """The command line (or the arguments of an API function) asks for something that does not exist."""
 
     exit_status = 2
+
+
+def check_number(
+    name: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
+) -> None:
+    """Check that an option is a finite number within its range.
+
+    Args:
+        name: As the user writes it.
+        value: What was given.
+        above, least, most: Limits, of which the first is not itself allowed; None for no limit.
+
+    Raises:
+        UsageError: If not; says what is allowed.
+    """
+    right = isinstance(value, Integral) or (isinstance(value, Real) and math.isfinite(value))
+    right = right and (above is None or value > above) and (least is None or value >= least)
+    if right and (most is None or value <= most):
+        return
+    limits = [f"{word} {limit:g}" for word, limit in (("above", above), ("at least", least)) if limit is not None]
+    limits += [] if most is None else [f"at most {most:g}"]
+    raise UsageError(f"{name} must be {' and '.join(limits) or 'a finite number'}, got {value!s:.40}")
 
 
 class FatalError(SamunetError):
@@ -68,3 +109,50 @@ def raise_failures(failures: dict[str, SamunetError], total: int, hint: str) -> 
     done = "the others are done" if len(failures) < total else "none is done"
     message = f"{len(failures)} of {total} cases failed, {done}:\n{listed}"
     raise CasesFailed(message, hint, failures) from first
+
+
+# Whether the user typed a command: then remedies name flags, which an API function turns into its arguments.
+COMMAND_LINE: ContextVar[bool] = ContextVar("COMMAND_LINE", default=False)
+
+_SWITCHES = {
+    "--clean": "clean=True", "--continue_prediction": "skip_existing=True", "--disable_postprocessing":
+    "postprocessing=False", "--disable_tta": "tta=False", "--force": "overwrite=True", "--npz":
+    "save_probabilities=True", "--not_strict": "strict=False", "--overwrite": "overwrite=True", "--random_weights":
+    "random_weights=True", "--save_probabilities": "save_probabilities=True", "--save_uncertainty":
+    "save_uncertainty=True", "--tolerate_geometry": "tolerate_geometry=True", "--val": "validation_only=True",
+    "--val_best": "validate_best=True", "--verify_dataset_integrity": "verify=True", "--no_pp": "store=False",
+}  # fmt: skip
+_VALUES = {
+    "--batch_size": "batch_size", "--checkpoint": "checkpoint", "--epochs": "epochs", "--feature_cache":
+    "feature_cache", "--iterations": "iterations", "--lr": "learning_rate", "--num_cases": "num_cases",
+    "--num_workers": "num_workers", "--pixel_statistics": "pixel_statistics", "--pretrained": "pretrained", "--seed":
+    "seed", "--time_budget": "seconds", "-adaptation": "adaptation", "-c": "configuration", "-chk": "checkpoint", "-d":
+    "dataset", "-dataset_json": "dataset_json", "-device": "device", "-djfile": "dataset_json", "-encoder": "encoder",
+    "-f": "folds", "-gpu_memory_target": "gpu_memory_target_gb", "-image_size": "image_size", "-m": "model_folder",
+    "-np": "num_workers", "-overwrite_plans_name": "plans_name", "-p": "plans_name", "-step_size": "step_size",
+    "-tolerance": "tolerance",
+}  # fmt: skip
+_COMMAND_OR_FLAG = re.compile(
+    r"samunet_[a-z]\w* [^,;()\n]*|(?<![\w-])(--?[a-z]\w*)( (?!or\b|and\b|for\b|of\b|to\b)[\w./:]+)?"
+)
+
+
+def in_api_terms(text: str) -> str:
+    """A remedy with arguments of the API in place of flags: ``device="cpu"`` for ``-device cpu``.
+
+    Whole commands stay as they are: they can be typed.
+    """
+
+    def argument(match: re.Match[str]) -> str:
+        flag, value = match[1], match[2]
+        if flag in _SWITCHES:
+            return _SWITCHES[flag] + (value or "")
+        if flag not in _VALUES:
+            return match[0]
+        if value is None:
+            return _VALUES[flag]
+        word = value.strip()
+        number = re.fullmatch(r"\d+(\.\d+)?|[A-Z]+", word)  # NAME and the like stand for what the user fills in
+        return f"{_VALUES[flag]}={word}" if number else f'{_VALUES[flag]}="{word}"'
+
+    return _COMMAND_OR_FLAG.sub(argument, text)

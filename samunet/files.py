@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,11 @@ _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 _PROBE = os.urandom(4096)  # a block; random, because some file systems store zeros in no space at all
 _OF_ONE_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EINVAL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux
+JSON_BYTES = 1 << 27
+_DEPTH = 100  # of lists and objects in each other
+_LARGEST = 2**63  # what fits 64 bits, as times of files in nanoseconds do
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_RESTORE = "correct it there, or restore the file"
 _tidy: set[Path] = set()  # folders that this process has written to before
 
 # A list of numbers as json.dumps indents it; a raw newline never occurs inside a JSON string.
@@ -148,19 +153,25 @@ def remove_leftovers(folder: Path, age: float = 3600.0) -> None:
     still runs, because that process may be one of another machine that shares the folder; no write pauses for an hour.
     The time is that of the file system, told by a file that is made there: a server's clock is not this machine's.
     """
+    for entry in leftovers(folder, age):
+        with suppress(OSError):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, age: float = 3600.0) -> list[Path]:
+    """What :func:`remove_leftovers` removes; nothing where the folder cannot be read or written."""
     with suppress(OSError):
         found = [entry for entry in folder.iterdir() if entry.name.startswith(_TEMPORARY)]
         if not found:
-            return
+            return []
         probe = _temporary(folder / "clock")
         probe.touch()
         try:
             limit = probe.stat().st_mtime - age
         finally:
             probe.unlink()
-        for entry in found:
-            if entry.stat().st_mtime <= limit:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+        return [entry for entry in found if entry.stat().st_mtime <= limit]
+    return []
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,8 +191,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, to_json(value))
 
 
-def read_json(path: Path, hint: str = "correct it there, or restore the file") -> Any:
-    """Read a JSON file.
+def read_json(path: Path, hint: str = _RESTORE) -> Any:
+    """Read a JSON file, whoever wrote it: UTF-8 or UTF-16 with or without a byte order mark, and of bounded size.
 
     Args:
         path: The file.
@@ -190,18 +201,104 @@ def read_json(path: Path, hint: str = "correct it there, or restore the file") -
     Raises:
         SamunetError: If the file is missing or is not JSON; the message names the file and the line.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise SamunetError(f"{path} is no file", "restore it, or run the command that makes it")
+        with open(path, "rb") as stream:
+            content = stream.read(JSON_BYTES + 1)
     except FileNotFoundError:
         raise SamunetError(f"{path} does not exist", "restore it, or run the command that makes it") from None
-    except UnicodeDecodeError:
-        raise SamunetError(f"{path} is not a text file", hint) from None
-    except json.JSONDecodeError as error:
-        raise SamunetError(
-            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}", hint
-        ) from None
     except OSError as error:
         raise SamunetError(f"could not read {path}: {_reason(error)}", "make it a file that you may read") from error
+    return parse_json(content, str(path), hint)
+
+
+def parse_json(content: bytes, where: str, hint: str = _RESTORE) -> Any:
+    """The value that JSON stands for; see :func:`read_json`.
+
+    Args:
+        content: Of a file.
+        where: What to call it in messages.
+        hint: What to do where it is damaged.
+
+    Raises:
+        SamunetError: If it is not JSON, too large, too deep, or has what no file of samunet's holds.
+    """
+    if len(content) > JSON_BYTES:
+        raise SamunetError(f"{where} is larger than {JSON_BYTES >> 20} MiB, far too large for JSON", hint)
+    try:
+        text = content.decode("utf-16" if content[:2] in _UTF_16 else "utf-8-sig")
+        value = json.loads(text, parse_int=_integer)
+        _check_nesting(value, where, hint)
+        if "\\u" in text:  # half of a character: it could be neither shown nor written
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        what = "it is empty" if not text.strip() else f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise SamunetError(f"{where} is not valid JSON: {what}", hint) from None
+    except RecursionError:
+        raise SamunetError(f"{where} is not valid JSON: it is nested too deeply", hint) from None
+    except UnicodeError:
+        raise SamunetError(f"{where} is not a text file", hint) from None
+    except ValueError as error:
+        raise SamunetError(f"{where} is not valid JSON: {error}", hint) from None
+    return value
+
+
+def read_as(kind: Any, path: Path, hint: str = _RESTORE) -> Any:
+    """Read a JSON file whose content has a known form; errors as those of :func:`read_json` and :func:`as_kind`."""
+    return as_kind(kind, read_json(path, hint), str(path), hint)
+
+
+def as_kind(kind: Any, data: Any, where: str, hint: str = _RESTORE) -> Any:
+    """JSON's content as a type says it.
+
+    Args:
+        kind: What pydantic knows: a dataclass, a ``TypedDict``, ``dict[str, int]``.
+        data: As read.
+        where: The file, for messages.
+        hint: What to do where it does not fit.
+
+    Raises:
+        SamunetError: Naming the file, and the key that is missing, unknown or of another type.
+    """
+    from pydantic import ValidationError
+
+    try:
+        # Through JSON, because only there are lists and plain objects strictly what the annotations say.
+        return _adapter(kind).validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
+        raise SamunetError(f"{where}: {key}: {first['msg']}{got}", hint) from None
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > len(str(_LARGEST)) or abs(int(digits)) >= _LARGEST:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _check_nesting(value: Any, where: str, hint: str) -> None:
+    """Refuse what is deeper than any file of samunet's, so that nothing that walks through it ends in a recursion."""
+    level = [value]
+    for _ in range(_DEPTH):
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return
+    raise SamunetError(f"{where} is nested deeper than {_DEPTH} levels", hint)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _temporary(target: Path) -> Path:

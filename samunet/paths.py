@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 
+_QUOTES = "\"'“”‘’"
 DATASET_NAME = re.compile(r"^Dataset(\d{3,})_\S.*$")
 
 
@@ -33,15 +34,32 @@ def results_folder() -> Path:
 
 def checkpoints_folder() -> Path:
     """Folder for pretrained SAM checkpoints: ``samunet_checkpoints``, else ``~/.cache/samunet``. May not exist yet."""
-    value = os.environ.get("samunet_checkpoints")
+    value = setting("samunet_checkpoints")
     return _absolute(value) if value else Path.home() / ".cache" / "samunet"
 
 
 def known_folders() -> list[Path]:
     """Those of the raw, preprocessed and results folders that are set and exist (to look up dataset names)."""
-    values = [os.environ.get("samunet_raw") or os.environ.get("nnUNet_raw")]
-    values += [os.environ.get("samunet_preprocessed"), os.environ.get("samunet_results")]
+    values = [setting("samunet_raw") or setting("nnUNet_raw")]
+    values += [setting("samunet_preprocessed"), setting("samunet_results")]
     return [_absolute(value) for value in values if value and _absolute(value).is_dir()]
+
+
+def raw_folder_problem() -> tuple[str, str] | None:
+    """What is wrong with the setting of the raw folder, and what to do; None if it names a folder."""
+    try:
+        raw_folder()
+    except SamunetError as error:
+        return error.message, error.hint
+    return None
+
+
+def setting(name: str) -> str | None:
+    """The value of an environment variable without blanks and quotes around it; None for nothing."""
+    value = os.environ.get(name, "").strip()
+    if len(value) > 1 and value[0] in _QUOTES and value[-1] in _QUOTES:
+        value = value[1:-1].strip()
+    return value or None
 
 
 def number_in(name: str) -> str:
@@ -50,9 +68,9 @@ def number_in(name: str) -> str:
 
 
 def _from_environment(name: str, fallback: str | None = None, *, create: bool = False) -> Path:
-    if fallback and not os.environ.get(name) and os.environ.get(fallback):
+    if fallback and not setting(name) and setting(fallback):
         name = fallback
-    value = os.environ.get(name)
+    value = setting(name)
     if not value:
         also = f" (nor {fallback})" if fallback else ""
         raise SamunetError(
@@ -65,7 +83,8 @@ def _from_environment(name: str, fallback: str | None = None, *, create: bool = 
         raise SamunetError(f"{name} is {path}, which is not a folder", f"set it to a folder: export {name}=/path/to/it")
     if not create:
         raise SamunetError(
-            f"{name} is {path}, which does not exist", f"make the folder, or set another: export {name}=/path/to/it"
+            f"{name} is {path}, and there is no such folder",
+            f"make the folder, or set another: export {name}=/path/to/it",
         )
     if not Path(value).expanduser().is_absolute():
         raise SamunetError(

@@ -14,19 +14,27 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from annotated_types import Ge, Gt, Interval, Len
+from annotated_types import Ge, Gt, Interval, Le, Len
 
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.files import read_json, write_json
+from samunet.files import as_kind, read_as, write_json
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _HINT = "undo the edit, or plan again with samunet_plan_experiment"
 
-Positive = Annotated[float, Gt(0)]
-AtLeastOne = Annotated[int, Ge(1)]
+# Plans may come from a stranger: beyond these lies nothing that anybody trains or predicts with.
+MOST_MM = 1e5  # a 2D file has a third side of 999 times its largest
+MOST_MEMORY_GB = 1e4
+MOST_SIDE = 4096  # pixels of a network's input
+_MOST_CONFIGURATIONS = 100
+Positive = Annotated[float, Gt(0), Le(MOST_MM)]
+Rate = Annotated[float, Gt(0), Le(100)]
+AtLeastOne = Annotated[int, Interval(ge=1, le=10**9)]
+Count = Annotated[int, Interval(ge=1, le=10**5)]
+Pixels = Annotated[int, Interval(ge=1, le=MOST_SIDE)]
 Axis = Annotated[int, Interval(ge=0, le=2)]
 InPlaneAxis = Annotated[int, Interval(ge=0, le=1)]
 LoraTarget = Literal["q", "k", "v", "proj", "mlp"]
@@ -45,7 +53,7 @@ class IntensityStatistics:
     __pydantic_config__: ClassVar[dict] = _STRICT
     mean: float
     median: float
-    std: float
+    std: Annotated[float, Ge(0)]
     min: float
     max: float
     percentile_00_5: float
@@ -66,8 +74,8 @@ class LoraPlan:
     """
 
     __pydantic_config__: ClassVar[dict] = _STRICT
-    rank: AtLeastOne = 4
-    alpha: AtLeastOne = 4
+    rank: Annotated[int, Interval(ge=1, le=1024)] = 4
+    alpha: Count = 4
     targets: Annotated[list[LoraTarget], Len(1)] = field(default_factory=lambda: ["q", "v"])
     blocks: Blocks = "all"
     decoder: bool = False
@@ -85,7 +93,7 @@ class AdapterPlan:
     """
 
     __pydantic_config__: ClassVar[dict] = _STRICT
-    reduction: AtLeastOne = 4
+    reduction: Annotated[int, Interval(ge=1, le=1024)] = 4
     blocks: Blocks = "all"
 
 
@@ -120,16 +128,16 @@ class NetworkPlan:
 
     __pydantic_config__: ClassVar[dict] = _STRICT
     encoder: str
-    input_shape: Annotated[list[AtLeastOne], Len(2, 2)]
+    input_shape: Annotated[list[Pixels], Len(2, 2)]
     spacing: Positive | None
     head: Literal["sam", "detail"]
     adaptation: Literal["lora", "adapter", "full"]
     lora: LoraPlan | None
     input_channels: Literal["neighbours", "repeat", "as_they_are", "projection"]
-    batch_size: AtLeastOne
-    accumulation: AtLeastOne
-    learning_rate: Positive
-    weight_decay: Annotated[float, Ge(0)]
+    batch_size: Count
+    accumulation: Count
+    learning_rate: Rate
+    weight_decay: Annotated[float, Interval(ge=0, le=100)]
     training_images: Annotated[dict[Literal["cpu", "gpu"], AtLeastOne], Len(2)]
     memory_bytes: int
     training_gflops: float
@@ -200,7 +208,7 @@ class Plans:
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
     gpu_memory_target_gb: Positive
     encoder: str
-    configurations: dict[str, dict[str, Any]]
+    configurations: Annotated[dict[str, dict[str, Any]], Len(0, _MOST_CONFIGURATIONS)]
     orientation: Orientation = ""
     why: dict[str, str] = field(default_factory=dict)
 
@@ -221,7 +229,7 @@ class Plans:
                 )
             raise UsageError(f"there is no configuration {name!r} in {self.plans_name}", f"use one of: {known}")
         where = f"configuration {name!r} of {self.plans_name}"
-        configuration = _validate(ConfigurationPlan, self._merged(name, ()), where)
+        configuration = as_kind(ConfigurationPlan, self._merged(name, ()), where, _HINT)
         _refuse(where, self._contradictions(configuration))
         return configuration
 
@@ -280,7 +288,7 @@ def read_plans(path: Path) -> Plans:
     Raises:
         SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
     """
-    plans = _validate(Plans, read_json(path, _HINT), str(path))
+    plans = read_as(Plans, path, _HINT)
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         problem = f"must hold each of the axes 0, 1 and 2 once, got {plans.transpose_forward}"
         _refuse(str(path), [("transpose_forward", problem)])
@@ -344,19 +352,6 @@ def adapted_blocks(blocks: str | list[int], count: int) -> list[int]:
     if isinstance(blocks, list):
         return sorted(blocks)
     return list(range(count // 2 if blocks == "last_half" else 0, count))
-
-
-def _validate(kind: type, data: Any, where: str) -> Any:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        # Through JSON, because only there are lists and plain objects strictly what the annotations say.
-        return TypeAdapter(kind).validate_json(json.dumps(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
-        raise SamunetError(f"{where}: {key}: {first['msg']}{got}", _HINT) from None
 
 
 def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> Iterator[tuple[str, str]]:

@@ -371,7 +371,7 @@ def test_one_iteration_longer_than_the_time(trainer):
     assert events == [(0, 0.01)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samunet_itself(run, tmp_path, capsys):
     """Its real commands, from the raw dataset to the table, beside the stand-ins of nnU-Net."""
     for name in ("plan_and_preprocess", "train", "predict"):

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from samunet.commands import plan_and_preprocess, plan_experiment, predict, train
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.inference.model_folder import read_tensors
 from samunet.network.adapters import load_adapters, merge_adapters
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
+from samunet.network.weights import read_tensors
 from samunet.planning import resources, rules
 from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
 from samunet.training.state import save_model

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "samunet"
 # From the top floor to the ground; rooms in one set stand beside each other.
 FLOORS = [
+    {"__main__"},
     {"commands"},
     {"api"},
     {"selection"},

@@ -47,14 +47,14 @@ def unfinished(project):
 
     finish = Trainer._finish
     project.patch.setattr(Trainer, "_finish", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
-    project.patch.setattr(Trainer, "_end_epoch", keep_checkpoint(Trainer._end_epoch))
+    project.patch.setattr(Trainer, "_add_point", keep_checkpoint(Trainer._add_point))
     assert project.run(AGAIN + " --overwrite") == 130
     project.patch.setattr(Trainer, "_finish", finish)
 
 
-def keep_checkpoint(end_epoch):
-    def keeping(trainer, *arguments):
-        end_epoch(trainer, *arguments)
+def keep_checkpoint(add_point):
+    def keeping(trainer, *arguments, **check):
+        add_point(trainer, *arguments, **check)
         trainer._save_latest()
 
     return keeping

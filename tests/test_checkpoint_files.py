@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -20,6 +23,7 @@ from samunet.network.checkpoints import check_fits, load_sam_checkpoint
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import InputLayer
+from samunet.network.weights import not_finite, read_tensors
 from samunet.plans import read_plans
 from samunet.training import run as run_module
 from samunet.training.options import TrainingOptions
@@ -87,6 +91,78 @@ def test_safetensors_and_old_torch_files(tmp_path):
         assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
+class RunsCode:
+    def __reduce__(self):
+        return os.getcwd, ()
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("through_torch", [True, False])
+def test_a_pickle_that_would_run_code_is_called_that(tmp_path, protocol, through_torch):
+    file = tmp_path / "sam.pth"
+    content = {"image_encoder.x": RunsCode()}
+    if through_torch:
+        torch.save(content, file, pickle_protocol=protocol)
+    else:
+        file.write_bytes(pickle.dumps(content, protocol=protocol))
+    with pytest.raises(SamunetError, match="would run code when it is loaded") as error:
+        load_sam_checkpoint(file)
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_file_that_holds_itself_ends(tmp_path):
+    content = {"image_encoder.x": torch.zeros(2)}
+    content["model"] = content
+    torch.save(content, tmp_path / "sam.pth")
+    with pytest.raises(SamunetError, match="does not hold a state dict"):
+        load_sam_checkpoint(tmp_path / "sam.pth")
+
+
+def test_a_packed_file_is_not_unpacked(tmp_path):
+    torch.save({"image_encoder.x": torch.zeros(100_000)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "sam.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(SamunetError, match="would unpack to 40"):
+        load_sam_checkpoint(tmp_path / "sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor(float("nan")), r"no numbers \(NaN or infinite\), for example in mask_decoder.iou_token.weight"),
+        (torch.tensor(float("inf")), r"no numbers \(NaN or infinite\), for example in mask_decoder.iou_token.weight"),
+        (torch.tensor(1j), "mask_decoder.iou_token.weight has the type torch.complex64"),
+        (torch.tensor(True), "mask_decoder.iou_token.weight has the type torch.bool"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(checkpoints, value, message):
+    state = sam_state(REDUCED)
+    name = "mask_decoder.iou_token.weight"
+    state[name] = value.expand(state[name].shape).clone()
+    with pytest.raises(SamunetError, match=message):
+        check_fits(REDUCED, state, checkpoints / "sam.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_formats_are_read(checkpoints, dtype):
+    check_fits(REDUCED, {name: value.to(dtype) for name, value in sam_state(REDUCED).items()}, checkpoints / "sam.pth")
+
+
+def test_large_finite_weights_are_numbers():
+    assert not_finite({"a": torch.full((4,), 3e38), "b": torch.zeros(0), "c": torch.arange(3)}) is None
+    assert not_finite({"a": torch.full((4,), 1e39, dtype=torch.float64)}) == "a"  # infinite in float32
+
+
+def test_pipes_are_no_tensors(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(SamunetError, match="is no file"):
+        read_tensors(tmp_path / "pipe.safetensors")
+
+
 def damaged(tmp_path, content):
     path = tmp_path / "sam_vit_b_01ec64.pth"
     path.write_bytes(content)
@@ -120,7 +196,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         with pytest.raises(SamunetError, match="state dict"):
             load_sam_checkpoint(tmp_path / "other.pth")
     torch.save({"model": sam_state, "epoch": 1}, tmp_path / "code.pth")
-    with pytest.raises(SamunetError, match="could run code"):
+    with pytest.raises(SamunetError, match="would run code"):
         load_sam_checkpoint(tmp_path / "code.pth")
     with pytest.raises(SamunetError, match="does not exist as a file"):
         load_sam_checkpoint(tmp_path)

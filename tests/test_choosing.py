@@ -49,7 +49,7 @@ def test_parameters_of_the_table_are_those_of_the_networks(encoder):
             assert 4 * parameters <= (mebibytes + 0.05) * 2**20 < 4.02 * parameters + 300_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_benchmark_measures_a_row():
     script = ROOT / "benchmarks" / "adaptations.py"
     command = [sys.executable, str(script), "--size", "64", "--repeats", "1", "--row", "vit_t", "lora", "decoder"]

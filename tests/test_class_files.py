@@ -191,7 +191,7 @@ LABELS = ("--labels", "liver", "tumour", "--paint_in_order")
         (None, (VOLUMES[0], "scans/{case}_liver.nii.gz", *LABELS), ["--paint_in_order says which"], 2),
         (None, (VOLUMES[0], "scans/{case}_liver.nii.gz", "--labels", "a=1"), ["--labels NAME=TEXT", "--remap"], 2),
         (None, (*VOLUMES[:1], "scans/{case}_*r.nii.gz", *VOLUMES[2:]), ["the same case twice", "put {class}"], 1),
-        (smaller_tumour, (*VOLUMES, *LABELS), ["anna_tumour.nii.gz has (2, 12, 10)", "(3, 12, 10)"], 1),
+        (smaller_tumour, (*VOLUMES, *LABELS), ["anna_tumour.nii.gz has shape (2, 12, 10)", "(3, 12, 10)"], 1),
         (damaged_tumour, (*VOLUMES, *LABELS), ["anna_tumour.nii.gz"], 1),
         (no_class_files, (*VOLUMES, *LABELS), ["images without mask", "bert"], 1),
         (all_empty, (*VOLUMES, *LABELS), ["all masks are empty"], 1),

@@ -66,6 +66,12 @@ def test_the_number_format_is_that_of_the_chosen_gpu(monkeypatch):
     assert fast_dtype(torch.device("cuda:1")) == torch.bfloat16
 
 
+def test_narrow_inputs_are_computed_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert fast_dtype(torch.device("cpu"), [64, 16]) is None
+    assert fast_dtype(torch.device("cpu"), [64, 32]) == torch.bfloat16
+
+
 def test_peak_memory_of_a_gpu_can_begin_anew(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import SimpleITK as sitk
 from samunet import api
 from samunet.commands import evaluate_folder, evaluate_simple
 from samunet.commands.common import add_common_flags, run_command
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, in_api_terms
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -76,8 +77,8 @@ def test_the_function_writes_what_the_command_writes(folders, tmp_path):
     flags = ["--surface_metrics", "-tolerance", "1", "--chill", "-o", str(tmp_path / "typed" / "summary.json")]
     assert evaluate_folder.main([references, predictions, *flags]) == 0
     content = api.evaluate(
-        predictions,
-        references,
+        predictions=predictions,
+        references=references,
         output=tmp_path / "called" / "summary.json",
         surface_metrics=True,
         tolerance=1.0,
@@ -95,13 +96,17 @@ def test_the_function_writes_what_the_command_writes(folders, tmp_path):
 
 def test_the_function_finds_dataset_json_and_refuses_what_it_cannot_use(folders, tmp_path):
     references, predictions = folders
-    assert list(api.evaluate(predictions, references)) == ["foreground_mean", "mean", "metric_per_case"]
+    assert list(api.evaluate(predictions=predictions, references=references)) == [
+        "foreground_mean",
+        "mean",
+        "metric_per_case",
+    ]
     os.remove(os.path.join(predictions, "summary.json"))
     with pytest.raises(UsageError, match="tolerance of the surface Dice must be 0 or more"):
-        api.evaluate(predictions, references, surface_metrics=True, tolerance=-1)
+        api.evaluate(predictions=predictions, references=references, surface_metrics=True, tolerance=-1)
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(SamunetError, match=r"found no dataset\.json"):
-        api.evaluate(predictions, references)
+        api.evaluate(predictions=predictions, references=references)
     assert sorted(os.listdir(predictions)) == ["a.nii.gz", "b.nii.gz"]
 
 
@@ -212,3 +217,48 @@ def test_commands_start_without_torch():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_references_and_predictions_cannot_be_exchanged_unnoticed(folders):
+    references, predictions = folders
+    for function in (api.evaluate, api.determine_postprocessing):
+        with pytest.raises(TypeError, match="positional"):
+            function(predictions, references)
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ("use -device cpu", 'use device="cpu"'),
+        ("use --overwrite to train it anew, or --val to validate it again",
+         "use overwrite=True to train it anew, or validation_only=True to validate it again"),
+        ("close other programs or use -np 1", "close other programs or use num_workers=1"),
+        ("all folds of a model use one encoder: add -encoder small", 'all folds of a model use one encoder: add '
+         'encoder="small"'),
+        ("give folds that have no case in common: -f", "give folds that have no case in common: folds"),
+        ("type: samunet_plan_experiment -d 027 -encoder vit_b", "type: samunet_plan_experiment -d 027 -encoder vit_b"),
+        ("name another plan: -p NAME, or samunet_train 027 2d 0 -p own", "name another plan: plans_name=NAME, or "
+         "samunet_train 027 2d 0 -p own"),
+        ("a step-by-step guide", "a step-by-step guide"),
+    ],
+)  # fmt: skip
+def test_remedies_name_arguments(hint, expected):
+    assert in_api_terms(hint) == expected
+
+
+def test_remedies_are_in_the_terms_of_the_caller(capsys, samunet_folders, tiny_dataset):
+    from samunet.commands import plan_and_preprocess, train
+
+    tiny_dataset()
+    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    capsys.readouterr()
+    assert train.main(["998", "2d", "0", "-device", "mps"]) == 2
+    assert "-> use -device cpu\n" in capsys.readouterr().err
+    with pytest.raises(UsageError) as caught:
+        api.train("998", options=api.TrainingOptions(device="mps"))
+    assert caught.value.hint == 'use device="cpu"'
+
+
+def test_files_are_text_or_paths():
+    options = api.TrainingOptions(checkpoint="sam.pth", pretrained="a/model.safetensors")
+    assert (options.checkpoint, options.pretrained) == (Path("sam.pth"), Path("a/model.safetensors"))

@@ -67,13 +67,13 @@ def test_vit_b_equals_the_reference_at_full_depth():
     check_parity(ENCODERS["vit_b"], (256, 256))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(1024, 1024), (512, 512), (448, 448), (320, 608)])
 def test_vit_b_equals_the_reference_at_large_sizes(size):
     check_parity(ENCODERS["vit_b"], size)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vit_l", "vit_h"])
 @pytest.mark.parametrize("size", [(1024, 1024), (512, 512), (448, 448), (320, 608)])
 def test_larger_encoders_equal_the_reference_at_large_sizes(name, size):
@@ -274,7 +274,7 @@ def test_operations_of_vit_b():
     assert resources.encoder_operations(ENCODERS["vit_b"], [1024, 1024])[0] < 972e9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_benchmark_compares_equal_outputs(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "sam_step.py"
     command = [sys.executable, str(script), "--size", "64", "--repeats", "1", "--json", str(tmp_path / "step.json")]

@@ -273,7 +273,7 @@ def only_variants(self):
 
 @pytest.mark.parametrize("name", ["decoder", "late"])
 def test_losses_are_those_without_a_cache(planned, name, monkeypatch):
-    monkeypatch.setattr(trainer, "fast_dtype", lambda device: None)
+    monkeypatch.setattr(trainer, "fast_dtype", lambda device, input_shape: None)
     folder, cached = run(name, monkeypatch, feature_cache=10**8, iterations=16)
     record = json.loads((folder / "run.json").read_text())["feature_cache"]
     assert min(record["images_read"], record["images_computed"], record["bytes"]) > 0
@@ -286,7 +286,7 @@ def test_losses_are_those_without_a_cache(planned, name, monkeypatch):
 
 @pytest.mark.parametrize("name", [pytest.param("decoder", marks=pytest.mark.slow), "late"])
 def test_losses_in_half_precision_are_those_of_the_same_weights_without_a_cache(planned, name, monkeypatch):
-    monkeypatch.setattr(trainer, "fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(trainer, "fast_dtype", lambda device, input_shape: torch.bfloat16)
     step, pairs = trainer.Trainer._step, []
 
     def paired(self, batch):

@@ -11,7 +11,7 @@ import pytest
 
 from samunet import files, paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, check_number
 from samunet.files import atomic_folder, atomic_path, read_json, remove_leftovers, to_json, write_json, write_text
 from samunet.workers import map_cases
 
@@ -192,11 +192,23 @@ def test_environment_variables(tmp_path, monkeypatch):
         monkeypatch.setenv("nnUNet_raw", value)
         assert paths.raw_folder() == tmp_path / "raw"
     monkeypatch.setenv("nnUNet_raw", "~/gone")
-    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, which does not exist"):
+    with pytest.raises(SamunetError, match=r"^nnUNet_raw is .*gone, and there is no such folder"):
         paths.raw_folder()
     monkeypatch.setenv("samunet_results", str(tmp_path / "a" / "b"))
     assert paths.results_folder() == tmp_path / "a" / "b"
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("written", ["{} ", " {}", '"{}"', "'{}' ", "“{}”", '" {} "'])
+def test_blanks_and_quotes_around_a_setting_are_no_part_of_it(tmp_path, monkeypatch, written):
+    for name in ("raw", "preprocessed", "results", "checkpoints"):
+        monkeypatch.setenv(f"samunet_{name}", written.format(tmp_path / name))
+    (tmp_path / "raw").mkdir()
+    assert paths.raw_folder() == tmp_path / "raw"
+    assert paths.preprocessed_folder() == tmp_path / "preprocessed"
+    assert paths.checkpoints_folder() == tmp_path / "checkpoints"
+    assert paths.known_folders() == [tmp_path / "raw", tmp_path / "preprocessed"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["preprocessed", "raw"]
 
 
 def test_json_round_trip(tmp_path):
@@ -230,7 +242,7 @@ def test_unreadable_json_is_explained(tmp_path):
     (tmp_path / "a.json").write_text('{\n"a": 1,,\n}')
     with pytest.raises(SamunetError, match=r"a\.json is not valid JSON: line 2"):
         read_json(tmp_path / "a.json")
-    (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "a.json").write_bytes(b"\xff\x00\x81")
     with pytest.raises(SamunetError, match=r"a\.json is not a text file"):
         read_json(tmp_path / "a.json")
 
@@ -293,6 +305,18 @@ def test_processes_of_the_same_number_do_not_share_temporary_files(tmp_path):
             assert list(second.iterdir()) == []
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 0, 1001, 10**400, "3", None])
+def test_numbers_out_of_range_are_refused(value):
+    with pytest.raises(UsageError, match=r"^--lr must be above 0 and at most 1000, got "):
+        check_number("--lr", value, above=0, most=1000)
+
+
+def test_numbers_within_a_range_pass():
+    check_number("--lr", 1000, above=0, most=1000)
+    check_number("-step_size", np.float32(0.5), least=0.5, most=1)
+    check_number("--seed", np.int64(0), least=0)
 
 
 def test_the_longest_names_can_be_written(tmp_path):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -218,6 +219,84 @@ def test_uncompressed_content_under_a_compressed_name(medical, tmp_path):
     save_nifti(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.uint8))
     (tmp_path / "b.nii.gz").write_bytes(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()))
     assert medical.read_label(tmp_path / "b.nii.gz")[0].sum() == 24
+
+
+@pytest.mark.parametrize("name", ["SimpleITKIO", "NibabelIO"])
+def test_compressed_content_under_an_uncompressed_name(tmp_path, capfd, name):
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    save_nifti(tmp_path / "a.nii", voxels, affine())
+    content = (tmp_path / "a.nii").read_bytes()
+    expected = reader_for(".nii", name).read_image([tmp_path / "a.nii"])
+    (tmp_path / "b.nii").write_bytes(gzip.compress(content))
+    # Two pieces one behind the other are one file, by gzip's definition.
+    (tmp_path / "c.nii").write_bytes(gzip.compress(content[:400]) + gzip.compress(content[400:]))
+    for file in ("b.nii", "c.nii"):
+        image = reader_for(".nii", name).read_image([tmp_path / file])
+        assert np.array_equal(image.array, voxels.T[None])
+        assert image.geometry == expected.geometry
+        assert reader_for(".nii", name).count_channels(tmp_path / file) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["SimpleITKIO", "NibabelIO"])
+@pytest.mark.parametrize(
+    ("spacing", "right"),
+    [((1e-3, 1, 1), True), ((1, 1, 100), True), ((1, 1, 999), True), ((9e-5, 1, 1), False), ((1, 1, 101), False),
+     ((1, 1, np.inf), False), ((np.nan, 1, 1), False), ((1, 1, 0), False)],
+)  # fmt: skip
+def test_sides_of_voxels_must_be_sane(tmp_path, name, spacing, right):
+    save_nifti(tmp_path / "a.nii", np.zeros((2, 2, 2), np.uint8), np.diag([1.0, 1, 1, 1]))
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[80:92] = np.array(spacing, "<f4").tobytes()  # pixdim[1:4] in the format's definition
+    content[252:256] = bytes(4)  # no qform and no sform: pixdim alone counts
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+    reader = reader_for(".nii", name)
+    if right:
+        assert reader.read_image([tmp_path / "a.nii"]).geometry.spacing == pytest.approx(spacing[::-1])
+        return
+    with pytest.raises(SamunetError, match=r"a\.nii: the voxels' sides in its header \(pixdim\).*0\.0001 to 100 mm"):
+        reader.read_image([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize("name", ["SimpleITKIO", "NibabelIO"])
+def test_a_2d_image_that_stands_upright_is_read(tmp_path, name):
+    matrix = np.array([[0.0, 0, 1, 0], [0.5, 0, 0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1]])
+    save_nifti(tmp_path / "a.nii", np.ones((3, 4), np.uint8), matrix)
+    assert reader_for(".nii", name).read_image([tmp_path / "a.nii"]).array.shape == (1, 1, 4, 3)
+
+
+@pytest.mark.parametrize(("kind", "srow_x", "size"), [(nibabel.Nifti1Image, 280, 16), (nibabel.Nifti2Image, 400, 32)])
+def test_axes_in_one_plane_are_refused(tmp_path, kind, srow_x, size):
+    content = bytearray(kind(np.ones((2, 3, 4), np.uint8), np.eye(4)).to_bytes())
+    # By the formats' definitions srow_y comes behind srow_x.
+    content[srow_x + size : srow_x + 2 * size] = content[srow_x : srow_x + size]
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+    with pytest.raises(SamunetError, match=r"a\.nii has an axis without a direction of its own"):
+        reader_for(".nii", "NibabelIO").read_image([tmp_path / "a.nii"])
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_quaternion_that_is_no_rotation_is_refused(tmp_path, kind):
+    image = kind(np.ones((2, 3, 4), np.uint8), None)
+    image.header["quatern_b"], image.header["qform_code"] = 1.5, 1
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    with pytest.raises(SamunetError, match=r"could not read .*a\.nii"):
+        reader_for(".nii", "NibabelIO").read_image([tmp_path / "a.nii"])
+
+
+def test_bytes_behind_the_voxels_do_not_count(medical, tmp_path):
+    save_nifti(tmp_path / "a.nii.gz", np.ones((2, 3, 4), np.uint8))
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content + bytes(100)))
+    assert medical.read_label(tmp_path / "a.nii.gz")[0].sum() == 24
+
+
+def test_what_is_no_regular_file_is_named(medical, tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "link.nii").symlink_to(tmp_path / "gone.nii")
+    for name, words in (("pipe", "is not a regular file"), ("link", "is a link to .*gone.nii, which does not exist")):
+        with pytest.raises(SamunetError, match=rf"{name}\.nii {words}"):
+            medical.read_image([tmp_path / f"{name}.nii"])
 
 
 def test_float_labels(medical, tmp_path):

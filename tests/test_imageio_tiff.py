@@ -1,6 +1,8 @@
 """TIFF: stacks and pictures, spacing in a JSON file beside them, and what cannot be decoded."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tifffile
 from PIL import Image as pillow
 
 from samunet.errors import SamunetError
+from samunet.imageio import border
 from samunet.imageio.registry import reader_for
 
 RANDOM = np.random.default_rng(0)
@@ -233,3 +236,95 @@ def test_pages_of_unnamed_kind_are_channels_only_where_several_are_wanted(reader
     assert reader.read_image([tmp_path / "a.tif"], channels=1).array.shape == (1, 4, 5, 6)
     assert reader.read_image([tmp_path / "a.tif"], channels=4).array.shape == (4, 1, 5, 6)
     assert np.array_equal(reader.read_label(tmp_path / "a.tif")[0], VOLUME)
+
+
+def ome_xml(own, planes, blocks):
+    """``blocks``: file, its identifier, and how many planes it holds; None instead of a file for this one."""
+    data, first = "", 0
+    for name, uid, number in blocks:
+        uuid = f'<UUID FileName="{name}">urn:uuid:{uid}</UUID>' if name else ""
+        data += f'<TiffData FirstZ="{first}" IFD="0" PlaneCount="{number}">{uuid}</TiffData>'
+        first += number
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+        f'UUID="urn:uuid:{own}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" '
+        f'SizeX="6" SizeY="5" SizeZ="{planes}" SizeC="1" SizeT="1">'
+        f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{data}</Pixels>'
+        "</Image></OME>"
+    )
+
+
+def write_pages(path, pages, description):
+    with tifffile.TiffWriter(path) as file:
+        for number, page in enumerate(pages):
+            file.write(page, description=None if number else description, metadata=None, contiguous=False)
+
+
+def test_of_a_set_of_ome_files_each_is_read_for_what_it_holds(reader, tmp_path, caplog):
+    uids = [f"{digit * 8}-1111-1111-1111-111111111111" for digit in "12"]
+    blocks = [("a.ome.tif", uids[0], 3), ("b.ome.tif", uids[1], 1)]
+    write_pages(tmp_path / "a.ome.tif", VOLUME[:3], ome_xml(uids[0], 4, blocks))
+    write_pages(tmp_path / "b.ome.tif", VOLUME[3:], ome_xml(uids[1], 4, blocks))
+    assert np.array_equal(reader.read_image([tmp_path / "a.ome.tif"]).array[0], VOLUME[:3])
+    assert np.array_equal(reader.read_image([tmp_path / "b.ome.tif"]).array[0], VOLUME[3:])
+    assert caplog.text.count("parts of sets of files") == 1
+    (tmp_path / "b.ome.tif").unlink()
+    (tmp_path / "a.ome.tif").rename(tmp_path / "c_0000.tif")
+    assert np.array_equal(reader.read_image([tmp_path / "c_0000.tif"]).array[0], VOLUME[:3])
+
+
+@pytest.mark.parametrize(
+    ("planes", "message"), [(6, "2 of 6 pages are not in this file"), (3, "has 4 pages, but its own description .* 3")]
+)
+def test_pages_that_a_description_does_not_agree_with_are_refused(reader, tmp_path, planes, message):
+    write_pages(tmp_path / "a.tif", VOLUME, ome_xml("1", planes, [(None, "", min(planes, 4))]))
+    with pytest.raises(SamunetError, match=rf"a\.tif.*{message}"):
+        reader.read_image([tmp_path / "a.tif"])
+
+
+def raw_tiff(path, data, bits=8, compression=1, count=None, next_page=0):
+    """A page of 32 x 40 in one strip, tag by tag."""
+    tags = [(256, 3, 40), (257, 3, 32), (258, 3, bits), (259, 3, compression), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    tags += [(278, 3, 32), (279, 4, len(data) if count is None else count)]
+    directory = struct.pack("<H", len(tags))
+    for tag, kind, value in tags:
+        directory += struct.pack("<HHII", tag, kind, 1, value)
+    start = 8 + len(data)
+    path.write_bytes(b"II*\0" + struct.pack("<I", start) + data + directory + struct.pack("<I", next_page and start))
+
+
+def packed_bits(bits, picture):
+    ones = (picture[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(ones.astype(np.uint8).reshape(len(picture), -1), axis=1).tobytes()
+
+
+def test_values_packed_into_12_bits_are_read_and_other_packings_named(reader, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 4096, (32, 40))
+    raw_tiff(tmp_path / "a.tif", packed_bits(12, picture), bits=12)
+    assert np.array_equal(reader.read_image([tmp_path / "a.tif"]).array[0, 0], picture)
+    raw_tiff(tmp_path / "b.tif", packed_bits(13, picture), bits=13)
+    with pytest.raises(SamunetError, match=r"b\.tif packs 13 bits for each value(.|\n)*as 16 bit") as error:
+        reader.read_image([tmp_path / "b.tif"])
+    assert "imagecodecs" not in str(error.value)
+
+
+def test_pages_in_a_circle_and_pages_without_data_are_refused(reader, tmp_path):
+    raw_tiff(tmp_path / "a.tif", bytes(1280), next_page=1)
+    with pytest.raises(SamunetError, match=r"a\.tif is damaged: its pages follow each other in a circle"):
+        reader.read_image([tmp_path / "a.tif"])
+    raw_tiff(tmp_path / "b.tif", bytes(1280), count=0)
+    with pytest.raises(SamunetError, match=r"b\.tif: 1 of 1 pages are not in this file"):
+        reader.read_image([tmp_path / "b.tif"])
+
+
+def test_no_more_is_unpacked_than_a_page_and_memory_hold(reader, tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    raw_tiff(path, zlib.compress(bytes(1280)), compression=8)
+    assert reader.read_image([path]).array.shape == (1, 1, 32, 40)
+    monkeypatch.setattr(border, "_memory", lambda: 1279 * 16)
+    with pytest.raises(SamunetError, match=r"a\.tif announces 32 x 40 = 1,280 values.*up to 1,279"):
+        reader.read_image([path])
+    monkeypatch.undo()
+    raw_tiff(path, zlib.compress(bytes(100 << 20)), compression=8)
+    with pytest.raises(SamunetError, match=r"a\.tif holds more than its header announces: its pages have 1280 bytes"):
+        reader.read_image([path])

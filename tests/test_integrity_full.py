@@ -112,20 +112,23 @@ PROBLEMS = {
     "inf": (lambda f: volume(nan(np.inf), f / IMAGE), False, "a", ["a_0000.nii.gz contains NaN or inf", "replace"]),
     "channel shape": (
         lambda f: volume(noise(1)[:2], f / "imagesTr/a_0001.nii.gz"), False, "a",
-        [r"different shapes: a_0001.nii.gz has \(2, 8, 8\)", r"a_0000.nii.gz has \(3, 8, 8\)", "resample"],
+        [r"different shapes: .*a_0001.nii.gz has shape \(2, 8, 8\)", r"a_0000.nii.gz has \(3, 8, 8\)", "resample"],
     ),
     "channel spacing": (
         lambda f: volume(noise(1), f / "imagesTr/a_0001.nii.gz", spacing=(1, 1, 3)), False, "a",
-        [r"different spacings: a_0001.nii.gz has \(3, 1, 1\) mm", r"\(2, 1, 1\) mm", "correct the header"],
+        [r"different spacings: .*a_0001.nii.gz has spacing \(3, 1, 1\) mm", r"\(2, 1, 1\) mm", "correct the header"],
     ),
     "label shape": (
-        lambda f: volume(mask(1)[:, :4], f / LABEL), False, "a", [r"different shapes: a.nii.gz has \(3, 4, 8\)"],
+        lambda f: volume(mask(1)[:, :4], f / LABEL), False, "a",
+        [r"different shapes: .*a.nii.gz has shape \(3, 4, 8\)"],
     ),
     "label spacing": (
         lambda f: volume(mask(1), f / LABEL, spacing=(2, 1, 2)), False, "a",
-        [r"different spacings: a.nii.gz has \(2, 1, 2\) mm"],
+        [r"different spacings: .*a.nii.gz has spacing \(2, 1, 2\) mm"],
     ),
-    "negative spacing": (negative_spacing, False, "a", ["a_0000.nii.gz has spacing", "must be positive", "correct"]),
+    "negative spacing": (
+        negative_spacing, False, "a", ["a_0000.nii.gz: the voxels' sides", "must be from 0.0001", "correct"],
+    ),
     "origin": (
         lambda f: volume(mask(1), f / LABEL, origin=(5, 0, 0)), False, "a",
         [r"another place: .*a.nii.gz has the origin \(5, 0, 0\) mm", "--tolerate_geometry"],
@@ -152,9 +155,8 @@ PROBLEMS = {
         lambda f: volume(noise(1), f / IMAGE), True, "a", ["channels with the same voxels: a_0000.nii.gz", "copied"],
     ),
     "implausible spacing": (
-        lambda f: [volume(noise(c), f / f"imagesTr/a_000{c}.nii.gz", spacing=(250, 250, 2000)) for c in range(2)]
-        + [volume(mask(1, 2), f / LABEL, spacing=(250, 250, 2000))], True, "a",
-        [r"implausible spacing: a_0000.nii.gz has \(2000, 250, 250\) mm", "millimetres"],
+        lambda f: volume(noise(0), f / IMAGE, spacing=(250, 250, 2000)), False, "a",
+        [r"cannot be used:.*a_0000.nii.gz.*\(pixdim\) are 2000, 250, 250 mm", "millimetres"],
     ),
     "the same image twice": (
         lambda f: [volume(noise(c), f / f"imagesTr/b_000{c}.nii.gz") for c in range(2)], True, "a",

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from samunet.dataset.description import CaseFiles, description_from_json, misspelt_keys, read_description
@@ -41,7 +42,7 @@ def test_regions_keep_the_order_of_the_file():
     [
         (BRAIN, None, 'one value for each of the regions "whole", "core", "enhancing", but it is missing'),
         (BRAIN, [1, 2], r"but got \[1, 2\]"),
-        (BRAIN, [1, 2, "3"], r"but got \[1, 2, '3'\]"),
+        (BRAIN, [1, 2, "x"], r"but got \[1, 2, 'x'\]"),
         (BRAIN, [1, 2, 2], 'paints the region "enhancing" with 2, which is not one of its values 3'),
         (BRAIN, [1, 1, 3], r'paints the region "core" with 1, which is not one of its values \[2, 3\]'),
         ({"background": 0, "core": [2, 3], "whole": [1, 2, 3]}, [2, 1], '"whole" contains "core" and is painted after'),
@@ -59,6 +60,16 @@ def test_wrong_regions_are_refused(labels, order, message):
         Labels.from_json(labels, "here", order)
 
 
+@pytest.mark.parametrize("quoted", [{"background": "0", "organ": "1"}, {"background": 0, "organ": " 1"}])
+def test_values_in_quotes_are_numbers(quoted):
+    assert Labels.from_json(quoted) == Labels.from_json({"background": 0, "organ": 1})
+
+
+def test_regions_in_quotes_are_numbers():
+    quoted = {name: [str(value) for value in np.ravel(values)] for name, values in BRAIN.items()}
+    assert Labels.from_json(quoted, "here", ["1", "2", "3"]) == Labels.from_json(BRAIN, "here", [1, 2, 3])
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -71,6 +82,12 @@ def test_wrong_regions_are_refused(labels, order, message):
         ({"background": 0, "organ": True}, '"organ" has the value True, it must be an integer'),
         ({"background": 0}, "nothing to segment"),
         ({"0": "background", "1": "organ"}, "map values to names"),
+        ({"background": "0", "organ": "one"}, "\"organ\" has the value 'one', it must be an integer"),
+        (
+            {"background": 0, **{str(value): value for value in range(1, 1001)}},
+            "1001 classes, and a network can have 1000",
+        ),
+        ({"background": 0, "or\x1b[2Jgan": 1}, "characters that cannot be seen"),
         ({}, "must be an object"),
         (["background", "organ"], "must be an object"),
         (

@@ -55,10 +55,10 @@ def test_ids_are_accepted_in_every_form(raw):
     (raw / "Dataset027_ACDC").mkdir()
     (raw / "Dataset003_Liver").mkdir()
     (raw / "Dataset005_file").touch()
-    for text in (27, "27", "027", "Dataset027_ACDC"):
+    for text in (27, "27", "027", "Dataset027_ACDC", "ACDC"):
         assert find_dataset(text) == "Dataset027_ACDC"
     assert "Dataset003_Liver, Dataset027_ACDC" in message(find_dataset, "28")
-    for text in ("Dataset027_Other", "ACDC", "-27", 5):
+    for text in ("Dataset027_Other", "AC", "-27", 5):
         assert f"there is no dataset {text}" in message(find_dataset, text)
 
 
@@ -76,6 +76,25 @@ def test_no_folders_are_set(monkeypatch):
     for name in ("samunet_raw", "nnUNet_raw", "samunet_preprocessed", "samunet_results"):
         monkeypatch.delenv(name, raising=False)
     assert "export samunet_raw=" in message(find_dataset, 1)
+
+
+def test_a_mistyped_raw_folder_is_what_the_error_names(raw, monkeypatch):
+    monkeypatch.setenv("samunet_raw", f"{raw}x")
+    text = message(find_dataset, 1)
+    assert f"samunet_raw is {raw}x, and there is no such folder" in text
+    assert "export samunet_raw=" in text
+    (raw.parent / "samunet_results" / "Dataset001_A").mkdir()
+    assert find_dataset(1) == "Dataset001_A"  # a trained model needs no raw folder
+
+
+def test_names_alone_and_misspelt_names(raw):
+    for name in ("Dataset001_Heart", "Dataset002_Liver", "Dataset003_liver"):
+        (raw / name).mkdir()
+    assert find_dataset("Heart") == find_dataset("heart") == "Dataset001_Heart"
+    assert "several datasets have the name liver: Dataset002_Liver, Dataset003_liver" in message(find_dataset, "liver")
+    for misspelt in ("Haert", "Dataset001_Haert", "Dataset01_Heart"):
+        assert "did you mean Dataset001_Heart?" in message(find_dataset, misspelt)
+    assert "did you mean" not in message(find_dataset, "17")
 
 
 def test_load_dataset(folder):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from samunet.dataset.labels import Labels
+from samunet.errors import SamunetError
 from samunet.inference import logits as module
 from samunet.inference.decoding import mask_type
 from samunet.inference.logits import SlicePredictor, decode
@@ -198,3 +199,27 @@ def test_regions_are_painted_in_order():
 def test_masks_of_many_classes_are_wider():
     assert mask_type(LABELS) == np.uint8
     assert mask_type(Labels(tuple(map(str, range(257))), tuple((value,) for value in range(257)))) == np.uint16
+
+
+class Wrong(Threshold):
+    """Answers with NaN in one pixel."""
+
+    def forward(self, image):
+        logits = super().forward(image)
+        logits[0, 0, 3, 4] = torch.nan
+        return logits
+
+
+@pytest.mark.parametrize("models", [[Wrong()], [Threshold(), Wrong()]])
+def test_logits_that_are_no_numbers_make_no_mask(models):
+    grid = SliceGrid.of((40, 52), [1.0, 1.0], 0.5, [80, 104])
+    with pytest.raises(SamunetError, match=r"values that are no numbers \(computed in float32 on cpu\)"):
+        predictor(models).mask(smooth_image(), grid, (40, 52), LABELS)
+
+
+def test_an_image_that_is_no_number_is_not_blamed_on_the_model():
+    image = smooth_image()
+    image[0, 1, 2, 3] = np.inf
+    grid = SliceGrid.of((40, 52), [1.0, 1.0], 0.5, [80, 104])
+    with pytest.raises(SamunetError, match="the prepared image has values that are no numbers"):
+        predictor().mask(image, grid, (40, 52), LABELS)

@@ -101,12 +101,18 @@ def test_learning_rate_over_time_ends_with_the_budget():
     assert budget.progress(3, 120) == 1
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90), ("20m", 1200), ("1.5h", 5400), ("45", 45), (" 10M ", 600), ("2min", 120), ("2h30m", 9000),
+        ("1h 30 min", 5400), ("1m30s", 90), ("1h5s", 3605),
+    ],
+)  # fmt: skip
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "10x", "-5m", "0m", "1h30"])
+@pytest.mark.parametrize("text", ["", "soon", "10x", "-5m", "0m", "1h30", "m", "30m2h", "1h2h", "9" * 400 + "h"])
 def test_wrong_durations(text):
     with pytest.raises(UsageError, match="20m"):
         parse_duration(text)
@@ -121,3 +127,10 @@ def test_only_one_length_may_be_given():
         TrainingOptions(epochs=3, seconds=60)
     with pytest.raises(UsageError, match="batch_size"):
         TrainingOptions(batch_size=0)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "seconds", "checkpoint_seconds"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, 0.0])
+def test_numbers_of_a_training_are_finite(name, value):
+    with pytest.raises(UsageError, match=f"{name} must be above 0"):
+        TrainingOptions(**{name: value})

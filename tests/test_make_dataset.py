@@ -111,6 +111,13 @@ def one_bit(name, path):
     Image.fromarray(MASK > 0).save(path)
 
 
+def test_dots_in_names_are_no_ending(capsys):
+    photographs(lambda name, path: save(MASK, path), [f"scan_png.rf.{i:012x}" for i in range(3)], image_ending=".jpg")
+    make("photos", "masks", "--labels", "cup", "disc")
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["images"])
+    assert row.split(maxsplit=1)[1] == "3 .jpg"
+
+
 @pytest.mark.parametrize("masks", [black_and_white, black_and_white_as_rgb, one_bit])
 @pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
 def test_black_and_white_becomes_0_and_1(masks, ending):

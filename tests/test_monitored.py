@@ -11,6 +11,8 @@ from samunet.training.monitoring import monitored_cases
     ("slices", "limit", "expected"),
     [
         ([10] * 21, 80, [0, 3, 6, 9, 11, 14, 17, 20]),  # of 0, 2.9, 5.7, ...: eight, evenly spread
+        ([1] * 90, 60, [round(i * 89 / 59) for i in range(60)]),  # of single pictures many more than of volumes
+        ([1] * 50, 150, list(range(50))),
         ([10] * 21, 30, [0, 10, 20]),
         ([10] * 21, 29, [0, 20]),
         ([10] * 21, 5, [0]),  # one, however long it is

@@ -93,7 +93,10 @@ def test_every_orientation_is_known_to_plans_and_comes_back():
 
 def test_common_orientation():
     assert common_orientation(["RAS", "RAS"]) == "RAS"
-    assert common_orientation(["RAS", "LPS"]) == common_orientation(["RAS", UNKNOWN]) == UNKNOWN
+    assert common_orientation(["RAS", "LPS", "LPS"]) == "LPS"
+    assert common_orientation(["RAS", "LPS"]) == common_orientation(["LPS", "RAS"]) == "LPS"  # the same for any order
+    assert common_orientation(["RAS", UNKNOWN]) == common_orientation([UNKNOWN]) == UNKNOWN
+    assert common_orientation(["RAS", "RAS", UNKNOWN]) == "RAS"
 
 
 @pytest.mark.parametrize("own", ["LPS", "RAS", "PIL", "SLA"])

@@ -81,12 +81,15 @@ PLACES = [
     ("annotations", "1 images or masks that samunet did not write (a.nii.gz)"),
     ("annotations/a.nii.gz", "samunet did not write it"),
     ("unfinished", "holds imagesTr or labelsTr"),
+    ("arrays", "1 images or masks that samunet did not write (test_0.npz)"),
     ("described", "a dataset.json that samunet did not write"),
 ]
 
 
 def test_no_prediction_goes_among_a_persons_files(project, capsys):
     mask(project.root / "annotations" / "a.nii.gz")
+    (project.root / "arrays").mkdir()
+    (project.root / "arrays" / "test_0.npz").write_bytes(b"scan")
     (project.root / "unfinished" / "imagesTr").mkdir(parents=True)
     (project.root / "described").mkdir()
     shutil.copy2(project.root / RAW / "dataset.json", project.root / "described")
@@ -126,6 +129,7 @@ def test_other_commands_do_not_write_there_either(masks, capsys):
         (f"report preds -o {RAW}/report.html", "raw dataset"),
         ("report preds -o notes.json", "holds something else"),
         (f"{SCORE} -o {RAW}/dataset.json", "raw dataset"),
+        (f"evaluate_folder {RAW}/labelsTr {RAW}/labelsTr", "raw dataset"),
         (f"{SCORE} -o preds/dataset.json", "holds something else"),
         (f"evaluate_simple {RAW}/labelsTs preds -l 1 -o notes.json", "holds something else"),
         (f"accumulate_crossval_results 998 -o {RAW}/new", "raw dataset"),
@@ -135,13 +139,18 @@ def test_other_commands_do_not_write_there_either(masks, capsys):
         ("export_onnx 998 2d 0 -o model.onnx", "model.onnx exists"),
         (f"pretrain --out {MODEL} --time_budget 1s", "trained model"),
         (f"pretrain --out {RAW} --time_budget 1s", "raw dataset"),
+        (f"demo --folder {RAW}/demo", "raw dataset"),
     ):
         refused(masks, command, says, capsys)
     (masks.root / "archive.zip").write_bytes(b"")
     with pytest.raises(UsageError, match="raw dataset"):
         api.install_model(masks.root / "archive.zip", masks.root / RAW)
     with pytest.raises(UsageError, match="raw dataset"):
-        api.evaluate(masks.root / "preds", masks.root / RAW / "labelsTs", output=masks.root / RAW / "summary.json")
+        api.evaluate(
+            predictions=masks.root / "preds",
+            references=masks.root / RAW / "labelsTs",
+            output=masks.root / RAW / "summary.json",
+        )
 
 
 def test_ones_own_masks_are_replaced_and_edited_ones_kept(masks, capsys):
@@ -167,7 +176,7 @@ def test_pictures_replace_pictures_only(masks, capsys):
     assert masks.run("plot_overlay_pngs -d 998 -o overlays") == 0
     assert masks.run("plot_overlay_pngs -d 998 -o overlays") == 0
     file = masks.root / "overlays" / "case_0.png"
-    outputs.finish(file, outputs.MASK)
+    outputs.finish(file)
     refused(masks, "plot_overlay_pngs -d 998 -o overlays", "are no pictures (case_0.png)", capsys, status=1)
     assert masks.run("plot_overlay_pngs -d 998 -o overlays --overwrite") == 0
 
@@ -201,6 +210,11 @@ def test_folders_of_version_0_1_0_are_known(masks, capsys):
     assert masks.run(PREDICT + " --continue_prediction") == 0
     assert (masks.root / "preds" / "test_0.nii.gz").stat().st_mtime_ns == before
     as_version_0_1_0(masks.root / "preds")
+    (masks.root / "preds" / "test_1.nii.gz").write_bytes(b"")
+    assert masks.run(PREDICT + " --continue_prediction") == 0
+    assert read(masks.root / "preds" / "test_1.nii.gz").any()
+    assert (masks.root / "preds" / "test_0.nii.gz").stat().st_mtime_ns == before
+    as_version_0_1_0(masks.root / "preds")
     assert masks.run(PREDICT) == 0
     assert (masks.root / "preds" / "test_0.nii.gz").stat().st_mtime_ns != before
     (masks.root / "preds" / outputs.ARGUMENTS).write_text('{"list_of_lists_or_source_folder": "imagesTs"}')  # nnU-Net's
@@ -232,6 +246,8 @@ def test_another_model_is_never_mixed_in(masks, capsys):
     shutil.copytree(folder / "fold_0", folder / "fold_1")
     refused(masks, CONTINUED, "folds 0 then, 0 1 now", capsys, status=1)
     assert masks.run(CONTINUED + " -f 0") == 0
+    one = f"predict -d 998 -i {RAW}/imagesTr/case_0_0000.nii.gz -o preds --disable_tta --continue_prediction"
+    refused(masks, one, "folds 0 then, 0 1 now", capsys, status=1)  # nor beside masks of other cases
     # The same fold, trained anew: the name is the same, the content is not.
     best = folder / "fold_0" / "checkpoint_best.safetensors"
     final = folder / "fold_0" / "checkpoint_final.safetensors"
@@ -282,7 +298,8 @@ import os, sys
 from samunet.imageio.simpleitk import SimpleITKReader
 write = SimpleITKReader.write_label
 def killed(self, *arguments):
-    write(self, *arguments)
+    if "{when}" == "after":
+        write(self, *arguments)
     os._exit(9)
 SimpleITKReader.write_label = killed
 from samunet.commands.predict import main
@@ -290,10 +307,14 @@ main(sys.argv[1:])
 """
 
 
-def test_a_kill_between_a_mask_and_its_record_blocks_nothing(project):
-    arguments = PREDICT.split()[1:]
-    assert subprocess.run([sys.executable, "-c", KILLED, *arguments]).returncode == 9
-    assert [path.name for path in (project.root / "preds").glob("*.nii.gz")] == ["test_0.nii.gz"]
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_a_mask_blocks_nothing(project, when):
+    """Its probabilities are there, and after the mask was written that as well, but its record is not completed."""
+    arguments = [*PREDICT.split()[1:], "--save_probabilities"]
+    script = KILLED.replace("{when}", when)
+    assert subprocess.run([sys.executable, "-c", script, *arguments]).returncode == 9
+    there = [path.name for path in sorted((project.root / "preds").glob("test*"))]
+    assert there == (["test_0.nii.gz", "test_0.npz"] if when == "after" else ["test_0.npz"])
     assert project.run(CONTINUED) == 0
     assert len(list((project.root / "preds").glob("*.nii.gz"))) == 2
 

@@ -265,7 +265,7 @@ def test_other_weights_in_a_folder_are_refused(dataset):
         (["--out", "x", "--iterations", "3", "--no_test_images"], "--no_test_images belongs to"),
         (["-d", "998", "--objective", "dense"], "needs synthetic images"),
         (["-d", "998", "--image_size", "64"], "-c 2d_448"),
-        (["-d", "998", "-p", "vit_bPlans", "-encoder", "small", "--batch_size", "0"], "batch_size must be positive"),
+        (["-d", "998", "-p", "vit_bPlans", "-encoder", "small", "--batch_size", "0"], "batch_size must be above 0"),
         (["-d", "998", "--final_decay"], "give either --time_budget or --iterations"),
         (["-d", "997", "--iterations", "1"], "there is no dataset 997"),
         (["-d", "998", "--iterations", "1", "-p", "vit_bPlans", "-encoder", "vit_t"], "-encoder vit_t"),

@@ -1,12 +1,16 @@
 """The commands from raw data to masks, on a tiny dataset, as a user types them."""
 
+import importlib
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,8 +56,13 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
     assert "-encoder vit_b" in errors
     assert "estimate" in errors
     fold = model_folder(samunet_folders) / "fold_0"
-    for name in ("run.json", "progress.png", "training_log.json", "checkpoint_final.safetensors"):
+    for name in ("run.json", "progress.png", "training_log.txt", "checkpoint_final.safetensors"):
         assert (fold / name).is_file()
+    log = json.loads((fold / "training_log.json").read_text())
+    assert (log[0]["iteration"], log[0]["loss"]) == (0, None)
+    assert log[0]["dice"] is not None
+    assert [entry["iteration"] for entry in log] == list(range(len(log)))  # every one of the first ten
+    assert json.loads((fold / "run.json").read_text())["estimate"]["validation"] > 0
     assert not (fold / LATEST).exists()
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     split = json.loads(next((samunet_folders / "preprocessed").glob("*/splits_final.json")).read_text())[0]
@@ -73,6 +82,22 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
     assert {"plans.json", "dataset.json", "predict_from_raw_data_args.json"} <= {p.name for p in output.iterdir()}
     assert evaluate_folder.main([str(planned / "labelsTs"), str(output)]) == 0
     assert "Dice" in capsys.readouterr().out
+
+
+def test_next_lines_run_as_they_are(samunet_folders, tiny_dataset, tmp_path, monkeypatch, capsys):
+    def next_line():
+        command = re.search(r"^next: (samunet_.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+        name, *words = shlex.split(command)
+        return importlib.import_module(f"samunet.commands.{name.removeprefix('samunet_')}"), words
+
+    tiny_dataset()
+    monkeypatch.chdir(tmp_path)
+    assert plan_and_preprocess.main(["-d", "Tiny", "-overwrite_plans_name", "my plans"]) == 0
+    module, words = next_line()
+    assert module.main([*words, *SHORT]) == 0
+    module, words = next_line()
+    assert module.main(words) == 0
+    assert sorted(path.name for path in Path("preds").glob("*.nii.gz")) == ["test_0.nii.gz", "test_1.nii.gz"]
 
 
 def test_separate_commands_do_the_same_as_one(samunet_folders, tiny_dataset):
@@ -107,6 +132,22 @@ def test_validation_only_scores_just_this_folds_cases(planned, samunet_folders):
     assert len(list(validation.glob("*.npz"))) == count
 
 
+def test_the_best_model_is_validated_beside_the_final_one(planned, samunet_folders, capsys):
+    assert train.main(["998", "2d", "0", *SHORT, "--val_best"]) == 0
+    fold = model_folder(samunet_folders) / "fold_0"
+    final, best = fold / "validation", fold / "validation_best"
+    assert {path.name for path in best.glob("*.nii.gz")} == {path.name for path in final.glob("*.nii.gz")} != set()
+    # With the final model's weights as the best, the masks are the final model's.
+    shutil.copy(fold / "checkpoint_final.safetensors", fold / "checkpoint_best.safetensors")
+    kept = [(path, path.read_bytes()) for path in (fold / "calibration.json", final / "summary.json")]
+    assert train.main(["998", "2d", "0", "--val_best"]) == 0
+    for name, mask in read_masks(final).items():
+        assert np.array_equal(read_masks(best)[name], mask)
+    assert all(path.read_bytes() == content for path, content in kept)
+    assert train.main(["998", "2d", "all", *SHORT, "--val_best"]) == 2
+    assert "--val_best has no cases to validate" in capsys.readouterr().err
+
+
 def test_fold_all_trains_without_validation(planned, samunet_folders, capsys):
     assert train.main(["998", "2d", "all", *SHORT]) == 0
     assert not (model_folder(samunet_folders) / "fold_all" / "validation").exists()
@@ -132,6 +173,7 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
     options = {"iterations": 8, "batch_size": 2}
     whole = api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
     expected = (whole / "checkpoint_final.safetensors").read_bytes()
+    curve = curve_of(whole)
 
     from samunet.training import trainer
 
@@ -144,6 +186,7 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
         return step(self, batch)
 
     monkeypatch.setattr(trainer.Trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer.StepClock, "is_enough", True)  # before the first check, where a training goes on
     options["overwrite"] = True
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -153,6 +196,13 @@ def test_resuming_after_an_interruption_changes_nothing(planned, samunet_folders
     api.train(998, "2d", 0, api.TrainingOptions(**options), progress=False)
     assert len(calls) == 8
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
+    assert curve_of(whole) == curve
+    assert len((whole / "training_log.csv").read_text().splitlines()) == 1 + len(curve) == 10
+
+
+def curve_of(fold):
+    log = json.loads((fold / "training_log.json").read_text())
+    return [(entry["iteration"], entry["loss"], entry["dice"]) for entry in log]
 
 
 def test_an_interrupted_training_says_that_it_goes_on(planned, samunet_folders, monkeypatch, capsys):
@@ -279,7 +329,7 @@ def test_sam_without_its_weights_says_where_to_put_them(planned, monkeypatch, tm
     assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_three_times_gives_the_same_masks(planned, samunet_folders):
     """kill -9 at any moment: the fold, run again at fixed iterations and seed, ends with the same masks."""
     script = (

@@ -61,7 +61,7 @@ def test_regions_of_brain_tumours_are_learnt_and_painted_in_their_order(samunet_
     nested = [np.isin(mask, values) for values in REGIONS.values()]
     assert not (nested[1] & ~nested[0]).any()
     assert not (nested[2] & ~nested[1]).any()
-    summary = api.evaluate(output, dataset / "labelsTs")
+    summary = api.evaluate(predictions=output, references=dataset / "labelsTs")
     assert list(summary["mean"]) == ["(1, 2, 3, 4)", "(1, 3, 4)", "4"]
     reference = values_of(dataset / "labelsTs" / f"{TEST_CASE}.nii.gz")
     for (key, mean), values in zip(summary["mean"].items(), REGIONS.values()):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ import SimpleITK as sitk
 from samunet.commands import evaluate_folder, plan_and_preprocess, predict, predict_from_modelfolder, report, train
 from samunet.report.charts import strip_chart, training_curves
 from samunet.report.html import Html, blocks, long_table, page, table, text
+from samunet.report.model import curves
+from samunet.report.prediction import _order
+from samunet.report.scores import Scored, dice_chart
 
 EVIL = '<script>alert("1")</script>&\'"'
 
@@ -85,6 +89,26 @@ def test_charts_are_equal_bytes_and_survive_any_name():
     logs = {"fold 0": [{"iteration": 1, "loss": 1.0}, {"iteration": 2, "loss": None}], "fold 1": []}
     assert training_curves(logs, "loss", "loss") == training_curves(logs, "loss", "loss")
     assert strip_chart({"$x_$": [0.5], "_hidden": [], "a" * 99: [1.0]}, "Dice").startswith("data:image/svg+xml")
+
+
+def test_no_chart_is_empty(tmp_path):
+    model = SimpleNamespace(fold=lambda fold: tmp_path)
+    entries = [{"iteration": 0, "loss": None, "dice": None}, {"iteration": 1, "loss": 2.0, "dice": None}]
+    (tmp_path / "training_log.json").write_text(json.dumps(entries))
+    assert Page(blocks(curves(model, [0]))).tags.count("img") == 1  # the loss
+    labels = SimpleNamespace(foreground=[("organ", (1,))])
+    case = Scored("a", "0", {"1": {"Dice": None}}, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert Page(dice_chart([case], labels)).tags == ["p"]
+
+
+def test_the_worst_by_truth_come_first_then_those_with_a_predicted_dice(tmp_path):
+    scored = [
+        Scored(name, "", {"1": {"Dice": dice}}, tmp_path / f"{name}.nii.gz", tmp_path)
+        for name, dice in (("a", 0.9), ("b", 0.2), ("c", None))
+    ]
+    quality = {"cases": [{"case": name} for name in ("d", "c", "a", "b")]}
+    predicted = SimpleNamespace(scores=scored, quality=quality, masks=dict.fromkeys("abcde"))
+    assert _order(predicted) == ["b", "a", "d", "c", "e"]
 
 
 @pytest.fixture(scope="module")

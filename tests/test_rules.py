@@ -190,7 +190,8 @@ def test_structure_width():
         (224, [35, 50], 8, [160, 224]),  # 156.8 px are 19.6 patches
         (112, [50, 35], 8, [112, 80]),
         (224, [50, 25.0000001], 8, [224, 112]),  # a rounding error adds no patch
-        (448, [1, 1000], 16, [16, 448]),
+        (448, [1, 1000], 16, [32, 448]),
+        (112, [1, 1000], 8, [32, 112]),
     ],
 )
 def test_input_shape(side, extent, patch, expected):

@@ -16,7 +16,7 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.inference.model_folder import ModelFolder, read_tensors
+from samunet.inference.model_folder import ModelFolder
 from samunet.inference.predictor import Predictor
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
 from samunet.network.heads import SamHead
@@ -24,6 +24,7 @@ from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.network.sam_modules import ImageEncoderViT
+from samunet.network.weights import read_tensors
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.training.samed import SamedLoss, reduce_target
 from samunet.training.samed_import import SamedImport, _check, _dataset_json
@@ -282,7 +283,7 @@ def test_prediction_holds_the_encoder_in_the_fast_format(reduced, tmp_path, monk
     """Half the memory, and to the bit what autocast gives with float32 weights."""
     samed_file(reduced, tmp_path / "file.pth")
     folder = ModelFolder(api.import_samed(tmp_path / "file.pth", image_size=SIZE, num_classes=CLASSES))
-    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device, input_shape: torch.bfloat16)
     predictor = Predictor.from_folder(folder.path)
     (held,), (plain,) = predictor.slices.models, folder.load(["all"])
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
@@ -297,7 +298,7 @@ def test_prediction_holds_the_encoder_in_the_fast_format(reduced, tmp_path, monk
     assert np.array_equal(mask, Predictor([plain], *parts).predict_array(array, (3.0, 1.0, 1.0)))
     assert len(np.unique(mask)) > 1
     # Without a fast format everything stays in float32.
-    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device: None)
+    monkeypatch.setattr("samunet.inference.predictor.fast_dtype", lambda device, input_shape: None)
     (exact,) = Predictor.from_folder(folder.path).slices.models
     assert {parameter.dtype for parameter in exact.parameters()} == {torch.float32}
 

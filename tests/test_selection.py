@@ -128,8 +128,9 @@ def test_the_next_step_names_the_folds_that_are_missing(trained, capsys):
     assert capsys.readouterr().out.endswith("next: samunet_find_best_configuration 998\n")
     (model_of(trained) / "fold_2" / "checkpoint_final.safetensors").unlink()
     assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("next: samunet_train Dataset998_Tiny 2d 2 with the same flags; when all folds are trained")
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert lines[0] == "next: samunet_train Dataset998_Tiny 2d 2"
+    assert lines[2] == "next: samunet_find_best_configuration 998"
 
 
 def test_a_fold_does_not_depend_on_the_folds_before_it(trained):
@@ -178,6 +179,8 @@ def test_accumulated_folds(trained, capsys):
     folder = model / "crossval_results_folds_0_1_2"
     assert sorted(read_masks(folder)) == [f"case_{i}.nii.gz" for i in range(6)]
     summary = json.loads((folder / "summary.json").read_text())
+    assert accumulate_crossval_results.main(["998", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == summary
     expected = {}
     for fold in FOLDS:
         expected |= dice_of(json.loads((model / f"fold_{fold}" / "validation" / "summary.json").read_text()))
@@ -252,6 +255,9 @@ def test_best_configuration(trained, capsys):
     ]
     assert np.array_equal(np.mean(probable, 0).argmax(0), read_masks(results / "ensembles" / pair)[case])
     assert best["name"] in capsys.readouterr().out
+    capsys.readouterr()
+    assert find_best_configuration.main(["998", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == information
 
 
 @pytest.mark.parametrize("flags", [["--disable_ensembling"], []])

@@ -120,7 +120,8 @@ def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
     assert not any(name.endswith(("training_log.json", ".png")) for name in files)
     api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
     installed = {str(path.relative_to(tmp_path / "elsewhere")) for path in (tmp_path / "elsewhere").rglob("*.*")}
-    assert {name for name in files if name.startswith(NAME)} <= installed
+    commands = f"{NAME}/inference_instructions.txt"  # somebody else's, which nobody should run
+    assert {name for name in files if name.startswith(NAME)} - installed == {commands}
 
 
 def test_with_case_ids_everything_stays(model, tmp_path):

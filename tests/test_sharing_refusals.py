@@ -8,7 +8,9 @@ import struct
 import zipfile
 
 import pytest
+import torch
 from handed import NAME, Forged, make_model, small_encoder
+from safetensors.torch import save
 
 from samunet import api
 from samunet.commands import install_pretrained_model_from_zip
@@ -219,7 +221,47 @@ def run_with_odd_base(forged):
     forged.put(RUN, json.dumps(run).encode())
 
 
+def many_files(forged):
+    for index in range(5000):
+        forged.put(f"{FOLDER}/x{index}.json", b"{}")
+
+
+def deep_folders(forged):
+    forged.put(f"{FOLDER}/" + "a/" * 7 + "x.json", b"{}")
+
+
+def weights_that_are_no_numbers(forged):
+    forged.put(CHECKPOINT, save({"x": torch.tensor([0.0, float("nan")])}))
+
+
+def weights_of_an_odd_type(forged):
+    forged.put(CHECKPOINT, save({"x": torch.tensor([True])}))
+
+
+def huge_number(forged):
+    forged.put(RUN, forged.members[RUN].replace(b'"fold": 0', b'"fold": 1' + b"0" * 400))
+
+
+def huge_input(forged):
+    plans = json.loads(forged.members[PLANS])
+    plans["configurations"]["2d"]["networks"]["bundled"]["input_shape"] = [1_000_000, 1_000_000]
+    forged.put(PLANS, json.dumps(plans).encode())
+
+
+def many_classes(forged):
+    description = json.loads(forged.members[f"{FOLDER}/dataset.json"])
+    description["labels"] = {"background": 0, **{f"class {value}": value for value in range(1, 60_000)}}
+    forged.put(f"{FOLDER}/dataset.json", json.dumps(description).encode())
+
+
 WRONG = {
+    many_files: "and a model has at most 5000",
+    deep_folders: "lies in more than 7 folders in each other",
+    weights_that_are_no_numbers: "no numbers (NaN or infinite), for example in x",
+    weights_of_an_odd_type: "x has the type torch.bool",
+    huge_number: "a number has 401 digits",
+    huge_input: "input_shape.0: Input should be less than or equal to 4096",
+    many_classes: "60000 classes, and a network can have 1000",
     other_hash: "its hash differs",
     other_size: "another size",
     unlisted: "not in its manifest",
@@ -239,8 +281,8 @@ WRONG = {
     pickle_as_tensors: "not in safetensors",
     torch_file_as_tensors: "not in safetensors",
     tensors_beyond_the_file: "not in safetensors",
-    pickle_as_json: "not JSON",
-    deep_json: "not JSON",
+    pickle_as_json: "not a text file",
+    deep_json: "nested too deeply",
     wrong_plans: "batch_size: Field required",
     run_of_another_network: "family",
     run_with_odd_base: "base weights",
@@ -254,6 +296,13 @@ def test_contents(forged, tmp_path, monkeypatch, capsys, change):
     message = refuse(forged.write(tmp_path / "bad.zip"), tmp_path, monkeypatch, capsys)
     assert WRONG[change] in message
     assert str(tmp_path / "results" / NAME) not in message, "names of hidden folders tell the user nothing"
+
+
+def test_content_that_unpacks_to_far_more(exported, tmp_path, monkeypatch, capsys):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(CHECKPOINT, bytes(100_000_000))
+    message = refuse(tmp_path / "bad.zip", tmp_path, monkeypatch, capsys)
+    assert "would unpack to 0.1 GB, far more than a model of its size does" in message
 
 
 def test_no_zip_and_a_damaged_one(exported, tmp_path, monkeypatch, capsys):

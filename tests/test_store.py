@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+import blosc2
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
 from samunet.preprocessing import store
 from samunet.preprocessing.case import CaseRecord, PreparedCase
+from samunet.preprocessing.checksums import open_array
 from samunet.preprocessing.store import (
     MAX_LOCATIONS,
     StoredCase,
@@ -229,3 +231,30 @@ def test_slices_larger_than_a_block_may_be(tmp_path, monkeypatch):
     assert np.array_equal(stored.image(), case.image.astype(np.float16))
     assert np.array_equal(stored.image(3, 4), case.image[:, 3:4].astype(np.float16))
     assert np.array_equal(stored.label(), case.label)
+
+
+def lazy(path):
+    """An expression that is computed by code in the file."""
+    operand = blosc2.asarray(np.zeros((2, 5, 12, 10)), urlpath=str(path.with_name("operand.b2nd")), mode="w")
+    (operand + 1).save(urlpath=str(path))
+
+
+def with_metadata(path):
+    array = blosc2.asarray(np.zeros((2, 5, 12, 10)), urlpath=str(path), mode="w", cparams={"codec": blosc2.Codec.LZ4})
+    array.schunk.vlmeta["function"] = "import os"
+
+
+def of_another_codec(path):
+    blosc2.asarray(np.zeros((2, 5, 12, 10)), urlpath=str(path), mode="w", cparams={"codec": blosc2.Codec.ZSTD})
+
+
+def with_a_filter(path):
+    filters = {"codec": blosc2.Codec.LZ4, "filters": [blosc2.Filter.TRUNC_PREC], "filters_meta": [10]}
+    blosc2.asarray(np.zeros((2, 5, 12, 10)), urlpath=str(path), mode="w", cparams=filters)
+
+
+@pytest.mark.parametrize("write", [lazy, with_metadata, of_another_codec, with_a_filter])
+def test_slices_of_another_making_are_refused(tmp_path, write):
+    write(tmp_path / "a.b2nd")
+    with pytest.raises(SamunetError, match=r"a\.b2nd is no array as samunet stores it, and could run code"):
+        open_array(tmp_path / "a.b2nd")

@@ -271,7 +271,7 @@ def test_from_files_to_scores(tmp_path, sam_file, capsys):
     assert capsys.readouterr().out == table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samunet_s_own_plan_learns_the_organs(tmp_path):
     """The whole way with the small encoder; what it learns comes back under the organs' names."""
     source = write_btcv(tmp_path / "Abdomen")

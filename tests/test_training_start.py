@@ -64,7 +64,7 @@ def test_fold_all_needs_no_raw_images(planned, monkeypatch):
 
 
 def test_a_resumed_training_in_half_precision_keeps_the_scale_of_its_gradients(planned, monkeypatch):
-    monkeypatch.setattr(trainer, "fast_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(trainer, "fast_dtype", lambda device, input_shape: torch.float16)
     scales = []
 
     def begin(self):
@@ -79,7 +79,7 @@ def test_a_resumed_training_in_half_precision_keeps_the_scale_of_its_gradients(p
 
 
 def test_without_half_precision_there_is_no_scale_to_keep(planned, monkeypatch):
-    monkeypatch.setattr(trainer, "fast_dtype", lambda device: None)
+    monkeypatch.setattr(trainer, "fast_dtype", lambda device, input_shape: None)
     monkeypatch.setattr(Trainer, "train", Trainer._save_latest)
     train()
     kept = []

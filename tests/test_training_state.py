@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from samunet.errors import SamunetError
 from samunet.training import state
-from samunet.training.state import LATEST, Progress, load_latest, save_latest
+from samunet.training.divergence import loss_error
+from samunet.training.state import LATEST, Progress, load_latest, save_latest, save_model
 
 
 class OneLayer(nn.Linear):
@@ -55,3 +57,50 @@ def test_checkpoints_from_before_the_scaler_was_kept_can_be_read(tmp_path, stepp
     save_file(load_file(tmp_path / LATEST), tmp_path / LATEST, {"progress": json.dumps(older)})
     restored = load_latest(tmp_path, *training(), {"seed": 1})
     assert (restored.iteration, restored.scaler) == (7, {})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_never_written(tmp_path, stepped, value, monkeypatch):
+    monkeypatch.setattr(state, "save_adapters", lambda *arguments: None)  # this network has none
+    model, optimizer = stepped
+    for kind in ("final", "best"):
+        save_model(tmp_path, model, kind)
+    save_latest(tmp_path, model, optimizer, Progress(setup={"seed": 1}))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+    with torch.no_grad():
+        model.weight[1, 2] = value
+    for save in (
+        lambda: save_model(tmp_path, model, "final"),
+        lambda: save_model(tmp_path, model, "best"),
+        lambda: save_latest(tmp_path, model, optimizer, Progress()),
+    ):
+        with pytest.raises(SamunetError, match="made the weights infinite, for example weight"):
+            save()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_cause_of_a_lost_loss_is_not_guessed(stepped):
+    model, numbers = stepped[0], torch.zeros(1, 3)
+
+    def error(images):
+        return str(loss_error(float("nan"), 7, images, model, torch.bfloat16, 0.003))
+
+    assert "the loss became nan at iteration 7, though images and weights are numbers: bfloat16" in error(numbers)
+    assert "--lr" not in error(numbers)
+    assert "pixels that are no numbers" in error(numbers * torch.nan)
+    with torch.no_grad():
+        model.bias[0] = torch.inf
+    assert (
+        "an update made the weights infinite, for example bias\n  -> use a lower learning rate: --lr 1.0e-03"
+        in error(numbers)
+    )
+
+
+@pytest.mark.parametrize("progress", ['{"iteration": "x"}', "[]", "{", "null"])
+def test_progress_that_is_none_is_refused(tmp_path, stepped, progress):
+    save_latest(tmp_path, *stepped, Progress(setup={"seed": 1}))
+    save_file(load_file(tmp_path / LATEST), tmp_path / LATEST, {"progress": progress})
+    with pytest.raises(SamunetError, match="checkpoint_latest") as error:
+        load_latest(tmp_path, *training(), {"seed": 1})
+    assert "--overwrite" in error.value.hint

@@ -56,7 +56,7 @@ def planned(request, samunet_folders, tiny_dataset, monkeypatch):
     return samunet_folders, start
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_masks_before_and_after_the_transfer(planned, tmp_path, monkeypatch, capsys):
     root, start = planned
     go_through(root, NAME, [*SHORT, *start], tmp_path, monkeypatch, capsys)

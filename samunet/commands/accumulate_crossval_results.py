@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_workers
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_accumulate_crossval_results",
         description="Gather the validation masks of a model's folds in one folder and score them together.",
     )
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
     from samunet.evaluation.summary import format_table
+    from samunet.files import to_json
     from samunet.workers import default_workers
 
     summary = api.accumulate_crossval_results(
@@ -48,5 +50,8 @@ def _run(arguments: argparse.Namespace) -> None:
         output=arguments.o,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
+    if arguments.json:
+        print(to_json(summary).rstrip())
+        return
     print(format_table(summary))
     print(f"masks: {Path(summary['metric_per_case'][0]['prediction_file']).parent}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_overwrite, add_workers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_apply_postprocessing", description="Write postprocessed copies of the masks of a folder."
     )
     parser.add_argument("-i", type=Path, required=True, metavar="MASKS", help="folder with the masks")

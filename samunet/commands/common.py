@@ -6,16 +6,21 @@ Exit statuses: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTE
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from samunet.errors import SamunetError
+from samunet.commands.nnunet_flags import instead_of
+from samunet.errors import COMMAND_LINE, SamunetError, UsageError, printable
 
 INTERRUPTED = 130
 
@@ -30,11 +35,53 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: a scheduler or container wants the process to stop. Handled like Ctrl-C."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser of flags written out: no abbreviations, and no value glued to a flag of one letter.
+
+    argparse takes ``-pretrained_weights x`` for ``-p retrained_weights x``, also where abbreviations are not allowed.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse; every unknown flag is refused first, with what is there in its place.
+
+        Raises:
+            UsageError: If a word that looks like a flag is none.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            if re.match(r"--?[A-Za-z]", word) and " " not in word:  # argparse, too, takes words with blanks for values
+                self._check_flag(word.partition("=")[0])
+        return super().parse_known_args(words, namespace)
+
+    def _check_flag(self, flag: str) -> None:
+        known = self._option_string_actions
+        if flag in known:
+            return
+        instead = instead_of(self.prog, flag)
+        if instead:
+            raise UsageError(*instead)
+        bare = {name.lstrip("-").replace("_", "-"): name for name in known}
+        near = difflib.get_close_matches(flag.lstrip("-").replace("_", "-"), bare, n=1, cutoff=0.75)
+        hint = f"did you mean {bare[near[0]]}? " if near else ""
+        raise UsageError(f"{self.prog} has no flag {flag}", f"{hint}{self.prog} -h shows all of them")
+
+
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command has."""
     parser.add_argument(
         "--verbose", action="store_true", help="print details while working, and the traceback if something fails"
     )
+
+
+def finite(text: str) -> float:
+    """A number on a command line: neither NaN nor infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return value
 
 
 def run_command(
@@ -51,10 +98,12 @@ def run_command(
     """
     try:
         arguments = parser.parse_args(argv)
+    except UsageError as error:
+        return _report(f"error: {error}", False, error.exit_status)
     except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the usage (2)
         return stop.code if isinstance(stop.code, int) else 0
     verbose = getattr(arguments, "verbose", False)
-    with _logging_to_stderr(verbose), _termination_as_exception():
+    with _logging_to_stderr(verbose), _termination_as_exception(), _flags_in_remedies():
         try:
             status = function(arguments) or 0
             sys.stdout.flush()
@@ -81,7 +130,7 @@ def run_command(
 def _report(message: str, verbose: bool, status: int) -> int:
     if verbose:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    print(printable(message, keep="\n\t"), file=sys.stderr)
     return status
 
 
@@ -97,7 +146,7 @@ def _reader_has_left() -> bool:
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record), keep="\n\t")
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
@@ -117,6 +166,15 @@ def _logging_to_stderr(verbose: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level_before)
+
+
+@contextmanager
+def _flags_in_remedies() -> Iterator[None]:
+    token = COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        COMMAND_LINE.reset(token)
 
 
 @contextmanager

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from samunet.commands import converting
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_convert_MSD_dataset", description="Make a dataset of a task of the Medical Segmentation Decathlon."
     )
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="the task, such as Task04_Hippocampus")

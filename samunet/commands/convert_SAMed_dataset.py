@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from samunet.commands import converting
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_convert_SAMed_dataset", description="Make a dataset of SAMed's folders; slices become volumes."
     )
     parser.add_argument("--root_path", type=Path, required=True, metavar="FOLDER", help="train_npz")
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--spacing",
         nargs=3,
-        type=float,
+        type=finite,
         default=(1.0, 1.0, 1.0),
         metavar=("Z", "Y", "X"),
         help="of all volumes in mm, which the files do not tell (default: 1 1 1)",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from samunet.commands import flags
+from samunet.commands.common import finite
 
 if TYPE_CHECKING:
     from samunet.conversion.draft import Draft, Options
@@ -47,7 +48,7 @@ def add_values(parser: argparse.ArgumentParser, *, class_files: bool = False) ->
 def add_threshold(parser: argparse.ArgumentParser) -> None:
     """``--threshold``."""
     parser.add_argument(
-        "--threshold", type=float, metavar="T", help="make one class of all mask values above T, such as 127"
+        "--threshold", type=finite, metavar="T", help="make one class of all mask values above T, such as 127"
     )
 
 

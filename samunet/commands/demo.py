@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 _DATASET = "Dataset999_Phantoms"
 _TRAINING_CASES, _TEST_CASES = 16, 4
@@ -15,7 +15,7 @@ _TRAINING_CASES, _TEST_CASES = 16, 4
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_demo", description="Make an example dataset, plan, train, predict and evaluate: a few minutes."
     )
     parser.add_argument("--folder", type=Path, default=Path("demo_samunet"), help="where (default: demo_samunet)")
@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.commands import evaluate_folder, phantoms, plan_and_preprocess, predict, train
+    from samunet.commands import evaluate_folder, phantoms, plan_and_preprocess, predict, report, train
+    from samunet.dataset.outputs import check_place
 
-    folder = arguments.folder.resolve()
+    folder = check_place(arguments.folder).resolve()
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"samunet_{name}"] = str(folder / name)
@@ -46,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         (train, "samunet_train", ["999", "2d", "0", "--time_budget", arguments.time_budget, "--overwrite"]),
         (predict, "samunet_predict", ["-i", str(raw / "imagesTs"), "-o", str(predictions), "-d", "999"]),
         (evaluate_folder, "samunet_evaluate_folder", [str(raw / "labelsTs"), str(predictions)]),
+        (report, "samunet_report", [str(predictions)]),
     ]
     for module, command, flags in steps:
         print(f"\n$ {shlex.join([command, *flags])}", flush=True)
@@ -55,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     overlays = _draw_overlays(raw, predictions, folder / "overlays")
     model = next((folder / "results" / _DATASET).glob("*/fold_0"))
     print(f"\nmasks:    {predictions}\nplot:     {model / 'progress.png'}\noverlays: {overlays}")
+    print(f"report:   {predictions / 'report.html'} (open it in a browser)")
     return 0
 
 

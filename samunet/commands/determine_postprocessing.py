@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
-from samunet.commands.flags import add_workers
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_geometry, add_workers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_determine_postprocessing",
         description="Find which largest components to keep, from masks of cases that the model had not seen, and write "
         "postprocessing.json into their folder.",
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--remove_postprocessed", action="store_true", help="write no postprocessed masks, only postprocessing.json"
     )
+    add_geometry(parser, "where a mask and its label differ in origin or direction")
     add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -40,10 +41,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet.workers import default_workers
 
     chosen = api.determine_postprocessing(
-        arguments.i,
-        arguments.ref,
+        predictions=arguments.i,
+        references=arguments.ref,
         dataset_json=arguments.dataset_json,
         keep_masks=not arguments.remove_postprocessed,
+        tolerate_geometry=arguments.tolerate_geometry,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
     print(f"postprocessing: {chosen.postprocessing.describe()}")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_geometry
 
 if TYPE_CHECKING:
     from samunet.dataset.labels import Labels
@@ -22,11 +23,10 @@ out of the means; a class that is predicted but not in the reference scores 0.""
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``samunet_evaluate_folder``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="samunet_evaluate_folder",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("gt_folder", type=Path, help="folder with the references (labelsTr, labelsTs)")
     parser.add_argument("pred_folder", type=Path, help="folder with the predictions, named like the references")
@@ -56,6 +56,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="of the surface Dice, in millimetres (default: 2)",
     )
+    add_geometry(parser, "where a mask and its reference differ in origin or direction")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
 
 
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     from samunet.evaluation.summary import evaluate_folder, find_dataset_json
     from samunet.files import read_json
 
-    check_targets(target_of(arguments), arguments.surface_metrics)
+    check_targets(arguments.pred_folder, arguments.o, arguments.surface_metrics)
     file = arguments.djfile or find_dataset_json(arguments.pred_folder, arguments.gt_folder)
     description = description_from_json(read_json(file), str(file))
     failures: dict = {}
@@ -79,15 +80,11 @@ def run(arguments: argparse.Namespace) -> None:
         num_workers=_workers(arguments),
         allow_missing=arguments.chill,
         failures=failures,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
     report_summary(
         summary, arguments, description.labels, description.file_ending, failures, description.reader_override
     )
-
-
-def target_of(arguments: argparse.Namespace) -> Path:
-    """The file to write."""
-    return arguments.o or arguments.pred_folder / "summary.json"
 
 
 def report_summary(
@@ -109,7 +106,7 @@ def report_summary(
     from samunet.files import to_json, write_json
 
     named = labels if isinstance(labels, Labels) else None
-    target = target_of(arguments)
+    target = arguments.o or arguments.pred_folder / "summary.json"
     write_json(target, summary)
     print(to_json(summary).rstrip() if arguments.json else format_table(summary, named))
     print(f"written to {target}", file=sys.stderr)
@@ -117,7 +114,9 @@ def report_summary(
         from samunet.evaluation.detailed import detailed_metrics, format_detailed, write_detailed
 
         workers = _workers(arguments)
-        metrics = detailed_metrics(summary, labels, file_ending, reader_override, arguments.tolerance, workers)
+        metrics = detailed_metrics(
+            summary, labels, file_ending, reader_override, arguments.tolerance, workers, arguments.tolerate_geometry
+        )
         write_detailed(metrics, target.parent, named)
         if not arguments.json:
             print(f"\n{format_detailed(metrics, named)}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
-from samunet.commands.evaluate_folder import DESCRIPTION, add_evaluation_flags, report_summary, target_of
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.evaluate_folder import DESCRIPTION, add_evaluation_flags, report_summary
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``samunet_evaluate_simple``."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="samunet_evaluate_simple",
         description=DESCRIPTION + "\nVoxels with other values than those of -l count as background.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("gt_folder", type=Path, help="folder with the references; tells the file ending, too")
     parser.add_argument("pred_folder", type=Path, help="folder with the predictions, named like the references")
@@ -31,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     from samunet.evaluation.summary import evaluate_folder
     from samunet.workers import default_workers
 
-    check_targets(target_of(arguments), arguments.surface_metrics)
+    check_targets(arguments.pred_folder, arguments.o, arguments.surface_metrics)
     labels, file_ending = list(dict.fromkeys(arguments.l)), _file_ending(arguments.gt_folder)
     failures: dict = {}
     summary = evaluate_folder(
@@ -42,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         num_workers=default_workers() if arguments.np is None else arguments.np,
         allow_missing=arguments.chill,
         failures=failures,
+        tolerate_geometry=arguments.tolerate_geometry,
     )
     report_summary(summary, arguments, labels, file_ending, failures)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_checkpoint
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_export_model_to_zip",
         description="Write trained models of a dataset into one zip. Names of cases, paths and logs stay out of it.",
     )
@@ -24,9 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
     parser.add_argument("-f", nargs="+", default=[], metavar="FOLD", help="folds (default: all that are finished)")
-    parser.add_argument(
-        "-chk", nargs="+", choices=("final", "best"), default=["final"], help="which model files (default: final)"
-    )
+    add_checkpoint(parser, nargs="+", default=["final"], help="which model files (default: final)")
     parser.add_argument("-licence", metavar="NAME", help="under which the model is handed on, for example CC-BY-4.0")
     parser.add_argument("--not_strict", action="store_true", help="leave out what is asked for and not trained")
     parser.add_argument(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_checkpoint
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_export_onnx",
         description="Write a trained fold as an ONNX graph, adapters merged, and compare both on real slices.",
     )
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
-    parser.add_argument("-chk", choices=("final", "best"), default="final", help="which model file (default: final)")
+    add_checkpoint(parser)
     add_common_flags(parser)
     return parser
 

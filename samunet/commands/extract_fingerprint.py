@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from samunet.commands import flags
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser("samunet_extract_fingerprint", description="Measure a raw dataset.")
+    parser = CommandParser("samunet_extract_fingerprint", description="Measure a raw dataset.")
     flags.add_dataset(parser)
     flags.add_fingerprint(parser)
     flags.add_geometry(parser)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_workers
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_find_best_configuration",
         description="Compare all trained configurations and their pairs by the Dice of cases that they had not seen, "
         "choose postprocessing for the best, and write the commands that predict with it.",
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no_overwrite", action="store_true", help="keep cross-validation results that are there already"
     )
+    parser.add_argument("--json", action="store_true", help="print inference_information.json instead of the table")
     add_workers(parser)
     add_common_flags(parser)
     return parser
@@ -40,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> None:
     import shlex
 
     from samunet import api, paths
+    from samunet.files import to_json
     from samunet.inference.choose import INSTRUCTIONS
     from samunet.workers import default_workers
 
@@ -53,6 +55,9 @@ def _run(arguments: argparse.Namespace) -> None:
         overwrite=not arguments.no_overwrite,
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
+    if arguments.json:
+        print(to_json(information).rstrip())
+        return
     print("\n".join(information["report"]))
     print(f"\npostprocessing: {information['best_model_or_ensemble']['postprocessing']}")
     print("to predict:")

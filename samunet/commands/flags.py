@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
+from typing import Any
 
+from samunet.commands.common import finite
+from samunet.errors import UsageError
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
@@ -42,19 +46,25 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_geometry(parser: argparse.ArgumentParser) -> None:
+def add_geometry(
+    parser: argparse.ArgumentParser, where: str = "where channels, or image and label, differ in origin or direction"
+) -> None:
     """``--tolerate_geometry``."""
     parser.add_argument(
         "--tolerate_geometry",
         action="store_true",
-        help="only warn where channels, or image and label, differ in origin or direction",
+        help=f"only warn {where}, and take voxels as they lie in the files",
     )
 
 
 def add_planner(parser: argparse.ArgumentParser) -> None:
     """Flags of the planner."""
     parser.add_argument(
-        "-gpu_memory_target", type=float, default=8.0, metavar="GB", help="memory a training step may take (default: 8)"
+        "-gpu_memory_target",
+        type=finite,
+        default=8.0,
+        metavar="GB",
+        help="memory a training step may take (default: 8)",
     )
     parser.add_argument(
         "-encoder",
@@ -66,7 +76,7 @@ def add_planner(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-overwrite_target_spacing",
-        type=float,
+        type=finite,
         nargs=3,
         metavar=("Z", "Y", "X"),
         help="spacing in mm instead of the median",
@@ -110,11 +120,60 @@ def add_preprocess(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", nargs="+", default=["2d"], metavar="CONFIGURATION", help="configurations (default: 2d)")
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
+def add_workers(parser: argparse.ArgumentParser, **keywords: Any) -> None:
     """``-np``."""
+    told = "worker processes; 0 or 1: none (default: none on two cores or fewer)"
+    parser.add_argument("-np", type=int, metavar="N", help=told, **keywords)
+
+
+class OneNumber(argparse.Action):
+    """Of ``-np``, where nnU-Net takes a number for each configuration. Not beside arguments without a flag."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 1:
+            raise UsageError(
+                f"{option_string} takes one number, for all configurations, and got {len(values)}",
+                f"use {option_string} {max(values)}",
+            )
+        setattr(namespace, self.dest, values[0])
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, **keywords: Any) -> None:
+    """``-chk``; nnU-Net's names of files are understood."""
+    given = {"default": "final", "help": "which model file (default: final)"} | keywords
+    parser.add_argument("-chk", type=_checkpoint, choices=("final", "best"), **given)
+
+
+def _checkpoint(text: str) -> str:
+    """``best`` of ``best``, ``checkpoint_best.pth`` or ``checkpoint_best.safetensors``."""
+    return text.removeprefix("checkpoint_").removesuffix(".pth").removesuffix(".safetensors")
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """``-window``."""
     parser.add_argument(
-        "-np", type=int, metavar="N", help="worker processes; 0 or 1: none (default: none on two cores or fewer)"
+        "-window",
+        type=float,
+        nargs=2,
+        metavar=("C", "W"),
+        help="intensities shown: centre and width, such as 40 400 (default: of CT, what the plans clip to)",
     )
+
+
+def window_of(given: list[float] | None) -> tuple[float, float] | None:
+    """Lowest and highest intensity of a window's centre and width.
+
+    Raises:
+        UsageError: If the width is not positive.
+    """
+    if given is None:
+        return None
+    centre, width = given
+    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+        raise UsageError(
+            f"-window needs a centre and a width above 0, got {centre:g} {width:g}", "for example: -window 40 400"
+        )
+    return centre - width / 2, centre + width / 2
 
 
 def planner_options(arguments: argparse.Namespace):
@@ -169,8 +228,6 @@ def _targets(words: list[str]) -> list[str]:
 
 
 def _blocks(flag: str, words: list[str] | None) -> str | list[int] | None:
-    from samunet.errors import UsageError
-
     if words is None or words in (["all"], ["last_half"]):
         return words and words[0]
     if not all(word.isdecimal() for word in words):

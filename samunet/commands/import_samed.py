@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_import_samed", description="Make a model folder of a checkpoint that SAMed published."
     )
     parser.add_argument("file", type=Path, help="SAMed's .pth file")
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--intensity_range",
         nargs=2,
-        type=float,
+        type=finite,
         default=(-125.0, 275.0),
         metavar=("LOW", "HIGH"),
         help="values that become 0 and 1 (default: -125 275, SAMed's for CT)",

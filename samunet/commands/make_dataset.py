@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from samunet.commands import converting
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_make_dataset",
         description="Make a dataset of images and their masks. The files given are only read.",
     )
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--paint_in_order",
         action="store_true",
-        help="with {class}: where classes overlap, later names of --labels cover earlier ones",
+        help="with {class} or Slicer's segmentations: where classes overlap, later --labels cover earlier ones",
     )
     converting.add_threshold(parser)
     converting.add_patients(parser)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_checkpoint
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_merge_adapter", description="Write a trained fold in SAM's layout, with LoRA folded into the weights."
     )
     parser.add_argument("dataset", help="27, 027 or Dataset027_ACDC")
@@ -21,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-p", default=DEFAULT_PLANS_NAME, metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})"
     )
-    parser.add_argument("-chk", choices=("final", "best"), default="final", help="which model file (default: final)")
+    add_checkpoint(parser)
     add_common_flags(parser)
     return parser
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_move_plans_between_datasets", description="Write a dataset's plans for another dataset."
     )
     parser.add_argument("-s", required=True, metavar="ID", help="dataset that the plans are from")

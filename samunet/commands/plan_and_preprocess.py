@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from samunet.commands import flags
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_plan_and_preprocess", description="Measure a raw dataset, plan, and store its slices."
     )
     flags.add_dataset(parser)
@@ -18,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_geometry(parser)
     flags.add_planner(parser)
     flags.add_preprocess(parser)
-    flags.add_workers(parser)
+    flags.add_workers(parser, nargs="+", action=flags.OneNumber)
     parser.add_argument("--no_pp", action="store_true", help="stop after planning")
     add_common_flags(parser)
     return parser
@@ -49,5 +50,6 @@ def _run(arguments: argparse.Namespace) -> None:
         )
         splits = read_json(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
         fold = 0 if splits else "all"
-        name = "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}"
-        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} {fold}{name}")
+        words = ["samunet_train", dataset, next(iter(plans.configurations)), str(fold)]
+        words += [] if plans.plans_name == DEFAULT_PLANS_NAME else ["-p", plans.plans_name]
+        print(f"next: {shlex.join(words)}")

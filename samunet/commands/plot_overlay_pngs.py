@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
-from samunet.commands.flags import add_overwrite, add_workers
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
+from samunet.commands.flags import add_overwrite, add_window, add_workers, window_of
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_plot_overlay_pngs", description="Write a picture of every training case with its label drawn on it."
     )
     parser.add_argument("-d", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC")
@@ -26,8 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         "-channel_idx", type=int, metavar="N", help="channel to show (default: the first; colour pictures in colour)"
     )
     parser.add_argument(
-        "-overlay_intensity", type=float, default=0.6, metavar="SHARE", help="strength of the colours (default: 0.6)"
+        "-overlay_intensity", type=finite, default=0.6, metavar="SHARE", help="strength of the colours (default: 0.6)"
     )
+    add_window(parser)
     add_overwrite(parser)
     add_workers(parser)
     add_common_flags(parser)
@@ -54,6 +55,7 @@ def _run(arguments: argparse.Namespace) -> None:
         channel=arguments.channel_idx,
         intensity=arguments.overlay_intensity,
         overwrite=arguments.overwrite,
+        window=window_of(arguments.window),
         num_workers=default_workers() if arguments.np is None else arguments.np,
     )
     print(f"{len(files)} pictures written to {arguments.o}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 from samunet.commands import prediction
-from samunet.commands.common import run_command
+from samunet.commands.common import CommandParser, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_predict",
         description="Predict masks for a folder of images or for single files. "
         "Finds the model itself where only one fits.",

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from samunet.commands import prediction
-from samunet.commands.common import run_command
+from samunet.commands.common import CommandParser, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_predict_from_modelfolder",
         description="Predict masks with a model that is given by its folder. Needs no environment variable.",
     )

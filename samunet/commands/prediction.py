@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from samunet.commands.common import add_common_flags
-from samunet.commands.flags import add_overwrite
+from samunet.commands.common import add_common_flags, finite
+from samunet.commands.flags import add_checkpoint, add_overwrite
 
 GO_ON = "the same command with --continue_prediction goes on from here"
 
@@ -25,10 +25,10 @@ def add_input_and_output(parser: argparse.ArgumentParser) -> None:
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """How to predict."""
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are finished)")
-    parser.add_argument("-chk", choices=("final", "best"), default="final", help="which model file (default: final)")
+    add_checkpoint(parser)
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument(
-        "-step_size", type=float, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
+        "-step_size", type=finite, default=0.5, help="distance of tiles as share of their side (default: 0.5)"
     )
     parser.add_argument(
         "--disable_tta",

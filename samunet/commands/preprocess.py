@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 
 from samunet.commands import flags
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser("samunet_preprocess", description="Store the slices of a planned dataset.")
+    parser = CommandParser("samunet_preprocess", description="Store the slices of a planned dataset.")
     flags.add_dataset(parser)
     parser.add_argument(
         "-p", "-plans_name", dest="p", default=DEFAULT_PLANS_NAME, metavar="NAME",
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     flags.add_preprocess(parser)
     flags.add_geometry(parser)
-    flags.add_workers(parser)
+    flags.add_workers(parser, nargs="+", action=flags.OneNumber)
     add_common_flags(parser)
     return parser
 

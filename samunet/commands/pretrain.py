@@ -8,7 +8,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_pretrain",
         description="Pretrain the small encoder on randomised synthetic images, or with -d further train any encoder "
         "on a dataset's own images, without labels; goes on from what the folder holds.",
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image_size", type=int, nargs="+", metavar="PX",
         help="sides of the images, in turn; of smaller images a batch has as many more (default: 112 224)",
     )  # fmt: skip
-    parser.add_argument("--lr", type=float, help="learning rate (default: 5e-4; with -d and weights: 1e-4)")
+    parser.add_argument("--lr", type=finite, help="learning rate (default: 5e-4; with -d and weights: 1e-4)")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     add_common_flags(parser)
@@ -75,8 +75,8 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"weights: {weights}")
     if not arguments.final_decay:
         start = ["--checkpoint", str(arguments.checkpoint)] if arguments.checkpoint else []
-        decay = ["samunet_pretrain", "--out", str(arguments.out), *start, "--final_decay", "--time_budget", "T"]
-        print(f"next: the same again to go on, or {shlex.join(decay)}")
+        decay = ["samunet_pretrain", "--out", str(arguments.out), *start, "--final_decay", "--time_budget", "30m"]
+        print(f"next: {shlex.join(decay)}\n(or the same command again, to go on at a constant rate)")
 
 
 def _run_on_own_images(arguments: argparse.Namespace) -> None:

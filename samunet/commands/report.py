@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.flags import add_window, window_of
 from samunet.plans import DEFAULT_PLANS_NAME
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "samunet_report",
         description="Write report.html about a cross-validation (give a dataset, or a model's folder) or about a "
         "prediction (give the folder of masks): one file without anything from elsewhere.",
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-i", type=Path, metavar="IMAGES", help="of a prediction: its images (default: where they were when predicted)"
     )
     parser.add_argument("-n", type=_count, default=6, metavar="N", help="cases to show in pictures (default: 6)")
+    add_window(parser)
     parser.add_argument("-o", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)")
     add_common_flags(parser)
     return parser
@@ -42,18 +44,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from samunet.dataset.outputs import ARGUMENTS, check_replaced
+    from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
     from samunet.files import write_text
     from samunet.report.crossval import crossval_report
     from samunet.report.prediction import prediction_report
 
-    folder = Path(arguments.source)
+    folder, window = Path(arguments.source), window_of(arguments.window)
     model = None if (folder / ARGUMENTS).is_file() else _model(folder, arguments)
-    target = check_replaced(arguments.o or (model.path if model else folder) / "report.html", "Made by samunet")
+    target = check_place(arguments.o) if arguments.o else (model.path if model else folder) / "report.html"
+    check_replaced(target, "Made by samunet")
     if model is None:
-        content = prediction_report(folder, arguments.i, arguments.n)
+        content = prediction_report(folder, arguments.i, arguments.n, window)
     else:
-        content = crossval_report(model, arguments.n)
+        content = crossval_report(model, arguments.n, window)
     write_text(target, content)
     print(f"report written to {target}", file=sys.stderr)
 

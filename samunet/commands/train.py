@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        "samunet_train", description="Train folds, one after the other; resumes by itself."
-    )
+    parser = CommandParser("samunet_train", description="Train folds, one after the other; resumes by itself.")
     parser.add_argument("dataset", help="27, 027 or Dataset027_ACDC")
     parser.add_argument("configuration", help="for example 2d")
     parser.add_argument(
@@ -33,9 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     length = parser.add_argument_group("length of the training (one of them; default: the plan's)")
     length.add_argument("--epochs", type=int, metavar="N")
     length.add_argument("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU")
-    length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h")
+    length.add_argument("--time_budget", metavar="T", help="time in the training loop: 90s, 20m, 1.5h, 2h30m")
     parser.add_argument("--batch_size", type=int, metavar="N", help="images per step (default: the plan's)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: the plan's)")
+    parser.add_argument("--lr", type=finite, help="peak learning rate (default: the plan's)")
     parser.add_argument(
         "--feature_cache",
         metavar="SIZE",
@@ -54,9 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one); cuda:0,cuda:1 trains two folds at a time",
     )
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="start from another training's model file")
+    parser.add_argument(
+        "--pretrained",
+        "-pretrained_weights",
+        type=Path,
+        metavar="FILE",
+        help="start from another training's model file",
+    )
     parser.add_argument("--c", action="store_true", help="accepted for nnU-Net users: resuming is the default")
     parser.add_argument("--val", action="store_true", help="only predict and score the validation cases again")
+    parser.add_argument(
+        "--val_best", action="store_true", help="also predict and score them with checkpoint_best, to validation_best"
+    )
     parser.add_argument("--npz", action="store_true", help="keep the validation's probabilities as CASE.npz")
     parser.add_argument("--overwrite", action="store_true", help="train these folds anew")
     add_common_flags(parser)
@@ -99,6 +107,7 @@ def _run(arguments: argparse.Namespace) -> None:
         random_weights=arguments.random_weights,
         overwrite=arguments.overwrite,
         validation_only=arguments.val,
+        validate_best=arguments.val_best,
         save_probabilities=arguments.npz,
     )
     folds = [int(fold) if fold.isdecimal() else fold for fold in arguments.fold]
@@ -107,23 +116,29 @@ def _run(arguments: argparse.Namespace) -> None:
         print(format_results(folders))
     for folder in folders:
         print(f"model: {folder}")
-    print(f"next: {_next_step(arguments.dataset, folders)}")
+    print("\n".join(_next_steps(arguments.dataset, folders)))
 
 
-def _next_step(dataset: str, folders: list[Path]) -> str:
-    """What to type after folds were trained."""
+def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
+    """Lines that say what to type after folds were trained; each command runs as it is printed."""
     from samunet import paths
     from samunet.dataset.splits import FILE_NAME
     from samunet.files import read_json
     from samunet.inference.model_folder import ModelFolder
     from samunet.selection.crossval import training_command, unfinished
 
-    if len(folders) == 1:
-        return "samunet_predict -i imagesTs -o preds"
     model = ModelFolder(folders[0].parent)
-    splits = read_json(paths.preprocessed_folder() / model.path.parent.name / FILE_NAME)
-    compare = f"samunet_find_best_configuration {dataset}"
+    name = model.path.parent.name
+    if len(folders) == 1:
+        raw = next((folder / name / "imagesTs" for folder in paths.known_folders()), Path("imagesTs"))
+        images = str(raw) if raw.is_dir() else "imagesTs"
+        _, plans_name, configuration = model.path.name.split("__")
+        words = ["samunet_predict", "-i", images, "-o", "preds", "-d", dataset, "-c", configuration, "-p", plans_name]
+        return [f"next: {shlex.join(words)}"]
+    splits = read_json(paths.preprocessed_folder() / name / FILE_NAME)
+    compare = shlex.join(["samunet_find_best_configuration", dataset])
     missing = unfinished(model, range(len(splits)))
     if not missing:
-        return compare
-    return f"{training_command(model, missing)} with the same flags; when all folds are trained, {compare}"
+        return [f"next: {compare}"]
+    told = "(with the flags of this training), and when all folds are trained:"
+    return [f"next: {training_command(model, missing)}", told, f"next: {compare}"]

@@ -19,6 +19,7 @@ from samunet.conversion.source import FileSource
 from samunet.dataset.complete_check import count_values
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
+from samunet.imageio.same_grid import Grid, difference, turn_between, turned
 
 _UNDER = 256  # two classes then fit 16 bits, whose values are counted fast
 _ONE_VALUE = (
@@ -53,21 +54,21 @@ class ClassFilesSource(FileSource):
         Raises:
             SamunetError: If a file cannot be read, has several values besides 0, or another shape than the first.
         """
-        values, parts, below = None, [], {}
+        values, first, parts, below = None, None, [], {}
         for label, file in self.class_files:
             mask = read_mask(file, threshold=threshold)
-            if values is None:
-                values = np.zeros(mask.values.shape, np.int32)
-            elif mask.values.shape != values.shape:
-                raise SamunetError(
-                    f"{file} has {mask.values.shape} (z, y, x), but {self.mask} has {values.shape}",
-                    "all files of a case must lie on the same grid: resample the file, or remove the case",
-                )
-            drawn = _drawn(mask, file)
+            own, drawn = Grid(file, mask.values.shape, mask.geometry), _drawn(mask, file)
+            if first is None:
+                first, values = own, np.zeros(own.shape, np.int32)
+            # Where it cannot be turned to the first's grid, its own place is compared with the image's.
+            found, turn = difference(own, first), turn_between(own, first)
+            if found is not None and found.kind == "shape":
+                raise SamunetError(found.text, found.fix)
+            drawn = drawn if turn is None else turned(drawn, turn)
             for slice_, own in zip(values, drawn):
                 top = slice_ % _UNDER
                 slice_[...] = np.where(own & (top != label), label + _UNDER * top, slice_)
-            parts.append((file, mask.geometry))
+            parts.append((file, mask.geometry if turn is None else first.geometry))
             below |= mask.below
         return RawMask(values, parts[0][1], parts=tuple(parts), below=below)
 

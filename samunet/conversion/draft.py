@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samunet.conversion import class_files
+from samunet.conversion import class_files, segmentations
 from samunet.conversion.channels import decide_channels, decide_file_ending, wrong_channels
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
 from samunet.conversion.inspection import Finding, inspect_all
@@ -17,7 +17,9 @@ from samunet.conversion.source import Source
 from samunet.dataset.cases import duplicate, unusable_names
 from samunet.dataset.description import description_from_json
 from samunet.dataset.problems import Problem, raise_problems, shortened
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
+from samunet.imageio.nrrd import NRRD_ENDINGS
+from samunet.imageio.registry import ending_of
 from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,12 @@ def make_draft(
     if not training:
         raise_problems(problems, where)
         raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
+    painted = options.coding.class_files or any(_may_have_segments(source) for source in training)
+    if options.coding.paint_in_order and not painted:
+        raise UsageError(
+            "--paint_in_order says which of several files covers the others, but masks are one file per case",
+            "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
+        )
     # Cases without mask are reported already; their images need not be read for it.
     complete = [source for source in training if source.mask_name is not None]
     found, found_test = inspect_all(
@@ -182,8 +190,11 @@ def make_draft(
     )
     everything = found + found_test
     problems += [problem for finding in everything for problem in finding.problems]
-    if options.coding.class_files and not options.coding.paint_in_order:
-        problems += class_files.overlaps(everything, options.coding.labels)
+    named = any(finding.segments for finding in everything)
+    if not options.coding.paint_in_order:
+        problems += segmentations.overlaps(everything)
+        if options.coding.class_files:
+            problems += class_files.overlaps(everything, options.coding.labels)
     sound = [finding for finding in everything if finding.geometry is not None]
     raise_problems(problems, where)
     for problem in problems:
@@ -193,6 +204,8 @@ def make_draft(
     values = {value for finding in everything for value in finding.values}
     if options.coding.class_files:
         coding = class_files.decide_painting(values, options.coding.labels, options.coding.threshold)
+    elif named and options.coding.known is None and options.coding.threshold is None:
+        coding = segmentations.decide_segments(everything, options.coding)
     else:
         coding = decide_coding(values, any(finding.coloured for finding in everything), options.coding)
     draft = Draft(
@@ -200,6 +213,10 @@ def make_draft(
     )  # fmt: skip
     description_from_json(draft.description(""), where)
     return draft
+
+
+def _may_have_segments(source: Source) -> bool:
+    return (source.mask_name or "").lower().endswith(NRRD_ENDINGS)
 
 
 def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
@@ -212,7 +229,7 @@ def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
 
 
 def _form(file: Path) -> str:
-    return "DICOM series" if file.is_dir() else file.name[file.name.find(".") :]
+    return "DICOM series" if file.is_dir() else ending_of(file) or file.suffix
 
 
 def _range(rows: Sequence[Sequence[float]], form: str) -> str:

@@ -97,11 +97,6 @@ def _check_coding(coding: CodingOptions, class_texts: Sequence[str]) -> None:
             )
         check_names(coding.labels or ())
         return
-    if coding.paint_in_order:
-        raise UsageError(
-            "--paint_in_order says which of several files covers the others, but masks are one file per case",
-            "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
-        )
     if class_texts and list(coding.labels or ()) != list(class_texts):
         raise UsageError(
             "--labels NAME=TEXT says what stands for {class} in the pattern of masks, which has none",

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from samunet.conversion.masks import RawMask
 from samunet.conversion.source import Source
 from samunet.dataset.complete_check import count_values, grid_differences, unusable
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
+from samunet.imageio.same_grid import Grid, turn_between, turned
+from samunet.imageio.segments import Segment, on_grid
 from samunet.workers import map_cases
 
 TEST = "imagesTs: "  # tells a test case from a training case of the same name
@@ -32,6 +35,7 @@ class Finding:
         values: Voxels of every raw value of its mask.
         coloured: Whether these are colours.
         palette: Colours of these values, if the mask has a palette.
+        segments: The named segments that these values stand for, where the mask names such.
     """
 
     source: Source
@@ -44,6 +48,7 @@ class Finding:
     values: dict[int, int] = field(default_factory=dict)
     coloured: bool = False
     palette: dict[int, int] = field(default_factory=dict)
+    segments: dict[int, tuple[Segment, ...]] = field(default_factory=dict)
 
 
 def inspect_all(
@@ -106,22 +111,31 @@ def inspect(source: Source, as_colours: bool, threshold: float | None, tolerate_
     if source.mask_name is None:
         return found
     try:
-        mask = source.read_mask(as_colours=as_colours, threshold=threshold)
+        mask = _placed(source.read_mask(as_colours=as_colours, threshold=threshold), found)
     except MemoryError:
         raise
     except Exception as error:
         found.problems.append(unusable(source.name, source.mask_name, error))
         return found
-    first = image_file, found.shape, found.geometry
+    first = Grid(image_file, found.shape, found.geometry)
     for file, geometry in mask.parts or [(image_file.with_name(source.mask_name), mask.geometry)]:
-        own = file, mask.values.shape, geometry
+        own = Grid(file, mask.values.shape, geometry)
         found.problems += grid_differences(source.name, own, first, tolerate_geometry)
     fix = "if something is drawn there, the threshold is too high for it"
     for file, highest in mask.below.items():
         detail = f"{file} has values up to {highest:g}"
         found.problems.append(Problem("nothing is above --threshold:", source.name, detail, fix, warning=True))
     found.values, found.coloured, found.palette = count_values(mask.values), mask.coloured, mask.palette
+    found.segments = mask.segments
     return found
+
+
+def _placed(mask: RawMask, finding: Finding) -> RawMask:
+    """A segmentation, which Slicer crops to what is drawn, in the grid of its image; other masks as they are."""
+    if not mask.segments or mask.values.shape == finding.shape:
+        return mask
+    values = on_grid(mask.values, mask.geometry, finding.shape, finding.geometry)
+    return mask if values is None else replace(mask, values=values, geometry=finding.geometry)
 
 
 def _located(name: str, finding: Finding) -> Finding:
@@ -130,12 +144,15 @@ def _located(name: str, finding: Finding) -> Finding:
 
 
 def mask_for(finding: Finding, coloured: bool, threshold: float | None) -> np.ndarray:
-    """Raw values of a case's mask once more, as :func:`inspect_all` has read them.
+    """Raw values of a case's mask once more, as :func:`inspect_all` has read them, on the grid of the image.
 
     Raises:
         SamunetError: If its shape is another one by now.
     """
-    mask = finding.source.read_mask(as_colours=coloured, threshold=threshold)
-    if mask.values.shape != finding.shape:
+    mask = _placed(finding.source.read_mask(as_colours=coloured, threshold=threshold), finding)
+    image = finding.source.files[0]
+    own, wanted = Grid(image, mask.values.shape, mask.geometry), Grid(image, finding.shape, finding.geometry)
+    turn = turn_between(own, wanted)
+    if turn is None and mask.values.shape != finding.shape:
         raise SamunetError(f"{finding.source.mask_name} has changed while it was read", "run the same command again")
-    return mask.values
+    return mask.values if turn is None else turned(mask.values, turn)

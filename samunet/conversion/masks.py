@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry
+from samunet.imageio.base import Geometry, to_label
+from samunet.imageio.nrrd import NRRD_ENDINGS, read_nrrd
 from samunet.imageio.pictures import PICTURE_GEOMETRY
 from samunet.imageio.registry import READERS, ending_of, image_reader_for
+from samunet.imageio.segments import Segment, drawn, segments_of
 
+# Codes of segments' names lie above the numbers of classes.
+_FIRST, _CODE = 1 << 30, (1 << 30) - 1
 _LOSSY = (".jpg", ".jpeg")
 _JPEG_START = b"\xff\xd8"
 _LOSSLESS = "export the masks again without loss, as PNG; converting this file keeps its wrong values"
@@ -28,6 +33,7 @@ class RawMask:
         palette: Colour of every index that occurs, if the file has a palette and ``values`` are its indices.
         parts: The files that ``values`` were joined of, and their geometries; none where it is one file.
         below: Files in which something is drawn, but nothing above the threshold; with their highest value.
+        segments: The named segments that each value but 0 stands for, where the file names such.
     """
 
     values: np.ndarray
@@ -36,6 +42,7 @@ class RawMask:
     palette: dict[int, int] = field(default_factory=dict)
     parts: tuple[tuple[Path, Geometry], ...] = ()
     below: dict[Path, float] = field(default_factory=dict)
+    segments: dict[int, tuple[Segment, ...]] = field(default_factory=dict)
 
 
 def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None = None) -> RawMask:
@@ -60,6 +67,8 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     _refuse_jpeg(file)
     if as_colours:
         return _read_colours(file)
+    if ending_of(file) in NRRD_ENDINGS:
+        return _read_nrrd(file)
     reader = image_reader_for(file, READERS[0])
     try:
         values, geometry = reader.read_label(file)
@@ -68,6 +77,18 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
             raise
         return _read_colours(file)
     return RawMask(values, geometry, palette=_palette(file, values))
+
+
+def _read_nrrd(file: Path) -> RawMask:
+    """A label map, or a segmentation of 3D Slicer's: its values are then codes of the segments' names."""
+    nrrd = read_nrrd(file)
+    segments = segments_of(nrrd.keys, len(nrrd.voxels), file)
+    if not segments:
+        return RawMask(to_label(nrrd.voxels, file), nrrd.geometry)
+    numbers, meanings = drawn(nrrd.voxels, segments, file)
+    codes = [zlib.crc32("\0".join(sorted(one.name for one in found)).encode()) & _CODE | _FIRST for found in meanings]
+    values = np.array([code if found else 0 for code, found in zip(codes, meanings)], np.int32)[numbers]
+    return RawMask(values, nrrd.geometry, segments={code: found for code, found in zip(codes, meanings) if found})
 
 
 def _refuse_jpeg(file: Path) -> None:
@@ -129,7 +150,7 @@ def _drawn_on_nothing(file: Path) -> RawMask | None:
             if picture.mode != "RGBA" and "transparency" not in picture.info:
                 return None
             pixels = np.moveaxis(np.asarray(picture.convert("RGBA")), -1, 0)[:, None]
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError):
+    except Exception:
         return None  # the reader tells what is wrong with the file
     alpha = pixels[3]
     if not np.isin(alpha, (0, 255)).all():

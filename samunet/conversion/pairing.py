@@ -76,6 +76,9 @@ def find_pairs(
     reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [], classes)
     if masks is not None:
         _refuse_dicom(reference)
+        # {case}.nrrd stands for case.seg.nrrd, too, which lies beside it.
+        drawn = {match.file for match in reference if match.file.name.lower().endswith(".seg.nrrd")}
+        found = [match for match in found if match.file not in drawn] or found
         others = other_classes(masks, reference, [match.file for match in found])
         found, reference, naming = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
     elif not is_pattern(images):
@@ -139,7 +142,10 @@ def _find(
         without = None if other is None or is_pattern(other) else _inside(folder, Path(other).expanduser())
         matches = [Match(file, _name_below(folder, file)) for file in files_below(folder, without)]
     readable = [match for match in matches if ending_of(match.file) is not None or match.file.is_dir()]
+    headers = {match.file.with_suffix("") for match in readable if match.file.suffix.lower() in (".mhd", ".nhdr")}
     ignored = [match.file for match in matches if ending_of(match.file) is None and not match.file.is_dir()]
+    # The voxels of a header, which are read with it.
+    ignored = [file for file in ignored if file.with_name(re.split(r"\.z?raw", file.name)[0]) not in headers]
     if not readable:
         endings = dict.fromkeys(ending for reader in READERS for ending in reader.image_endings)
         what = shortened([file.name for file in ignored]) or "it is empty"

@@ -145,7 +145,7 @@ def write_case(finding: Finding, images: Path, labels: Path, ending: str, coding
 
 
 def _warn_of_splits(name: str) -> None:
-    preprocessed = os.environ.get("samunet_preprocessed")
+    preprocessed = paths.setting("samunet_preprocessed")
     splits = Path(preprocessed).expanduser() / name / "splits_final.json" if preprocessed else None
     if splits is not None and splits.is_file():
         log.warning("%s has the folds of an earlier dataset of this name; for new ones: rm %s", splits.parent, splits)

@@ -16,13 +16,17 @@ from samunet.dataset.description import Description
 from samunet.dataset.problems import Problem, shortened
 from samunet.dataset.training_files import find_images
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry, check_same_place
 from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.same_grid import Grid, difference
 from samunet.workers import map_cases
 
-_SPACING_TOLERANCE = 1e-3  # relative, as readers have it
-_COARSEST_PIXEL = 100.0  # mm; no scanner has such pixels, but headers with micrometres in place of millimetres do
 _TEST = "imagesTs: "
+_KINDS = {
+    "shape": "different shapes:",
+    "spacing": "different spacings:",
+    "origin": "another place:",
+    "direction": "another place:",
+}
 
 
 @dataclass
@@ -102,9 +106,6 @@ def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _
     return found
 
 
-Grid = tuple[Path, tuple[int, ...], Geometry]
-
-
 def _inspect_image(
     case: Case, description: Description, tolerate_geometry: bool, found: _Inspection
 ) -> Grid | None:  # fmt: skip
@@ -124,10 +125,9 @@ def _inspect_image(
             continue
         shape = image.array.shape[1:]
         if first is None:
-            first = file, shape, image.geometry
-            found.problems += _implausible_spacing(case.name, first)
+            first = Grid(file, shape, image.geometry)
         else:
-            found.problems += grid_differences(case.name, (file, shape, image.geometry), first, tolerate_geometry)
+            found.problems += grid_differences(case.name, Grid(file, shape, image.geometry), first, tolerate_geometry)
         for channel in image.array:
             if channel.min() == channel.max():
                 constant.append(f"{file.name} (everywhere {channel.flat[0]:g})")
@@ -164,7 +164,7 @@ def _inspect_label(
         found.problems.append(unusable(name, file, error))
         return
     if first is not None:
-        found.problems += grid_differences(name, (file, label.shape, geometry), first, tolerate_geometry)
+        found.problems += grid_differences(name, Grid(file, label.shape, geometry), first, tolerate_geometry)
     found.values = count_values(label)
     try:
         description.labels.check(found.values, file)
@@ -196,35 +196,12 @@ def unusable(name: str, file: Path | str, error: Exception) -> Problem:
 
 def grid_differences(name: str, grid: Grid, first: Grid, tolerate_geometry: bool) -> list[Problem]:
     """Where a file's grid is not that of the case's first image file."""
-    (file, shape, geometry), (first_file, first_shape, first_geometry) = grid, first
-    fix = "all files of a case must lie on the same grid: resample the file, or remove the case"
-    if shape != first_shape:
-        detail = f"{file.name} has {shape} (z, y, x), but {first_file.name} has {first_shape}"
-        return [Problem("different shapes:", name, detail, fix)]
-    problems = []
-    physical = geometry.physical and first_geometry.physical
-    own, spacing = geometry.spacing, first_geometry.spacing
-    if physical and not np.allclose(own, spacing, rtol=_SPACING_TOLERANCE, atol=0):
-        detail = f"{file.name} has {_numbers(own)} mm (z, y, x), but {first_file.name} has {_numbers(spacing)} mm"
-        fix = "correct the header of one of them, or resample it, or remove the case"
-        problems.append(Problem("different spacings:", name, detail, fix))
-    try:
-        check_same_place(file, geometry, first_file, first_geometry, tolerate_geometry=False)
-    except SamunetError as error:
-        fix = "tolerated: that of the first file is used" if tolerate_geometry else error.hint or ""
-        problems.append(Problem("another place:", name, error.message, fix, warning=tolerate_geometry))
-    return problems
-
-
-def _implausible_spacing(name: str, grid: Grid) -> list[Problem]:
-    file, _, geometry = grid
-    # The coarsest axis is that of the slices.
-    in_plane = sorted(geometry.spacing)[1]
-    if not geometry.physical or in_plane <= _COARSEST_PIXEL:
+    found = difference(grid, first)
+    if found is None:
         return []
-    detail = f"{file.name} has {_numbers(geometry.spacing)} mm (z, y, x)"
-    fix = "spacing must be in millimetres: correct the header"
-    return [Problem("implausible spacing:", name, detail, fix, warning=True)]
+    tolerated = tolerate_geometry and found.tolerable
+    fix = "tolerated: that of the first file is used" if tolerated else found.fix
+    return [Problem(_KINDS[found.kind], name, found.text, fix, warning=tolerated)]
 
 
 def _identical_images(contents: Mapping[str, str | None]) -> list[Problem]:

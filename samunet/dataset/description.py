@@ -17,6 +17,7 @@ _EXAMPLE = (
     '"numTraining": 20, "file_ending": ".nii.gz"}'
 )
 _FILES_EXAMPLE = 'for example "dataset": {"case_01": {"images": ["scans/01_t1.nii.gz"], "label": "masks/01.nii.gz"}}'
+_MOST_CHANNELS = 1000
 _READ_KEYS = (
     "channel_names", "modality", "labels", "file_ending", "numTraining", "regions_class_order", "groups", "dataset",
     "overwrite_image_reader_writer",
@@ -123,6 +124,10 @@ def _channel_names(value: Any, where: str) -> tuple[str, ...]:
     hint = 'write one entry per channel, numbered from 0: {"0": "T1", "1": "T2"}'
     if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value.values()):
         raise SamunetError(f"{where} must map channel numbers to names, got {value!r:.200}", hint)
+    if len(value) > _MOST_CHANNELS:
+        raise SamunetError(f"{where} has {len(value)} channels, and an image can have {_MOST_CHANNELS}", hint)
+    if unseen := next((name for name in value.values() if not name.isprintable()), None):
+        raise SamunetError(f"{where}: the name {unseen!r} has characters that cannot be seen", "write it with letters")
     wanted = [str(index) for index in range(len(value))]
     if set(value) != set(wanted):
         raise SamunetError(f"{where} must have the keys {', '.join(wanted)}, got {', '.join(value)}", hint)
@@ -169,7 +174,7 @@ def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
 
 
 def _case_files(name: str, value: Any, where: str) -> CaseFiles:
-    if not name.strip() or name.startswith(".") or set(name) & set("/\\:"):
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\:") or not name.isprintable():
         raise SamunetError(
             f"{where}: dataset: {name!r} cannot be a case's name, because its masks are named after it",
             "use letters, digits, - and _",

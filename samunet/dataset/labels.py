@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, printable
 
 _EXAMPLE = 'write "labels": {"background": 0, "first structure": 1, "second structure": 2}'
+MOST_CLASSES = 1000
 _REGIONS_EXAMPLE = (
     'for example "labels": {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3} with '
     '"regions_class_order": [1, 2, 3]'
@@ -125,24 +127,39 @@ class Labels:
 def _as_tuples(data: Any, where: str) -> dict[str, tuple[int, ...]]:
     """Every label's values as a tuple."""
     if not isinstance(data, dict) or not data:
-        raise SamunetError(f"{where} must be an object that maps names to values, got {data!r}", _EXAMPLE)
-    if all(isinstance(value, str) for value in data.values()):
+        raise SamunetError(f"{where} must be an object that maps names to values, got {data!r:.200}", _EXAMPLE)
+    if len(data) > MOST_CLASSES:
+        raise SamunetError(
+            f"{where} has {len(data)} classes, and a network can have {MOST_CLASSES}",
+            "leave out or join classes, in dataset.json and in the label files",
+        )
+    if all(isinstance(value, str) for value in data.values()) and all(name.strip().isdecimal() for name in data):
         raise SamunetError(
             f"{where} map values to names, as in the Medical Segmentation Decathlon and nnU-Net v1",
             f"turn them round: {_EXAMPLE}",
         )
     regions = {}
     for name, value in data.items():
-        values = value if isinstance(value, list) else [value]
+        values = [_without_quotes(item) for item in (value if isinstance(value, list) else [value])]
         if not values or any(isinstance(item, bool) or not isinstance(item, int) for item in values):
             raise SamunetError(
-                f'{where}: "{name}" has the value {value!r}, it must be an integer, or a list of integers for a region',
+                f'{where}: "{name}" has the value {value!r:.200}, it must be an integer, or a list of integers for a '
+                "region",
                 _EXAMPLE,
             )
         if len(set(values)) < len(values):
             raise SamunetError(f'{where}: "{name}" lists a value twice: {value}', _REGIONS_EXAMPLE)
+        if not name.isprintable():
+            raise SamunetError(
+                f"{where}: the name {printable(name)} has characters that cannot be seen", "write it with letters"
+            )
         regions[name] = tuple(sorted(values))
     return regions
+
+
+def _without_quotes(value: Any) -> Any:
+    """``"1"`` means 1."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,5}\s*", value) else value
 
 
 def _ignore(given: dict[str, tuple[int, ...]], where: str) -> int | None:
@@ -169,6 +186,7 @@ def _with_regions(named: dict[str, tuple[int, ...]], ignore: int | None, order: 
     for name, region in regions.items():
         if 0 in region:
             raise SamunetError(f'{where}: the region "{name}" contains the background, 0', _REGIONS_EXAMPLE)
+    order = [_without_quotes(value) for value in order] if isinstance(order, list) else order
     _check_order(regions, order, where.removesuffix(": labels"))
     return Labels(tuple(regions), tuple(regions.values()), tuple(order), ignore)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+from collections.abc import Iterable
 
 from samunet import paths
 from samunet.dataset.cases import Case, Dataset
@@ -23,8 +25,8 @@ def find_dataset(text: str | int) -> str:
     """The full name of a dataset, such as ``Dataset027_ACDC``.
 
     Args:
-        text: ``27``, ``"27"``, ``"027"`` or ``"Dataset027_ACDC"``; looked up in the raw, preprocessed and results
-            folders.
+        text: ``27``, ``"27"``, ``"027"``, ``"Dataset027_ACDC"`` or ``"ACDC"``; looked up in the raw, preprocessed and
+            results folders.
 
     Raises:
         UsageError: If there is no such dataset (listing those that exist), or several have the number (listing them).
@@ -41,20 +43,29 @@ def find_dataset(text: str | int) -> str:
     text = str(text).strip()
     if text in known:
         return text
-    found = sorted(name for name, number in known.items() if text.isdecimal() and number == int(text))
+    found = [name for name, number in known.items() if text.isdecimal() and number == int(text)]
+    found = sorted(found or [name for name in known if name.partition("_")[2].lower() == text.lower()])
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"several datasets have the number {int(text)}: {', '.join(found)}", "give the full name")
-    if not folders:
-        raise UsageError(
-            f"dataset {text} cannot be looked up: samunet_raw, samunet_preprocessed and samunet_results are not set to "
-            "existing folders",
-            "type: export samunet_raw=/path/to/raw",
-        )
+        which = f"number {int(text)}" if text.isdecimal() else f"name {text}"
+        raise UsageError(f"several datasets have the {which}: {', '.join(found)}", "give the full name")
+    problem = paths.raw_folder_problem()
     where = ", ".join(str(folder) for folder in folders)
+    if problem is not None:  # most likely the reason, whatever other folders hold
+        also = f", and it is not in {where}" if folders else ""
+        raise UsageError(f"dataset {text} cannot be looked up: {problem[0]}{also}", problem[1])
     listed = ", ".join(sorted(known)) if known else "none (names must look like Dataset027_ACDC)"
-    raise UsageError(f"there is no dataset {text} in {where}", f"datasets that exist: {listed}")
+    meant = _meant(text, known)
+    nearest = f"did you mean {meant}? " if meant else ""
+    raise UsageError(f"there is no dataset {text} in {where}", f"{nearest}datasets that exist: {listed}")
+
+
+def _meant(text: str, known: Iterable[str]) -> str | None:
+    """The dataset whose name, with or without ``Dataset027_``, is nearest to a misspelt one."""
+    names = {spelling.lower(): name for name in known for spelling in (name, name.partition("_")[2])}
+    nearest = difflib.get_close_matches(text.lower(), names, n=1)
+    return names[nearest[0]] if nearest else None
 
 
 def load_dataset(name: str) -> Dataset:

@@ -1,12 +1,13 @@
 """Where results may go: not among a person's data, and only over files that a record beside them says are ours.
 
-Beside every mask and picture that is written lies a record, ``samunet_record/FILE.json``. It is written before the
-file, so that a kill between the two leaves nothing unknown, and completed after it.
+Beside every mask that is written lies a record, ``samunet_record/FILE.json``. It is written before the mask, so that a
+kill between the two leaves nothing unknown, and completed after it. Pictures have a mark in themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from samunet.imageio.registry import ending_of, image_reader_for, mask_ending, r
 RECORD = "samunet_record"
 ARGUMENTS = "predict_from_raw_data_args.json"
 MASK, PICTURE = "mask", "picture"
+PICTURE_MARK = {"Software": "samunet"}  # of PNG files
 
-_RAW = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+_RAW = ("imagesTr", "labelsTr", "imagesTs")
 _ELSEWHERE = "give another place, outside of it: -o"
 _REPLACE = "give another folder: -o; or add --overwrite to replace files of these names"
 _OLD_ARGUMENTS = ("folds", "checkpoint", "tta", "step_size", "postprocessing")  # of what version 0.1.0 wrote
@@ -86,8 +88,12 @@ def check_folder(
     if overwrite:
         return output
     old = _is_old(output)
-    images = [file.name for file in visible(output) if file.is_file() and ending_of(file)]
-    unknown = [] if old else [name for name in images if read_record(output / name) is None]
+    there = [file.name for file in visible(output) if file.is_file()]
+    images = [name for name in there if ending_of(Path(name))]
+    recorded = [file.stem for file in (output / RECORD).glob("*.json")]
+    cases = {name[: -len(ending)] for name in (*images, *recorded) if (ending := ending_of(Path(name)))}
+    arrays = [name for name in there if name.endswith(".npz") and name.removesuffix(".npz") not in cases]
+    unknown = [] if old else [name for name in images if _known(output / name) is None] + arrays
     if unknown:
         raise UsageError(
             f"{output} holds {len(unknown)} images or masks that samunet did not write ({shortened(unknown)})",
@@ -98,7 +104,7 @@ def check_folder(
         raise UsageError(f"{output} holds a {facts[0]} that samunet did not write beside masks", _ELSEWHERE)
     changed = []
     for name in targets:
-        record = read_record(output / name) if (output / name).is_file() else None
+        record = _known(output / name) if (output / name).is_file() else None
         if record and (record.get("kind") != kind or condition(output / name, record) == "edited"):
             changed.append(name)
     if changed:
@@ -110,12 +116,11 @@ def check_folder(
     return output
 
 
-def check_file(output: str | Path, inputs: Iterable[Path] = (), *, kind: str = MASK, overwrite: bool = False) -> Path:
-    """As :func:`check_folder`, for one file that is named; it may lie beside the image that it is made from."""
+def check_file(output: str | Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> Path:
+    """As :func:`check_folder`, for one mask's file that is named; it may lie beside the image that it is made from."""
     output = check_place(output, inputs)
     record = read_record(output)
-    ours = record is not None and record.get("kind") == kind and condition(output, record) != "edited"
-    if output.is_file() and not ours and not overwrite:
+    if output.is_file() and not overwrite and not (record and condition(output, record) != "edited"):
         what = "was edited since samunet wrote it" if record else "exists, and samunet did not write it"
         raise UsageError(f"{output} {what}", "give another name; or add --overwrite to replace it")
     return output
@@ -130,8 +135,8 @@ def check_new_file(output: str | Path) -> Path:
 
 
 def check_replaced(output: str | Path, mark: str) -> Path:
-    """Refuse a file for a report or scores that lies in a raw dataset, or would replace one without ``mark`` in it."""
-    output = check_place(output)
+    """Refuse to replace a file that has not ``mark`` in it, as all reports or scores have."""
+    output = Path(output)
     if output.is_file() and mark.encode() not in output.read_bytes():
         raise UsageError(
             f"{output} exists and holds something else than what is to be written", "give another name: -o"
@@ -164,20 +169,20 @@ def claim_folder(output: Path) -> Path:
         made = _made_by_old_version(output)
         for file in visible(output):
             if file.is_file() and ending_of(file):
-                finish(file, MASK, made=made)
+                finish(file, made=made) if _is_readable(file) else begin(file)
     return output
 
 
-def begin(file: Path, kind: str = MASK) -> None:
-    """Record that ``file`` is about to be written."""
-    write_json(_record_file(file), {"kind": kind})
+def begin(mask: Path) -> None:
+    """Record that a mask is about to be written."""
+    write_json(_record_file(mask), {"kind": MASK})
 
 
-def finish(file: Path, kind: str = MASK, **facts: Any) -> None:
-    """Record that ``file`` was written, with its size, time and hash, and with ``facts`` about how."""
+def finish(file: Path, **facts: Any) -> None:
+    """Record that a mask was written, with its size, time and hash, and with ``facts`` about how."""
     status = file.stat()
     state = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_hash(file)}
-    write_json(_record_file(file), {"kind": kind, "file": state, **facts})
+    write_json(_record_file(file), {"kind": MASK, "file": state, **facts})
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
@@ -198,11 +203,27 @@ def condition(file: Path, record: dict[str, Any]) -> str:
         return "whole"
     if status.st_size == state.get("size") and file_hash(file) == state.get("sha256"):
         return "whole"
+    return "edited" if _is_readable(file) else "damaged"
+
+
+def _known(file: Path) -> dict[str, Any] | None:
+    """As :func:`read_record`, for pictures as well."""
+    record = read_record(file)
+    if record is None and file.suffix == ".png":
+        from PIL import Image
+
+        with suppress(OSError, ValueError, SyntaxError), Image.open(file) as picture:
+            if PICTURE_MARK.items() <= picture.info.items():
+                return {"kind": PICTURE}
+    return record
+
+
+def _is_readable(mask: Path) -> bool:
     try:
-        image_reader_for(file, reader_for(mask_ending(file))).read_label(file)
+        image_reader_for(mask, reader_for(mask_ending(mask))).read_label(mask)
     except SamunetError:
-        return "damaged"
-    return "edited"
+        return False
+    return True
 
 
 def _record_file(file: Path) -> Path:

@@ -13,7 +13,7 @@ from samunet.dataset.names import one_spelling, printable
 from samunet.dataset.problems import Problem
 from samunet.imageio.base import Reader
 from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import reader_for
+from samunet.imageio.registry import IN_ONE_FILE, reader_for
 
 Found = tuple[dict[str, Case], list[Problem]]
 
@@ -44,7 +44,9 @@ def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple
         return {}, [Problem("missing folder:", folder.name, f"the folder {folder.name} is missing", hint)]
     reader, ending = reader_for(description.file_ending, description.reader_override), description.file_ending
     files = [entry for entry in visible(folder) if entry.is_file()]
-    grouped, problems, unnumbered = group_by_case(files, image_endings(description))
+    # Of a header with separate voxels a change of the voxels would go unnoticed; samunet_make_dataset joins them.
+    endings = [one for one in image_endings(description) if one not in IN_ONE_FILE]
+    grouped, problems, unnumbered = group_by_case(files, endings)
     hint = naming_hint(description)
     # Pictures of another kind may lie beside the images (previews, for one) as long as they are not called like them.
     problems += [
@@ -159,6 +161,9 @@ def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path
 def _no_images(folder: Path, files: list[Path], ending: str) -> str:
     if not files:
         return f"{folder.name} has no file ending in {ending} (it is empty)"
+    apart = next((file.name for file in files if file.suffix.lower() in IN_ONE_FILE), None)
+    if apart is not None:
+        return f"{folder.name} has headers with separate voxels, such as {apart}: samunet_make_dataset joins them"
     return (
         f"{folder.name} has no file ending in {ending} (but {len(files)} others, such as {files[0].name}: does "
         "file_ending in dataset.json fit?)"

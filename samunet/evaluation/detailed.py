@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
-from samunet.dataset.outputs import check_replaced
+from samunet.dataset.outputs import check_place, check_replaced
 from samunet.errors import UsageError
 from samunet.evaluation.distances import surface_scores
 from samunet.evaluation.metrics import confusion_counts, dice, iou
@@ -38,13 +38,14 @@ def detailed_case(
     reader: Reader,
     known: Labels | None,
     tolerance: float,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score one prediction: ``{"case", "unit", "metrics": {"1": {...}}, "prediction_file", "reference_file"}``.
 
     ``unit`` is that of HD95 and of the tolerance: ``mm``, or ``px`` for images without physical spacing.
     Voxels with the ignore label in the reference belong to no class in either map.
     """
-    prediction, reference, geometry = read_pair(prediction_file, reference_file, reader, known)
+    prediction, reference, geometry = read_pair(prediction_file, reference_file, reader, known, tolerate_geometry)
     ignore = None if known is None else known.ignore
     counts = confusion_counts(prediction, reference, regions, ignore)
     if ignore is not None:
@@ -81,12 +82,13 @@ def detailed_metrics(
     reader_override: str | None = None,
     tolerance: float = DEFAULT_TOLERANCE,
     num_workers: int = 0,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score all cases of a ``summary.json`` once more.
 
     Args:
         summary: As :func:`samunet.evaluation.summary.evaluate_files` returns it.
-        labels, file_ending, reader_override, num_workers: As there.
+        labels, file_ending, reader_override, num_workers, tolerate_geometry: As there.
         tolerance: Of the surface Dice, in millimetres (pixels where there are none).
 
     Returns:
@@ -101,7 +103,7 @@ def detailed_metrics(
     reader = reader_for(file_ending, reader_override)
     pairs = [(Path(case["prediction_file"]), Path(case["reference_file"])) for case in summary["metric_per_case"]]
     names = [prediction.name for prediction, _ in pairs]
-    arguments = [(*pair, regions_of(labels), reader, known, tolerance) for pair in pairs]
+    arguments = [(*pair, regions_of(labels), reader, known, tolerance, tolerate_geometry) for pair in pairs]
     found = dict(map_cases(detailed_case, names, arguments, num_workers=num_workers, description="Measuring surfaces"))
     cases = [found[name] for name in names]
     means = {
@@ -111,16 +113,21 @@ def detailed_metrics(
     return {"tolerance": tolerance, "mean": means, "metric_per_case": cases}
 
 
-def check_targets(summary: Path, surface_metrics: bool) -> None:
-    """Refuse to write scores into a raw dataset, or over files that are no scores; changes nothing.
+def check_targets(predictions: Path, output: Path | None, surface_metrics: bool) -> Path:
+    """The file for the scores: ``summary.json`` among the predictions, wherever these lie, if none is named.
 
     Raises:
-        UsageError: If it must not be.
+        UsageError: If the predictions are a dataset's images or labels, the file that is named lies in a raw dataset,
+            or a file that is there holds no scores.
     """
+    summary = output or predictions / "summary.json"
+    if output or predictions.resolve().name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        check_place(summary)
     check_replaced(summary, '"foreground_mean"')
     if surface_metrics:
         for name in ("metrics.json", "metrics.csv"):
             check_replaced(summary.parent / name, "SurfaceDice")
+    return summary
 
 
 def write_detailed(metrics: dict[str, Any], folder: Path, labels: Labels | None = None) -> None:

@@ -20,6 +20,7 @@ from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.same_grid import Grid, on_grid
 from samunet.workers import map_cases
 
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
@@ -38,21 +39,23 @@ def evaluate_case(
     regions: Sequence[Sequence[int]],
     reader: Reader,
     known: Labels | None = None,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score one prediction against its reference.
 
     Args:
         regions: The values of each class or region to score; voxels with any other value are in none of them.
         known: If given, a value that these labels do not have is an error, and their ignore label is left out.
+        tolerate_geometry: See :func:`read_pair`.
 
     Returns:
         One entry of ``metric_per_case``: ``{"metrics": {"1": {...}}, "prediction_file", "reference_file"}``. The key of
         a region of several values is nnU-Net's, ``"(1, 2)"``.
 
     Raises:
-        SamunetError: If a file cannot be read, has unknown values, or the two differ in shape or spacing.
+        SamunetError: If a file cannot be read, has unknown values, or the two do not lie on the same grid.
     """
-    prediction, reference, _ = read_pair(prediction_file, reference_file, reader, known)
+    prediction, reference, _ = read_pair(prediction_file, reference_file, reader, known, tolerate_geometry)
     counts = confusion_counts(prediction, reference, regions, None if known is None else known.ignore)
     return {
         "metrics": {class_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
@@ -62,9 +65,18 @@ def evaluate_case(
 
 
 def read_pair(
-    prediction_file: Path, reference_file: Path, reader: Reader, known: Labels | None = None
+    prediction_file: Path,
+    reference_file: Path,
+    reader: Reader,
+    known: Labels | None = None,
+    tolerate_geometry: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, Geometry]:
-    """Read a prediction and its reference, ``(z, y, x)`` each, and the geometry that they share.
+    """Read a prediction and its reference, ``(z, y, x)`` each on the reference's grid, and the geometry they share.
+
+    A prediction whose axes are swapped or flipped is turned; both lie in the same space then.
+
+    Args:
+        tolerate_geometry: Compare voxels as they lie, with a warning, where origin or direction differ.
 
     Raises:
         SamunetError: If a file cannot be read, has values that ``known`` does not, or the grids differ.
@@ -72,11 +84,14 @@ def read_pair(
     # Either may have another ending than the dataset: a mask has that of its image.
     prediction, prediction_geometry = image_reader_for(prediction_file, reader).read_label(prediction_file)
     reference, reference_geometry = image_reader_for(reference_file, reader).read_label(reference_file)
-    _check_same_grid(prediction, prediction_geometry, prediction_file, reference, reference_geometry, reference_file)
+    own = Grid(prediction_file, prediction.shape, prediction_geometry)
+    prediction = on_grid(
+        prediction, own, Grid(reference_file, reference.shape, reference_geometry), tolerate_geometry
+    )  # fmt: skip
     if known is not None:
         known.check(np.unique(prediction).tolist(), prediction_file)
         known.check(np.unique(reference).tolist(), reference_file)
-    physical = prediction_geometry if prediction_geometry.physical else reference_geometry
+    physical = reference_geometry if reference_geometry.physical else prediction_geometry
     return prediction, reference, physical
 
 
@@ -110,6 +125,7 @@ def evaluate_folder(
     num_workers: int = 0,
     allow_missing: bool = False,
     failures: dict[str, SamunetError] | None = None,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score a folder of predictions against a folder of references.
 
@@ -123,6 +139,7 @@ def evaluate_folder(
         num_workers: Worker processes; 0 means this one.
         allow_missing: Leave out references that have no prediction instead of stopping.
         failures: See :func:`evaluate_files`.
+        tolerate_geometry: See :func:`read_pair`.
 
     Returns:
         The content of ``summary.json``, with cases in alphabetical order.
@@ -131,7 +148,10 @@ def evaluate_folder(
         SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
     """
     pairs = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
-    return evaluate_files(pairs, labels, file_ending, reader_override, num_workers, failures)
+    return evaluate_files(
+        pairs, labels, file_ending, reader_override, num_workers,
+        failures=failures, tolerate_geometry=tolerate_geometry,
+    )  # fmt: skip
 
 
 def find_dataset_json(predictions: Path, references: Path) -> Path:
@@ -160,13 +180,15 @@ def evaluate_files(
     file_ending: str,
     reader_override: str | None = None,
     num_workers: int = 0,
+    *,
     failures: dict[str, SamunetError] | None = None,
+    tolerate_geometry: bool = False,
 ) -> dict[str, Any]:
     """Score predictions wherever they and their references lie.
 
     Args:
         pairs: Case to its prediction and its reference.
-        labels, file_ending, reader_override, num_workers: See :func:`evaluate_folder`.
+        labels, file_ending, reader_override, num_workers, tolerate_geometry: See :func:`evaluate_folder`.
         failures: Where given, cases that cannot be scored are put there and left out, and listed as ``failed_cases``;
             unless none can be scored.
 
@@ -175,7 +197,7 @@ def evaluate_files(
     """
     known = labels if isinstance(labels, Labels) else None
     reader = reader_for(file_ending, reader_override)
-    arguments = [(*files, regions_of(labels), reader, known) for files in pairs.values()]
+    arguments = [(*files, regions_of(labels), reader, known, tolerate_geometry) for files in pairs.values()]
     results = map_cases(
         evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating", failures=failures
     )
@@ -256,27 +278,6 @@ def _find_cases(
     return {case: (predicted[case], referenced[case]) for case in found}
 
 
-def _check_same_grid(
-    prediction: np.ndarray,
-    prediction_geometry: Geometry,
-    prediction_file: Path,
-    reference: np.ndarray,
-    reference_geometry: Geometry,
-    reference_file: Path,
-) -> None:
-    hint = "predictions must have the grid of the original images"
-    if prediction.shape != reference.shape:
-        raise SamunetError(
-            f"{prediction_file} has shape {prediction.shape}, its reference {reference_file} {reference.shape}", hint
-        )
-    physical = prediction_geometry.physical and reference_geometry.physical
-    got, expected = prediction_geometry.spacing, reference_geometry.spacing
-    if physical and not np.allclose(got, expected, rtol=1e-3, atol=0):
-        raise SamunetError(
-            f"{prediction_file} has spacing {_spacing(got)}, its reference {reference_file} {_spacing(expected)}", hint
-        )
-
-
 def class_key(region: Sequence[int]) -> str:
     """The key of a class in ``summary.json``: ``"1"``, or nnU-Net's ``"(1, 2)"`` for a region of several values."""
     return str(region[0]) if len(region) == 1 else str(tuple(region))
@@ -295,10 +296,6 @@ def mean_of(values: Iterable[float | None]) -> float:
 
 def _cell(value: float | None) -> str:
     return f"{value:8.4f}" if _numbers([value]) else f"{'-':>8}"
-
-
-def _spacing(spacing: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in spacing) + ") mm"
 
 
 def _listed(names: list[str], most: int = 5) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +12,6 @@ import numpy as np
 
 from samunet.errors import SamunetError
 
-log = logging.getLogger(__name__)
-
 # nnU-Net's factor for the spacing across a 2D image: large enough that z is always the coarsest axis.
 NO_NEIGHBOUR = 999.0
 COPY_AGAIN = "copy or export the file again, or remove the case"
@@ -22,11 +19,11 @@ COPY_AGAIN = "copy or export the file again, or remove the case"
 # Millimetres; nothing that is imaged has finer or coarser voxels, but headers in other units, and damaged ones, do.
 _SMALLEST_SIDE, _LARGEST_SIDE = 1e-4, 100.0
 # Headers store spacing in float32 and tools round it: smaller differences mean nothing.
-_SPACING_TOLERANCE = 1e-3
+SPACING_TOLERANCE = 1e-3
 # How far a label stored as a float may be from a whole number, for files with a rounded scale factor.
 _LABEL_TOLERANCE = 1e-4
 # Origins in millimetres, and direction cosines. A thousandth is far below any voxel and above what headers round.
-_PLACE_TOLERANCE = 1e-3
+PLACE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -172,6 +169,9 @@ def stack_channels(
         SamunetError: If the number of channels is wrong, grids differ, or voxels are NaN, infinite or complex.
     """
     first_file, first, geometry = parts[0]
+    from samunet.imageio.same_grid import Grid, on_grid
+
+    place = Grid(first_file, first.shape[1:], geometry)
     total = sum(len(voxels) for _, voxels, _ in parts)
     if channels is not None and total != channels:
         raise _wrong_channels([file for file, *_ in parts], total, channels)
@@ -179,8 +179,11 @@ def stack_channels(
     start = 0
     for file, voxels, own in parts:
         _check_voxels(voxels, file)
-        _check_same_grid(file, voxels.shape[1:], own, first_file, first.shape[1:], geometry)
-        check_same_place(file, own, first_file, geometry, tolerate_geometry)
+        if own.physical != geometry.physical:
+            raise SamunetError(
+                f"of {first_file} and {file.name} one states a spacing and the other none", "save them in the same way"
+            )
+        voxels = on_grid(voxels, Grid(file, voxels.shape[1:], own), place, tolerate_geometry)
         block = array[start : start + len(voxels)]
         # A float64 beyond float32's range becomes infinite, which the check below reports with the file's name.
         with np.errstate(over="ignore"):
@@ -193,43 +196,6 @@ def stack_channels(
             )
         start += len(voxels)
     return Image(array, geometry)
-
-
-def check_same_place(
-    file: Path, geometry: Geometry, first_file: Path, first_geometry: Geometry, tolerate_geometry: bool
-) -> None:
-    """Check that two files of a case lie at the same place: origin and direction agree within 0.001 (mm; cosines).
-
-    Pictures and TIFF files have no place, and pass.
-
-    Args:
-        file: The file that is checked, named in the error.
-        geometry: Its geometry.
-        first_file: The file that it belongs to: the first channel, or a label's image.
-        first_geometry: The geometry that holds.
-        tolerate_geometry: Warn instead of raising.
-
-    Raises:
-        SamunetError: If they differ; the hint says how to repair that, or to tolerate it.
-    """
-    if not (geometry.physical and first_geometry.physical):
-        return
-    for what, unit, got, expected in (
-        ("origin", " mm", geometry.origin, first_geometry.origin),
-        ("direction", "", geometry.direction, first_geometry.direction),
-    ):
-        if len(got) == len(expected) and np.allclose(got, expected, rtol=0, atol=_PLACE_TOLERANCE):
-            continue
-        difference = (
-            f"{file} has the {what} {_rounded(got)}{unit}, but {first_file.name} has {_rounded(expected)}{unit}"
-        )
-        if not tolerate_geometry:
-            raise SamunetError(
-                difference,
-                "if their voxels do show the same places, copy the header (SimpleITK: image.CopyInformation(first)) or "
-                f"add --tolerate_geometry to use that of {first_file.name}; if not, resample {file.name}",
-            )
-        log.warning("%s: %s is used, as --tolerate_geometry asks", difference, first_file.name)
 
 
 def check_spacing(spacing: Sequence[float], file: Path, field: str = "spacing") -> None:
@@ -266,8 +232,9 @@ def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
     label = voxels[0]
     if label.dtype.kind == "f":
         whole = np.rint(label)
-        # Written so that NaN, which compares false with everything, counts as wrong.
-        wrong = label[~(np.abs(label - whole) <= _LABEL_TOLERANCE)]
+        # Written so that NaN, which compares false with everything, counts as wrong; infinity gives NaN.
+        with np.errstate(invalid="ignore"):
+            wrong = label[~(np.abs(label - whole) <= _LABEL_TOLERANCE)]
         if wrong.size:
             raise SamunetError(
                 f"{file} has label values that are not whole numbers, such as {wrong[0]:.6g}",
@@ -297,24 +264,6 @@ def without_z_if_2d(array: np.ndarray, geometry: Geometry) -> np.ndarray:
     return array[0] if geometry.dimension == 2 else array
 
 
-def _check_same_grid(
-    file: Path,
-    shape: tuple[int, ...],
-    geometry: Geometry,
-    first_file: Path,
-    first_shape: tuple[int, ...],
-    first_geometry: Geometry,
-) -> None:
-    hint = "all channels of a case must lie on the same grid: resample the file, or remove the case"
-    if shape != first_shape:
-        raise SamunetError(f"{file} has shape {shape} (z, y, x), but {first_file.name} has {first_shape}", hint)
-    spacing, first_spacing = geometry.spacing, first_geometry.spacing
-    if not np.allclose(spacing, first_spacing, rtol=_SPACING_TOLERANCE, atol=0):
-        raise SamunetError(
-            f"{file} has spacing {spacing} mm (z, y, x), but {first_file.name} has {first_spacing}", hint
-        )
-
-
 def _check_voxels(voxels: np.ndarray, file: Path) -> None:
     if voxels.size == 0:
         raise SamunetError(f"{file} holds no voxels: its shape is {voxels.shape[1:]} (z, y, x)", COPY_AGAIN)
@@ -331,10 +280,6 @@ def _wrong_channels(files: Sequence[Path], got: int, expected: int) -> SamunetEr
         f"{what} {got} channel{'s' * (got != 1)}, but channel_names in dataset.json lists {expected}",
         "give one file per channel (case_0000, case_0001, ...) or one file that holds exactly these channels",
     )
-
-
-def _rounded(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:.7g}" for value in values) + ")"
 
 
 def _floats(values: Sequence[float | None]) -> tuple[float, ...]:

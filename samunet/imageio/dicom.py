@@ -18,7 +18,6 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
-from samunet.imageio.base import COPY_AGAIN
 from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_header
 from samunet.imageio.dicom_pixels import PixelReader
 from samunet.imageio.itk import itk, reason

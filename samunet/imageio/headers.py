@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,4})?|[-+]?(nan|inf)"
 _INTEGER = re.compile(r"[-+]?\d{1,18}")
 _LONGEST_WORD = 64
 _SHOWN = 60
-_SIDE_BY_SIDE = re.compile(r"[^\s%/\\]([^%/\\]*[^\s%/\\])?")
+_SIDE_BY_SIDE = re.compile(r"[^\s%/\\\x00-\x1f]([^%/\\\x00-\x1f]{0,250}[^\s%/\\\x00-\x1f])?")
 # How far axes may be from right angles (cosine) and their vectors from length 1: headers round to three digits.
 _SQUARE = 2e-3
 
@@ -72,9 +72,7 @@ def beside(file: Path, name: str, field: str) -> Path:
     Raises:
         SamunetError: If it names another folder, several files, the header itself, or a file that is missing.
     """
-    plain = _SIDE_BY_SIDE.fullmatch(name) and PurePosixPath(name).name == name == PureWindowsPath(name).name
-    if not plain or name in (".", "..", file.name) or name.split()[0].upper() == "LIST":
-        raise wrong(file, field, name, "the name of one file in the same folder")
+    check_name(file, name, field)
     found = file.with_name(name)
     if not found.is_file():
         raise SamunetError(
@@ -82,6 +80,13 @@ def beside(file: Path, name: str, field: str) -> Path:
             f"copy {name} into {file.parent}, or export the image as one file (.nii.gz, .mha or .nrrd)",
         )
     return found
+
+
+def check_name(file: Path, name: str, field: str) -> None:
+    """Raise a SamunetError unless a header names one data file in its own folder."""
+    plain = _SIDE_BY_SIDE.fullmatch(name) and PurePosixPath(name).name == name == PureWindowsPath(name).name
+    if not plain or name in (".", "..", file.name) or name.split()[0].upper() == "LIST":
+        raise wrong(file, field, name, "the name of one file in the same folder")
 
 
 def geometry_of(
@@ -117,7 +122,8 @@ def geometry_of(
     square = np.asarray(direction, float)[:dimension, :dimension]
     if not (np.isfinite(place).all() and np.isfinite(square).all()):
         raise SamunetError(f"{file} has an origin or a direction that is not a number in its header", COPY_AGAIN)
-    if np.abs(square.T @ square - np.eye(dimension)).max() > _SQUARE:
+    # ITK has seen to that for NIfTI, whose 2D images may stand upright on their plane.
+    if nifti is None and np.abs(square.T @ square - np.eye(dimension)).max() > _SQUARE:
         raise SamunetError(
             f"{file} has axes that are not at right angles to each other, or not of length 1 ({fields[1]})",
             "resample it onto a right-angled grid, for example with 3D Slicer (Resample Image), and save it again",

@@ -17,6 +17,7 @@ from samunet.imageio.headers import (
     LONGEST_HEADER,
     MOST_AXES,
     beside,
+    check_name,
     geometry_of,
     integers,
     numbers,
@@ -68,6 +69,7 @@ def read_meta(file: Path) -> tuple[np.ndarray, Geometry]:
         name = header.fields[_LAST]
         if name.upper() == "LOCAL":
             return _arranged(_voxels(file, header, header.end), header), geometry
+        check_name(file, name, _LAST)
         if file.name.lower().endswith(".mha"):
             raise SamunetError(
                 f"{file} keeps its voxels in another file, {name}",

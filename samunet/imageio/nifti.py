@@ -18,7 +18,7 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, NO_NEIGHBOUR, Geometry, check_spacing
-from samunet.imageio.border import check_size
+from samunet.imageio.border import check_size, reading
 from samunet.imageio.headers import wrong
 from samunet.imageio.unpacking import take, unpacked
 
@@ -30,6 +30,7 @@ NIFTI_ENDINGS = (".nii.gz", ".nii")
 # Bytes of a NIfTI-2 header; that of NIfTI-1 is shorter.
 _LONGEST_HEADER = 540
 _VOXEL_TYPES = {"float32", "float64"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_FLAT = 1e-3  # volume between three axes of length 1
 _MOST_BEFORE = 64 << 20  # bytes before the voxels: extensions of the header
 # Behind the version and pixdim[0:4]; the order is that of the numbers in stored geometries.
 _SCALARS = ("xyzt_units", "qform_code", "sform_code", *(f"quatern_{axis}" for axis in "bcd"))
@@ -116,12 +117,17 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
     scale = _scale(header)
     spacing = tuple(abs(float(side)) * scale for side in header["pixdim"][dimension:0:-1])
     check_spacing(spacing, file, "pixdim")
-    affine = header.get_best_affine()
+    with reading(file):  # a quaternion longer than 1, for one
+        affine = header.get_best_affine()
     columns = _TO_ITK @ affine[:3, :3]
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(columns, axis=0)
-    if not (np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0):
-        raise SamunetError(f"{file} has an axis without direction in its header", "correct the file's qform or sform")
+    sound = np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0
+    # Axes may be oblique to each other, but not all in one plane.
+    if not sound or abs(np.linalg.det(columns / lengths)) < _FLAT:
+        raise SamunetError(
+            f"{file} has an axis without a direction of its own in its header", "correct the file's qform or sform"
+        )
     if dimension == 2:
         spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
     return Geometry(

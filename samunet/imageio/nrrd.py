@@ -142,6 +142,16 @@ def count_nrrd_channels(file: Path) -> int:
     return math.prod(header.sizes) // math.prod(header.sizes[axis] for axis in header.domain[:3])
 
 
+def nrrd_keys(file: Path) -> dict[str, str]:
+    """The file's own keys and values, from the header alone.
+
+    Raises:
+        SamunetError: If the header cannot be read.
+    """
+    with reading(file):
+        return _read_header(file).keys
+
+
 def join_nrrd(file: Path) -> bytes | None:
     """A header with its voxels as the content of one ``.nrrd``; None for a file that holds its voxels itself.
 

@@ -24,7 +24,7 @@ READERS: tuple[Reader, ...] = (
     SimpleITKReorientingReader(),
 )
 # Of headers with separate voxels, which are read but not written: the same format in one file.
-_IN_ONE_FILE = {".mhd": ".mha", ".nhdr": ".nrrd"}
+IN_ONE_FILE = {".mhd": ".mha", ".nhdr": ".nrrd"}
 _IMAGE_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.image_endings))
 
 
@@ -51,10 +51,10 @@ def reader_for(file_ending: str, override: str | None = None) -> Reader:
         if ending in reader.endings:
             return reader
     allowed = ", ".join(dict.fromkeys(ending for reader in named or READERS for ending in reader.endings))
-    if ending in _IN_ONE_FILE and not named:
+    if ending in IN_ONE_FILE and not named:
         raise SamunetError(
             f"{file_ending!r} cannot be a dataset's file_ending: its voxels lie in another file, which would be lost",
-            f"samunet_make_dataset makes a dataset of such files; or save them as {_IN_ONE_FILE[ending]}",
+            f"samunet_make_dataset makes a dataset of such files; or save them as {IN_ONE_FILE[ending]}",
         )
     if ending in _IMAGE_ENDINGS and not named:
         raise SamunetError(
@@ -109,7 +109,7 @@ def mask_ending(image: Path) -> str:
     ending = _image_ending(Path(image))
     if ending is None:
         return ".nii.gz"
-    return ending if any(ending in reader.endings for reader in READERS) else _IN_ONE_FILE.get(ending, ".png")
+    return ending if any(ending in reader.endings for reader in READERS) else IN_ONE_FILE.get(ending, ".png")
 
 
 def _image_ending(path: Path) -> str | None:

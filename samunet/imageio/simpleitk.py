@@ -34,7 +34,8 @@ from samunet.imageio.nifti import (
     states_axes,
     write_nifti,
 )
-from samunet.imageio.nrrd import NRRD_ENDINGS, count_nrrd_channels, join_nrrd, read_nrrd, restore_placement
+from samunet.imageio.nrrd import NRRD_ENDINGS, count_nrrd_channels, join_nrrd, nrrd_keys, read_nrrd, restore_placement
+from samunet.imageio.segments import flat, segments_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -64,7 +65,11 @@ class SimpleITKReader(Reader):
 
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """See :meth:`Reader.read_label`."""
-        voxels, geometry = self.read_voxels(Path(file))
+        file = Path(file)
+        voxels, geometry = self.read_voxels(file)
+        if len(voxels) > 1 and file.name.lower().endswith(NRRD_ENDINGS):
+            segments = segments_of(nrrd_keys(file), len(voxels), file)
+            voxels = flat(voxels, segments, file) if segments else voxels
         return to_label(voxels, file), geometry
 
     def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:

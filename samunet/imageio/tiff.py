@@ -263,15 +263,27 @@ def _warn_once(folder: Path) -> None:
     )
 
 
+@cache
+def _warn_of_set(folder: Path) -> None:
+    log.warning(
+        "%s holds TIFF files that describe themselves as parts of sets of files (OME, Micro-Manager): only the pages "
+        "in each file itself are read",
+        folder,
+    )
+
+
 class _Complaints(logging.Handler):
     """tifffile only logs that pages are missing, and goes on with those that are there."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.WARNING)
         self.messages: list[str] = []
+        self.part_of_set = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        if record.levelno >= logging.ERROR:
+            self.messages.append(record.getMessage())
+        self.part_of_set |= "missing files" in record.getMessage()
 
 
 class _Alone(io.FileIO):
@@ -294,6 +306,9 @@ def _opened(file: Path) -> Iterator[TiffFile]:
             _check_chain(stream, file)
             with TiffFile(stream, name=file.name, _multifile=False) as tiff:
                 yield tiff
+                # Where its description names other files, tifffile goes by the pages alone.
+                if complaints.part_of_set or (tiff.is_ome and not any(one.kind == "ome" for one in tiff.series)):
+                    _warn_of_set(file.parent)
     finally:
         logger.removeHandler(complaints)
         logger.propagate = propagate

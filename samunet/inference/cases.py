@@ -51,7 +51,7 @@ def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, o
         if own:
             todo = found.todo + [cases[name] for name in found.otherwise]
         else:
-            refuse_a_mix(found, output)
+            refuse_a_mix(found, output, predictor.made)
             todo = found.todo
         if found.edited:
             log.info("%d masks were edited since they were written, and are kept", len(found.edited))
@@ -74,4 +74,5 @@ def predict_into(
     for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
         with collecting_failures(failures, case.name):
             predictor.predict_case(case, predictor.mask_file(case, output))
+    predictor.intensities.sum_up()
     return [case.name for case in todo if case.name not in failures]

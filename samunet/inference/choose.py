@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samunet import paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, printable
 from samunet.files import read_json
 from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
@@ -64,9 +64,16 @@ def choose_model(
         return best[0], "samunet_find_best_configuration chose it"
     several = "several trained models fit; say which"
     if len(chosen) > 1:
-        several += (
-            f", or predict with the ensemble that was found to be best, as {next(iter(folders)) / INSTRUCTIONS} says"
+        told = next(iter(folders)) / INSTRUCTIONS
+        how = (
+            f"as {told} says"
+            if told.is_file()
+            else (
+                f"{' and '.join(map(printable, chosen))}: each with --save_probabilities and an -o of its own, then "
+                "samunet_ensemble"
+            )
         )
+        several += f", or predict with the ensemble that was found to be best, {how}"
     commands = "\n".join(f"  {_command(model, source)}" for model in left)
     raise UsageError(f"{several}:\n{commands}")
 

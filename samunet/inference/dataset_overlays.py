@@ -11,9 +11,10 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import find_dataset, load_dataset, raw_dataset
-from samunet.dataset.outputs import PICTURE, begin, check_folder, claim_folder, finish
+from samunet.dataset.outputs import PICTURE, check_folder
 from samunet.errors import SamunetError, UsageError
-from samunet.inference.overlays import save_overlay
+from samunet.files import make_folder
+from samunet.inference.overlays import ct_window, is_colour, save_overlay
 from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.run import stored_cases
@@ -31,6 +32,7 @@ def plot_overlays(
     intensity: float = 0.6,
     overwrite: bool = False,
     num_workers: int = 0,
+    window: tuple[float, float] | None = None,
 ) -> list[Path]:
     """Write ``CASE.png`` for every training case: up to three of its slices with the label on them.
 
@@ -43,6 +45,8 @@ def plot_overlays(
         intensity: How strongly classes are filled, 0 to 1.
         overwrite: Replace pictures of these names that this program did not write.
         num_workers: Worker processes; 0 means this one.
+        window: Intensities shown black and white; None for the plans' percentiles of CT that was planned, and for
+            the 1st and 99th percentile of the slices of others.
 
     Raises:
         UsageError: If there is no such dataset, configuration or channel, or ``output`` is no place for pictures.
@@ -66,15 +70,18 @@ def plot_overlays(
             raise SamunetError(
                 f"{name} has no stored slices of {configuration}", f"samunet_preprocess -d {name} -c {configuration}"
             )
+    if window is None and configuration is None:
+        window = _planned_window(name, plans_name, description, channel or 0)
     channels = len(description.channel_names)
     if channel is not None and not 0 <= channel < channels:
         raise UsageError(f"-channel_idx must be 0 to {channels - 1}, got {channel}")
     check_folder(output, targets=[f"{case}.png" for case in cases], kind=PICTURE, overwrite=overwrite)
-    output = claim_folder(Path(output))
+    output = make_folder(Path(output))
     files = {case: output / f"{case}.png" for case in cases}
     legend = _names_by_value(description.labels)
     arguments = [
-        (case, description.without_lists(), files[name], channel, intensity, legend) for name, case in cases.items()
+        (case, description.without_lists(), files[name], channel, intensity, legend, window)
+        for name, case in cases.items()
     ]
     for _ in map_cases(_plot, list(cases), arguments, num_workers=num_workers, description="Plotting"):
         pass
@@ -88,22 +95,27 @@ def _plot(
     channel: int | None,
     intensity: float,
     legend: list[str],
+    window: tuple[float, float] | None,
 ) -> None:
     if isinstance(case, StoredCase):
         image, label = case.image(), np.maximum(case.label(), 0)  # -1: outside a mask, so background
     else:
         read, label = read_case(case, description, tolerate_geometry=True)
         image = read.array
-    if channel is None and not _is_picture(description):
+    if channel is None and not is_colour(description.channel_names):
         channel = 0
-    begin(file, PICTURE)
-    save_overlay(image, label, file, names=legend, title="label", channel=channel, intensity=intensity)
-    finish(file, PICTURE)
+    save_overlay(image, label, file, names=legend, title="label", channel=channel, intensity=intensity, window=window)
 
 
-def _is_picture(description: Description) -> bool:
-    """Whether the channels are red, green and blue."""
-    return [name.casefold()[:1] for name in description.channel_names] == ["r", "g", "b"]
+def _planned_window(name: str, plans_name: str, description: Description, channel: int) -> tuple[float, float] | None:
+    """Of CT that has been planned."""
+    try:
+        statistics = plans_called(plans_name, paths.preprocessed_folder() / name)
+    except SamunetError:  # a dataset is looked at before it is planned
+        return None
+    properties = statistics.foreground_intensity_properties_per_channel
+    names = list(description.channel_names)
+    return ct_window(names[channel], properties.get(str(channel))) if channel < len(names) else None
 
 
 def _names_by_value(labels: Labels) -> list[str]:

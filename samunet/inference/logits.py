@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.dataset.labels import Labels
+from samunet.errors import SamunetError
 from samunet.inference.decoding import mask_type
 from samunet.inference.views import View, gaussian, mirrored, shifted
 from samunet.preprocessing.context import slice_with_context
@@ -176,7 +177,20 @@ class SlicePredictor:
                 mean = self._mean_over_views(model, windows, views, index, watch)
             total = mean if total is None else total.add_(mean)
         total /= len(self.models)
+        if not torch.isfinite(total.sum()):
+            raise self._no_numbers(windows)
         return total if watch is None else watch.close(total)
+
+    def _no_numbers(self, windows: Tensor) -> SamunetError:
+        """For logits with NaN or infinity, of which a mask without anything in it would be made."""
+        if not torch.isfinite(windows).all():
+            return SamunetError("the prepared image has values that are no numbers", "look for damaged voxels in it")
+        number_format = "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return SamunetError(
+            f"the model answers with values that are no numbers (computed in {number_format} on {self.device})",
+            "compare the image's intensities with those of the training images; try another fold (-f) or device "
+            "(-device)",
+        )
 
     def _mean_over_views(
         self, model: nn.Module, windows: Tensor, views: list[View], index: int, watch: Watch | None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from samunet.errors import SamunetError, UsageError
+from annotated_types import Len
+
+from samunet.errors import SamunetError, UsageError, printable
+from samunet.files import as_kind, parse_json
 
 FILE_NAME = "samunet_model.json"
 FORMAT_VERSION = 1
@@ -45,7 +48,7 @@ class ModelEntry:
 
     folder: str
     encoder: str
-    folds: list[int | str]
+    folds: Annotated[list[int | str], Len(1, 100)]
     checkpoints: list[str]
     base: BaseReference | None = None
     trained_with: dict[str, str] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class Manifest:
     dataset_licence: str | None
     case_ids: bool
     versions: dict[str, str]
-    models: list[ModelEntry]
+    models: Annotated[list[ModelEntry], Len(1, 100)]
     files: list[FileEntry]
 
     def model(self, configuration: str | None = None) -> ModelEntry:
@@ -117,25 +120,14 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     Raises:
         SamunetError: If it is no manifest, or one of a later format.
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SamunetError(f"{where} is not valid JSON: {error}", _AGAIN) from error
+    raw = parse_json(content, where, _AGAIN)
     version = raw.get("samunet_model") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         versions = raw.get("versions")
         by = versions.get("samunet") if isinstance(versions, dict) else None
         raise SamunetError(
             f"{where} has format {version}, and this samunet knows {FORMAT_VERSION}"
-            + (f"; it was made by samunet {by}" if by else ""),
+            + (f"; it was made by samunet {printable(by)}" if by else ""),
             "install a newer samunet",
         )
-    try:
-        # Through JSON, because only there are lists strictly what the annotations say.
-        return TypeAdapter(Manifest).validate_json(content, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise SamunetError(f"{where}: {key}: {first['msg']}", _AGAIN) from None
+    return as_kind(Manifest, raw, where, _AGAIN)

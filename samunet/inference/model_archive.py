@@ -11,7 +11,6 @@ import hashlib
 import re
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,16 @@ from pathlib import Path, PurePosixPath
 from samunet import paths
 from samunet.dataset.mask_files import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
-from samunet.files import make_folder
+from samunet.files import JSON_BYTES, make_folder
 from samunet.inference.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
 from samunet.inference.model_check import check_content, check_model
 from samunet.network.base_weights import BASE_FOLDER
 
 _BLOCK = 1 << 20
-_JSON_BYTES = 1 << 27
+_MOST_FILES = 5000
+_MOST_FOLDERS = 8  # in each other
+_MOST_UNPACKED = 20  # times the archive's size; models hardly pack
+_ALWAYS = 1 << 26  # bytes that may be unpacked whatever the archive's size
 _FOLDER = re.compile(r"samunetTrainer__[\w.-]+__[\w.-]+")
 _NAME = re.compile(r"[^\x00-\x1f<>:\"\\|?*/]{1,255}")  # what no system forbids
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -137,16 +139,17 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         raise UsageError(f"{path} {what}", "give the zip that samunet_export_model_to_zip wrote")
     with ExitStack() as stack:
         with _reading(path):  # and not the caller's block, whose errors are its own
             opened = stack.enter_context(zipfile.ZipFile(path))
+            _check_cost(path, opened.infolist())
             members = [member for member in opened.infolist() if not member.is_dir() or _problem(member)]
             for member in members:
                 problem = _problem(member)
                 if problem:
-                    raise SamunetError(f"{path}: {member.filename!r} {problem}", _REFUSED)
+                    raise SamunetError(f"{path}: {member.filename[:200]!r} {problem}", _REFUSED)
             manifest = _manifest(path, opened, members)
             _check_list(path, manifest, members)
             for model in manifest.models:
@@ -154,12 +157,26 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
         yield ModelArchive(path, manifest, opened)
 
 
+def _check_cost(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse what would cost more time or space than any model does."""
+    unpacked = sum(member.file_size for member in members)
+    problem = None
+    if len(members) > _MOST_FILES:
+        problem = f"has {len(members)} files, and a model has at most {_MOST_FILES}"
+    elif unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS:
+        problem = f"would unpack to {unpacked / 1e9:.1f} GB, far more than a model of its size does"
+    if problem:
+        raise SamunetError(f"{path} {problem}", _REFUSED)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """What reading a damaged zip can raise, as one error."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except SamunetError:
+        raise
+    except Exception as error:  # the border to a stranger's file
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise SamunetError(f"{path} is damaged, or no zip: {first_line}", _AGAIN) from error
 
@@ -173,7 +190,10 @@ def _problem(member: zipfile.ZipInfo) -> str | None:
         return "is an absolute path: it would be written outside the folder of models"
     if ".." in re.split(r"[/\\]", written):
         return "leads out of the folder of models (..)"
-    if not all(_NAME.fullmatch(part) and part != "." and not _DEVICE.fullmatch(part) for part in parts):
+    if len(parts) > _MOST_FOLDERS:
+        return f"lies in more than {_MOST_FOLDERS - 1} folders in each other"
+    seen = written.isprintable() and len(written) <= 1000
+    if not seen or not all(_NAME.fullmatch(part) and part != "." and not _DEVICE.fullmatch(part) for part in parts):
         return "is not a name that every system can have"
     if any(part.startswith(".") or part[-1] in " ." for part in parts):
         return "is a hidden file, or ends in a dot or a space"
@@ -198,7 +218,7 @@ def _manifest(path: Path, opened: zipfile.ZipFile, members: list[zipfile.ZipInfo
             f"{path} is no model that samunet exported: it has no {FILE_NAME}",
             "give the zip that samunet_export_model_to_zip wrote",
         )
-    if sizes[FILE_NAME] > _JSON_BYTES:
+    if sizes[FILE_NAME] > JSON_BYTES:
         raise SamunetError(f"{path}: {FILE_NAME} has {sizes[FILE_NAME]} bytes, far too many", _REFUSED)
     return parse_manifest(opened.read(FILE_NAME), f"{FILE_NAME} in {path}")
 
@@ -214,7 +234,7 @@ def _check_list(path: Path, manifest: Manifest, members: list[zipfile.ZipInfo]) 
         "is in the zip, but not in its manifest": sorted(sizes.keys() - set(listed) - {FILE_NAME}),
         "is in the manifest, but not in the zip": sorted(set(listed) - sizes.keys()),
         "is too large for a JSON file": [
-            name for name, size in sizes.items() if name.endswith(".json") and size > _JSON_BYTES
+            name for name, size in sizes.items() if name.endswith(".json") and size > JSON_BYTES
         ],
         "has another size than the manifest says": [
             entry.path for entry in manifest.files if sizes.get(entry.path, entry.bytes) != entry.bytes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from samunet.errors import SamunetError
+from samunet.files import read_json
 from samunet.inference.manifest import ModelEntry
 from samunet.inference.model_folder import ModelFolder
 
@@ -17,18 +17,23 @@ def check_content(file: Path) -> None:
         SamunetError: If not; what is to be said after the file's name.
     """
     if file.name.endswith(".safetensors"):
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
+
+        from samunet.network.weights import check_numbers
 
         try:
             with safe_open(file, "pt") as stream:
-                stream.keys()
-        except (SafetensorError, OSError) as error:
+                for name in stream.keys():  # noqa: SIM118 (it is no dict)
+                    check_numbers({name: stream.get_tensor(name)}, "it")
+        except SamunetError:
+            raise
+        except Exception as error:  # the border to a stranger's file
             raise SamunetError(f"is not in safetensors' format: {error}") from error
     elif file.name.endswith(".json"):
         try:
-            json.loads(file.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise SamunetError(f"is not JSON: {error}") from error
+            read_json(file)
+        except SamunetError as error:
+            raise SamunetError(error.message.removeprefix(f"{file} ")) from error
 
 
 def check_model(folder: Path, entry: ModelEntry) -> None:
@@ -37,7 +42,7 @@ def check_model(folder: Path, entry: ModelEntry) -> None:
     Raises:
         SamunetError: If a file does not hold what it should.
     """
-    model = ModelFolder(folder)
+    model = ModelFolder(folder, entry.folder)
     channels = len(model.description.channel_names)
     if len(model.configuration.normalization) != channels:
         raise SamunetError(

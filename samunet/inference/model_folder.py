@@ -50,9 +50,11 @@ class ModelFolder:
 
     Args:
         path: The folder with ``plans.json``.
+        name: What it will be called, while it is being written under another name.
     """
 
     path: Path
+    name: str | None = None
 
     @cached_property
     def plans(self) -> Plans:
@@ -72,8 +74,8 @@ class ModelFolder:
         Raises:
             SamunetError: If neither says it.
         """
-        parts = self.path.name.split("__")
-        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:  # a folder that is being written has a hidden name
+        parts = (self.name or self.path.name).split("__")
+        if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:
             return parts[-1]
         runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
         names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]
@@ -191,6 +193,7 @@ class ModelFolder:
     def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
         """What a fold trained, checked to fit the network."""
         from samunet.network.adapters import load_adapters
+        from samunet.network.weights import read_tensors
 
         kind = file.stem.removeprefix("checkpoint_")
         state = read_tensors(file) | load_adapters(model, file.parent, kind)
@@ -251,18 +254,3 @@ def build_network(
         base_state=base.state if base else None,
         pixel_statistics=(base.record["pixel_mean"], base.record["pixel_std"]) if base else None,
     )
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        SamunetError: If it is missing, truncated or no safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samunet.errors import UsageError
+from samunet.errors import check_number
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,4 @@ class PredictionOptions:
     postprocessing: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.step_size <= 1:
-            raise UsageError(f"-step_size must be above 0 and at most 1, got {self.step_size:g}")
+        check_number("-step_size", self.step_size, least=0.01, most=1)

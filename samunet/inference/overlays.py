@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samunet.dataset.outputs import PICTURE_MARK
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from samunet.plans import IntensityStatistics
+
 # M. Okabe and K. Ito's colours, which colour-blind people can tell apart, without black; yellow last, as white is near.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
+_PANEL = 3.4  # inches
+_FEWEST_PIXELS = 24  # of a side that is shown: fewer cannot be recognised
+_MOST_OF = 0.6  # of a slice: then all of it is shown
 
 
 def save_overlay(
@@ -29,28 +35,32 @@ def save_overlay(
     title: str = "prediction",
     channel: int | None = 0,
     intensity: float = 0.3,
+    window: tuple[float, float] | None = None,
 ) -> None:
-    """Write one PNG with up to three slices of a case and its coloured classes.
+    """Write one PNG with up to three slices of a case, one below the other: the image, and its coloured classes.
 
     The slices are those with most foreground (in the reference, if there is one) in the first, middle and last third
-    of its extent. Grey values run from the 1st to the 99th percentile in these slices.
+    of its extent. They are cropped to the foreground; the whole slice is shown small in a corner.
 
     Args:
         image: Image (channels, z, y, x).
         label: Predicted label map (z, y, x).
         file: The PNG to write.
-        reference: True label map (z, y, x), shown in a second row.
+        reference: True label map (z, y, x), shown beside it.
         names: Names by label value, background first (``Labels.names``), for the legend; empty ones are left out.
         title: What ``label`` is.
         channel: Which one is shown; None shows three channels as red, green and blue.
         intensity: How strongly classes are filled, 0 to 1.
+        window: Intensities shown black and white; None for the 1st and 99th percentile of the slices.
 
     Raises:
         SamunetError: If the shapes do not agree or the file cannot be written.
     """
-    figure = draw_overlay(image, label, reference, names, title=title, channel=channel, intensity=intensity)
+    figure = draw_overlay(
+        image, label, reference, names, title=title, channel=channel, intensity=intensity, window=window
+    )
     with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+        figure.savefig(temporary, dpi=100, format="png", metadata=PICTURE_MARK)
 
 
 def draw_overlay(
@@ -63,8 +73,9 @@ def draw_overlay(
     title: str = "prediction",
     channel: int | None = 0,
     intensity: float = 0.3,
+    window: tuple[float, float] | None = None,
 ) -> Figure:
-    """The picture that :func:`save_overlay` writes, with a row more where ``entropy`` (z, y, x) in percent is given.
+    """The picture that :func:`save_overlay` writes, with a column more where ``entropy`` (z, y, x) in percent is given.
 
     Raises:
         SamunetError: If the shapes do not agree.
@@ -73,37 +84,59 @@ def draw_overlay(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = {title: label, "reference": reference, "entropy": entropy}
-    rows = {what: row for what, row in rows.items() if row is not None}
-    for what, row in rows.items():
-        if row.shape != image.shape[1:]:
-            raise SamunetError(f"the {what} has shape {row.shape}, the image {image.shape[1:]}")
-    slices = choose_slices(label if reference is None else reference)
-    shown = image if channel is None else image[[channel]]
-    low, high = np.percentile(shown[:, slices], (1, 99))
-    height = 3.2 * image.shape[2] / image.shape[3]
-    figure = Figure(figsize=(3.2 * len(slices), min(height, 6.4) * len(rows) + 0.5), layout="constrained")
+    columns = {title: label, "reference": reference, "entropy": entropy}
+    columns = {what: column for what, column in columns.items() if column is not None}
+    for what, column in columns.items():
+        if column.shape != image.shape[1:]:
+            raise SamunetError(f"the {what} has shape {column.shape}, the image {image.shape[1:]}")
+    slices = choose_slices(label if reference is None or not reference.any() else reference)
+    shown = (image if channel is None else image[[channel]])[:, slices]
+    low, high = window or np.percentile(shown, (1, 99))
+    pixels = np.clip((np.moveaxis(shown, 0, -1) - low) / max(high - low, 1e-6), 0, 1)
+    foreground = sum((column[slices] > 0).any(0) for what, column in columns.items() if what != "entropy") > 0
+    top, bottom, left, right = cut = _surroundings(foreground)
+    cropped = (bottom - top, right - left) != image.shape[2:]
+    height = float(np.clip(_PANEL * (bottom - top) / (right - left), _PANEL / 2, _PANEL * 1.4))
+    figure = Figure(
+        figsize=(_PANEL * (len(columns) + 1), (height + 0.25) * len(slices) + 0.35), layout="constrained"
+    )  # fmt: skip
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(slices), squeeze=False)
-    for line, (what, row) in zip(axes, rows.items(), strict=True):
-        for panel, z in zip(line, slices, strict=True):
-            grey = (shown[:, z] - low) / max(high - low, 1e-6)
-            panel.imshow(np.clip(np.moveaxis(grey, 0, -1), 0, 1), cmap="gray", vmin=0, vmax=1)
+    axes = figure.subplots(len(slices), len(columns) + 1, squeeze=False)
+    for line, z, grey in zip(axes, slices, pixels, strict=True):
+        where = f", slice {z}" if len(label) > 1 else ""
+        for panel, (what, column) in zip(line, {"image": None, **columns}.items(), strict=True):
+            panel.imshow(grey, cmap="gray", vmin=0, vmax=1)
             if what == "entropy":
                 # inferno reads the same with any colour vision; where the network is certain, the image shows. Two
                 # classes of several that are equally likely do not reach 100 %.
-                strength = np.clip(row[z] / 15, 0, 0.85)
-                panel.imshow(row[z], cmap="inferno", vmin=0, vmax=70, alpha=strength)
-            else:
-                _draw_classes(panel, row[z], intensity)
+                strength = np.clip(column[z] / 15, 0, 0.85)
+                panel.imshow(column[z], cmap="inferno", vmin=0, vmax=70, alpha=strength)
+            elif column is not None:
+                _draw_classes(panel, column[z], intensity)
             meaning = "entropy (bright: uncertain)" if what == "entropy" else what
-            panel.set_title(f"{meaning}, slice {z}", fontsize=9)
+            panel.set_title(f"{meaning}{where}", fontsize=9)
+            panel.set_xlim(left - 0.5, right - 0.5)
+            panel.set_ylim(bottom - 0.5, top - 0.5)
             panel.axis("off")
+        if cropped:
+            _draw_whole(line[0], grey, cut)
     shown_names = [(value, name) for value, name in enumerate(names) if value and name]
     patches = [Patch(color=_color(value), label=_plain(name)) for value, name in shown_names]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=9)
     return figure
+
+
+def ct_window(channel: str, statistics: IntensityStatistics | None) -> tuple[float, float] | None:
+    """The training foreground's 0.5 and 99.5 percentiles for CT, whose values mean the same in every image; or None."""
+    if channel.casefold() != "ct" or statistics is None:
+        return None
+    return statistics.percentile_00_5, statistics.percentile_99_5
+
+
+def is_colour(channel_names: Sequence[str]) -> bool:
+    """Whether the channels are red, green and blue."""
+    return [name.casefold()[:1] for name in channel_names] == ["r", "g", "b"]
 
 
 def choose_slices(label: np.ndarray, count: int = 3) -> list[int]:
@@ -117,6 +150,40 @@ def choose_slices(label: np.ndarray, count: int = 3) -> list[int]:
         return [len(area) // 2]
     parts = np.array_split(np.arange(filled[0], filled[-1] + 1), count)
     return [int(part[area[part].argmax()]) for part in parts if part.size]
+
+
+def _surroundings(foreground: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of what is shown of a slice ``(y, x)``: foreground and a third of its size around it.
+
+    At least a quarter of the slice's shorter side; the whole slice where that is most of it, or without foreground.
+    """
+    whole = (0, foreground.shape[0], 0, foreground.shape[1])
+    if not foreground.any():
+        return whole
+    least = min(foreground.shape) // 4
+    bounds: list[int] = []
+    for axis in (1, 0):
+        places, side = np.flatnonzero(foreground.any(axis)), foreground.shape[1 - axis]
+        size = max(int((places[-1] + 1 - places[0]) * 5 / 3), least, _FEWEST_PIXELS)
+        first = int((places[0] + places[-1] + 1 - size) / 2)
+        bounds += [max(0, first), min(side, first + size)]
+    top, bottom, left, right = bounds
+    return whole if (bottom - top) * (right - left) > _MOST_OF * foreground.size else (top, bottom, left, right)
+
+
+def _draw_whole(panel: Axes, grey: np.ndarray, cut: tuple[int, int, int, int]) -> None:
+    """The whole slice small in a corner, with a frame where the cut lies."""
+    from matplotlib.patches import Rectangle
+
+    top, bottom, left, right = cut
+    inset = panel.inset_axes((0.66, 0.66, 0.34, 0.34), anchor="NE")
+    inset.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    frame = (left - 0.5, top - 0.5)
+    inset.add_patch(Rectangle(frame, right - left, bottom - top, fill=False, edgecolor=PALETTE[-1], linewidth=1.2))
+    inset.set_xticks([])
+    inset.set_yticks([])
+    for spine in inset.spines.values():
+        spine.set(color="white", linewidth=1)
 
 
 def _draw_classes(panel: Axes, label: np.ndarray, intensity: float) -> None:

@@ -27,6 +27,7 @@ from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
+from samunet.inference.intensities import IntensityWatch
 from samunet.inference.logits import SlicePredictor, decode, probabilities
 from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
 from samunet.inference.options import PredictionOptions
@@ -88,13 +89,14 @@ class Predictor:
         self.options = options
         self.reader = reader_for(description.file_ending, description.reader_override)
         self.postprocessing = postprocessing or Postprocessing()
+        self.intensities = IntensityWatch()
         device = resolve_device(options.device)
         shared = isinstance(models, SharedFolds)
         self.slices = SlicePredictor(
             models.to(device) if shared else [model.to(device).eval() for model in models],
             neighbours=network.input_channels == "neighbours",
             device=device,
-            dtype=fast_dtype(device),
+            dtype=fast_dtype(device, network.input_shape),
             mirror_axes=configuration.mirror_axes if self._averages else (),
             window_shift=encoder_facts(network.encoder).patch_size // 4 if self._averages else 0,  # of a token
             step_size=options.step_size,
@@ -139,11 +141,13 @@ class Predictor:
         if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
             postprocessing = read_postprocessing(model.path / POSTPROCESSING_FILE)
             log.info("postprocessing: %s", postprocessing.describe())
-        models = model.load(folds, checkpoint, fast_dtype(resolve_device(options.device)))
+        dtype = fast_dtype(resolve_device(options.device), network.input_shape)
+        models = model.load(folds, checkpoint, dtype)
         predictor = cls(
             models, model.plans, model.configuration, network, model.description, options, folds, postprocessing
         )
         predictor.source = model, folds, checkpoint
+        predictor.intensities = IntensityWatch.of(model)
         return predictor
 
     @classmethod
@@ -339,6 +343,7 @@ class Predictor:
                 files[0],
                 self.plans.orientation,
             )
+        self.intensities.look(image.array, files[0])
         return image, reader
 
     def _predict(self, image: Image) -> Prediction:

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samunet.dataset.cases import Case
+from samunet.dataset.cases import Case, visible
 from samunet.dataset.outputs import condition, read_record
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
 from samunet.files import file_hash
+from samunet.imageio.registry import ending_of
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.postprocessing import Postprocessing
@@ -107,18 +108,25 @@ def sort_cases(
     return found
 
 
-def refuse_a_mix(found: Sorted, output: Path) -> None:
-    """Refuse to add masks to those of another model or of other options.
+def refuse_a_mix(found: Sorted, output: Path, made: dict[str, Any] | None) -> None:
+    """Refuse to add masks to those of another model or of other options, whatever their cases.
 
     Raises:
         SamunetError: Naming what differs.
     """
-    if not found.otherwise:
+    otherwise = dict(found.otherwise)
+    again = {case.name for case in found.todo}
+    for mask in visible(output) if made else []:
+        record = read_record(mask) if mask.is_file() and ending_of(mask) else None
+        name = mask.name[: -len(ending_of(mask) or "")]
+        different = _differences(record.get("made") or {}, made) if record and "file" in record else []
+        if different and name not in again:
+            otherwise[name] = different
+    if not otherwise:
         return
-    different = "; ".join(dict.fromkeys(text for texts in found.otherwise.values() for text in texts))
+    different = "; ".join(dict.fromkeys(text for texts in otherwise.values() for text in texts))
     raise SamunetError(
-        f"{output} holds {len(found.otherwise)} masks that were made otherwise ({shortened(list(found.otherwise))}): "
-        f"{different}",
+        f"{output} holds {len(otherwise)} masks that were made otherwise ({shortened(list(otherwise))}): {different}",
         "give the folds and flags of then; or leave out --continue_prediction to make all again; or give another "
         "folder: -o preds",
     )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SHIFTED_VIEWS = 5  # of :func:`shifted`
 _GAUSSIAN_SIGMA = 1 / 8  # of the window's side, as nnU-Net weighs its tiles
 
 

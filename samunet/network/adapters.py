@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_folder, read_json
+from samunet.files import atomic_folder, read_as
 from samunet.network.image_encoder import attention_blocks
 from samunet.network.tiny_vit import BiasedAttention
+from samunet.network.weights import read_tensors
 from samunet.plans import LoraPlan, adapted_blocks
 
 # Names in SAM's blocks, and where they differ in TinyViT's.
@@ -184,14 +185,8 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     Raises:
         SamunetError: If the file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / "adapter_model.safetensors"
-    try:
-        return {_name_in_model(key): value for key, value in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise SamunetError(f"{path} is missing or damaged: {error}", "train again, or restore the file") from error
+    return {_name_in_model(key): value for key, value in read_tensors(path).items()}
 
 
 def adapter_folders(file: Path) -> dict[str, Path]:
@@ -219,7 +214,7 @@ def _name_in_model(key: str) -> str:
 
 def _check_config(path: Path, planned: dict[str, Any]) -> None:
     """Refuse an adapter whose settings are not the plan's: alpha, for one, is in no tensor's shape."""
-    given = read_json(path)
+    given = read_as(dict[str, Any], path)
     for key in ("r", "lora_alpha", "use_dora", "use_rslora"):
         if given.get(key) != planned[key]:
             raise SamunetError(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from samunet.errors import SamunetError
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.heads import SamHead, build_head
+from samunet.network.weights import check_numbers
 
 # SAMed gives every class a mask token of its own, so SAM's three tokens and what hangs on them are left behind.
 _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
@@ -23,6 +27,9 @@ _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "sam", "module", "network_weights")
 _PARTS = r"(?:image_encoder|prompt_encoder|mask_decoder|detail)\."
 _PREFIX = re.compile(rf"^(?:(?:module|model|sam|sam_model|_orig_mod)\.)+(?={_PARTS})")
+# Modules whose functions a file of tensors names: they put tensors together.
+_OF_TENSORS = ("collections", "torch", "torch._utils", "torch._tensor", "torch.nn.parameter", "torch.serialization")
+_PICKLE_BYTES = 1 << 26  # looked through at most
 # Buffers that some files hold and SAM's own do not: the encoder's facts have them.
 _STATISTICS = ("pixel_mean", "pixel_std")
 
@@ -44,13 +51,15 @@ def load_sam_checkpoint(path: Path) -> dict[str, Tensor]:
         SamunetError: If the file is missing, truncated, no checkpoint, or holds anything but tensors by name.
     """
     content = _read(path)
-    while isinstance(content, dict) and (wrapped := [key for key in _WRAPPERS if isinstance(content.get(key), dict)]):
-        content = content[wrapped[0]]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    for _ in _WRAPPERS:  # a file may hold itself
+        wrapped = [key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+        content = content[wrapped[0]] if wrapped else content
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise SamunetError(f"{path} does not hold a state dict (tensors by name)", "use a checkpoint in SAM's layout")
     state: dict[str, Tensor] = {}
     for name, value in content.items():
-        short = _PREFIX.sub("", str(name))
+        short = _PREFIX.sub("", name)
         if short in state:
             raise SamunetError(f"{path} holds {short} twice, with different prefixes", "use a file with one model")
         if short not in _STATISTICS:
@@ -62,12 +71,14 @@ def check_fits(facts: EncoderFacts, state: dict[str, Tensor], path: Path) -> Non
     """Check that a state dict is a whole checkpoint of an encoder, before anything is built.
 
     Raises:
-        SamunetError: Listing what is missing, unexpected or of another shape, and what the file seems to be.
+        SamunetError: Listing what is missing, unexpected or of another shape, and what the file seems to be; or naming
+            a tensor with values that are no numbers.
     """
     with torch.device("meta"):  # shapes without memory or time
         encoder = build_encoder(facts)
         head = build_head("detail" if encoder.gives_details else "sam", 4, encoder, facts)
     _check(_given(state), _expected(encoder, head), facts.name, str(path))
+    check_numbers(_given(state), path, f"get the file again{_again(path)}")
 
 
 def load_base(encoder: nn.Module, head: SamHead, state: dict[str, Tensor]) -> None:
@@ -106,18 +117,57 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_size(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except SamunetError:
+        raise
     except Exception as error:  # a damaged file can raise anything while it is parsed
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+        if isinstance(error, pickle.UnpicklingError) and _runs_code(path):
             raise SamunetError(
-                f"{path} holds more than tensors, which samunet does not load because it could run code",
-                "where it was made: torch.save(model.state_dict(), FILE)",
-            ) from error
+                f"{path} holds more than tensors and would run code when it is loaded: samunet does not load it",
+                "use a file of tensors alone; whoever made it can write one: torch.save(model.state_dict(), FILE)",
+            ) from None
+        # torch advises to load the file all the same, which is not for a file from a stranger.
+        said = str(error).rsplit("WeightsUnpickler error:", 1)[-1].strip()
+        first_line = next(iter(said.splitlines()), type(error).__name__)
+        why = "" if "weights_only" in first_line else f": {first_line}"
         raise SamunetError(
-            f"{path} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): {first_line}",
+            f"{path} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes){why}",
             f"get the file again{_again(path)}",
         ) from error
+
+
+def _runs_code(path: Path) -> bool:
+    """Whether a pickle names functions or classes that are not torch's; it is looked through, not loaded."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                content = archive.read(name)
+        else:
+            with open(path, "rb") as stream:
+                content = stream.read(_PICKLE_BYTES)
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name in ("STACK_GLOBAL", "INST"):  # torch writes neither
+                return True
+            if opcode.name == "GLOBAL" and str(argument).split()[0] not in _OF_TENSORS:
+                return True
+    except (ValueError, StopIteration, zipfile.BadZipFile, OSError):  # no pickle up to its end
+        return False
+    return False
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file whose tensors are packed, as torch never writes them: they could unpack to anything."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise SamunetError(
+                f"{path} would unpack to {unpacked} bytes, which no checkpoint does", "get the file from its source"
+            )
 
 
 def _again(path: Path) -> str:

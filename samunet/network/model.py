@@ -128,16 +128,18 @@ class SamunetModel(nn.Module):
         """Check that a trained state is one of this network.
 
         Raises:
-            SamunetError: If a tensor is missing, unknown or has another shape than this model's.
+            SamunetError: If a tensor is missing, unknown or has another shape or kind of number than this model's.
         """
         own = self.trained_state()
         wrong = sorted(own.keys() ^ state.keys()) + [
-            name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+            name
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape or own[name].is_floating_point() != state[name].is_floating_point()
         ]
         if wrong:
             raise SamunetError(
                 f"the checkpoint does not fit the model: {len(wrong)} tensors are missing, unknown or of another "
-                f"shape, for example {wrong[0]}",
+                f"shape or type, for example {wrong[0]}",
                 "it was trained with other plans or classes; train again, or use the plans beside the checkpoint",
             )
 

@@ -16,14 +16,14 @@ from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import IntensityStatistics, fingerprint_of
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
-from samunet.preprocessing.orientation import orientation_of
+from samunet.preprocessing.orientation import common_orientation, orientation_of, turned
 from samunet.preprocessing.pieces import pieces, places
 from samunet.workers import map_cases
 
 FILE_NAME = "dataset_fingerprint.json"
 FOREGROUND_SAMPLES = 1_000_000  # over all cases and per channel; nnU-Net draws a hundred times as many per case
 _SEED = 1234
-_MEASURES = 2  # raised when a figure is added or its rule changes, so that datasets are measured again
+_MEASURES = 3  # raised when a figure is added or its rule changes, so that datasets are measured again
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Fingerprint:
         foreground_intensity_properties_per_channel: Over all training cases' foreground.
         median_relative_size_after_cropping: Median share of the volume that cropping keeps.
         cases: By name.
-        asymmetry: By array axis, how far images agree in what mirroring would change (:mod:`.asymmetry`).
+        asymmetry: By array axis of their common orientation, how far images agree in what mirroring would change
+            (:mod:`.asymmetry`).
         empty_cases: Cases without any foreground.
         physical_spacing: False for photographs and other images without millimetres.
         source: Hash of the file names, sizes and times the fingerprint was taken from.
@@ -143,6 +144,7 @@ def extract_fingerprint(
     measured = {name: measured[name] for name in dataset.cases}
     cases = {name: case for name, (case, *_) in measured.items()}
     physical = {is_physical for *_, is_physical in measured.values()}
+    common = common_orientation(case.orientation for case in cases.values())
     kept = [np.prod(case.shape_after_crop) / np.prod(case.shape) for case in cases.values()]
     return Fingerprint(
         spacings=[case.spacing for case in cases.values()],
@@ -150,7 +152,7 @@ def extract_fingerprint(
         foreground_intensity_properties_per_channel=_statistics([values for _, values, *_ in measured.values()]),
         median_relative_size_after_cropping=float(np.median(kept)),
         cases=cases,
-        asymmetry=asymmetry([small for _, _, small, _ in measured.values()]),
+        asymmetry=asymmetry([turned(small, case.orientation, common) for case, _, small, _ in measured.values()]),
         empty_cases=[name for name, case in cases.items() if not any(case.class_voxels.values())],
         physical_spacing=physical == {True},
         source=source_hash(dataset),

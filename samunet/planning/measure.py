@@ -12,6 +12,7 @@ from samunet.dataset.splits import load_or_make_splits, lopsided_folds
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
 from samunet.planning.fingerprint import FILE_NAME, Fingerprint, extract_fingerprint, read_fingerprint, source_hash
+from samunet.planning.intensities import unusual_cases, warning
 from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def measure(
         fingerprint = read_fingerprint(path)
         if fingerprint.source == source_hash(dataset):
             log.info("the fingerprint is up to date")
-            _report_splits(splits, fingerprint, dataset)
+            _report(splits, fingerprint, dataset)
             return fingerprint
     workers = default_workers() if num_workers is None else num_workers
     try:
@@ -95,7 +96,7 @@ def measure(
         log.warning(
             "%d cases have no foreground: %s", len(fingerprint.empty_cases), ", ".join(fingerprint.empty_cases[:5])
         )
-    _report_splits(splits, fingerprint, dataset)
+    _report(splits, fingerprint, dataset)
     return fingerprint
 
 
@@ -110,11 +111,14 @@ def known_groups(dataset: Dataset, no_groups: bool) -> dict[str, str] | None:
     return {} if no_groups or before == {} else given
 
 
-def _report_splits(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:
+def _report(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, dataset: Dataset) -> None:
     for fold, split in enumerate(splits):
         log.info("fold %d: %d cases to train on, %d to validate", fold, len(split["train"]), len(split["val"]))
     if not splits:
         log.info("too few cases for folds: train with fold all")
+    unusual = unusual_cases(fingerprint, list(dataset.description.channel_names))
+    if unusual:
+        log.warning("%s", warning(unusual))
     class_voxels = {name: case.class_voxels for name, case in fingerprint.cases.items()}
-    for warning in lopsided_folds(splits, class_voxels, dataset.description.labels):
-        log.warning("%s", warning)
+    for lopsided in lopsided_folds(splits, class_voxels, dataset.description.labels):
+        log.warning("%s", lopsided)

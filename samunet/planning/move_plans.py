@@ -13,7 +13,7 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError
 from samunet.planning.agreement import check_fingerprint
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
-from samunet.planning.orientation import common_way_round, mirrored_axes
+from samunet.planning.orientation import common_way_round, mirrored_axes, turned_fingerprint
 from samunet.planning.rules import UNMIRRORED_ROTATION
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
 from samunet.preprocessing.orientation import turned_sides
@@ -82,6 +82,7 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
         )
     # The target is measured in its own axes; names of left and right are told from the plans' axes.
     own, _ = common_way_round(fingerprint)
+    fingerprint = turned_fingerprint(fingerprint, own)
     own_axis = turned_sides(range(3), own, plans.orientation)
     frames = plans.transpose_forward, [int(own_axis[axis]) for axis in plans.transpose_forward]
     found = [mirrored_axes(description.labels, fingerprint, order) for order in frames]

@@ -3,30 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
 from samunet.dataset.labels import Labels
-from samunet.planning.fingerprint import Fingerprint
+from samunet.dataset.problems import shortened
+from samunet.planning.fingerprint import CaseFingerprint, Fingerprint
 from samunet.planning.rules import Decision, fixed_order, mirror_axes
-from samunet.preprocessing.orientation import UNKNOWN, common_orientation
+from samunet.preprocessing.orientation import UNKNOWN, common_orientation, flipped_axes, turned_sides
 
 _FEWEST_CASES = 5
 
 
 def common_way_round(fingerprint: Fingerprint) -> Decision:
-    """The orientation to which images are turned before anything else: that of the training images, if it is one."""
+    """The orientation to which images are turned before anything else: that of most training images."""
     orientations = [case.orientation for case in fingerprint.cases.values()]
     common = common_orientation(orientations)
-    if common != UNKNOWN:
-        return common, "all training images lie so, and the network sees no others"
-    why = (
-        "unknown (pictures, oblique volumes, or not stated)"
-        if UNKNOWN in orientations
-        else "not the same in all training images"
+    if common == UNKNOWN:
+        return UNKNOWN, "unknown (pictures, oblique volumes, or not stated): axes are taken as the files have them"
+    others = len(orientations) - orientations.count(common)
+    if others:
+        number = f"{len(orientations) - others} of {len(orientations)} training images lie so"
+        return common, f"{number}; the others are turned to it, unless the files do not say how they lie"
+    return common, "all training images lie so, and the network sees no others"
+
+
+def turned_fingerprint(fingerprint: Fingerprint, orientation: str) -> Fingerprint:
+    """The fingerprint with what belongs to axes as it is once images are turned to ``orientation``."""
+    cases = {name: _turned_case(case, orientation) for name, case in fingerprint.cases.items()}
+    return replace(
+        fingerprint,
+        cases=cases,
+        spacings=[case.spacing for case in cases.values()],
+        shapes_after_crop=[case.shape_after_crop for case in cases.values()],
     )
-    return UNKNOWN, f"{why}: axes are taken as the files have them"
+
+
+def otherwise(fingerprint: Fingerprint, orientation: str) -> str:
+    """Which training images lie otherwise than ``orientation``, as a sentence; empty if none does."""
+    groups: dict[str, list[str]] = {}
+    for name, case in fingerprint.cases.items():
+        if case.orientation != orientation:
+            groups.setdefault(case.orientation, []).append(name)
+    turned = "; ".join(f"{own}: {shortened(names)}" for own, names in sorted(groups.items()) if own != UNKNOWN)
+    left = f"; as they lie remain, since their files do not say how: {shortened(groups.get(UNKNOWN, []))}"
+    if not groups or orientation == UNKNOWN:
+        return ""
+    turning = f"are turned to {orientation} in training and prediction, as most lie: {turned or 'none'}"
+    return f"images of different orientations {turning}{left if UNKNOWN in groups else ''}"
+
+
+def _turned_case(case: CaseFingerprint, orientation: str) -> CaseFingerprint:
+    if orientation in (UNKNOWN, case.orientation) or case.orientation == UNKNOWN:
+        return case
+    backwards = flipped_axes(case.orientation, orientation)
+
+    def sides(numbers: Sequence[float]) -> list[float]:
+        return turned_sides(numbers, case.orientation, orientation)
+
+    shape = sides(case.shape)
+
+    def centre(place: Sequence[float]) -> list[float]:
+        return [side - 1 - at if flip else at for at, side, flip in zip(sides(place), shape, backwards)]
+
+    return replace(
+        case,
+        spacing=sides(case.spacing),
+        shape=shape,
+        shape_after_crop=sides(case.shape_after_crop),
+        class_faces={value: sides(faces) for value, faces in case.class_faces.items()},
+        class_centres={value: centre(place) if place else [] for value, place in case.class_centres.items()},
+        class_spreads={value: sides(spread) if spread else [] for value, spread in case.class_spreads.items()},
+        orientation=orientation,
+    )
 
 
 def mirrored_axes(labels: Labels, fingerprint: Fingerprint, order: Sequence[int]) -> Decision:
@@ -44,8 +95,8 @@ def mirrored_axes(labels: Labels, fingerprint: Fingerprint, order: Sequence[int]
 def ordered_labels(fingerprint: Fingerprint, labels: Labels) -> dict[int, tuple[str, str]]:
     """By array axis the two labels that keep their order along it most clearly; axes without such labels are left out.
 
-    See :func:`samunet.planning.rules.fixed_order`. Cases are compared as their files have them: where some are turned
-    round, the order is not the same in all.
+    See :func:`samunet.planning.rules.fixed_order`. Cases are compared as the fingerprint has them: turned to the common
+    orientation, if there is one (:func:`turned_fingerprint`).
     """
     values = labels.values[1:]
     names = {region[0]: name for name, region in labels.foreground if len(region) == 1}

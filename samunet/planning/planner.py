@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from samunet import __version__
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.errors import UsageError
-from samunet.files import read_json
+from samunet.errors import UsageError, check_number
+from samunet.files import as_kind, read_as
 from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.orientation import common_way_round, mirrored_axes
+from samunet.planning.orientation import common_way_round, mirrored_axes, otherwise, turned_fingerprint
 from samunet.planning.planes import planes as sliced_planes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
+    MOST_MEMORY_GB,
+    MOST_MM,
+    MOST_SIDE,
     AdapterPlan,
     ConfigurationPlan,
     LoraPlan,
@@ -31,6 +37,8 @@ from samunet.plans import (
     check_plans_name,
 )
 from samunet.preprocessing.case import stored_shape
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SAM = "vit_b"
 BUNDLED = "small"
@@ -84,10 +92,15 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         UsageError: If an option does not fit the dataset or the encoder.
     """
     _check(options, description, fingerprint)
+    orientation, orientation_why = common_way_round(fingerprint)
+    mixed = otherwise(fingerprint, orientation)
+    if mixed:
+        log.warning("%s: %s", dataset_name, mixed)
+    fingerprint = turned_fingerprint(fingerprint, orientation)
     physical = fingerprint.physical_spacing
     median = [float(value) for value in np.median(fingerprint.spacings, axis=0)]
     target = options.target_spacing or median
-    order, order_why = rules.slicing_order(target, physical)
+    order, order_why = _slicing_order(fingerprint, target)
     spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
     if options.target_spacing:
         spacing_why = "given by -overwrite_target_spacing"
@@ -114,7 +127,6 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     masked, masked_why = rules.masked_normalization(
         [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
     )
-    orientation, orientation_why = common_way_round(fingerprint)
     mirrored, mirrored_why = mirrored_axes(description.labels, fingerprint, order)
     rotation, rotation_why = rules.rotation(extent, mirrored)
     sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM
@@ -163,12 +175,24 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     )
 
 
+def _slicing_order(fingerprint: Fingerprint, spacing: Sequence[float]) -> rules.Decision:
+    """:func:`samunet.planning.rules.slicing_order`, but for pictures in a medical format: across their flat axis."""
+    shapes = np.array([case.shape for case in fingerprint.cases.values()])
+    flat = np.flatnonzero((shapes == 1).all(axis=0)).tolist()
+    if not (fingerprint.physical_spacing and flat):
+        return rules.slicing_order(spacing, fingerprint.physical_spacing)
+    order = [flat[0], *(axis for axis in range(3) if axis != flat[0])]
+    return order, f"slices are cut across array axis {flat[0]}, along which every image has one voxel"
+
+
 def keep_own_configurations(path: Path, plans: Plans) -> None:
     """Carry over configurations that are in an older plans file and that the planner never makes itself."""
     if not path.is_file():
         return
     planned = {"2d", *(f"2d_{size}" for size in rules.SAM_INPUT_SIZES)}
-    for name, configuration in read_json(path).get("configurations", {}).items():
+    before = read_as(dict[str, Any], path, "remove it to have it made anew")
+    own = as_kind(dict[str, dict[str, Any]], before.get("configurations", {}), f"{path}: configurations")
+    for name, configuration in own.items():
         if name not in planned:
             plans.configurations[name] = configuration
 
@@ -335,12 +359,13 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
                 f"-recipe samed trains a pretrained SAM, which {options.encoder} is not",
                 "use -encoder vit_b, or leave out -recipe",
             )
-    if options.gpu_memory_target_gb <= 0:
-        raise UsageError(f"-gpu_memory_target must be positive, got {options.gpu_memory_target_gb:g}")
+    check_number("-gpu_memory_target", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
+    if options.image_size is not None:
+        check_number("-image_size", options.image_size, above=0, most=MOST_SIDE)
     if options.target_spacing is not None:
         if not fingerprint.physical_spacing:
             raise UsageError("-overwrite_target_spacing: these images have no physical spacing", "leave the flag out")
-        if len(options.target_spacing) != 3 or min(options.target_spacing) <= 0:
-            raise UsageError(
-                f"-overwrite_target_spacing takes three positive numbers z y x, got {options.target_spacing}"
-            )
+        if len(options.target_spacing) != 3:
+            raise UsageError(f"-overwrite_target_spacing takes three numbers z y x, got {options.target_spacing}")
+        for side in options.target_spacing:
+            check_number("-overwrite_target_spacing", side, least=1e-4, most=MOST_MM)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
 from samunet.plans import LORA_TARGETS, AdapterPlan, LoraPlan, adaptation_problems
@@ -156,7 +157,7 @@ def input_shape(long_side: int, extent: Sequence[float], patch: int) -> Decision
     """
     longest = max(extent)
     # A rounding error in the extent must not add a row of patches.
-    shape = [max(patch, math.ceil(side / longest * long_side / patch - 1e-3) * patch) for side in extent]
+    shape = [math.ceil(max(NARROWEST, side / longest * long_side) / patch - 1e-3) * patch for side in extent]
     return shape, f"proportions of the median slice ({extent[0]:.4g} x {extent[1]:.4g}) in whole patches of {patch} px"
 
 

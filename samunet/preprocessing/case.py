@@ -9,8 +9,9 @@ import numpy as np
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry, Image, check_same_place
+from samunet.imageio.base import Geometry, Image
 from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.same_grid import Grid, on_grid
 from samunet.plans import ConfigurationPlan, Plans
 from samunet.preprocessing.crop import Box, bounding_box, content_mask, crop, uncrop
 from samunet.preprocessing.normalize import normalize
@@ -82,11 +83,11 @@ def read_case(
         tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
 
     Returns:
-        Image, and label ``(z, y, x)`` int16.
+        Image, and label ``(z, y, x)`` int16, turned to lie as the image does where its axes run otherwise.
 
     Raises:
-        SamunetError: If a file cannot be read, the number of channels is wrong, shapes, spacings, origins or directions
-            differ, or the label has unknown values.
+        SamunetError: If a file cannot be read, the number of channels is wrong, grids differ, or the label has unknown
+            values.
     """
     preferred = reader_for(description.file_ending, description.reader_override)
     image = image_reader_for(case.images[0], preferred).read_image(
@@ -95,20 +96,8 @@ def read_case(
     if case.label is None:
         return image, None
     label, geometry = preferred.read_label(case.label)
-    shape = image.array.shape[1:]
-    if label.shape != shape:
-        raise SamunetError(
-            f"{case.label.name} has shape {label.shape}, its image {shape} (z, y, x)",
-            "image and label must lie on the same grid: resample one of them, or remove the case",
-        )
-    physical = geometry.physical and image.geometry.physical
-    if physical and not np.allclose(geometry.spacing, image.geometry.spacing, rtol=1e-3, atol=0):
-        raise SamunetError(
-            f"{case.label.name} has spacing {geometry.spacing} mm, its image {image.geometry.spacing} mm (z, y, x)",
-            "image and label must lie on the same grid: correct the header of one of them, or remove the case",
-        )
-    if physical:
-        check_same_place(case.label, geometry, case.images[0], image.geometry, tolerate_geometry)
+    own = Grid(case.label, label.shape, geometry)
+    label = on_grid(label, own, Grid(case.images[0], image.array.shape[1:], image.geometry), tolerate_geometry)
     description.labels.check(values_in(label), case.label)
     return image, label.astype(np.int16, order="C")
 

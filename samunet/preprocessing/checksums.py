@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from samunet.preprocessing.plain_arrays import open_plain
+
 _HEADER_BYTES = slice(11, 15)  # of a blosc2 frame: how long its header is, big endian
 
 
@@ -127,10 +129,8 @@ def open_array(path: Path):
     Raises:
         Damaged: If it is none.
     """
-    import blosc2
-
     try:
-        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        return open_plain(path)
     except (RuntimeError, OSError, ValueError) as error:
         raise Damaged from error
 

@@ -6,6 +6,7 @@ of the file's axes x, y, z, which says where the axis leads: ``LPS`` is to the l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,9 +30,11 @@ def orientation_of(geometry: Geometry) -> str:
 
 
 def common_orientation(orientations: Iterable[str]) -> str:
-    """That of all volumes; :data:`UNKNOWN` where they differ."""
-    found = set(orientations)
-    return found.pop() if len(found) == 1 else UNKNOWN
+    """That of most volumes; :data:`UNKNOWN` if some are unknown and no orientation is that of more than half."""
+    found = Counter(orientations)
+    known = {orientation: number for orientation, number in found.items() if orientation != UNKNOWN}
+    most = min(known, key=lambda orientation: (-known[orientation], orientation), default=UNKNOWN)
+    return most if not found[UNKNOWN] or 2 * found[most] > found.total() else UNKNOWN
 
 
 def turned(array: np.ndarray, own: str, wanted: str) -> np.ndarray:
@@ -49,9 +52,17 @@ def turned_sides(sides: Iterable[float], own: str, wanted: str) -> list[float]:
     sides = list(sides)
     if UNKNOWN in (own, wanted):
         return sides
-    after = [0.0] * 3
+    after = [0] * 3
     for side, (axis, _) in zip(sides[::-1], _transform(own, wanted)):
         after[int(axis)] = side
+    return after[::-1]
+
+
+def flipped_axes(own: str, wanted: str) -> list[bool]:
+    """By axis ``z, y, x`` after :func:`turned`: whether it runs the other way than the axis that it comes from."""
+    after = [False] * 3
+    for axis, sign in _transform(own, wanted):
+        after[int(axis)] = bool(sign < 0)
     return after[::-1]
 
 

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
-from samunet.files import atomic_path
-from samunet.inference.model_folder import read_tensors
+from samunet.files import as_kind, atomic_path, parse_json
 from samunet.network.build_encoder import build_encoder
 from samunet.network.heads import build_head
+from samunet.network.weights import read_tensors
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion
 from samunet.pretraining.options import PERIOD
@@ -128,7 +128,8 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, setup: dict) 
     try:
         tensors = read_tensors(path)
         with safe_open(path, "pt") as stream:
-            progress = PretrainingProgress(**json.loads((stream.metadata() or {})["progress"]))
+            told = (stream.metadata() or {}).get("progress", "")
+        progress = as_kind(PretrainingProgress, parse_json(told.encode(), f"{path}: progress"), f"{path}: progress")
         if progress.setup != setup:
             former = progress.setup
             unlike = [

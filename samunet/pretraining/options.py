@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from samunet.errors import UsageError
+from samunet.errors import UsageError, check_number
 
 Objective = Literal["dense", "prompt", "mae", "mix"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 PERIOD = 4  # updates after which a mix begins anew, at the next image size
+
+_MOST = {"iterations": 1e9, "seconds": 1e9, "batch_size": 1e5, "learning_rate": 100.0}
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class PretrainingOptions:
             raise UsageError("the length is not clear", "give either --time_budget or --iterations")
         for name in ("iterations", "seconds", "batch_size", "learning_rate"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} must be positive, got {value:g}")
+            if value is not None:
+                check_number(name, value, above=0, most=_MOST[name])
+        check_number("seed", self.seed, least=0, most=2**32 - 1)
         for size in self.image_sizes:
             if size < 32 or size % 16:
                 raise UsageError(f"--image_size {size} is no multiple of 16 from 32 on", "use for example 224")

@@ -15,7 +15,7 @@ from samunet.quality.calibration import read_calibration
 from samunet.quality.files import map_file
 from samunet.report.html import blocks, cards, page, table
 from samunet.report.model import curves, plan_tables, runs_table
-from samunet.report.overlays import Shown, overlay
+from samunet.report.overlays import Shown, overlay, planned_window
 from samunet.report.scores import (
     Scored,
     case_caption,
@@ -30,12 +30,13 @@ from samunet.report.scores import (
 )
 
 
-def crossval_report(model: ModelFolder, pictures: int) -> str:
+def crossval_report(model: ModelFolder, pictures: int, window: tuple[float, float] | None = None) -> str:
     """The page, from the validations that the folds have finished.
 
     Args:
         model: The model's folder.
         pictures: How many of the worst cases to show.
+        window: Intensities shown black and white; None for the plans' percentiles of CT, the slices' own of others.
 
     Raises:
         SamunetError: If no fold has been validated, or a file is damaged.
@@ -59,7 +60,7 @@ def crossval_report(model: ModelFolder, pictures: int) -> str:
         ("Classes", [class_table(cases, labels), _EMPTY_RULE, dice_chart(cases, labels)]),
         ("Folds", [fold_table(cases, labels)]),
         ("Cases, worst first", [case_table(cases, labels)]),
-        ("The worst cases", _pictures(model, [case for case in worst if not math.isnan(case.dice)][:pictures])),
+        ("The worst cases", _pictures(model, [case for case in worst if not math.isnan(case.dice)][:pictures], window)),
         ("Predicted Dice", _calibration(model, folds, labels)),
         ("Training", [runs_table(model, folds), *curves(model, folds)]),
         ("Plan and reasons", plan_tables(model.plans, model.configuration_name, model.run(folds[0]).get("encoder"))),
@@ -84,7 +85,8 @@ _EMPTY_RULE = (
 )
 
 
-def _pictures(model: ModelFolder, cases: list[Scored]) -> list[object]:
+def _pictures(model: ModelFolder, cases: list[Scored], window: tuple[float, float] | None) -> list[object]:
+    window = window or planned_window(model.plans, model.description)
     try:
         dataset = load_dataset(model.plans.dataset_name)
     except SamunetError as error:
@@ -98,7 +100,7 @@ def _pictures(model: ModelFolder, cases: list[Scored]) -> list[object]:
         entropy = map_file(case.mask, case.name, "entropy")
         caption = case_caption(case, model.description.labels)
         shown = Shown(case.name, caption, files.images, case.mask, files.label or case.reference, entropy)
-        content.append(overlay(shown, model.description))
+        content.append(overlay(shown, model.description, window))
     return content
 
 

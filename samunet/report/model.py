@@ -14,6 +14,16 @@ from samunet.report.html import Html, charts, heading, picture, table
 
 _COLUMNS = ("what", "decision", "why")
 _LEFT_OUT = {"why", "training_images", "memory_bytes", "training_gflops"}
+_CURVES = (
+    ("loss", "training loss", None, "Training loss, mean since the point before", "Training loss over iterations"),
+    (
+        "dice",
+        "mean foreground Dice",
+        (0, 1),
+        "Dice of the monitored validation cases, on their stored grid, without test-time augmentation",
+        "Dice of the monitored cases over iterations",
+    ),
+)
 
 
 def runs_table(model: ModelFolder, folds: Sequence[Fold]) -> Html:
@@ -50,20 +60,11 @@ def curves(model: ModelFolder, folds: Sequence[Fold]) -> list[object]:
                 logs[f"fold {fold}"] = entries
     if not logs:
         return ["There is no training log in the folds' folders."]
-    loss = training_curves(logs, "loss", "training loss")
-    dice = training_curves(logs, "dice", "mean foreground Dice", (0, 1))
-    return [
-        charts(
-            [
-                picture(loss, "Training loss", "Training loss of every fold over iterations"),
-                picture(
-                    dice,
-                    "Dice of the monitored validation cases, on their stored grid, without test-time augmentation",
-                    "Dice of the monitored cases of every fold over iterations",
-                ),
-            ]
-        )
-    ]
+    drawn = []
+    for key, label, bounds, caption, alt in _CURVES:
+        if any(entry.get(key) is not None for entries in logs.values() for entry in entries):  # no empty axes
+            drawn.append(picture(training_curves(logs, key, label, bounds), caption, f"{alt} of every fold"))
+    return [charts(drawn)]
 
 
 def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[object]:

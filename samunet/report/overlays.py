@@ -12,7 +12,9 @@ from samunet.dataset.description import Description
 from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for, reader_for
-from samunet.inference.overlays import draw_overlay
+from samunet.imageio.same_grid import Grid, on_grid
+from samunet.inference.overlays import ct_window, draw_overlay, is_colour
+from samunet.plans import Plans
 from samunet.report.charts import image_address
 from samunet.report.html import Html, picture, text
 
@@ -38,32 +40,46 @@ class Shown:
     entropy: Path | None = None
 
 
-def overlay(case: Shown, description: Description) -> Html:
-    """A picture of the case; a sentence instead where a file is missing or cannot be read."""
+def overlay(case: Shown, description: Description, window: tuple[float, float] | None) -> Html:
+    """A picture of the case; a sentence instead where a file is missing or cannot be read.
+
+    Args:
+        case: To show.
+        description: Of the dataset.
+        window: Intensities shown black and white; None for percentiles of the slices shown.
+    """
     reader = reader_for(description.file_ending, description.reader_override)
     try:
-        image = image_reader_for(case.images[0], reader).read_image(case.images, tolerate_geometry=True).array[:1]
-        mask = _read(case.mask, reader)
-        reference = _read(case.reference, reader)
-        entropy = _read(case.entropy, reader)
+        read = image_reader_for(case.images[0], reader).read_image(case.images, tolerate_geometry=True)
+        image, place = read.array, Grid(case.images[0], read.array.shape[1:], read.geometry)
+        mask, reference, entropy = (_read(file, reader, place) for file in (case.mask, case.reference, case.entropy))
         if reference is not None and description.labels.ignore is not None:
             reference = np.where(reference == description.labels.ignore, 0, reference)
         names = _names_by_value(description)
-        figure = draw_overlay(image, mask, reference, names, entropy)
+        channel = None if is_colour(description.channel_names) else 0
+        figure = draw_overlay(image, mask, reference, names, entropy, channel=channel, window=window)
     except SamunetError as error:
         return Html(f"<p>{text(case.name)}: no picture, {text(error.message)}</p>")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="jpeg", pil_kwargs={"quality": 88})
-    rows = ["the prediction"] + (["the reference"] if reference is not None else [])
+    rows = ["the image", "the prediction"] + (["the reference"] if reference is not None else [])
     rows += ["the entropy"] if entropy is not None else []
-    alt = f"Slices of {case.name} with {', '.join(rows)}"
+    alt = f"{case.name}, side by side: {', '.join(rows)}"
     return picture(image_address(buffer.getvalue(), "image/jpeg"), f"{case.name}: {case.caption}", alt, wide=True)
 
 
-def _read(file: Path | None, reader: Reader) -> np.ndarray | None:
+def planned_window(plans: Plans, description: Description) -> tuple[float, float] | None:
+    """What is shown black and white of a first channel that is CT; None for others."""
+    statistics = plans.foreground_intensity_properties_per_channel.get("0")
+    return ct_window(next(iter(description.channel_names)), statistics)
+
+
+def _read(file: Path | None, reader: Reader, place: Grid) -> np.ndarray | None:
+    """A map on the grid of the image."""
     if file is None or not file.is_file():
         return None
-    return image_reader_for(file, reader).read_label(file)[0]
+    label, geometry = image_reader_for(file, reader).read_label(file)
+    return on_grid(label, Grid(file, label.shape, geometry), place, tolerate_geometry=True)
 
 
 def _names_by_value(description: Description) -> list[str]:

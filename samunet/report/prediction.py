@@ -22,7 +22,7 @@ from samunet.plans import Plans, read_plans
 from samunet.quality.files import map_file
 from samunet.report.html import cards, heading, long_table, page, tag
 from samunet.report.model import curves, plan_tables, runs_table
-from samunet.report.overlays import Shown, overlay
+from samunet.report.overlays import Shown, overlay, planned_window
 from samunet.report.scores import Scored, case_table, class_table, dice_chart, read_scores, worst_first
 
 
@@ -39,13 +39,16 @@ class _Predicted:
     masks: dict[str, Path]
 
 
-def prediction_report(folder: Path, images: Path | None, pictures: int) -> str:
+def prediction_report(
+    folder: Path, images: Path | None, pictures: int, window: tuple[float, float] | None = None
+) -> str:
     """The page.
 
     Args:
         folder: That ``samunet_predict`` wrote.
         images: Where the images lie; None for where they were when they were predicted.
         pictures: How many of the worst cases to show.
+        window: Intensities shown black and white; None for the plans' percentiles of CT, the slices' own of others.
 
     Raises:
         SamunetError: If a file is missing or damaged.
@@ -60,7 +63,7 @@ def prediction_report(folder: Path, images: Path | None, pictures: int) -> str:
         cases, labels = predicted.scores, predicted.description.labels
         content = [class_table(cases, labels), dice_chart(cases, labels), case_table(cases, labels)]
         sections.append(("Scores against references", content))
-    sections.append(("Pictures", _pictures(predicted, order[:pictures], images)))
+    sections.append(("Pictures", _pictures(predicted, order[:pictures], images, window)))
     if folds:
         sections.append(("Training", [runs_table(model, folds), *curves(model, folds)]))
     else:
@@ -109,13 +112,10 @@ def _whole(quality: Any, description: Description) -> bool:
 
 
 def _order(predicted: _Predicted) -> list[str]:
-    """Names of the cases, those first that need a look most."""
-    if predicted.quality:
-        named = [row["case"] for row in predicted.quality["cases"]]
-    else:
-        named = [case.name for case in worst_first(predicted.scores)]
-    known = [name for name in named if name in predicted.masks]
-    return known + [name for name in predicted.masks if name not in set(known)]
+    """Names of the cases: those with a reference by their true Dice, then others by what is predicted of them."""
+    scored = [case.name for case in worst_first(predicted.scores) if not math.isnan(case.dice)]
+    looked_at = [row["case"] for row in (predicted.quality or {"cases": []})["cases"]]
+    return list(dict.fromkeys(name for name in [*scored, *looked_at, *predicted.masks] if name in predicted.masks))
 
 
 def _lead(predicted: _Predicted) -> list[object]:
@@ -140,7 +140,7 @@ def _lead(predicted: _Predicted) -> list[object]:
 
 def _cases(predicted: _Predicted) -> list[object]:
     if not predicted.quality:
-        rows = [[name, file.name] for name, file in predicted.masks.items()]
+        rows = [[name, predicted.masks[name].name] for name in _order(predicted)]
         return [
             "Nothing was measured that would tell good cases from bad ones: samunet_predict does so with "
             "--save_uncertainty.",
@@ -174,7 +174,10 @@ def _cases(predicted: _Predicted) -> list[object]:
     ]
 
 
-def _pictures(predicted: _Predicted, names: list[str], images: Path | None) -> list[object]:
+def _pictures(
+    predicted: _Predicted, names: list[str], images: Path | None, window: tuple[float, float] | None
+) -> list[object]:
+    window = window or planned_window(predicted.plans, predicted.description)
     found, lacking = _images(predicted, images)
     if lacking:
         return [lacking]
@@ -202,7 +205,7 @@ def _pictures(predicted: _Predicted, names: list[str], images: Path | None) -> l
             reference,
             map_file(mask, name, "entropy"),
         )
-        content.append(overlay(shown, predicted.description))
+        content.append(overlay(shown, predicted.description, window))
     return content
 
 

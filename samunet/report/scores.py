@@ -119,6 +119,8 @@ def case_table(cases: Sequence[Scored], labels: Labels) -> Html:
 def dice_chart(cases: Sequence[Scored], labels: Labels) -> Html:
     """Every case's Dice as a point."""
     groups = {name: numbers(cases, key, "Dice") for name, key in scored_classes(cases, labels)}
+    if not any(groups.values()):
+        return Html("<p>No case has a class to score.</p>")
     return picture(
         strip_chart(groups, "Dice"),
         "Dice of every case (a point each); the line is the median",

@@ -127,8 +127,9 @@ def score(
     """Content of ``summary.json`` for masks and their references, by the labels that the model was trained with."""
     description = dataset.description
     return evaluate_files(
-        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers
-    )
+        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
+    )  # fmt: skip
 
 
 def write_model_facts(folder: Path, model: ModelFolder) -> None:

@@ -78,7 +78,9 @@ def try_dice_decoding(
         reader = reader_for(description.file_ending, description.reader_override)
         ensemble_files(files, labels, reader, False, num_workers, DICE)
         pairs = {name: (mask, cases[0][name].reference) for name, (_, _, mask) in files.items()}
-        summary = evaluate_files(pairs, labels, description.file_ending, description.reader_override, num_workers)
+        summary = evaluate_files(
+            pairs, labels, description.file_ending, description.reader_override, num_workers, tolerate_geometry=True
+        )
         for entry in summary["metric_per_case"]:
             entry["prediction_file"] = str(target / Path(entry["prediction_file"]).name)
         write_json(temporary / "summary.json", summary)

@@ -15,10 +15,10 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.outputs import check_folder, check_place
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import confusion_counts, dice
-from samunet.evaluation.summary import evaluate_files
+from samunet.evaluation.summary import evaluate_files, read_pair
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.base import Reader
-from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.registry import reader_for
 from samunet.inference.postprocessing import FILE_NAME, Postprocessing, Step, class_step, foreground_step
 from samunet.selection.apply import write_postprocessed
 from samunet.selection.bootstrap import class_means, mean_dice
@@ -49,11 +49,12 @@ class Chosen:
 
 
 def determine_postprocessing(
+    *,
     predictions: str | Path,
     references: str | Path,
-    *,
     dataset_json: str | Path | None = None,
     keep_masks: bool = True,
+    tolerate_geometry: bool = False,
     num_workers: int = 0,
 ) -> Chosen:
     """Choose postprocessing for a folder of masks, and write ``postprocessing.json`` into it.
@@ -63,11 +64,12 @@ def determine_postprocessing(
         references: Folder with their labels; labels without a prediction are left out.
         dataset_json: None for the one in ``predictions``.
         keep_masks: Also write the postprocessed masks and their ``summary.json`` to ``postprocessed`` there.
+        tolerate_geometry: Compare voxels as they lie, with a warning, where origin or direction differ.
         num_workers: Worker processes; 0 means this one.
 
     Raises:
         UsageError: If the masks lie in a raw dataset, or ``postprocessed`` holds masks that this program did not write.
-        SamunetError: If a prediction has no reference, or a file cannot be read; names the case.
+        SamunetError: If a prediction has no reference or another grid, or a file cannot be read; names the case.
     """
     predictions = Path(predictions)
     masks, labelled = masks_in(predictions), masks_in(Path(references))
@@ -83,14 +85,16 @@ def determine_postprocessing(
     if keep_masks:
         remedy = f"move {predictions / FOLDER} elsewhere, or add --remove_postprocessed"
         check_folder(predictions / FOLDER, targets=[mask.name for mask in masks.values()], remedy=remedy)
-    chosen = choose(pairs, description.labels, description, num_workers)
+    chosen = choose(pairs, description.labels, description, num_workers, tolerate_geometry)
     chosen.postprocessing.write(predictions / FILE_NAME, chosen.decisions)
     if keep_masks:
-        write_chosen(pairs, chosen, description.labels, description, predictions, num_workers)
+        write_chosen(pairs, chosen, description.labels, description, predictions, num_workers, tolerate_geometry)
     return chosen
 
 
-def choose(pairs: Pairs, labels: Labels, description: Description, num_workers: int) -> Chosen:
+def choose(
+    pairs: Pairs, labels: Labels, description: Description, num_workers: int, tolerate_geometry: bool = True
+) -> Chosen:
     """Try nnU-Net's steps one after the other and keep those that help.
 
     First the largest component of all foreground; then, where there are several classes, of each class. A step is kept
@@ -102,6 +106,7 @@ def choose(pairs: Pairs, labels: Labels, description: Description, num_workers: 
         labels: What the masks hold.
         description: How to read the references.
         num_workers: Worker processes; 0 means this one.
+        tolerate_geometry: See :func:`determine_postprocessing`; preprocessing has accepted a dataset's own labels.
     """
     reader = reader_for(description.file_ending, description.reader_override)
     count = len(labels.foreground)
@@ -112,8 +117,9 @@ def choose(pairs: Pairs, labels: Labels, description: Description, num_workers: 
     steps, decisions, before, current = (), [], None, None
     for candidates in filter(None, rounds):
         tables = _dice_with_each(
-            pairs, Postprocessing(steps), [step for step, _ in candidates], labels, reader, num_workers
-        )
+            pairs, Postprocessing(steps), [step for step, _ in candidates], labels, reader, num_workers,
+            tolerate_geometry,
+        )  # fmt: skip
         current = tables[0]
         before = current if before is None else before
         for (step, index), table in zip(candidates, tables[1:]):
@@ -126,7 +132,13 @@ def choose(pairs: Pairs, labels: Labels, description: Description, num_workers: 
 
 
 def write_chosen(
-    pairs: Pairs, chosen: Chosen, labels: Labels, description: Description, source: Path, num_workers: int
+    pairs: Pairs,
+    chosen: Chosen,
+    labels: Labels,
+    description: Description,
+    source: Path,
+    num_workers: int,
+    tolerate_geometry: bool = True,
 ) -> None:
     """Write the masks of ``source`` with the chosen steps, and their ``summary.json``, to ``postprocessed`` in it."""
     reader = reader_for(description.file_ending, description.reader_override)
@@ -135,7 +147,10 @@ def write_chosen(
         files = {name: (mask, folder / mask.name) for name, (mask, _) in pairs.items()}
         write_postprocessed(files, chosen.postprocessing, reader, num_workers)
         scored = {name: (file, pairs[name][1]) for name, (_, file) in files.items()}
-        summary = evaluate_files(scored, labels, description.file_ending, description.reader_override, num_workers)
+        summary = evaluate_files(
+            scored, labels, description.file_ending, description.reader_override, num_workers,
+            tolerate_geometry=tolerate_geometry,
+        )  # fmt: skip
         for entry in summary["metric_per_case"]:
             entry["prediction_file"] = str(target / Path(entry["prediction_file"]).name)
         write_json(folder / "summary.json", summary)
@@ -143,10 +158,16 @@ def write_chosen(
 
 
 def _dice_with_each(
-    pairs: Pairs, applied: Postprocessing, candidates: Sequence[Step], labels: Labels, reader: Reader, num_workers: int
+    pairs: Pairs,
+    applied: Postprocessing,
+    candidates: Sequence[Step],
+    labels: Labels,
+    reader: Reader,
+    num_workers: int,
+    tolerate_geometry: bool,
 ) -> list[np.ndarray]:
     """Dice ``(cases, classes)`` with the steps so far, and with each candidate on top of them."""
-    arguments = [(*pair, applied, candidates, labels, reader) for pair in pairs.values()]
+    arguments = [(*pair, applied, candidates, labels, reader, tolerate_geometry) for pair in pairs.values()]
     results = dict(
         map_cases(_dice_of_case, list(pairs), arguments, num_workers=num_workers, description="Postprocessing")
     )
@@ -160,9 +181,9 @@ def _dice_of_case(
     candidates: Sequence[Step],
     labels: Labels,
     reader: Reader,
+    tolerate_geometry: bool,
 ) -> list[list[float]]:
-    mask, _ = image_reader_for(mask_file, reader).read_label(mask_file)
-    reference, _ = image_reader_for(reference_file, reader).read_label(reference_file)
+    mask, reference, _ = read_pair(mask_file, reference_file, reader, tolerate_geometry=tolerate_geometry)
     regions = [region for _, region in labels.foreground]
     mask = applied.apply(mask)
     rows = [[dice(count) for count in confusion_counts(mask, reference, regions, labels.ignore)]]

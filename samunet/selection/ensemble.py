@@ -16,6 +16,7 @@ from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.files import atomic_path, make_folder
 from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.same_grid import Grid, on_grid
 from samunet.inference.decoding import ARGMAX, average
 from samunet.selection.masks import copy_beside, description_beside, masks_in
 from samunet.workers import map_cases
@@ -136,14 +137,24 @@ def _average_case(
     decoding: str,
 ) -> None:
     reader = image_reader_for(mask_file, reader)
-    _, geometry = reader.read_label(mask_file)
-    mask, mean = average([read_probabilities(path) for path in probable], labels, decoding)
+    first, geometry = reader.read_label(mask_file)
+    place = Grid(mask_file, first.shape, geometry)
+    mask, mean = average([_on_grid(path, place, reader) for path in probable], labels, decoding)
     begin(target)
     if save_probabilities:
         with atomic_path(target.parent / f"{name}.npz") as temporary:
             np.savez_compressed(temporary, probabilities=mean)
     reader.write_label(mask, target, geometry)
     finish(target)
+
+
+def _on_grid(path: Path, place: Grid, reader: Reader) -> np.ndarray:
+    """Saved probabilities; where the mask beside them lies in another orientation than the first, turned as it is."""
+    probabilities, beside = read_probabilities(path), path.with_name(place.file.name)
+    if beside == place.file or not beside.is_file():
+        return probabilities
+    own, geometry = reader.read_label(beside)
+    return on_grid(probabilities, Grid(beside, own.shape, geometry), place)
 
 
 def _probabilities_in(folder: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ _OF_FOLD = ("run.json", "calibration.json", "validation/summary.json")
 _ADAPTERS = ("adapter_{}", "adapter_{}_decoder")
 _OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _OF_ENSEMBLE = _OF_CROSSVAL = ("postprocessing.json", "summary.json", "plans.json", "dataset.json")
-_LOGS = ("training_log.json", "progress.png")
+_LOGS = ("training_log.json", "training_log.csv", "training_log.txt", "progress.png")
 # Of the dataset's folder: what the choice of a configuration wrote.
 _OF_DATASET = (INFORMATION, INSTRUCTIONS)
 

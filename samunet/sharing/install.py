@@ -9,8 +9,9 @@ from pathlib import Path
 
 from samunet import paths
 from samunet.dataset.outputs import check_place
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, printable
 from samunet.files import atomic_folder, atomic_path, file_hash, make_folder
+from samunet.inference.choose import INSTRUCTIONS
 from samunet.inference.manifest import Manifest, ModelEntry
 from samunet.inference.model_archive import ModelArchive, open_archive
 from samunet.inference.model_folder import ModelFolder
@@ -44,7 +45,9 @@ def install_model(archive: str | Path, folder: str | Path | None = None, *, over
         dataset = root / manifest.dataset
         targets = {model.folder: dataset / model.folder for model in manifest.models}
         new = [model for model in manifest.models if not _is_installed(opened, model, targets[model.folder])]
-        others = [name for name in opened.files_of_dataset() if not _is_same(opened, name, dataset / name)]
+        # Instructions are a stranger's commands: nobody should run them from a folder of one's own.
+        beside = [name for name in opened.files_of_dataset() if name != INSTRUCTIONS]
+        others = [name for name in beside if not _is_same(opened, name, dataset / name)]
         # Files of one folder belong together.
         own = {Path(name).parent for name in others if (dataset / name).exists()}
         if not overwrite:
@@ -124,13 +127,15 @@ def _report_kept(files: list[Path], archive: str | Path) -> None:
 
 
 def _report(manifest: Manifest, new: list[ModelEntry], targets: dict[str, Path]) -> None:
-    log.info("licence: %s", manifest.licence or "not stated: ask whoever made the model before you use it")
+    log.info(
+        "licence: %s", printable(manifest.licence or "") or "not stated: ask whoever made the model before you use it"
+    )
     if manifest.dataset_licence:
-        log.info("licence of the data it was trained on: %s", manifest.dataset_licence)
+        log.info("licence of the data it was trained on: %s", printable(manifest.dataset_licence))
     for model in manifest.models:
         folds = ", ".join(map(str, model.folds))
         there = "" if model in new else " (was there already)"
-        log.info("%s: encoder %s, folds %s%s", targets[model.folder], model.encoder, folds, there)
+        log.info("%s: encoder %s, folds %s%s", targets[model.folder], printable(model.encoder), printable(folds), there)
         base = ModelFolder(targets[model.folder]).run(model.folds[0]).get("base")
         if base:
             try:

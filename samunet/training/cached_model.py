@@ -121,13 +121,13 @@ class CachedModel:
         """The network for images whose :func:`samunet.training.variants.image_keys` are known."""
         return partial(self.model, encode=partial(self._encode, list(keys)))
 
-    def mean_seconds(self, images: Tensor, draws: float) -> float:
-        """Seconds that computing features adds to each image on average, over a training of so many draws."""
+    def saved_seconds(self, images: Tensor, draws: float) -> float:
+        """Seconds that each image takes less than if its features were computed, on average over so many draws."""
         begin = time.monotonic()
         self._features(self.model.input_layer(images))
         seconds = (time.monotonic() - begin) / len(images)
         different = self.images * (1 - math.exp(-draws / self.images))
-        return seconds * different / draws
+        return seconds * (1 - different / draws)
 
     def close(self) -> dict[str, int]:
         """Remove the cache; returns what was read and computed since the training was last begun, for ``run.json``."""

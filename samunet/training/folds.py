@@ -109,7 +109,8 @@ def _check_folds(dataset_name: str, folds: Sequence[Fold]) -> None:
 
 def _is_finished(model: ModelFolder, fold: Fold, options: TrainingOptions) -> bool:
     folder = model.fold(fold)
-    if options.overwrite or options.validation_only or not (folder / "checkpoint_final.safetensors").is_file():
+    again = options.overwrite or options.validation_only or options.validate_best
+    if again or not (folder / "checkpoint_final.safetensors").is_file():
         return False
     return fold == "all" or (folder / "validation" / "summary.json").is_file()
 

@@ -1,6 +1,8 @@
-"""Which cases are checked while a fold trains."""
+"""The checks of a training: when there is one, and of which cases."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -8,11 +10,37 @@ from samunet.plans import NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
 
-_CASES = 8
+# Of the images that are trained on, so many pass the network once more in checks. A pass without gradients takes about
+# a third of one with, so that is 5 % of the time. It is counted in images: a clock would make two trainings differ.
+SHARE = 0.15
+GRADIENTS = 3  # a pass with gradients takes so many times as long as one without
+_EARLY = (0, 10, 30)  # where a curve has to begin, whatever the length of an epoch
+_POINTS_PER_EPOCH = 5
+
+
+def is_check(iteration: int, epoch: int) -> bool:
+    """Whether cases are checked after so many iterations; ``epoch`` in iterations. The last one is checked as well."""
+    return iteration % epoch == 0 or (iteration in _EARLY and iteration < epoch)
+
+
+def is_point(iteration: int, epoch: int) -> bool:
+    """Whether the curve of the loss has a point after so many iterations: every one of the first ten, fewer later."""
+    early = iteration <= 10 or (iteration < epoch and iteration % 10 == 0)
+    return early or iteration % max(1, epoch // _POINTS_PER_EPOCH) == 0 or is_check(iteration, epoch)
+
+
+def number_of_checks(iterations: float, epoch: int) -> int:
+    """Checks in a whole training of so many iterations, those at its beginning and its end included."""
+    return sum(early < min(iterations, epoch) for early in _EARLY) + max(1, math.ceil(iterations / epoch))
+
+
+def windows_per_check(iterations: float, epoch: int, batch_size: int) -> int:
+    """Windows in one check, so that all checks together take :data:`SHARE` of the images trained on."""
+    return int(SHARE * iterations * batch_size / number_of_checks(iterations, epoch))
 
 
 def monitored_cases(cases: dict[str, StoredCase], network: NetworkPlan, most: int) -> dict[str, StoredCase]:
-    """A fixed few cases, evenly spread over the names of those that have foreground.
+    """As many cases as the windows allow, evenly spread over the names of those that have foreground.
 
     Args:
         cases: Of which to choose.
@@ -20,18 +48,18 @@ def monitored_cases(cases: dict[str, StoredCase], network: NetworkPlan, most: in
         most: Windows in all; where even one case has more, the one with the fewest is taken.
     """
     names = [name for name in sorted(cases) if any(cases[name].class_locations)] or sorted(cases)  # any but 0
-    for number in range(min(_CASES, len(names)), 1, -1):
-        chosen = [names[round(place)] for place in np.linspace(0, len(names) - 1, number)]
-        if sum(_windows(cases[name], network) for name in chosen) <= most:
+    windows = np.array([windows_of(cases[name], network) for name in names])
+    for number in range(min(most, len(names)), 1, -1):  # none has less than one window
+        chosen = np.linspace(0, len(names) - 1, number).round().astype(int)
+        if windows[chosen].sum() <= most:
             break
     else:
-        chosen = [names[0]]
-        if _windows(cases[names[0]], network) > most:
-            chosen = [min(names, key=lambda name: _windows(cases[name], network))]
-    return {name: cases[name] for name in chosen}
+        chosen = [0 if windows[0] <= most else int(windows.argmin())]
+    return {names[index]: cases[names[index]] for index in chosen}
 
 
-def _windows(case: StoredCase, network: NetworkPlan) -> int:
+def windows_of(case: StoredCase, network: NetworkPlan) -> int:
+    """Inputs of the network that cover a case's slices."""
     depth, *plane = case.shape
     grid = SliceGrid.of(tuple(plane), case.spacing, network.spacing, network.input_shape)
     return depth * len(grid.window_starts(0.5))

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.encoders import PIXEL_STATISTICS
-from samunet.errors import UsageError
+from samunet.errors import UsageError, check_number
 
+# Of numbers that must be above 0; beyond these lie mistakes in typing.
+_LIMITS = {
+    "epochs": 1e7,
+    "iterations": 1e9,
+    "seconds": 1e9,
+    "batch_size": 1e5,
+    "learning_rate": 100.0,
+    "feature_cache": None,
+    "num_cases": None,
+    "checkpoint_seconds": None,
+}
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
@@ -49,12 +60,13 @@ class TrainingOptions:
         random_weights: Start the bundled encoder from random weights, to compare.
         overwrite: Start anew where this fold was already trained.
         validation_only: Only (re)do the final validation.
+        validate_best: Also predict and score the validation cases with ``checkpoint_best``, into ``validation_best``.
         save_probabilities: Keep the validation's probabilities.
         checkpoint_seconds: Time between checkpoints.
     """
 
     encoder: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     pixel_statistics: str | None = None
     epochs: int | None = None
     iterations: int | None = None
@@ -66,21 +78,26 @@ class TrainingOptions:
     device: str = "auto"
     feature_cache: int | None = None
     num_cases: int | None = None
-    pretrained: Path | None = None
+    pretrained: str | Path | None = None
     random_weights: bool = False
     overwrite: bool = False
     validation_only: bool = False
+    validate_best: bool = False
     save_probabilities: bool = False
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        for name in ("checkpoint", "pretrained"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         given = [name for name in ("epochs", "iterations", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"give one of --epochs, --iterations and --time_budget, not {len(given)} of them")
-        for name in ("epochs", "iterations", "seconds", "batch_size", "learning_rate", "feature_cache", "num_cases"):
+        for name, most in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} must be positive, got {value:g}")
+            if value is not None:
+                check_number(name, value, above=0, most=most)
+        check_number("seed", self.seed, least=0, most=2**32 - 1)
         if self.random_weights and (self.checkpoint or self.pretrained):
             raise UsageError("--random_weights and a file to start from exclude each other", "give one of them")
         if self.pixel_statistics not in (None, *PIXEL_STATISTICS):

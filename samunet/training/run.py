@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import shutil
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -120,8 +121,10 @@ def train_fold(
             del base  # the model holds its own copy: up to 2.5 GB less during the training
             trainer.train()
             del trainer  # the validation loads the model anew: a GPU need not hold both
-        if validation:
+        if validation and not (options.validate_best and _is_validated(folder) and not options.validation_only):
             _validate(model, fold, dataset, validation, options, progress)
+        if validation and options.validate_best:
+            _validate(model, fold, dataset, validation, options, progress, checkpoint="best")
     return folder
 
 
@@ -157,10 +160,16 @@ def _is_trained(folder: Path, validation: list[str], options: TrainingOptions) -
     trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
     if options.validation_only and not trained:
         raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
-    validated = trained and (not validation or (folder / "validation" / "summary.json").is_file())
-    if validated and not options.validation_only:
+    if options.validate_best and not validation:
+        raise UsageError("--val_best has no cases to validate: fold all trains on every case", "leave it out")
+    validated = trained and (not validation or _is_validated(folder))
+    if validated and not (options.validation_only or options.validate_best):
         raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
     return trained
+
+
+def _is_validated(folder: Path) -> bool:
+    return (folder / "validation" / "summary.json").is_file()
 
 
 def _starting_weights(
@@ -363,20 +372,30 @@ def _dataset_to_validate(dataset_name: str, names: list[str]) -> Dataset:
 
 
 def _validate(
-    model: ModelFolder, fold: Fold, dataset: Dataset, names: list[str], options: TrainingOptions, progress: bool
+    model: ModelFolder,
+    fold: Fold,
+    dataset: Dataset,
+    names: list[str],
+    options: TrainingOptions,
+    progress: bool,
+    checkpoint: str = "final",
 ) -> None:
-    """Predict the fold's own validation cases as a user would, and score just these."""
-    folder = model.fold(fold) / "validation"
+    """Predict the fold's own validation cases as a user would, and score just these.
+
+    Only the final model's masks count later on (in ``validation``, with a calibration beside it).
+    """
+    begin = time.monotonic()
+    folder = model.fold(fold) / ("validation" if checkpoint == "final" else f"validation_{checkpoint}")
     # What differs in origin or direction was accepted when the dataset was preprocessed.
     prediction = PredictionOptions(
         device=options.device,
         save_probabilities=options.save_probabilities,
-        measure_uncertainty=True,
-        skip_existing=not options.validation_only,
+        measure_uncertainty=checkpoint == "final",
+        skip_existing=checkpoint == "final" and not options.validation_only,
         tolerate_geometry=True,
         postprocessing=False,  # it is chosen on these masks
     )
-    predictor = Predictor.from_folder(model.path, [fold], options=prediction)
+    predictor = Predictor.from_folder(model.path, [fold], checkpoint, options=prediction)
     cases = {name: dataset.cases[name] for name in names}
     predictor.predict_cases(cases, folder, progress=progress, own=True)
     description = dataset.description
@@ -385,7 +404,12 @@ def _validate(
         description.labels,
         description.file_ending,
         description.reader_override,
+        tolerate_geometry=True,  # preprocessing has accepted these labels
     )
-    write_calibration(model.fold(fold), names, summary)
+    if checkpoint == "final":
+        write_calibration(model.fold(fold), names, summary)
+        run = model.run(fold) | {"validation_seconds": round(time.monotonic() - begin, 1)}
+        write_json(model.fold(fold) / "run.json", run)
     write_json(folder / "summary.json", summary)
-    log.info("mean Dice of the %d validation cases: %.4f", len(names), summary["foreground_mean"]["Dice"])
+    which = "" if checkpoint == "final" else f" with checkpoint_{checkpoint}"
+    log.info("mean Dice of the %d validation cases%s: %.4f", len(names), which, summary["foreground_mean"]["Dice"])

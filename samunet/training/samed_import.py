@@ -26,6 +26,7 @@ from samunet.network.base_weights import base_weights
 from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.model import SamunetModel
+from samunet.network.weights import check_numbers
 from samunet.planning import resources, rules
 from samunet.plans import ConfigurationPlan, IntensityStatistics, LoraPlan, NetworkPlan, Plans
 from samunet.training.state import save_model
@@ -105,6 +106,7 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
     model = build_network(configuration, network, description, base)
     names, wanted = _lora_names(facts, small), model.trained_state()
     _check_tensors(given, _expected_shapes(model, wanted, names), facts, options, file)
+    check_numbers(given, file, "get the file again from where it came from")
     _check_base(given, base.state, facts, file)
     state = {names.get(name, f"head.{name}"): value.detach() for name, value in given.items()}
     model.load_trained_state({name: value for name, value in state.items() if name in wanted})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ _WARM_UP_ITERATIONS = 250
 _WARM_UP_SHARE = 0.05
 _POWER = 0.9
 _SAMED_END = 1.25  # SAMed plans 200 epochs and stops after 160
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+_NUMBER = r"(\d+(?:\.\d+)?)\s*"
+_DURATION = re.compile(rf"(?:{_NUMBER}h)?\s*(?:{_NUMBER}m(?:in)?)?\s*(?:{_NUMBER}s(?:ec)?)?|{_NUMBER}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,17 @@ class Budget:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from ``90s``, ``20m``, ``1.5h`` or a plain number of seconds.
+    """Seconds from ``90s``, ``2min``, ``2h30m``, ``1.5h`` or a plain number of seconds.
 
     Raises:
         UsageError: If the text is none of these.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
-    if not match or float(match[1]) == 0:
-        raise UsageError(f"{text!r} is no duration", "write for example 90s, 20m or 1.5h")
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    parts = _DURATION.fullmatch(text.strip().lower())
+    given = zip(parts.groups(), (3600, 60, 1, 1)) if parts else ()
+    seconds = sum(float(value) * unit for value, unit in given if value)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"{text!r} is no duration", "write for example 90s, 20m, 1.5h or 2h30m")
+    return seconds
 
 
 def format_duration(seconds: float) -> str:

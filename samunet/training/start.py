@@ -9,9 +9,9 @@ from torch import Tensor
 
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
-from samunet.inference.model_folder import read_tensors
 from samunet.network.adapters import adapter_folders, read_adapter
 from samunet.network.model import SamunetModel
+from samunet.network.weights import read_tensors
 from samunet.plans import LoraPlan, NetworkPlan
 
 log = logging.getLogger(__name__)

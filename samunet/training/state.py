@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_path
-from samunet.inference.model_folder import read_tensors
+from samunet.files import as_kind, atomic_path, parse_json
 from samunet.network.adapters import save_adapters
 from samunet.network.model import SamunetModel
+from samunet.network.weights import not_finite, read_tensors
 
 LATEST = "checkpoint_latest.safetensors"
 
@@ -27,9 +27,10 @@ class Progress:
         iteration: Updates made.
         elapsed: Seconds spent in the training loop, over all its runs.
         best_dice: Of the monitored cases so far; None before the first check.
-        log: One entry per epoch; see :mod:`samunet.training.log`.
+        log: Points of the curve; see :mod:`samunet.training.log`.
         setup: What must not change on resume: hash of plans, dtype, batch size and so on.
         scaler: State of the gradient scaler; empty where none is used, and in checkpoints of older versions.
+        losses: Of the updates since the last point of the curve.
     """
 
     iteration: int = 0
@@ -38,10 +39,12 @@ class Progress:
     log: list[dict] = field(default_factory=list)
     setup: dict = field(default_factory=dict)
     scaler: dict = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 def save_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, progress: Progress) -> None:
     """Write one file from which the training goes on exactly: trained tensors, the optimizer's moments, progress."""
+    _check_trained(model.trained_state(), folder)
     tensors = {f"model.{name}": value for name, value in model.trained_state().items()}
     for index, (_, state) in enumerate(_optimizer_items(optimizer)):
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -62,10 +65,10 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
     try:
         tensors = read_tensors(path)
         with safe_open(path, "pt") as stream:
-            progress = Progress(**json.loads((stream.metadata() or {})["progress"]))
-    except (SamunetError, ValueError, KeyError, TypeError) as error:
-        what = error.message if isinstance(error, SamunetError) else f"{path} is no checkpoint of a running training"
-        raise SamunetError(what, "add --overwrite to train this fold anew") from error
+            told = (stream.metadata() or {}).get("progress", "")
+        progress = as_kind(Progress, parse_json(told.encode(), f"{path}: progress"), f"{path}: progress")
+    except SamunetError as error:
+        raise SamunetError(error.message, "add --overwrite to train this fold anew") from error
     changed = [key for key in setup if progress.setup.get(key) != setup[key]]
     if changed:
         was = ", ".join(f"{key} {progress.setup.get(key)!r} (now {setup[key]!r})" for key in changed)
@@ -89,10 +92,23 @@ def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
         folder: The fold's folder.
         model: The trained model.
         kind: ``final`` or ``best``.
+
+    Raises:
+        SamunetError: If the training ended in weights that are no numbers; what was written before stays.
     """
+    _check_trained(model.trained_state(), folder)
     save_adapters(model, folder, kind)
     state = {name: value for name, value in model.trained_state().items() if ".lora_" not in name}
     _write(folder / f"checkpoint_{kind}.safetensors", state, {})
+
+
+def _check_trained(state: dict[str, Tensor], folder: Path) -> None:
+    wrong = not_finite(state)
+    if wrong:
+        raise SamunetError(
+            f"the last update made the weights infinite, for example {wrong}; {folder} keeps its files as they were",
+            "train this fold anew with a lower learning rate: add --overwrite and a smaller --lr",
+        )
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,24 +16,31 @@ from samunet.cores import FreeCores
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_device
 from samunet.errors import SamunetError
-from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.files import write_json
-from samunet.inference.logits import SlicePredictor, decode
+from samunet.inference.logits import SlicePredictor
 from samunet.inference.model_folder import build_network
-from samunet.inference.planes import PlanePredictor
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan
-from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.store import StoredCase
 from samunet.training.cached_model import CachedModel
+from samunet.training.check import monitored_dice, seconds_of_pass
+from samunet.training.divergence import loss_error
+from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
 from samunet.training.loader import SliceLoader, batches
-from samunet.training.log import epoch_line, plot, progress_bar
+from samunet.training.log import point_line, progress_bar, update_bar, write_logs
 from samunet.training.loss import SegmentationLoss
-from samunet.training.monitoring import monitored_cases
+from samunet.training.monitoring import (
+    GRADIENTS,
+    is_check,
+    is_point,
+    monitored_cases,
+    windows_of,
+    windows_per_check,
+)
 from samunet.training.options import TrainingOptions
 from samunet.training.samed import SamedLoss
 from samunet.training.schedule import Budget, format_duration
@@ -44,7 +51,6 @@ log = logging.getLogger(__name__)
 
 _CLIP_NORM = 1.0
 _EPOCH_ITERATIONS = (100, 250)
-_MONITORED_SHARE = 0.1  # of an epoch's images: a pass without gradients takes a third of one with, so 3 % of the time
 
 
 class Trainer:
@@ -53,7 +59,7 @@ class Trainer:
     Args:
         folder: The fold's folder.
         configuration, network, description: What to train.
-        train, validation: Stored cases; of the validation cases a fixed few are monitored.
+        train, validation: Stored cases; of the validation cases as many are monitored as 5 % of the time allow.
         options: The user's choices.
         identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
         run: Content of ``run.json`` so far; measured choices in it are kept.
@@ -82,6 +88,7 @@ class Trainer:
         self.description = description
         self.options = options
         self.run = run
+        self.costs: dict[str, float] = {}  # seconds of the last check, and of its prediction alone
         self.show_progress = progress
         self.device = resolve_device(options.device)
         reset_peak_memory(self.device)
@@ -94,10 +101,6 @@ class Trainer:
         self.loader = SliceLoader(
             train, configuration, network, self.batch_size, options.seed, ignore=self.labels.ignore
         )
-        self.monitored = monitored_cases(
-            validation or train, network, round(self.epoch_iterations * self.batch_size * _MONITORED_SHARE)
-        )
-        self.monitored_name = f"{len(self.monitored)} {'validation' if validation else 'training'} cases"
         torch.manual_seed(options.seed)
         self.model = build_network(configuration, network, description, base).to(self.device)
         if base:
@@ -111,6 +114,10 @@ class Trainer:
             network.optimizer, self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed
         )
         self.dtype = self._choose_dtype()
+        self.monitored = self._choose_monitored(validation or train)
+        kind = "validation" if validation else "training"
+        self.monitored_name = f"{len(self.monitored)} of {len(validation or train)} {kind} cases"
+        self.passes_after = [passes_to_predict(case, configuration, network) for case in validation.values()]
         self.cached = self._open_cache() if options.feature_cache else None
         self.setup = {
             "identity": identity,
@@ -136,27 +143,41 @@ class Trainer:
             SamunetError: If the loss is no longer a number, or a single image does not fit into memory.
         """
         self._announce()
+        if self.state.log:
+            self._write_logs()  # what was written after the checkpoint is done again
         source = batches(self.loader, self.state.iteration, self.options.num_workers)
         started, saved = time.monotonic() - self.state.elapsed, time.monotonic()
-        losses, seconds, data_seconds = [], 0.0, 0.0
+        steps, seconds, data_seconds = 0, 0.0, 0.0
+        clock: StepClock | None = StepClock(2 * self.options.num_workers)
         # A number of updates that the user gave is to come out the same every time, to the last bit.
         watch = self.device.type == "cpu" and not (self.options.iterations or self.options.epochs)
         with StopRequest() as stop, progress_bar(self.show_progress) as bar, FreeCores(watch) as cores:
+            if not self.state.iteration:
+                self._add_point(0, 0.0, 0.0, bar, check=True)
+                self.state.elapsed = time.monotonic() - started
             while self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
                 begin = time.monotonic()
                 batch = next(source)
                 data_seconds += time.monotonic() - begin
                 cores.adjust()
-                losses.append(self._step(batch))
+                self.state.losses.append(self._step(batch))
                 self.state.iteration += 1
+                steps += 1
                 self.state.elapsed = time.monotonic() - started
                 seconds += time.monotonic() - begin
+                if clock:
+                    clock.add(time.monotonic() - begin)
                 done = self.budget.progress(self.state.iteration, self.state.elapsed) >= 1
-                if self.state.iteration % self.epoch_iterations == 0 or done:
-                    self._end_epoch(losses, seconds, data_seconds, bar)
-                    losses, seconds, data_seconds = [], 0.0, 0.0
+                if done or is_point(self.state.iteration, self.epoch_iterations):
+                    check = done or is_check(self.state.iteration, self.epoch_iterations)
+                    self._add_point(steps, seconds, data_seconds, bar, check=check)
+                    steps, seconds, data_seconds = 0, 0.0, 0.0
                     self.state.elapsed = time.monotonic() - started
-                self._update_bar(bar, losses)
+                update_bar(bar, self.budget.progress(self.state.iteration, self.state.elapsed), self.state)
+                if clock and self.costs and (done or clock.is_enough):  # gone on, the first check is still to come
+                    bar.clear()
+                    self._announce_duration(clock.mean)
+                    clock = None
                 if stop.received or time.monotonic() - saved > self.options.checkpoint_seconds:
                     self._save_latest()
                     saved = time.monotonic()
@@ -181,10 +202,8 @@ class Trainer:
         labels = torch.from_numpy(batch["seg"]).to(self.device)
         loss = self._backward(images, labels, batch.get("key"))
         if not np.isfinite(loss):
-            raise SamunetError(
-                f"the loss became {loss} at iteration {self.state.iteration}",
-                f"use a lower learning rate: --lr {self.network.learning_rate / 3:.1e} --overwrite",
-            )
+            rate = self.network.learning_rate
+            raise loss_error(loss, self.state.iteration, images, self.model, self.dtype, rate)
         if not self.samed:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self._trained(), _CLIP_NORM)
@@ -233,35 +252,45 @@ class Trainer:
             logits = model(images[rows], upsample=not self.samed)
         return self.loss.sums(logits.float(), labels[rows])
 
-    def _end_epoch(self, losses: list[float], seconds: float, data_seconds: float, bar) -> None:
-        """Check the monitored cases, log, plot, and keep the model if it is the best so far."""
-        score = self._monitor()
-        entry = {
-            "epoch": len(self.state.log) + 1,
-            "iteration": self.state.iteration,
-            "elapsed": round(self.state.elapsed, 1),
-            "loss": float(np.mean(losses)),
-            "dice": score,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": len(losses) * self.batch_size / seconds,
-            "data_share": data_seconds / seconds,
-        }
-        self.state.log.append(entry)
+    def _add_point(self, steps: int, seconds: float, data_seconds: float, bar, *, check: bool) -> None:
+        """Add a point to the curve: of the updates since the last one, the seconds they took and those spent on data.
+
+        With a check, log and plot the curve, and keep the model if it is the best so far.
+        """
+        begin = time.monotonic()
+        score = self._monitor() if check else None
+        self.state.log.append(
+            {
+                "epoch": -(-self.state.iteration // self.epoch_iterations),
+                "iteration": self.state.iteration,
+                "elapsed": round(self.state.elapsed, 1),
+                "loss": float(np.mean(self.state.losses)) if self.state.losses else None,
+                "dice": score,
+                "learning_rate": self.optimizer.param_groups[0]["lr"] if steps else None,
+                "images_per_second": steps * self.batch_size / seconds if steps else None,
+                "data_share": data_seconds / seconds if steps else None,
+            }
+        )
+        self.state.losses = []
+        if not check:
+            return
+        self.costs["prediction"] = time.monotonic() - begin
         bar.clear()
-        log.info("%s", epoch_line(entry))
-        plot(self.state.log, self.folder / "progress.png", f"Dice of {self.monitored_name}")
-        write_json(self.folder / "training_log.json", self.state.log)
-        if score is not None and (self.state.best_dice is None or score > self.state.best_dice):
+        log.info("%s", point_line(self.state.log[-1]))
+        self._write_logs()
+        # Of no use as a model: what has not been trained.
+        if score is not None and steps and (self.state.best_dice is None or score > self.state.best_dice):
             self.state.best_dice = score
             save_model(self.folder, self.model, "best")
+        self.costs["check"] = time.monotonic() - begin
+
+    def _write_logs(self) -> None:
+        facts = [self.run.get("dataset"), self.run.get("configuration"), f"fold {self.run.get('fold')}"]
+        title = ", ".join(map(str, [*facts, self.network.encoder]))
+        write_logs(self.state.log, self.folder, title, self.monitored_name)
 
     def _monitor(self, averaged: bool = False) -> float | None:
-        """Mean foreground Dice, case by case, of the monitored cases on their stored grid; None without foreground.
-
-        Args:
-            averaged: Over mirrored inputs and planes, as the plan has them; not while the fold trains.
-        """
-        self.model.eval()
+        """See :func:`samunet.training.check.monitored_dice`."""
         predictor = SlicePredictor(
             [self.cached or self.model],
             neighbours=self.network.input_channels == "neighbours",
@@ -270,24 +299,11 @@ class Trainer:
             mirror_axes=self.configuration.mirror_axes if averaged else (),
             batch_size=self.micro_batch,
         )
-        planes = None
-        if averaged and len(self.loader.planes) > 1:
-            planes = PlanePredictor(predictor, self.loader.planes, self.network, self.labels)
-        regions = [region for _, region in self.labels.foreground]
-        scores = []
-        for case in self.monitored.values():
-            shape = case.shape[1:]
-            grid = SliceGrid.of(shape, case.spacing, self.network.spacing, self.network.input_shape)
-            if planes:
-                slices = planes.logits(case.image(), case.record, shape)
-                mask = np.stack([decode(logits, self.labels).cpu().numpy() for _, logits in slices])
-            else:
-                mask = predictor.mask(case.image(), grid, shape, self.labels)
-            counts = confusion_counts(mask, case.label(), regions, self.labels.ignore)
-            scores.append([dice(count) for count in counts])
+        planes = self.loader.planes if averaged else self.loader.planes[:1]
+        self.model.eval()
+        score = monitored_dice(predictor, self.monitored, planes, self.network, self.labels)
         self.model.train()
-        per_class = [np.mean(column[~np.isnan(column)]) for column in np.array(scores).T if not np.isnan(column).all()]
-        return float(np.mean(per_class)) if per_class else None
+        return score
 
     def _finish(self) -> None:
         save_model(self.folder, self.model, "final")
@@ -315,6 +331,19 @@ class Trainer:
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         return Budget(iterations=-(-self.network.training_images[kind] // self.batch_size))
 
+    def _choose_monitored(self, cases: dict[str, StoredCase]) -> dict[str, StoredCase]:
+        """As many cases as the checks' share of the work allows; those of before where the training goes on."""
+        begun = self.run.get("monitored") if (self.folder / LATEST).is_file() else None
+        if begun and set(begun) <= set(cases):
+            return {name: cases[name] for name in begun}
+        iterations = self.budget.iterations
+        if not iterations:
+            images = torch.from_numpy(self.loader.batch(0)["data"][: self.micro_batch]).to(self.device)
+            step = GRADIENTS * seconds_of_pass(self.model, images, self.dtype) * self.batch_size / len(images)
+            iterations = self.budget.seconds / step
+        most = windows_per_check(iterations, self.epoch_iterations, self.batch_size)
+        return monitored_cases(cases, self.network, most)
+
     def _draws(self) -> int | None:
         """Images drawn in the whole training; None under a budget of time."""
         return self.budget.iterations and self.budget.iterations * self.batch_size
@@ -328,33 +357,14 @@ class Trainer:
     def _choose_dtype(self) -> torch.dtype | None:
         """The number format: as this fold began, else the device's fast one (told by hardware, not by a timing)."""
         if "dtype" not in self.run:
-            fast = fast_dtype(self.device)
+            fast = fast_dtype(self.device, self.network.input_shape)
             self.run["dtype"] = "float32" if fast is None else str(fast).removeprefix("torch.")
         return None if self.run["dtype"] == "float32" else getattr(torch, self.run["dtype"])
 
-    def _measure_step(self) -> float:
-        """Seconds of one update, from passes whose gradients are thrown away."""
-        batch = self.loader.batch(0)
-        images, labels = (torch.from_numpy(batch[key][: self.micro_batch]).to(self.device) for key in ("data", "seg"))
-        keys = batch["key"][: self.micro_batch] if self.cached else None
-        with _buffers_kept(self.model):
-            seconds = min(self._timed_pass(images, labels, keys) for _ in range(3))
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.cached:  # the quickest pass read its features; some are computed
-            draws = self._draws() or self.budget.seconds / seconds * len(images)
-            seconds += self.cached.mean_seconds(images, draws) * len(images)
-        return seconds * self.batch_size / len(images)
-
-    def _timed_pass(self, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> float:
-        begin = time.monotonic()
-        self._backward(images, labels, keys)  # reading the loss waits for the device
-        return time.monotonic() - begin
-
     def _announce(self) -> None:
         """Say what will happen and how long it takes, before it starts; write it to run.json."""
-        step = self._measure_step()
         self.run |= {"seed": self.options.seed, "setup": self.setup, "threads": torch.get_num_threads()}
-        self.run |= {"measured_step_seconds": round(step, 4), "trained_parameters": self.model.trained_parameters()}
+        self.run |= {"trained_parameters": self.model.trained_parameters()}
         self.run |= {"device": str(self.device), "monitored": sorted(self.monitored)}
         write_json(self.folder / "run.json", self.run)
         log.info(
@@ -369,26 +379,26 @@ class Trainer:
             "%s of %s trained: %s parameters (%s)",
             self.network.adaptation, self.network.components, f"{sum(trained.values()):,}", parts,
         )  # fmt: skip
-        if self.budget.seconds:
-            length = f"{format_duration(self.budget.seconds)}, about {self.budget.seconds / step:.0f} iterations"
-        else:
-            length = f"{self.budget.iterations} iterations, about {format_duration(self.budget.iterations * step)}"
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         memory = step_bytes(self.network, self.micro_batch, kind, self.labels.num_outputs)
-        log.info("estimate: %s (%.2f s a step), %.1f GB", length, step, memory / 1e9)
+        log.info("checked while training: %s; memory about %.1f GB", self.monitored_name, memory / 1e9)
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)
 
-    def _update_bar(self, bar, losses: Sequence[float]) -> None:
-        progress = self.budget.progress(self.state.iteration, self.state.elapsed)
-        left = self.state.elapsed * (1 - progress) / max(progress, 1e-6)
-        shown = [f"iteration {self.state.iteration}"]
-        if losses:
-            shown.append(f"loss {np.mean(losses[-20:]):.3f}")
-        if self.state.log and self.state.log[-1]["dice"] is not None:
-            shown.append(f"Dice {self.state.log[-1]['dice']:.3f}")
-        bar.n = 100 * progress
-        bar.set_description_str(", ".join([*shown, f"{format_duration(left)} left"]))
+    def _announce_duration(self, step: float) -> None:
+        """Say how long the training takes, and what follows it; write what was measured to run.json."""
+        if self.cached:  # the first steps computed features that later ones read
+            images = torch.from_numpy(self.loader.batch(0)["data"][: self.micro_batch]).to(self.device)
+            draws = self._draws() or self.budget.seconds / step * self.batch_size
+            step -= self.cached.saved_seconds(images, draws) * self.batch_size
+        begin = time.monotonic()
+        if self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
+            self._save_latest()
+        costs = Costs(step, self.costs["check"], time.monotonic() - begin, self.options.checkpoint_seconds)
+        window = self.costs["prediction"] / sum(windows_of(case, self.network) for case in self.monitored.values())
+        after = [passes * window for passes in self.passes_after]
+        self.run["estimate"] = announce(costs, self.budget, self.epoch_iterations, after, self.state.iteration)
+        write_json(self.folder / "run.json", self.run)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

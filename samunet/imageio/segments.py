@@ -1,0 +1,127 @@
+"""3D Slicer's segmentations (``.seg.nrrd``): named segments, in layers where they overlap, cropped to what is drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from samunet.errors import SamunetError
+from samunet.imageio.base import Geometry
+from samunet.imageio.headers import integers, wrong
+
+_KEY = re.compile(r"Segment(\d{1,4})_(Name|LabelValue|Layer)")
+_CONVERT = "samunet_make_dataset reads it by the names of its segments; or export it from Slicer as a label map"
+# Of a voxel: how far a cropped grid may lie beside its image's.
+_OFF_GRID = 0.01
+
+
+class Segment(NamedTuple):
+    """A segment: its name, the value of its voxels, and the channel of the file that they are in."""
+
+    name: str
+    value: int
+    layer: int
+
+
+def segments_of(keys: Mapping[str, str], layers: int, file: Path) -> tuple[Segment, ...]:
+    """The segments that a NRRD file's own keys describe, in their order; none if it is no segmentation.
+
+    Raises:
+        SamunetError: If two have one name, or the same value in the same layer, or a layer is not there.
+    """
+    found: dict[int, dict[str, str]] = {}
+    for key, text in keys.items():
+        match = _KEY.fullmatch(key)
+        if match:
+            found.setdefault(int(match[1]), {})[match[2]] = text.strip()
+    segments = []
+    for number, own in sorted(found.items()):
+        value = integers(own.get("LabelValue", "1"), file, f"Segment{number}_LabelValue", 1)[0]
+        # Slicer up to 4.10 wrote each segment into a layer of its own, and neither value nor layer.
+        alone = str(number) if layers > 1 and "LabelValue" not in own else "0"
+        layer = integers(own.get("Layer", alone), file, f"Segment{number}_Layer", 1)[0]
+        if not 0 <= layer < layers:
+            raise wrong(file, f"Segment{number}_Layer", str(layer), f"0 to {layers - 1}, the layers that there are")
+        segments.append(Segment(own.get("Name", f"Segment_{number + 1}"), value, layer))
+    for what, known in (("name", [one.name for one in segments]), ("place", [one[1:] for one in segments])):
+        if len(set(known)) < len(known):
+            raise SamunetError(
+                f"{file}: two of its segments have the same {what}: {', '.join(one.name for one in segments)}",
+                "rename them in Slicer, or save the segmentation again",
+            )
+    return tuple(segments)
+
+
+def drawn(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> tuple[np.ndarray, list[tuple[Segment, ...]]]:
+    """Which segments each voxel belongs to.
+
+    Args:
+        voxels: ``(layers, z, y, x)``.
+        segments: Of :func:`segments_of`.
+        file: Named in errors.
+
+    Returns:
+        ``(z, y, x)`` numbers, and for each number the segments that it stands for.
+
+    Raises:
+        SamunetError: If a voxel has a value that no segment has.
+    """
+    numbers, meanings = np.zeros(voxels.shape[1:], np.int64), [()]
+    for layer, own in enumerate(voxels):
+        here = [one for one in segments if one.layer == layer]
+        values, places = np.unique(own, return_inverse=True)
+        known = {one.value: place for place, one in enumerate(here, 1)}
+        lost = [value for value in values.tolist() if value and value not in known]
+        if lost:
+            raise SamunetError(f"{file} has the value {lost[0]:g}, which none of its segments has", _CONVERT)
+        place = np.array([known.get(value, 0) for value in values.tolist()])[places].reshape(own.shape)
+        combined, numbers = np.unique(numbers * (len(here) + 1) + place, return_inverse=True)
+        numbers = numbers.reshape(own.shape)
+        pairs = [divmod(both, len(here) + 1) for both in combined.tolist()]
+        meanings = [(*meanings[before], *(here[at - 1 : at] if at else ())) for before, at in pairs]
+    return numbers, meanings
+
+
+def flat(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> np.ndarray:
+    """The layers of a segmentation as one label map ``(1, z, y, x)`` of the segments' own values.
+
+    Raises:
+        SamunetError: If segments overlap, or share a value.
+    """
+    values = [one.value for one in segments]
+    numbers, meanings = drawn(voxels, segments, file)
+    both = next((found for found in meanings if len(found) > 1), None)
+    if both or len(set(values)) < len(values):
+        what = " and ".join(one.name for one in both) + " overlap" if both else "some share a value"
+        raise SamunetError(f"{file} is a segmentation in layers that are no label map: {what}", _CONVERT)
+    return np.array([found[0].value if found else 0 for found in meanings], np.int32)[numbers][None]
+
+
+def on_grid(label: np.ndarray, own: Geometry, shape: tuple[int, ...], reference: Geometry) -> np.ndarray | None:
+    """A cropped label ``(z, y, x)`` where it lies in its image's grid; None if it is of another grid.
+
+    What is 0 may lie outside the image; what is drawn may not.
+    """
+    alike = own.dimension == reference.dimension == 3 and own.physical and reference.physical
+    if not alike or not np.allclose(own.spacing, reference.spacing, rtol=1e-3, atol=0):
+        return None
+    if not np.allclose(own.direction, reference.direction, rtol=0, atol=1e-3):
+        return None
+    offset = np.subtract(own.origin, reference.origin) @ np.reshape(reference.direction, (3, 3))
+    steps = (offset / reference.spacing[::-1])[::-1]
+    start = np.rint(steps).astype(int)
+    if np.abs(steps - start).max() > _OFF_GRID:
+        return None
+    first, last = np.maximum(start, 0), np.minimum(start + label.shape, shape)
+    if np.any(first >= last):
+        return None if label.any() else np.zeros(shape, label.dtype)
+    inside = tuple(slice(low, high) for low, high in zip(first - start, last - start))
+    if np.count_nonzero(label) != np.count_nonzero(label[inside]):
+        return None
+    placed = np.zeros(shape, label.dtype)
+    placed[tuple(slice(low, high) for low, high in zip(first, last))] = label[inside]
+    return placed
