@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from samunet.dataset.cases import Case
-from samunet.dataset.layout import load_dataset
+from samunet.dataset.description import read_description
+from samunet.dataset.layout import load_dataset, read_dataset
 from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.run import preprocess_dataset, stored_cases
@@ -197,6 +198,20 @@ def test_stored_cases_of_files_that_changed_are_not_opened(raw, folder, file, lo
     assert set(opened(folder, CONFIGURATION, ["a", "c"])) == {"a", "c"}
     description = load_dataset(NAME).description
     assert set(stored_cases(folder, PLANS, CONFIGURATION, description, list(CASES), None)) == set(CASES)
+
+
+def test_changed_labels_do_not_matter_to_who_reads_images_alone(raw, folder):
+    preprocess(folder)
+    (raw / "labelsTr" / "b.nii.gz").write_bytes(b"?")
+    (raw / "labelsTr" / "a.nii.gz").unlink()
+    description, now = read_description(raw), read_dataset(NAME)
+    arguments = (folder, PLANS, CONFIGURATION, description, list(CASES), now)
+    assert set(stored_cases(*arguments, images_only=True)) == set(CASES)
+    with pytest.raises(SamunetError, match="the files of 2 cases changed"):
+        stored_cases(*arguments)
+    (raw / "imagesTr" / "c_0000.nii.gz").write_bytes(b"?")
+    with pytest.raises(SamunetError, match=r"the files of 1 cases changed .*: imagesTr/c_0000\.nii\.gz"):
+        stored_cases(*arguments, images_only=True)
 
 
 def test_what_is_read_with_a_file_belongs_to_it(tmp_path):

@@ -106,6 +106,8 @@ def stored_cases(
     description: Description,
     names: list[str],
     raw: Dataset | None,
+    *,
+    images_only: bool = False,
 ) -> dict[str, StoredCase]:
     """Open the stored cases of a configuration.
 
@@ -114,6 +116,7 @@ def stored_cases(
         plans, configuration, description: What the cases must have been stored with.
         names: Which cases.
         raw: The raw dataset, if it is there: its files must be those that were stored.
+        images_only: Labels are not going to be read, and may have changed.
 
     Raises:
         SamunetError: If some were never preprocessed, or with other plans, or their files changed since.
@@ -132,14 +135,15 @@ def stored_cases(
             command,
         )
     if raw is not None:
-        changed = changed_since(raw, {name: key["files"] for name, key in keys.items()})
+        changed = changed_since(raw, {name: key["files"] for name, key in keys.items()}, images_only=images_only)
         if changed:
             raise SamunetError(changed, command)
-        _remember_times(target, raw, keys)
+        if not images_only:
+            _remember_times(target, raw, keys)
     return {name: StoredCase(target, name, made_by=command) for name in names}
 
 
-def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]]) -> str:
+def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]], *, images_only: bool = False) -> str:
     """Which files of a raw dataset changed after their cases were stored, in words; empty if none.
 
     Args:
@@ -149,7 +153,7 @@ def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]]) -> str:
     changed = {
         name: files
         for name, known in facts.items()
-        if name in raw.cases and (files := changed_files(raw.cases[name], known))
+        if name in raw.cases and (files := changed_files(raw.cases[name], known, images_only=images_only))
     }
     if not changed:
         return ""

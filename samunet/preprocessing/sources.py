@@ -20,35 +20,46 @@ _COMPANIONS = {
 }  # fmt: skip
 
 
+def image_files(case: Case) -> list[Path]:
+    """The images of a case, with what is read along with them; of a DICOM folder, its files."""
+    return [file for path in case.images for file in _with_companions(path)]
+
+
 def source_files(case: Case) -> list[Path]:
-    """The files of a case, with those that are read along with them; of a DICOM folder, its files."""
-    files = []
-    for path in (*case.images, *([] if case.label is None else [case.label])):
-        beside = [path.with_suffix(ending) for ending in _COMPANIONS.get(path.suffix.lower(), ())]
-        files += sorted(path.iterdir()) if path.is_dir() else [path, *beside]
+    """The same of its images and its label."""
+    return image_files(case) + ([] if case.label is None else _with_companions(case.label))
+
+
+def _with_companions(path: Path) -> list[Path]:
+    beside = [path.with_suffix(ending) for ending in _COMPANIONS.get(path.suffix.lower(), ())]
+    files = sorted(path.iterdir()) if path.is_dir() else [path, *beside]
     return [file for file in files if file.is_file()]
 
 
 def file_facts(case: Case) -> list[FileFacts]:
-    """Name, size, time of change and SHA-256 of each of a case's files."""
+    """Name, size, time of change and SHA-256 of each of a case's files, and whose it is: image or label."""
+    images = set(image_files(case))
     return [
         {
             "name": file.name,
             "bytes": (status := file.stat()).st_size,
             "time": status.st_mtime_ns,
             "sha256": file_hash(file),
+            "of": "image" if file in images else "label",
         }
         for file in source_files(case)
     ]
 
 
-def changed_files(case: Case, facts: list[FileFacts]) -> list[str]:
+def changed_files(case: Case, facts: list[FileFacts], *, images_only: bool = False) -> list[str]:
     """Those of a case's files, with their folders, that are not what they were when ``facts`` was written.
 
     Times differ after a copy to another machine: such files are read, and are unchanged if their content is.
     """
+    if images_only:
+        facts = [fact for fact in facts if fact["of"] == "image"]
     before = {(fact["name"], index): fact for index, fact in enumerate(facts)}
-    now = {(file.name, index): file for index, file in enumerate(source_files(case))}
+    now = {(file.name, index): file for index, file in enumerate((image_files if images_only else source_files)(case))}
     changed = [name for name, _ in before.keys() ^ now.keys()]
     for key in before.keys() & now.keys():
         status, fact = now[key].stat(), before[key]

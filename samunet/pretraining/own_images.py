@@ -235,7 +235,7 @@ def _training_images(
     names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
     if raw is not None:
         check_cases(raw, names)
-    return list(stored_cases(source, plans, configuration, description, names, raw).values())
+    return list(stored_cases(source, plans, configuration, description, names, raw, images_only=True).values())
 
 
 def _test_images(
