@@ -6,6 +6,7 @@ import argparse
 
 from samunet.commands import flags
 from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.errors import quoted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,5 +50,5 @@ def _run(arguments: argparse.Namespace) -> None:
         )
         splits = read_json(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
         fold = 0 if splits else "all"
-        name = "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {plans.plans_name}"
-        print(f"next: samunet_train {dataset} {next(iter(plans.configurations))} {fold}{name}")
+        name = "" if plans.plans_name == DEFAULT_PLANS_NAME else f" -p {quoted(plans.plans_name)}"
+        print(f"next: samunet_train {quoted(dataset)} {quoted(next(iter(plans.configurations)))} {fold}{name}")

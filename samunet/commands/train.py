@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
+from samunet.errors import quoted
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
@@ -130,7 +131,7 @@ def _next_step(dataset: str, folders: list[Path]) -> str:
         return "samunet_predict -i imagesTs -o preds"
     model = ModelFolder(folders[0].parent)
     splits = read_json(paths.preprocessed_folder() / model.path.parent.name / FILE_NAME)
-    compare = f"samunet_find_best_configuration {dataset}"
+    compare = f"samunet_find_best_configuration {quoted(dataset)}"
     missing = unfinished(model, range(len(splits)))
     if not missing:
         return compare
