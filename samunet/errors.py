@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import unicodedata
 from contextvars import ContextVar
 from numbers import Integral, Real
@@ -20,6 +21,11 @@ def printable(text: object, keep: str = "") -> str:
         char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else repr(char)[1:-1]
         for char in str(text)
     )
+
+
+def quoted(word: object) -> str:
+    """A word of a command as a shell takes it, whatever a path or a name has in it. Commands in messages are pasted."""
+    return shlex.quote(str(word))
 
 
 class SamunetError(Exception):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from annotated_types import Ge, Gt, Interval, Le, Len
 
 from samunet.encoders import ENCODERS
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import as_kind, read_as, write_json
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
@@ -315,7 +315,7 @@ def plans_called(name: str, folder: Path) -> Plans:
         there = ", ".join(file.stem for file in sorted(folder.glob("*Plans*.json"))) or "none"
         raise SamunetError(
             f"{folder.name} has no plans called {name} (plans there: {there})",
-            f"samunet_plan_and_preprocess -d {folder.name}",
+            f"samunet_plan_and_preprocess -d {quoted(folder.name)}",
         )
     return read_plans(path)
 

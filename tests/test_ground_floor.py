@@ -1,6 +1,9 @@
+import csv
+import io
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +14,7 @@ import pytest
 
 from samunet import files, paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError, check_number
+from samunet.errors import SamunetError, UsageError, check_number, quoted
 from samunet.files import atomic_folder, atomic_path, read_json, remove_leftovers, to_json, write_json, write_text
 from samunet.workers import map_cases
 
@@ -325,3 +328,16 @@ def test_the_longest_names_can_be_written(tmp_path):
         assert target.read_text() == "x"
     with pytest.raises(SamunetError, match=r"(?s)too long.*shorter name"):
         write_text(tmp_path / f"{'a' * 252}.txt", "x")
+
+
+@pytest.mark.parametrize("word", ["my data (1)", "a'b", "$(rm x)", "`rm x`", "a\nb", "", Path("a b"), 3])
+def test_a_shell_takes_a_quoted_word_as_one(word):
+    assert shlex.split(f"rm {quoted(word)}") == ["rm", str(word)]
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    rows = [["case", "Dice"], ["=cmd|'/c calc'!A1", -0.5], ["+a", "-1.5"], ["-a", ""], ["@a", None], ["\ta", "b=c"]]
+    read = list(csv.reader(io.StringIO(files.csv_text(rows))))
+    assert read == [
+        ["case", "Dice"], ["'=cmd|'/c calc'!A1", "-0.5"], ["'+a", "-1.5"], ["'-a", ""], ["'@a", ""], ["'\ta", "b=c"]
+    ]  # fmt: skip

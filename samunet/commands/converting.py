@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from samunet.commands import flags
 from samunet.commands.common import finite
+from samunet.errors import quoted
 
 if TYPE_CHECKING:
     from samunet.conversion.draft import Draft, Options
@@ -115,5 +116,5 @@ def finish(draft: Draft, arguments: argparse.Namespace, command: str) -> None:
     folder = write_dataset(draft, command)
     print(f"\nwritten to {folder}")
     if draft.splits:
-        print(f"its folds are the source's; for five folds: rm {folder / 'splits_final.json'}")
+        print(f"its folds are the source's; for five folds: rm {quoted(folder / 'splits_final.json')}")
     print(f"next: samunet_plan_and_preprocess -d {number_in(draft.name)} --verify_dataset_integrity")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.errors import quoted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.list:
         _print_table(folder)
     if arguments.name and folder != paths.checkpoints_folder():
-        print(f"for samunet_train to find it: export samunet_checkpoints={folder.resolve()}")
+        print(f"for samunet_train to find it: export samunet_checkpoints={quoted(folder.resolve())}")
 
 
 def _print_table(folder: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
+from samunet.errors import quoted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,4 +54,4 @@ def _run(arguments: argparse.Namespace) -> None:
         file_ending=arguments.file_ending,
     )
     print(f"model: {folder}")
-    print(f"next: samunet_predict -i imagesTs -o preds -d {arguments.d}")
+    print(f"next: samunet_predict -i imagesTs -o preds -d {quoted(arguments.d)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.errors import quoted
 from samunet.plans import DEFAULT_PLANS_NAME
 
 
@@ -33,4 +34,4 @@ def _run(arguments: argparse.Namespace) -> None:
 
     path = move_plans_between_datasets(arguments.s, arguments.t, arguments.sp, arguments.tp)
     print(path)
-    print(f"next: samunet_preprocess -d {path.parent.name} -p {path.stem}")
+    print(f"next: samunet_preprocess -d {quoted(path.parent.name)} -p {quoted(path.stem)}")

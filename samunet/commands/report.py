@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_window, window_of
+from samunet.errors import quoted
 from samunet.plans import DEFAULT_PLANS_NAME
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _model(folder: Path, arguments: argparse.Namespace) -> ModelFolder:
         there = sorted(path.parent.name for path in model.path.parent.glob("samunetTrainer__*/plans.json"))
         raise SamunetError(
             f"there is no model {model.path.name} of {model.path.parent.name} (trained: {', '.join(there) or 'none'})",
-            f"train it: samunet_train {model.path.parent.name} {arguments.c} 0",
+            f"train it: samunet_train {quoted(model.path.parent.name)} {quoted(arguments.c)} 0",
         )
     return model
 

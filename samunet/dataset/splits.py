@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.names import one_spelling
 from samunet.dataset.patients import patients
 from samunet.dataset.problems import shortened
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import read_json, write_json
 from samunet.paths import number_in
 
@@ -97,8 +96,8 @@ def load_or_make_splits(
         if given is not None and _as_sets(_read_splits(given, case_names)) != _as_sets(splits):
             raise SamunetError(
                 f"{path} and {given} differ: which of them holds?",
-                f"to take over the dataset's: rm {path} (folds trained before then need --overwrite); to keep the "
-                f"other: rm {given}",
+                f"to take over the dataset's: rm {quoted(path)} (folds trained before then need --overwrite); to "
+                f"keep the other: rm {quoted(given)}",
             )
         # No folds at all were made when there was one case; by now there may be more. And --no_groups undoes a guess.
         guess = groups == {} and splits == make_splits(case_names, None)[0] != make_splits(case_names, groups)[0]
@@ -206,13 +205,13 @@ def _check_patients(splits: Splits, names: Sequence[str], groups: Mapping[str, s
             if groups is not None:
                 raise SamunetError(
                     f"{what}, by groups in dataset.json",
-                    f"correct groups; or have new folds made: rm {shlex.quote(str(path))}, then "
+                    f"correct groups; or have new folds made: rm {quoted(path)}, then "
                     "samunet_plan_and_preprocess again (folds trained before then need --overwrite)",
                 )
             log.warning(
                 "%s, as far as names tell: scores will be too good. For folds by patient: rm %s, then "
                 "samunet_plan_and_preprocess again; %s",
-                what, shlex.quote(str(path)), _how_to_tell(membership, path.parent.name),
+                what, quoted(path), _how_to_tell(membership, path.parent.name),
             )  # fmt: skip
             return
 
@@ -344,7 +343,7 @@ def _as_sets(splits: Splits) -> list[tuple[set[str], set[str]]]:
 
 
 def _check_splits(splits: Any, known: set[str], path: Path) -> None:
-    hint = f"correct the file, or delete it to have new folds made: rm {path}"
+    hint = f"correct the file, or delete it to have new folds made: rm {quoted(path)}"
     if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
         raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
     for fold, split in enumerate(splits):

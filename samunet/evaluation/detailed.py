@@ -7,8 +7,6 @@ undefined is NaN, ``null`` in JSON and nothing in CSV, and is left out of means.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from samunet.errors import UsageError
 from samunet.evaluation.distances import surface_scores
 from samunet.evaluation.metrics import confusion_counts, dice, iou
 from samunet.evaluation.summary import class_key, mean_of, read_pair, regions_of
-from samunet.files import write_json, write_text
+from samunet.files import csv_text, write_json, write_text
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import ending_of, reader_for
 from samunet.workers import map_cases
@@ -134,16 +132,14 @@ def write_detailed(metrics: dict[str, Any], folder: Path, labels: Labels | None 
     """Write ``metrics.json``, and ``metrics.csv`` with a line for each case and class."""
     write_json(folder / "metrics.json", metrics)
     names = {class_key(region): name for name, region in labels.foreground} if labels else {}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "class", "name", *KEYS, "unit", "tolerance"])
+    rows = [["case", "class", "name", *KEYS, "unit", "tolerance"]]
     for case in metrics["metric_per_case"]:
         for label, scores in case["metrics"].items():
             numbers = ["" if math.isnan(scores[key]) else f"{scores[key]:.6g}" for key in KEYS]
-            writer.writerow(
+            rows.append(
                 [case["case"], label, names.get(label, ""), *numbers, case["unit"], f"{metrics['tolerance']:g}"]
             )
-    write_text(folder / "metrics.csv", text.getvalue())
+    write_text(folder / "metrics.csv", csv_text(rows))
 
 
 def format_detailed(metrics: dict[str, Any], labels: Labels | None = None) -> str:

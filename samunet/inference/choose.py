@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samunet import paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError, printable
+from samunet.errors import SamunetError, UsageError, printable, quoted
 from samunet.files import read_json
 from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
@@ -89,7 +89,7 @@ def _recorded_choice(results: Path) -> list[str]:
     except (KeyError, TypeError):
         raise SamunetError(
             f"{results / INFORMATION} does not say which model was found to be best",
-            f"make it again: samunet_find_best_configuration {results.name}",
+            f"make it again: samunet_find_best_configuration {quoted(results.name)}",
         ) from None
 
 
@@ -111,7 +111,7 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
             f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{_dataset(model)} {model.configuration_name} {missing[0]}",
+            f"{quoted(_dataset(model))} {quoted(model.configuration_name)} {quoted(missing[0])}",
         )
     return wanted
 

@@ -12,7 +12,7 @@ from samunet.dataset.description import Description, read_description
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import find_dataset, load_dataset, raw_dataset
 from samunet.dataset.outputs import PICTURE, check_folder
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import make_folder
 from samunet.inference.overlays import ct_window, is_colour, save_overlay
 from samunet.plans import DEFAULT_PLANS_NAME, plans_called
@@ -68,7 +68,8 @@ def plot_overlays(
         cases = dict(stored_cases(source, plans, wanted, description, names, raw_dataset(name)))
         if not cases:
             raise SamunetError(
-                f"{name} has no stored slices of {configuration}", f"samunet_preprocess -d {name} -c {configuration}"
+                f"{name} has no stored slices of {configuration}",
+                f"samunet_preprocess -d {quoted(name)} -c {quoted(configuration)}",
             )
     if window is None and configuration is None:
         window = _planned_window(name, plans_name, description, channel or 0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import read_json, restore_folders
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
@@ -171,7 +171,8 @@ class ModelFolder:
             finished = ", ".join(map(str, self.finished_folds(checkpoint))) or "none"
             raise SamunetError(
                 f"fold {fold} of {self.path} has no {file.name} (folds that have one: {finished})",
-                f"finish its training: samunet_train {self.plans.dataset_name} {self.configuration_name} {fold}",
+                f"finish its training: samunet_train {quoted(self.plans.dataset_name)} "
+                f"{quoted(self.configuration_name)} {quoted(fold)}",
             )
         return file
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, quoted
 from samunet.files import read_json, write_json
 from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import IntensityStatistics, fingerprint_of
@@ -109,7 +109,7 @@ def read_fingerprint(path: Path) -> Fingerprint:
     except (KeyError, TypeError, AttributeError) as error:
         raise SamunetError(
             f"{path} is damaged or of another version of samunet: {error}",
-            f"make it again, and the plans with it: samunet_plan_and_preprocess -d {path.parent.name} --clean",
+            f"make it again, and the plans with it: samunet_plan_and_preprocess -d {quoted(path.parent.name)} --clean",
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.planning.agreement import check_fingerprint
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
 from samunet.planning.orientation import common_way_round, mirrored_axes, turned_fingerprint
@@ -53,7 +53,9 @@ def move_plans_between_datasets(
         raise UsageError(f"{source_name} has no plans called {plans_name} (plans there: {there})", "-sp NAME")
     folder = paths.preprocessed_folder() / target_name
     if not (folder / FILE_NAME).is_file():
-        raise SamunetError(f"{target_name} has no fingerprint yet", f"samunet_extract_fingerprint -d {target_name}")
+        raise SamunetError(
+            f"{target_name} has no fingerprint yet", f"samunet_extract_fingerprint -d {quoted(target_name)}"
+        )
     plans = read_plans(from_file)
     moved = _moved(plans, target_name, new_name, folder)
     path = folder / f"{new_name}.json"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, quoted
 from samunet.files import atomic_path, make_folder, read_json, to_json, write_json
 from samunet.plans import fingerprint_of
 from samunet.preprocessing.case import CaseRecord, PreparedCase
@@ -252,7 +251,7 @@ class StoredCase:
         path = case_files(self.folder, self.name)[part]
         return SamunetError(
             f"the stored slices {path} are missing or damaged",
-            f"have them made again: rm -f {shlex.quote(str(path))}, then {self.made_by}",
+            f"have them made again: rm -f {quoted(path)}, then {self.made_by}",
         )
 
 

@@ -21,7 +21,7 @@ from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import list_cases, raw_dataset
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.inference.model_folder import build_network
 from samunet.network.base_weights import BaseWeights, base_weights, is_available
 from samunet.planning import resources, rules
@@ -224,7 +224,7 @@ def _network(
     if wanted not in networks:
         raise UsageError(
             f"these plans hold networks for {' and '.join(networks)}, not for {wanted}",
-            f"plan for it: samunet_plan_experiment -d {plans.dataset_name} -encoder {wanted}",
+            f"plan for it: samunet_plan_experiment -d {quoted(plans.dataset_name)} -encoder {quoted(wanted)}",
         )
     return networks[wanted]
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
-from samunet.files import read_json, write_json, write_text
+from samunet.files import csv_text, read_json, write_json, write_text
 from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
 from samunet.quality.files import FOLDER, case_file
 
@@ -75,16 +73,14 @@ def _row(name: str, case: dict, calibration: Calibration | None) -> dict[str, An
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     classes = rows[0]["classes"] if rows else {}
     columns = [f"{what}_{doubt['name']}" for doubt in classes.values() for what in _OF_CLASS]
-    writer.writerow(["case", "look", "why", "predicted_Dice", "entropy", *columns])
+    lines = [["case", "look", "why", "predicted_Dice", "entropy", *columns]]
     for row in rows:
         numbers = [doubt.get(what) for doubt in row["classes"].values() for what in _OF_CLASS]
         head = [row["case"], "yes" if row["look"] else "", "; ".join(row["look"])]
-        writer.writerow([*head, *(_cell(value) for value in (row["predicted_Dice"], row["entropy"], *numbers))])
-    return text.getvalue()
+        lines.append([*head, *(_cell(value) for value in (row["predicted_Dice"], row["entropy"], *numbers))])
+    return csv_text(lines)
 
 
 def _cell(value: float | int | None) -> str:

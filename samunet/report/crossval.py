@@ -8,7 +8,7 @@ from pathlib import Path
 from samunet import __version__
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import load_dataset
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, quoted
 from samunet.evaluation.summary import class_key, mean_of
 from samunet.inference.model_folder import ModelFolder
 from samunet.quality.calibration import read_calibration
@@ -46,7 +46,7 @@ def crossval_report(model: ModelFolder, pictures: int, window: tuple[float, floa
     if not folds:
         raise SamunetError(
             f"no fold of {model.path} has been validated",
-            f"train one: samunet_train {model.plans.dataset_name} {model.configuration_name} 0",
+            f"train one: samunet_train {quoted(model.plans.dataset_name)} {quoted(model.configuration_name)} 0",
         )
     cases = [
         case for fold in folds for case in read_scores(model.fold(fold) / "validation" / "summary.json", str(fold))

@@ -13,7 +13,7 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import list_cases
 from samunet.dataset.outputs import ARGUMENTS
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import class_key
 from samunet.files import read_json
 from samunet.imageio.registry import ending_of
@@ -82,7 +82,7 @@ def _read(folder: Path) -> _Predicted:
         if ending and file.is_file() and not file.name.startswith("."):
             masks[file.name[: -len(ending)]] = file
     if not isinstance(arguments, dict) or not masks:
-        raise SamunetError(f"{folder} holds no masks", "predict first: samunet_predict -i IMAGES -o " + str(folder))
+        raise SamunetError(f"{folder} holds no masks", f"predict first: samunet_predict -i IMAGES -o {quoted(folder)}")
     quality = read_json(folder / "quality.json") if (folder / "quality.json").is_file() else None
     if quality is not None and not _whole(quality, description):
         raise SamunetError(f"{folder / 'quality.json'} is damaged", "predict again with --save_uncertainty")

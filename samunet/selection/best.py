@@ -14,7 +14,7 @@ import numpy as np
 from samunet import paths
 from samunet.dataset.cases import visible
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import atomic_folder, read_json, write_json, write_text
 from samunet.imageio.registry import reader_for
 from samunet.inference.choose import INFORMATION, INSTRUCTIONS
@@ -232,7 +232,7 @@ def _finished_models(
         begun = f"none of {len(asked)} begun models has" if asked else "no model has"
         raise SamunetError(
             f"{dataset_name}: {begun} all of the folds {', '.join(map(str, folds))} trained and validated",
-            commands[0] if commands else f"samunet_train {dataset_name} 2d {' '.join(map(str, folds))}",
+            commands[0] if commands else f"samunet_train {quoted(dataset_name)} 2d {' '.join(map(str, folds))}",
         )
     return finished
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from samunet.dataset.mask_files import with_sidecar
 from samunet.dataset.outputs import check_place
 from samunet.dataset.patients import patients
 from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import mask_ending
@@ -80,7 +81,7 @@ def accumulate_crossval_results(
         there = ", ".join(path.name for path in trained_models(name)) or "none"
         raise UsageError(
             f"there is no trained model {model.path.name} of {name} (trained: {there})",
-            f"samunet_train {name} {configuration} 0 1 2 3 4 -p {plans_name}",
+            f"samunet_train {quoted(name)} {quoted(configuration)} 0 1 2 3 4 -p {quoted(plans_name)}",
         )
     loaded = load_dataset(name)
     splits = dataset_splits(loaded)
@@ -189,7 +190,7 @@ def training_command(model: ModelFolder, folds: Sequence[Fold], *flags: str) -> 
     """What to type to train these folds."""
     _, plans_name, configuration = model.path.name.split("__")
     words = ["samunet_train", model.path.parent.name, configuration, *map(str, folds), *flags]
-    return " ".join(words + (["-p", plans_name] if plans_name != DEFAULT_PLANS_NAME else []))
+    return shlex.join(words + (["-p", plans_name] if plans_name != DEFAULT_PLANS_NAME else []))
 
 
 def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, splits: Splits) -> dict[str, OutOfFold]:

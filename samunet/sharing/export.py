@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from samunet import __version__, paths
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.outputs import check_place
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import atomic_path, file_hash, to_json
 from samunet.inference.choose import parse_folds
 from samunet.inference.manifest import (
@@ -155,13 +155,14 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
         elif options.strict:
             raise UsageError(
                 f"there is no trained model {folder} in {results} with the checkpoints asked for (trained: {there})",
-                f"train it: samunet_train {results.name} {configuration} 0, or leave it out with --not_strict",
+                f"train it: samunet_train {quoted(results.name)} {quoted(configuration)} 0, or leave it out "
+                "with --not_strict",
             )
         log.warning("%s is not trained and left out", folder)
     if not selections:
         raise UsageError(
             f"there is nothing to export in {results} with the plans {options.plans_name} (trained: {there})",
-            f"train a fold first: samunet_train {results.name} 2d 0",
+            f"train a fold first: samunet_train {quoted(results.name)} 2d 0",
         )
     return selections
 

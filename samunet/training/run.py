@@ -17,7 +17,7 @@ from samunet.dataset.patients import patients
 from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
@@ -218,7 +218,7 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     if wanted not in planned:
         raise UsageError(
             f"these plans hold networks for {' and '.join(planned)}, not for {wanted}",
-            f"plan for it: samunet_plan_experiment -d {plans.dataset_name} -encoder {wanted}",
+            f"plan for it: samunet_plan_experiment -d {quoted(plans.dataset_name)} -encoder {quoted(wanted)}",
         )
     family = planned[wanted]
     network = networks[family]
