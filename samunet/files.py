@@ -370,6 +370,14 @@ def _failure(what: str, error: OSError) -> SamunetError:
     return kind(f"{what}: {_reason(error)}", _remedy(error))
 
 
+def worded(error: OSError, what: str) -> SamunetError:
+    """An error of the system, met while ``what`` was done, in words; a :class:`FatalError` where the disk is full."""
+    where = f"{what}: {error.filename}" if error.filename else what
+    if error.errno in _FULL:
+        return FatalError(f"{where}: {_reason(error)}", _remedy(error))
+    return SamunetError(f"{where}: {_reason(error)}", "make it a file that you may read, or remove the case")
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from samunet.errors import FatalError, SamunetError, UsageError
+from samunet.files import worded
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,8 @@ class naming_the_case:
             raise FatalError(f"case {self.case}: memory ran out", "close other programs or use -np 1") from error
         if isinstance(error, SamunetError):
             raise type(error)(f"case {self.case}: {error.message}", error.hint) from error
+        if isinstance(error, OSError):
+            raise worded(error, f"case {self.case}") from error
         if isinstance(error, Exception) and not isinstance(error, BrokenProcessPool):
             raise SamunetError(f"case {self.case}: {type(error).__name__}: {error}") from error
 

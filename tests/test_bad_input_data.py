@@ -49,7 +49,7 @@ FOLDERS = [
     Row("results folder not set", variable(samunet_results=None), "train 998 2d 1 --iterations 1",
         ("samunet_results", "export")),
     Row("no folder set", variable(samunet_raw=None, samunet_preprocessed=None, samunet_results=None), PLAN,
-        ("samunet_raw, samunet_preprocessed and samunet_results", "export"), 2),
+        ("samunet_raw", "export"), 2),
     Row("raw folder does not exist", variable(samunet_raw="{root}/nowhere"), PLAN,
         ("nowhere", "samunet_raw", "export")),
     Row("raw folder is a file", both(write("file", ""), variable(samunet_raw="{root}/file")), PLAN,
@@ -66,7 +66,7 @@ FOLDERS = [
 DESCRIPTION = [
     Row("missing", remove(JSON), PLAN, ("no dataset.json in", "channel_names")),
     Row("not JSON", write(JSON, '{"labels": {,}}'), PLAN, ("dataset.json", "line 1")),
-    Row("not text", write(JSON, b"\xff\xfe\x00\x81"), PLAN, ("dataset.json", "text")),
+    Row("not text", write(JSON, b"\xff\xfd\x00\x81"), PLAN, ("dataset.json", "text")),
     Row("a list", write(JSON, "[]"), PLAN, ("dataset.json", "object", "channel_names")),
     Row("lacks labels", drop(JSON, "labels"), PLAN, ("dataset.json", "lacks labels", "channel_names")),
     Row("lacks channel_names and file_ending", both(drop(JSON, "channel_names"), drop(JSON, "file_ending")), PLAN,

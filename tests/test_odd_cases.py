@@ -129,7 +129,7 @@ def prepare(root):
     configuration = plans.configuration("2d")
     folder = root / "preprocessed" / NAME
     preprocess_dataset(dataset, plans, configuration, folder, progress=False)
-    stored = stored_cases(folder, plans, configuration, dataset.description, list(dataset.cases))
+    stored = stored_cases(folder, plans, configuration, dataset.description, list(dataset.cases), dataset)
     return dataset, fingerprint, plans, configuration, stored
 
 

@@ -201,7 +201,7 @@ class StoredCase:
             raise self._damaged("record")
         return stored
 
-    @property
+    @cached_property
     def record(self) -> CaseRecord:
         """How to bring masks back to the original image."""
         return CaseRecord.from_json(self._stored["record"])
