@@ -75,7 +75,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "pillow>=10.0",
-        "pydicom>=2.4",  # headers of DICOM files; SimpleITK decodes their pixels
+        "pydicom>=3.0",  # headers of DICOM files; SimpleITK decodes their pixels
         "tifffile>=2023.7",
         "matplotlib>=3.8",
         "pydantic>=2.6",

@@ -189,7 +189,7 @@ LABELS = ("--labels", "liver", "tumour", "--paint_in_order")
         (None, (*VOLUMES, "--labels", *map(str, range(1000, 1256))), ["256 classes", "may have 255"], 2),
         (None, ("scans/{case}_{class}.nii.gz", VOLUMES[0], *LABELS), ["{class} does not belong there"], 2),
         (None, (VOLUMES[0], "scans/{case}_liver.nii.gz", *LABELS), ["--paint_in_order says which"], 2),
-        (None, (VOLUMES[0], "scans/{case}_liver.nii.gz", "--labels", "a=1"), ["--labels NAME=TEXT", "--remap"], 2),
+        (None, (VOLUMES[0], "scans/{case}_liver.nii.gz", "--labels", "a=1"), ["'1' is no colour", "--remap"], 2),
         (None, (*VOLUMES[:1], "scans/{case}_*r.nii.gz", *VOLUMES[2:]), ["the same case twice", "put {class}"], 1),
         (smaller_tumour, (*VOLUMES, *LABELS), ["anna_tumour.nii.gz has shape (2, 12, 10)", "(3, 12, 10)"], 1),
         (damaged_tumour, (*VOLUMES, *LABELS), ["anna_tumour.nii.gz"], 1),

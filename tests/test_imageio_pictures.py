@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
+from samunet.dataset.cases import Case
+from samunet.dataset.description import description_from_json
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
 from samunet.imageio.registry import reader_for
+from samunet.preprocessing.case import read_case
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -201,15 +204,45 @@ def test_a_truncated_jpeg_is_refused(reader, tmp_path):
         reader.read_image([tmp_path / "a.jpg"])
 
 
-def test_a_turned_photograph_is_refused(reader, tmp_path):
+def save_turned(path, pixels, orientation):
     exif = pillow.Exif()
-    exif[0x0112] = 6
-    pillow.fromarray(COLOUR).save(tmp_path / "a.jpg", exif=exif)
-    with pytest.raises(SamunetError, match=r"a.jpg is stored turned(.|\n)*exif_transpose"):
-        reader.read_image([tmp_path / "a.jpg"])
-    exif[0x0112] = 1
-    pillow.fromarray(COLOUR).save(tmp_path / "a.jpg", exif=exif)
-    assert reader.read_image([tmp_path / "a.jpg"]).array.shape == (3, 1, 5, 7)
+    exif[0x0112] = orientation
+    pillow.fromarray(pixels).save(path, exif=exif)
+
+
+# What a viewer shows of the stored pixels, by the EXIF standard: 6 needs a quarter to the right, 8 to the left.
+SHOWN = {
+    1: lambda p: p, 2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1), 6: lambda p: np.rot90(p, -1), 7: lambda p: np.rot90(p, 2).swapaxes(0, 1),
+    8: lambda p: np.rot90(p, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_a_turned_photograph_is_read_as_it_is_shown(reader, tmp_path, caplog, orientation):
+    save_turned(tmp_path / "a.png", COLOUR, orientation)
+    image = reader.read_image([tmp_path / "a.png"])
+    shown = SHOWN[orientation](COLOUR)
+    assert np.array_equal(image.array[:, 0], np.moveaxis(shown, -1, 0))
+    assert ("stored turned (EXIF), such as a.png" in caplog.text) == (orientation != 1)
+    # The mask has the grid of what is shown, and is read back so.
+    mask = np.arange(shown[..., 0].size).reshape(1, *shown.shape[:2]) % 3
+    reader.write_label(mask, tmp_path / "m.png", image.geometry)
+    assert np.array_equal(np.asarray(pillow.open(tmp_path / "m.png")), mask[0])
+    assert np.array_equal(reader.read_label(tmp_path / "m.png")[0], mask)
+
+
+def test_a_mask_of_the_stored_pixels_does_not_fit_a_turned_photograph(tmp_path):
+    save_turned(tmp_path / "a_0000.jpg", COLOUR, 6)
+    pillow.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "a.png")
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "a": 1}}
+    description = description_from_json(content | {"file_ending": ".png"}, "")
+    case = Case("a", (tmp_path / "a_0000.jpg",), tmp_path / "a.png")
+    with pytest.raises(SamunetError, match=r"a.png has shape \(1, 5, 7\) .* \(1, 7, 5\)") as caught:
+        read_case(case, description)
+    assert "stored turned (EXIF)" in caught.value.hint
+    pillow.fromarray(np.zeros((7, 5), np.uint8)).save(tmp_path / "a.png")
+    assert read_case(case, description)[1].shape == (1, 7, 5)
 
 
 @pytest.mark.parametrize(("mode", "ending"), [("CMYK", ".jpg")])

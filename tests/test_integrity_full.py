@@ -337,3 +337,16 @@ def test_real_datasets_are_sound(monkeypatch, number):
     monkeypatch.setenv("samunet_raw", str(DATA))
     report = complete_check(read_dataset(find_dataset(number)), progress=False)
     assert report.problems == []
+
+
+def test_what_is_left_out_of_imagestr_is_named(raw):
+    folder = raw / "imagesTr"
+    (folder / "d_0000.mhd").touch()
+    (folder / "old").mkdir()
+    problems = read_dataset(NAME).problems
+    assert [problem.text for problem in problems if problem.warning] == [
+        "files that are no images of this dataset are left alone: imagesTr has d_0000.mhd, old/"
+    ]
+    (folder / "e_0000.nii.gz").symlink_to(raw / "gone.nii.gz")
+    errors = [problem.text for problem in read_dataset(NAME).problems if not problem.warning]
+    assert any("links that lead nowhere: imagesTr/e_0000.nii.gz -> " in text for text in errors)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -634,3 +635,108 @@ def test_the_dataset_itself_is_no_source(capsys):
     make(f"../raw/{NAME}/imagesTr", f"../raw/{NAME}/labelsTr", "--overwrite", status=1)
     assert "would be replaced" in capsys.readouterr().err
     assert tree("../raw") == before
+
+
+def three_colours(name, path):
+    save(np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)[MASK], path)
+
+
+def test_names_of_several_colours_must_say_whose_they_are(capsys):
+    photographs(three_colours)
+    make("photos", "masks", "--labels", "wound", "ruler", status=1)
+    message = capsys.readouterr().err
+    share = 100 * np.count_nonzero(MASK == 1) / MASK.size
+    assert f"#ff0000 (red, {share:.2f}% of the pixels)" in message
+    assert "#00ff00 (lime," in message
+    assert "--labels wound=#" in message
+    assert not Path("../raw", NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["wound=#ff0000", "ruler=#00ff00"],
+        ["wound=red", "ruler=lime"],
+        ["wound=255,0,0", "ruler=rgb(0,255,0)"],
+        ["background=black", "wound=#F00", "ruler=#0f0"],
+    ],
+)
+@pytest.mark.parametrize("masks", [three_colours, turned_palette, on_nothing])
+def test_names_with_colours(labels, masks):
+    photographs(masks)
+    make("photos", "masks", "--labels", *labels)
+    dataset = checked()
+    assert dataset.description.labels.names == ("background", "wound", "ruler")
+    assert np.array_equal(label(dataset, "b1")[0], MASK)
+
+
+def test_the_background_may_have_a_colour():
+    photographs(lambda name, path: save(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 0]], np.uint8)[MASK], path))
+    make("photos", "masks", "--labels", "background=white", "wound=red", "ruler=black")
+    assert np.array_equal(label(checked(), "a1")[0], MASK)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says", "status"),
+    [
+        (["wound=red", "ruler"], "but none for ruler", 2),
+        (["wound=red", "ruler=2"], "'2' is no colour", 2),
+        (["wound=red", "ruler=blue"], "names #0000ff, which no mask has", 1),
+        (["wound=red"], "gives no class to the colours #00ff00", 1),
+    ],
+)
+def test_colours_that_do_not_fit(labels, says, status, capsys):
+    photographs(three_colours)
+    make("photos", "masks", "--labels", *labels, status=status)
+    assert says in capsys.readouterr().err
+
+
+def linked_patients():
+    """Six patients, four of them links to another disk, and a link from a patient back to all of them."""
+    for index, case in enumerate(("p0", "p1", "p2", "p3", "p4", "p5")):
+        home = Path("store" if index < 4 else "patients", case)
+        volume(np.random.default_rng(index).normal(size=(3, *MASK.shape)).astype(np.float32), f"{home}/t1.nii.gz")
+        volume(np.stack([MASK] * 3), f"{home}/seg.nii.gz")
+        if index < 4:
+            Path("patients").mkdir(exist_ok=True)
+            Path("patients", case).symlink_to(home.absolute())
+    Path("store/p0/all").symlink_to(Path("patients").absolute())
+
+
+VOLUMES = ("patients/{case}/t1.nii.gz", "patients/{case}/seg.nii.gz", "--channel_names", "T1", "--labels", "a", "b")
+
+
+def test_linked_folders_are_followed():
+    linked_patients()
+    make(*VOLUMES)
+    assert sorted(checked().cases) == ["p0", "p1", "p2", "p3", "p4", "p5"]
+
+
+def test_links_that_lead_nowhere_are_named(capsys):
+    linked_patients()
+    shutil.rmtree("store/p2")
+    make(*VOLUMES, status=1)
+    message = capsys.readouterr().err
+    assert "links that lead nowhere: patients/p2 -> " in message
+
+
+def test_folders_that_cannot_be_opened_are_named(capsys, monkeypatch):
+    linked_patients()
+    opened = Path.iterdir
+
+    def iterdir(self):
+        if self.name == "p4":
+            raise PermissionError(13, "Permission denied")
+        return opened(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    make(*VOLUMES, status=1)
+    assert "patients/p4 cannot be opened: Permission denied" in capsys.readouterr().err
+
+
+def test_patients_without_any_match_are_named(caplog):
+    linked_patients()
+    Path("patients/p5/t1.nii.gz").rename("patients/p5/T1.nii.gz")
+    Path("patients/p5/seg.nii.gz").rename("patients/p5/Seg.nii.gz")
+    make(*VOLUMES)
+    assert "left out, since nothing in them matches patients/{case}/t1.nii.gz: p5" in caplog.text

@@ -213,3 +213,30 @@ def test_real_folders(name, number):
     from samunet.dataset.description import read_description
 
     assert len(list_cases(DATA / name / "imagesTs", read_description(DATA / name))) == number
+
+
+def test_a_tree_of_patients_and_series(tmp_path, caplog):
+    tree = tmp_path / "tree"
+    for patient, series in (("anna", "axial"), ("anna", "late"), ("bert", "axial")):
+        write_series(tree / patient / series)
+    (tree / "bert" / "notes.txt").touch()
+    (tmp_path / "elsewhere").mkdir()
+    write_series(tmp_path / "elsewhere" / "axial")
+    (tree / "cleo").symlink_to(tmp_path / "elsewhere")
+    cases = list_cases(tree, model())
+    assert list(cases) == ["anna_axial", "anna_late", "bert_axial", "cleo_axial"]
+    assert cases["anna_late"].images == (tree / "anna" / "late",)
+    assert "1 files that are no images are left out: bert/notes.txt" in caplog.text
+
+
+def test_what_is_left_out_is_named(tmp_path, caplog):
+    write(tmp_path / "a_0000.nii.gz")
+    (tmp_path / "old").mkdir()
+    write(tmp_path / "old" / "b.nii.gz")
+    (tmp_path / "c.mhd").touch()
+    list_cases(tmp_path, model())
+    assert "1 images in subfolders are left out: old/b.nii.gz" in caplog.text
+    assert "1 files that are no images are left out: c.mhd" in caplog.text
+    (tmp_path / "d.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    with pytest.raises(SamunetError, match=r"links that lead nowhere: .*d\.nii\.gz -> .*gone\.nii\.gz"):
+        list_cases(tmp_path, model())

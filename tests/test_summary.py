@@ -11,6 +11,8 @@ from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.metrics import Counts
 from samunet.evaluation.summary import KEYS, evaluate_folder, format_table, scores, summarize
 from samunet.files import read_json, write_json
+from samunet.imageio.pictures import PICTURE_GEOMETRY
+from samunet.imageio.registry import reader_for
 
 LABELS = Labels.from_json({"background": 0, "liver": 1, "kidney": 2})
 NOTHING = Counts(0, 0, 0, 8)
@@ -173,3 +175,18 @@ def test_table_has_names_means_and_the_worst_three():
         assert [line.split()[1] for line in lines[6:]] == ["low.nii.gz", "middle.nii.gz", "good.nii.gz"]
         assert "class 1 liver: 0.2500" in lines[6]
     assert format_table(summary).splitlines()[1].split()[:2] == ["1", "0.5625"]
+
+
+def test_masks_without_a_partner_are_named(tmp_path, caplog):
+    for folder, names in (("truth", ("a", "b")), ("preds", ("a", "c"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            mask = np.zeros((1, 4, 4), np.uint8)
+            mask[0, 1] = 1
+            reader_for(".png").write_label(mask, tmp_path / folder / f"{name}.png", PICTURE_GEOMETRY)
+    evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".png", allow_missing=True)
+    assert "truth has no reference for them: c" in caplog.text
+    assert "preds has no prediction for them: b" in caplog.text
+    (tmp_path / "preds" / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(SamunetError, match=r"links that lead nowhere: .*b\.png -> .*gone\.png"):
+        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".png", allow_missing=True)

@@ -30,7 +30,10 @@ def add_target(parser: argparse.ArgumentParser, *, name: str | None = None, numb
 
 def add_values(parser: argparse.ArgumentParser, *, class_files: bool = False) -> None:
     """What the values of masks mean; ``class_files``: whether each class may have a file of its own."""
-    told = "; with {class} in the masks' pattern, NAME=TEXT gives the text of its file names" if class_files else ""
+    told = (
+        "; NAME=red or NAME=#ff0000 gives its colour in masks, or, with {class} in their pattern, the text of its files"
+    )
+    told = told if class_files else ""
     parser.add_argument(
         "--labels",
         nargs="+",

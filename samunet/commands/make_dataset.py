@@ -55,14 +55,13 @@ def _run(arguments: argparse.Namespace) -> None:
     options = converting.options(
         arguments, tuple(channel for channel, _, _ in channels) or None, [label for label, _, _ in classes]
     )
-    text_of = {label: text or label for label, _, text in classes}
     draft = draft_of_folders(
         name,
         arguments.images,
         arguments.masks,
         options,
         channel_texts=[text or channel for channel, _, text in channels],
-        class_texts=[text_of[label] for label in options.coding.labels or ()],
+        class_texts={label: text for label, _, text in classes if text},
         patient_pattern=arguments.patient_pattern,
         test_images=arguments.test_images,
         test_masks=arguments.test_masks,

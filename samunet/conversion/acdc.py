@@ -14,6 +14,7 @@ from pathlib import Path
 from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.source import FileSource
+from samunet.dataset.below import entries
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 
@@ -52,9 +53,7 @@ def draft_of_acdc(name: str, folder: Path, options: Options) -> Draft:
 
 def _cases(folder: Path, masks_needed: bool, phases: dict[str, str], problems: list[Problem]) -> list[FileSource]:
     sources = []
-    patients = [
-        entry for entry in sorted(folder.iterdir()) if entry.is_dir() and re.fullmatch(r"patient\d+", entry.name)
-    ]
+    patients = [entry for entry in entries(folder) if entry.is_dir() and re.fullmatch(r"patient\d+", entry.name)]
     for patient in patients:
         try:
             frames = _frames(patient)

@@ -13,7 +13,6 @@ from samunet.errors import SamunetError, UsageError
 # A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.
 _MANY = 64
 _WHITE = 255
-_HEXADECIMAL = re.compile(r"#([0-9a-fA-F]{6})")
 _SMOOTHED = (
     "export the masks again without smoothing, scaling or JPEG; for one structure drawn in white on black, add "
     "--threshold 127"
@@ -31,6 +30,7 @@ class CodingOptions:
         known: Raw value to name, where a file of the dataset tells it; then nothing is decided.
         class_files: Whether each class has a file of its own; ``labels`` are then known.
         paint_in_order: Whether later classes may then cover earlier ones.
+        as_colours: Whether masks are read as colours even if they have a palette or are grey.
     """
 
     labels: tuple[str, ...] | None = None
@@ -39,6 +39,7 @@ class CodingOptions:
     known: Mapping[int, str] | None = None
     class_files: bool = False
     paint_in_order: bool = False
+    as_colours: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,48 @@ def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-def decide_coding(values: Iterable[int], coloured: bool, options: CodingOptions) -> Coding:
+def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+    """``NAME=COLOUR`` of ``--labels`` as ``CodingOptions.remap``.
+
+    Args:
+        labels: Names of the classes 1, 2, ...
+        colours: Name to colour; ``background`` may be among them.
+
+    Raises:
+        UsageError: If a class has none, or what is given is no colour.
+    """
+    lacking = [name for name in labels if name not in colours]
+    if lacking:
+        raise UsageError(
+            f"--labels gives colours, but none for {', '.join(lacking)}",
+            f"give every class one, for example {lacking[0]}=red or {lacking[0]}=#ff0000",
+        )
+    for name, colour in colours.items():
+        if _rgb(colour) is None:
+            raise UsageError(
+                f"--labels {name}={colour}: {colour!r} is no colour",
+                f"write {name}=#ff0000, {name}=255,0,0 or a CSS name, {name}=red; it may also be what stands for "
+                "{class} in the pattern of masks, which has none here; for numbers in masks: --remap 4=1",
+            )
+    places = {name: place for place, name in enumerate(labels, 1)}
+    return tuple((colour, places.get(name, 0)) for name, colour in colours.items())
+
+
+def decide_coding(
+    values: Iterable[int], coloured: bool, options: CodingOptions, voxels: Mapping[int, int] | None = None
+) -> Coding:
     """Give every value that occurs in the masks a class.
 
     Taken as they are: 0, 1, 2, ... without gaps (with ``labels``, also with classes that occur nowhere). Made into
-    classes: 255 beside 0, which is how black and white is stored, and colours beside black, in ascending order. All
-    else must be asked for, because a gap may as well be a mistake.
+    classes: 255 beside 0, which is how black and white is stored, and colours beside black, in ascending order unless
+    they are several that have names: nothing says which is whose. All else must be asked for, because a gap may as well
+    be a mistake.
 
     Args:
         values: Those that occur anywhere.
         coloured: Whether they are colours.
         options: What the user says.
+        voxels: How often each value occurs, for messages.
 
     Raises:
         SamunetError: If values are not understood; the hint says what to type for what they may mean.
@@ -173,6 +205,8 @@ def decide_coding(values: Iterable[int], coloured: bool, options: CodingOptions)
         classes = _in_order(values, coloured)
         if coloured and options.remap is None and len(values) > _MANY:
             raise SamunetError(f"masks have {len(values)} different colours: {_some(values, True)}", _SMOOTHED)
+        if coloured and options.remap is None and options.labels is not None and len(set(values) - {0}) > 1:
+            raise _whose_colours([value for value in values if value], options.labels, voxels or {})
     else:
         classes = _as_they_are(values, options.labels)
     return _named(classes, options.labels, coloured, None, exact=coloured or options.remap is not None)
@@ -194,32 +228,67 @@ def _as_asked(values: list[int], remap: Sequence[tuple[str, int]], coloured: boo
     lacking = [value for value in asked if value not in values]
     if lacking:
         raise SamunetError(
-            f"--remap names {_some(lacking, coloured)}, which no mask has",
+            f"{'--labels or --remap' if coloured else '--remap'} names {_some(lacking, coloured)}, which no mask has",
             f"the masks have {_some(values, coloured)}",
         )
     rest = [value for value in values if value not in asked]
     if coloured and set(rest) - {0}:
         raise SamunetError(
-            f"--remap gives no class to the colours {_some([value for value in rest if value], True)}",
-            "name every colour but black; 0 is the background",
+            f"--labels or --remap gives no class to the colours {_some([value for value in rest if value], True)}",
+            "name every colour but black; black, or what is called background, is 0",
         )
     return {value: asked.get(value, value) for value in values}
 
 
 def _raw_value(text: str, coloured: bool) -> int:
-    match = _HEXADECIMAL.fullmatch(text)
-    parts = text.split(",")
-    rgb = len(parts) == 3 and all(part.strip().isdecimal() and int(part) <= 255 for part in parts)
     number = re.fullmatch(r"-?\d+", text)
-    if coloured and match:
-        return int(match[1], 16)
-    if coloured and rgb:
-        red, green, blue = map(int, parts)
-        return (red << 16) + (green << 8) + blue
+    colour = _rgb(text)
+    if coloured and colour is not None:
+        return colour
     if number and (not coloured or int(text) == 0):
         return int(text)
     wanted = "colours, so write '#ff0000=1' or 255,0,0=1" if coloured else "numbers, so write 4=3"
     raise UsageError(f"--remap: {text!r} is no value of these masks", f"they hold {wanted}")
+
+
+def _rgb(text: str) -> int | None:
+    """The code of ``#ff0000``, ``255,0,0``, ``rgb(255,0,0)`` or a CSS name; None of what is no colour."""
+    from PIL import ImageColor
+
+    bare = re.fullmatch(r"\s*\d+\s*,\s*\d+\s*,\s*\d+\s*", text)
+    try:
+        colour = ImageColor.getrgb(f"rgb({text.strip()})" if bare else text.strip())
+    except ValueError:
+        return None
+    red, green, blue = colour[:3]
+    return (red << 16) + (green << 8) + blue if len(colour) == 3 and max(colour) <= 255 else None
+
+
+def _css_name(colour: int) -> str:
+    """The CSS name of the nearest colour."""
+    from PIL import ImageColor
+
+    def distance(name: str) -> int:
+        other = ImageColor.getrgb(name)[:3]
+        return sum((part - (colour >> shift & 255)) ** 2 for part, shift in zip(other, (16, 8, 0)))
+
+    nearest = min(ImageColor.colormap, key=distance)
+    return nearest if not distance(nearest) else f"near {nearest}"
+
+
+def _whose_colours(colours: Sequence[int], labels: Sequence[str], voxels: Mapping[int, int]) -> SamunetError:
+    total = max(sum(voxels.values()), 1)
+    often = sorted(colours, key=lambda colour: -voxels.get(colour, 0))
+    found = [f"{shown(one, True)} ({_css_name(one)}, {voxels.get(one, 0) / total:.2%} of the pixels)" for one in often]
+    names = [*labels, *(f"class_{place}" for place in range(len(labels) + 1, len(often) + 1))]
+    example = " ".join(f"{name}={shown(colour, True)}" for name, colour in zip(names, often))
+    remap = " ".join(f"'{shown(colour, True)}={place}'" for place, colour in enumerate(often, 1))
+    listed = ", ".join(found[:12]) + (f", ... ({len(found)} in all)" if len(found) > 12 else "")
+    return SamunetError(
+        f"masks have {len(often)} colours besides black, and nothing says which is {' or '.join(labels[:2])}: {listed}",
+        f"say it, each name with its own colour: --labels {example} (CSS names will do as well: {labels[0]}=red); or "
+        f"number them: --remap {remap}",
+    )
 
 
 def _in_order(values: list[int], coloured: bool) -> dict[int, int]:

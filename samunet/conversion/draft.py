@@ -185,6 +185,7 @@ def make_draft(
         test,
         threshold=options.coding.threshold,
         tolerate_geometry=options.tolerate_geometry,
+        as_colours=options.coding.as_colours,
         num_workers=options.workers,
         progress=options.progress,
     )
@@ -201,13 +202,15 @@ def make_draft(
         log.warning("%s: %s (%s)", problem.where, problem.text, problem.fix)
     channel_names = decide_channels(sound, options.channel_names)
     raise_problems(wrong_channels(sound, channel_names), where)
-    values = {value for finding in everything for value in finding.values}
+    voxels = Counter()
+    for finding in everything:
+        voxels.update(finding.values)
     if options.coding.class_files:
-        coding = class_files.decide_painting(values, options.coding.labels, options.coding.threshold)
+        coding = class_files.decide_painting(voxels, options.coding.labels, options.coding.threshold)
     elif named and options.coding.known is None and options.coding.threshold is None:
         coding = segmentations.decide_segments(everything, options.coding)
     else:
-        coding = decide_coding(values, any(finding.coloured for finding in everything), options.coding)
+        coding = decide_coding(voxels, any(finding.coloured for finding in everything), options.coding, voxels)
     draft = Draft(
         name, found, found_test, channel_names, coding, decide_file_ending(sound), keys or {}, splits, options
     )  # fmt: skip

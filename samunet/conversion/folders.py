@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from samunet.conversion.class_files import ClassFilesSource, check_names
-from samunet.conversion.coding import CodingOptions
+from samunet.conversion.coding import CodingOptions, colours_of
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.groups import group_by_pattern
 from samunet.conversion.pairing import Pairs, find_pairs
@@ -27,7 +27,7 @@ def draft_of_folders(
     options: Options,
     *,
     channel_texts: Sequence[str] = (),
-    class_texts: Sequence[str] = (),
+    class_texts: Mapping[str, str] | None = None,
     patient_pattern: str | None = None,
     test_images: str | None = None,
     test_masks: str | None = None,
@@ -39,7 +39,8 @@ def draft_of_folders(
         images, masks: Folders or patterns; see :func:`samunet.conversion.pairing.find_pairs`.
         options: What the user says about the data.
         channel_texts: What stands for each channel where a pattern has ``{channel}``.
-        class_texts: What stands for each of ``options.coding.labels`` where the pattern of masks has ``{class}``.
+        class_texts: By name of a class, where it is not the name itself: what stands for ``{class}`` in the pattern of
+            masks; where that has none, the colour of the class.
         patient_pattern: See :func:`samunet.conversion.groups.group_by_pattern`.
         test_images, test_masks: The same for imagesTs.
 
@@ -48,14 +49,23 @@ def draft_of_folders(
         UsageError: If a folder, a pattern or an option is wrong.
     """
     _check(images, masks, test_images, test_masks)
+    coding, given = options.coding, class_texts or {}
     if "class" in names_in(masks):
-        options = replace(options, coding=replace(options.coding, class_files=True))
-    _check_coding(options.coding, class_texts)
-    training = find_pairs(images, masks, channel_texts, class_texts)
+        coding = replace(coding, class_files=True)
+    elif given:
+        if coding.remap is not None or coding.threshold is not None:
+            raise UsageError(
+                "--labels NAME=COLOUR says what masks hold; --remap or --threshold says it once more", "leave one out"
+            )
+        coding = replace(coding, remap=colours_of(coding.labels or (), given), as_colours=True)
+    options = replace(options, coding=coding)
+    _check_coding(coding)
+    texts = [given.get(name, name) for name in coding.labels or ()] if coding.class_files else ()
+    training = find_pairs(images, masks, channel_texts, texts)
     _check_classes(masks, training, options.coding)
     test = Pairs([], [], [])
     if test_images is not None:
-        test = find_pairs(test_images, test_masks, channel_texts, class_texts, training.naming)
+        test = find_pairs(test_images, test_masks, channel_texts, texts, training.naming)
     others = training.other_classes + test.other_classes
     if others:
         listed = shortened([str(file) for file in others])
@@ -88,7 +98,7 @@ def _check(images: str, masks: str, test_images: str | None, test_masks: str | N
         )
 
 
-def _check_coding(coding: CodingOptions, class_texts: Sequence[str]) -> None:
+def _check_coding(coding: CodingOptions) -> None:
     if coding.class_files:
         if coding.remap is not None:
             raise UsageError(
@@ -97,11 +107,6 @@ def _check_coding(coding: CodingOptions, class_texts: Sequence[str]) -> None:
             )
         check_names(coding.labels or ())
         return
-    if class_texts and list(coding.labels or ()) != list(class_texts):
-        raise UsageError(
-            "--labels NAME=TEXT says what stands for {class} in the pattern of masks, which has none",
-            "leave out =TEXT; for other values of the masks: --remap OLD=NEW",
-        )
 
 
 def _check_classes(masks: str, training: Pairs, coding: CodingOptions) -> None:

@@ -57,6 +57,7 @@ def inspect_all(
     *,
     threshold: float | None,
     tolerate_geometry: bool,
+    as_colours: bool = False,
     num_workers: int,
     progress: bool,
 ) -> tuple[list[Finding], list[Finding]]:
@@ -77,8 +78,8 @@ def inspect_all(
         )  # fmt: skip
         return {name: _located(name, finding) for name, finding in results}
 
-    found = run(list(jobs), False)
-    if _colours_needed(list(found.values())):
+    found = run(list(jobs), as_colours)
+    if not as_colours and _colours_needed(list(found.values())):
         readable = [name for name, finding in found.items() if finding.values and not finding.coloured]
         found |= run(readable, True)
     return [found[source.name] for source in training], [found[f"{TEST}{source.name}"] for source in test]

@@ -144,12 +144,13 @@ def _drawn_on_nothing(file: Path) -> RawMask | None:
         SamunetError: If pixels are half transparent, as the borders of smoothed drawings are.
     """
     from PIL import Image as pillow
+    from PIL import ImageOps
 
     try:
         with pillow.open(file, formats=["PNG"]) as picture:
             if picture.mode != "RGBA" and "transparency" not in picture.info:
                 return None
-            pixels = np.moveaxis(np.asarray(picture.convert("RGBA")), -1, 0)[:, None]
+            pixels = np.moveaxis(np.asarray(ImageOps.exif_transpose(picture).convert("RGBA")), -1, 0)[:, None]
     except Exception:
         return None  # the reader tells what is wrong with the file
     alpha = pixels[3]

@@ -16,7 +16,8 @@ from typing import Any
 from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.source import FileSource
-from samunet.dataset.cases import channel_gaps, group_by_case, visible
+from samunet.dataset.below import entries
+from samunet.dataset.cases import channel_gaps, group_by_case
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
@@ -171,13 +172,13 @@ def _stem(file: Path) -> str:
 
 
 def _v1_cases(folder: Path, part: str, problems: list[Problem]) -> list[FileSource]:
-    images, wrong, unnumbered = group_by_case(visible(folder / f"images{part}"), [_ENDING])
+    images, wrong, unnumbered = group_by_case(entries(folder / f"images{part}"), [_ENDING])
     problems += wrong + channel_gaps(images)
     hint = "images of nnU-Net v1 are called case_0000.nii.gz, case_0001.nii.gz, ..."
     problems += [Problem("names without channel number:", file.name, file.name, hint) for file in unnumbered]
     labels = {
         file.name.removesuffix(_ENDING): file
-        for file in visible(folder / f"labels{part}")
+        for file in entries(folder / f"labels{part}")
         if file.name.endswith(_ENDING)
     }
     fix = "add the other one, or remove it"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samunet.conversion.class_files import ClassFilesSource
-from samunet.conversion.patterns import Match, files_below, find_matches, is_pattern, names_in, other_classes
+from samunet.conversion.patterns import Match, find_matches, is_pattern, names_in, other_classes
 from samunet.conversion.source import FileSource
+from samunet.dataset.below import files_below, name_below
 from samunet.dataset.cases import case_and_channel, channel_gaps, duplicate, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
@@ -140,7 +141,7 @@ def _find(
     else:
         folder = Path(place).expanduser()
         without = None if other is None or is_pattern(other) else _inside(folder, Path(other).expanduser())
-        matches = [Match(file, _name_below(folder, file)) for file in files_below(folder, without)]
+        matches = [Match(file, name_below(folder, file)) for file in files_below(folder, without)]
     readable = [match for match in matches if ending_of(match.file) is not None or match.file.is_dir()]
     headers = {match.file.with_suffix("") for match in readable if match.file.suffix.lower() in (".mhd", ".nhdr")}
     ignored = [match.file for match in matches if ending_of(match.file) is None and not match.file.is_dir()]
@@ -161,12 +162,6 @@ def _inside(folder: Path, other: Path) -> Path | None:
     """``other`` as a path below ``folder``; None if it lies elsewhere."""
     below = folder.resolve() in other.resolve().parents
     return folder / other.resolve().relative_to(folder.resolve()) if below else None
-
-
-def _name_below(folder: Path, file: Path) -> str:
-    """``anna/03.png`` is ``anna_03``."""
-    parts = file.relative_to(folder).parts
-    return "_".join((*parts[:-1], file.name[: -len(ending_of(file) or "") or None]))
 
 
 def _same(name: str) -> _Key:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.dataset.below import files_below
 from samunet.dataset.problems import shortened
 from samunet.errors import UsageError
-from samunet.imageio.dicom import is_dicom_folder
-from samunet.imageio.registry import ending_of
+
+log = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}|(\*)")
 _KNOWN = ("case", "patient", "channel", "class")
@@ -71,7 +73,9 @@ def find_matches(pattern: str, channels: Sequence[str], classes: Sequence[str] =
         patient, channel, label = texts.get("patient"), texts.get("channel"), texts.get("class")
         case = texts["case"] if patient is None else f"{patient}_{texts['case']}"
         found.append(Match(file, case, patient, _place(channel, channels), _place(label, classes)))
-    if not found:
+    if found:
+        _name_left_out(pattern, [match.file for match in found])
+    else:
         root = _parts(pattern)[0]
         there = files_below(root)
         listed = shortened([file.relative_to(root).as_posix() for file in there]) or "no files"
@@ -93,21 +97,6 @@ def other_classes(pattern: str, matches: Sequence[Match], without: Sequence[Path
     return [file for file, _ in _texts(pattern, {}) if file not in known]
 
 
-def files_below(folder: Path, without: Path | None = None) -> list[Path]:
-    """All files of a folder and its subfolders, sorted, without hidden ones and those below ``without``.
-
-    A subfolder that holds DICOM files is named in their place; other files in it are named as well.
-    """
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not _hidden(file, folder) and (without is None or without not in file.parents)
-    ]
-    strange = {file.parent for file in files if ending_of(file) is None}
-    series = {parent for parent in strange if parent != folder and is_dicom_folder(parent)}
-    return sorted({file.parent if file.parent in series and ending_of(file) is None else file for file in files})
-
-
 def _texts(pattern: str, allowed: Mapping[str, Sequence[str]]) -> list[tuple[Path, dict[str, str]]]:
     """Files that match, and what stands for each placeholder; ``allowed`` says what may stand for some."""
     root, rest = _parts(pattern)
@@ -116,6 +105,20 @@ def _texts(pattern: str, allowed: Mapping[str, Sequence[str]]) -> list[tuple[Pat
     expression = _expression(rest, allowed)
     matches = [(file, expression.fullmatch(file.relative_to(root).as_posix())) for file in files_below(root)]
     return [(file, match.groupdict()) for file, match in matches if match]
+
+
+def _name_left_out(pattern: str, found: Sequence[Path]) -> None:
+    """Warn of folders of cases or patients in which nothing was found."""
+    root, rest = _parts(pattern)
+    first, *deeper = rest.split("/")
+    if not deeper or not names_in(first):
+        return
+    level, expression = len(root.parts), _expression(first, {})
+    folders = {file.parts[level] for file in files_below(root) if len(file.parts) > level + 1}
+    lost = sorted(folders - {file.parts[level] for file in found})
+    lost = [name for name in lost if expression.fullmatch(name)]
+    if lost:
+        log.warning("left out, since nothing in them matches %s: %s", pattern, shortened(lost))
 
 
 def _parts(pattern: str) -> tuple[Path, str]:
@@ -127,11 +130,6 @@ def _parts(pattern: str) -> tuple[Path, str]:
 
 def _place(text: str | None, texts: Sequence[str]) -> int | None:
     return None if text is None else list(texts).index(text)
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    # __MACOSX is what macOS puts into zip files beside the data.
-    return any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(root).parts)
 
 
 def _check(pattern: str, channels: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.masks import RawMask
 from samunet.conversion.source import Source
+from samunet.dataset.below import entries
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, Geometry, Image, stack_channels, to_label
@@ -141,9 +142,9 @@ def _files(folder: Path, endings: Sequence[str], list_dir: Path | None, list_nam
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", f"give the folder with the {endings[0]} files")
     found = {}
-    for file in sorted(folder.iterdir()):
+    for file in entries(folder):
         ending = next((ending for ending in endings if file.name.endswith(ending)), None)
-        if ending is not None and not file.name.startswith("."):
+        if ending is not None:
             found[file.name.removesuffix(ending)] = file
     if not found:
         raise UsageError(f"{folder} has no files ending in {' or '.join(endings)}", "correct the path")

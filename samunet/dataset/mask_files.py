@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samunet.dataset.cases import ending_in, visible
+from samunet.dataset.below import entries
+from samunet.dataset.cases import ending_in
 from samunet.dataset.names import one_spelling, printable
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS
@@ -18,12 +19,12 @@ def mask_files(folder: Path) -> dict[str, Path]:
 
     Raises:
         UsageError: If it is no folder.
-        SamunetError: If there are two for the same case.
+        SamunetError: If there are two for the same case, or links that lead nowhere.
     """
     if not Path(folder).is_dir():
         raise UsageError(f"{folder} is not a folder", "give a folder with masks")
     found: dict[str, Path] = {}
-    for file in visible(Path(folder)):
+    for file in entries(Path(folder)):
         ending = ending_in(file.name, MASK_ENDINGS)
         if ending is None or not file.is_file():
             continue

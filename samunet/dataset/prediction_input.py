@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from samunet.dataset.below import files_below, name_below
 from samunet.dataset.cases import Case, case_and_channel, duplicate, unusable_names, visible
 from samunet.dataset.channels import channel_problem, count_channels, number_problem
 from samunet.dataset.description import Description
@@ -28,13 +29,14 @@ def list_cases(
     """The cases to predict, without labels, sorted by name.
 
     A case's name is its files' name without ending and channel number: ``scan`` for ``scan_0000.nii.gz`` and, where one
-    file holds all channels, for ``scan.nii.gz``. A DICOM series is a folder, and its case is named like the folder.
-    Endings may be other ones than the training's.
+    file holds all channels, for ``scan.nii.gz``. A DICOM series is a folder, and its case is named like the folder; in
+    a tree of patients and series like both, ``anna_axial`` for ``anna/axial``, as in a dataset made from it. Endings
+    may be other ones than the training's.
 
     Args:
-        source: A folder of images; a folder that is a DICOM series, or whose folders are; one file; a list of files,
-            whose names tell which belong together (channels that lie beside a file need not be listed); or a list of
-            lists, each with the files of one case in channel order.
+        source: A folder of images; a folder that is a DICOM series, or below which there are some; one file; a list of
+            files, whose names tell which belong together (channels that lie beside a file need not be listed); or a
+            list of lists, each with the files of one case in channel order.
         description: Of the dataset that the model was trained on.
         failures: Where given, a case that cannot be read or has not the model's channels is put there, with what is
             wrong with it, and left out; unless no case would remain.
@@ -48,7 +50,9 @@ def list_cases(
     if isinstance(source, (str, Path)):
         path = _existing(source)
         if path.is_dir():
-            return _cases(_images_of(path, description), path, description, preferred, failures, beside=False)
+            return _cases(
+                _images_of(path, description), path, description, preferred, failures, beside=False, root=path
+            )
         found, where = [path], path
     elif not source:
         raise UsageError("there is nothing to predict: the list of files is empty")
@@ -96,22 +100,27 @@ def _existing(item: str | Path) -> Path:
 
 def _images_of(folder: Path, description: Description) -> list[Path]:
     """The files and DICOM series in a folder; those of the training's kind alone if there are some."""
-    entries = visible(folder)
-    images = [entry for entry in entries if entry.is_file() and ending_of(entry)]
+    below = files_below(folder)
+    images = [file for file in below if file.parent == folder and file.is_file() and ending_of(file)]
     endings = image_endings(description)
     like_training = [image for image in images if ending_of(image) in endings]
     if not like_training and is_dicom_folder(folder):
         return [folder]
-    series = [entry for entry in entries if entry.is_dir() and is_dicom_folder(entry)]
+    series = [item for item in below if item.is_dir()]
     chosen = like_training + series or images
-    left_out = [image.name for image in images if image not in chosen]
-    if left_out:
-        log.warning(
-            "%s: %d images of another kind than %s are left out: %s",
-            folder, len(left_out), description.file_ending, shortened(left_out),
-        )  # fmt: skip
+    left_out = {
+        f"images of another kind than {description.file_ending}": [one for one in images if one not in chosen],
+        "images in subfolders": [one for one in below if one.parent != folder and one.is_file() and ending_of(one)],
+        "files that are no images": [
+            one for one in below if one.is_file() and not ending_of(one) and one.suffix.lower() != ".json"
+        ],
+    }
+    for what, files in left_out.items():
+        if files and chosen:
+            listed = shortened([file.relative_to(folder).as_posix() for file in files])
+            log.warning("%s: %d %s are left out: %s", folder, len(files), what, listed)
     if not chosen:
-        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in visible(folder)]
         got = f"it holds {shortened(names)}" if names else "it is empty"
         raise SamunetError(f"{folder} has no images: {got}", prediction_hint(description))
     return chosen
@@ -125,8 +134,9 @@ def _cases(
     failures: dict[str, SamunetError] | None,
     *,
     beside: bool,
+    root: Path | None = None,
 ) -> dict[str, Case]:
-    grouped, problems = _grouped(found, len(description.channel_names), preferred, beside)
+    grouped, problems = _grouped(found, len(description.channel_names), preferred, beside, root)
     problems += unusable_names(grouped)
     hint = prediction_hint(description)
     wrong = {
@@ -155,7 +165,7 @@ def _without_failures(
 
 
 def _grouped(
-    found: Sequence[Path], channels: int, preferred: Reader, beside: bool
+    found: Sequence[Path], channels: int, preferred: Reader, beside: bool, root: Path | None
 ) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
     """Files by case and channel number.
 
@@ -166,7 +176,7 @@ def _grouped(
     plain: list[Path] = []
     problems: list[Problem] = []
     for path in sorted(dict.fromkeys(found)):
-        parsed = case_and_channel(_stem(path))
+        parsed = case_and_channel(_stem(path, root))
         if parsed is None:
             plain.append(path)
             continue
@@ -180,7 +190,7 @@ def _grouped(
         if 0 not in files and (channels == 1 or all(count_channels(f, preferred) == channels for f in files.values())):
             plain += numbered.pop(name).values()
     for path in plain:
-        name = _stem(path)
+        name = _stem(path, root)
         first = numbered.setdefault(name, {0: path}).get(0, path)
         if first is not path:
             problems.append(duplicate(name, _told_apart(first, path)))
@@ -224,7 +234,10 @@ def _cases_as_given(
     return _without_failures(cases, wrong, problems + unusable_names(cases), failures, "the cases given")
 
 
-def _stem(path: Path) -> str:
+def _stem(path: Path, root: Path | None = None) -> str:
+    """The name of a file or folder without its ending; below ``root``, with those of the folders between."""
+    if root is not None and path != root:
+        return name_below(root, path)
     ending = None if path.is_dir() else ending_of(path)
     name = path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
     return one_spelling(name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from samunet.dataset.cases import Case, duplicate, ending_in, group_by_case, unusable_names, visible
 from samunet.dataset.channels import channel_problem, number_problem
 from samunet.dataset.description import CaseFiles, Description
 from samunet.dataset.names import one_spelling, printable
-from samunet.dataset.problems import Problem
+from samunet.dataset.problems import Problem, shortened
 from samunet.imageio.base import Reader
 from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.registry import IN_ONE_FILE, reader_for
@@ -43,10 +44,14 @@ def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple
         hint = naming_hint(description)
         return {}, [Problem("missing folder:", folder.name, f"the folder {folder.name} is missing", hint)]
     reader, ending = reader_for(description.file_ending, description.reader_override), description.file_ending
-    files = [entry for entry in visible(folder) if entry.is_file()]
+    listed, broken = _without_broken(folder)
+    files = [entry for entry in listed if entry.is_file()]
     # Of a header with separate voxels a change of the voxels would go unnoticed; samunet_make_dataset joins them.
     endings = [one for one in image_endings(description) if one not in IN_ONE_FILE]
     grouped, problems, unnumbered = group_by_case(files, endings)
+    problems += broken
+    if grouped:
+        problems += _left_alone(folder, listed, image_endings(description))
     hint = naming_hint(description)
     # Pictures of another kind may lie beside the images (previews, for one) as long as they are not called like them.
     problems += [
@@ -60,6 +65,32 @@ def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple
         wrong = channel_problem(name, channels, description, reader, hint, thorough=False)
         problems += [wrong] if wrong else []
     return {name: tuple(channels.values()) for name, channels in grouped.items()}, problems
+
+
+def _without_broken(folder: Path) -> tuple[list[Path], list[Problem]]:
+    """What a folder holds, and the links in it that lead nowhere."""
+    found = visible(folder)
+    fix = "is the disk it leads to there? Correct the link, or remove it"
+    broken = [
+        Problem("links that lead nowhere:", entry.name, f"{folder.name}/{entry.name} -> {os.readlink(entry)}", fix)
+        for entry in found
+        if not entry.exists()
+    ]
+    return [entry for entry in found if entry.exists()], broken
+
+
+def _left_alone(folder: Path, listed: list[Path], endings: Sequence[str]) -> list[Problem]:
+    """Files and folders that are no images of the dataset; TIFF has its spacing in .json files."""
+    others = [
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in listed
+        if entry.is_dir() or (ending_in(entry.name, endings) is None and entry.suffix.lower() != ".json")
+    ]
+    if not others:
+        return []
+    detail = f"{folder.name} has {shortened(others)}"
+    fix = "if they are cases: one file per channel, in the format of the others"
+    return [Problem("files that are no images of this dataset are left alone:", folder.name, detail, fix, warning=True)]
 
 
 def image_endings(description: Description) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ that are empty in a single case.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.workers import map_cases
+
+log = logging.getLogger(__name__)
 
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
@@ -130,7 +133,7 @@ def evaluate_folder(
     """Score a folder of predictions against a folder of references.
 
     Args:
-        predictions: Folder with a mask per case, of any ending; files without a reference are not looked at.
+        predictions: Folder with a mask per case, of any ending; a warning names those without a reference.
         references: Folder with a mask per case, of any ending.
         labels: The dataset's labels (a value that they do not have is an error) or only the values to score.
         file_ending: The dataset's, such as ``.nii.gz``; chooses the reader of files that have it.
@@ -264,6 +267,9 @@ def _find_cases(
     if unknown:
         raise SamunetError(f"no reference in {references} for {_listed(unknown)}")
     missing = [case for case in wanted if case not in predicted]
+    surplus = sorted(predicted.keys() - referenced.keys())
+    if surplus and cases is None:
+        log.warning("not scored, since %s has no reference for them: %s", references, _listed(surplus))
     found = [case for case in wanted if case in predicted]
     if not found:
         raise SamunetError(
@@ -275,6 +281,8 @@ def _find_cases(
             f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {_listed(missing)}",
             "predict these cases, or leave them out with --chill",
         )
+    if missing:
+        log.warning("not scored, since %s has no prediction for them: %s", predictions, _listed(missing))
     return {case: (predicted[case], referenced[case]) for case in found}
 
 

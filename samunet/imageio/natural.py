@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+log = logging.getLogger(__name__)
+
 _LOSSY_ENDINGS = (".jpg", ".jpeg")
 # MPO is what many telephones write into .jpg: a JPEG picture with a second one behind it.
 _LOSSY_FORMATS = ("JPEG", "MPO")
@@ -39,6 +42,7 @@ _ALPHA = ("LA", "RGBA")
 # Pillow stretches PNG's grey of 2 and 4 bits to 0...255.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _EXIF_ORIENTATION = 0x0112
+_said_turned: set[Path] = set()
 # The largest numbers that a mask may have.
 _WIDEST = {".png": np.uint16, ".bmp": np.uint8}
 _SAVE_LABEL = (
@@ -50,7 +54,8 @@ _SAVE_LABEL = (
 class NaturalImageReader(Reader):
     """PNG, BMP and 2D TIFF, and JPEG for images alone.
 
-    Grey of 8 or 16 bit is one channel; colour (also by palette) is red, green and blue of 8 bit.
+    Grey of 8 or 16 bit is one channel; colour (also by palette) is red, green and blue of 8 bit. Pictures that are
+    stored turned (EXIF) are read, and get their masks, as they are shown.
     """
 
     name = "NaturalImage2DIO"
@@ -128,7 +133,7 @@ def _read(file: Path, wanted: int | None, label: bool) -> np.ndarray:
         # Known only until the pixels are loaded, which reading EXIF may do.
         raw_mode = _raw_mode(picture)
         _refuse(picture, raw_mode, file, label)
-        pixels = _pixels(picture, label)
+        pixels = _pixels(_as_shown(picture, file), label)
     if label:
         pixels = pixels // _STRETCHED.get(raw_mode, 1)
     fitted = fit_channels(pixels, wanted, len(pixels) in (2, 4), file)
@@ -174,13 +179,22 @@ def _refuse(picture: Picture, raw_mode: str, file: Path, label: bool) -> None:
             f"{file} has 16 bits per colour; pictures with 16 bits must be grey",
             "save one grey picture per channel (case_0000.png, case_0001.png, ...), or 8 bits per colour, or a TIFF",
         )
-    orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    if orientation not in (0, 1):
-        raise SamunetError(
-            f"{file} is stored turned or mirrored, to be righted when it is shown (EXIF orientation {orientation}): "
-            "its mask would not match what is seen",
-            "turn the pixels; with Pillow: ImageOps.exif_transpose(Image.open(file)).save('case_0000.png')",
-        )
+
+
+def _as_shown(picture: Picture, file: Path) -> Picture:
+    """The picture as viewers show it, who obey the orientation in its EXIF data; said once for each folder."""
+    from PIL import ImageOps
+
+    if picture.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1):
+        return picture
+    if file.parent not in _said_turned:
+        _said_turned.add(file.parent)
+        log.warning(
+            "%s: photographs that are stored turned (EXIF), such as %s, are read as they are shown; their masks must "
+            "be drawn on what is shown",
+            file.parent, file.name,
+        )  # fmt: skip
+    return ImageOps.exif_transpose(picture)
 
 
 def _raw_mode(picture: Picture) -> str:

@@ -92,6 +92,11 @@ def difference(own: Grid, first: Grid) -> Difference | None:
     if turn_between(own, first) is not None:
         return None
     if own.shape != first.shape:
+        if not own.geometry.physical and own.shape == (first.shape[0], *first.shape[:0:-1]):
+            resample = (
+                "one of them is turned on its side: photographs that are stored turned (EXIF) are read as they are "
+                "shown, so draw the mask on what a viewer shows, or turn the mask by a quarter"
+            )
         return Difference(
             "shape", f"{own.file} has shape {own.shape} (z, y, x), but {name} has {first.shape}", resample
         )
