@@ -72,14 +72,14 @@ def main() -> None:
     if arguments.weights != "random":
         given = None if arguments.weights == "bundled" else Path(arguments.weights)
         base = base_weights(network.encoder, checkpoint=given)
-    validation = stored_cases(folder, plans, configuration, description, split["val"])
+    validation = stored_cases(folder, plans, configuration, description, split["val"], None)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             folder=Path(scratch),
             configuration=configuration,
             network=network,
             description=description,
-            train=stored_cases(folder, plans, configuration, description, names),
+            train=stored_cases(folder, plans, configuration, description, names, None),
             validation=validation,
             options=TrainingOptions(
                 seconds=None if arguments.iterations else arguments.seconds or 90,
