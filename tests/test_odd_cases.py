@@ -330,7 +330,6 @@ from samunet.inference.predictor import Predictor
 from samunet.planning import fingerprint
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.preprocessing import run
-from samunet.preprocessing.store import StoreKey
 from samunet.imageio.base import Geometry
 
 class Simple(nn.Module):
@@ -367,7 +366,7 @@ whole = fingerprint.Fingerprint([one.spacing], [one.shape_after_crop], fingerpri
                                 {"a": one}, [0.0, 0.0, 0.0], [], True, "")
 plans = plan("Dataset001_A", description, whole, PlannerOptions())
 configuration = plans.configuration("2d")
-measure("preprocessing", lambda: run._store(case, description, plans, configuration, folder, StoreKey("", ""), False))
+measure("preprocessing", lambda: run._store(case, description, plans, configuration, folder, "", False))
 network = configuration.networks["bundled"]
 predictor = Predictor([Simple()], plans, configuration, network, description, PredictionOptions(device="cpu"))
 predictor.slices.batch_size = 1

@@ -174,7 +174,7 @@ def test_a_fold_that_began_with_other_labels_does_not_go_on(planned, samunet_fol
     train()
     edit_label(samunet_folders / "raw" / "Dataset998_Tiny")
     api.preprocess(998, progress=False)
-    with pytest.raises(SamunetError, match=r"(?s)fold_0 began with other images or labels.*--overwrite"):
+    with pytest.raises(SamunetError, match=r"(?s)fold_0 began with other images or labels.*train it anew with"):
         train()
 
 

@@ -95,6 +95,11 @@ class CheckedArray:
         """Of the array."""
         return self._array.shape
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is stored."""
+        return self._array.dtype
+
     def __getitem__(self, where: Sequence[slice]) -> np.ndarray:
         """A part, one slice an axis.
 

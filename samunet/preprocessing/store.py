@@ -59,7 +59,7 @@ def write_case(
         folder: The configuration's data folder.
         name: Case name.
         case: What :func:`samunet.preprocessing.case.prepare_case` made.
-        key: What the stored data depend on; see :func:`is_stored`.
+        key: What the stored data depend on; see :func:`stored_key`.
         ignore: Label value of voxels without annotation.
         cubes: Whether slices along all three axes will be read.
     """
