@@ -122,15 +122,14 @@ def _run(arguments: argparse.Namespace) -> None:
 def _next_step(dataset: str, folders: list[Path]) -> str:
     """What to type after folds were trained."""
     from samunet import paths
-    from samunet.dataset.splits import FILE_NAME
-    from samunet.files import read_json
+    from samunet.dataset.splits import FILE_NAME, read_splits
     from samunet.inference.model_folder import ModelFolder
     from samunet.selection.crossval import training_command, unfinished
 
     if len(folders) == 1:
         return "samunet_predict -i imagesTs -o preds"
     model = ModelFolder(folders[0].parent)
-    splits = read_json(paths.preprocessed_folder() / model.path.parent.name / FILE_NAME)
+    splits = read_splits(paths.preprocessed_folder() / model.path.parent.name / FILE_NAME)
     compare = f"samunet_find_best_configuration {quoted(dataset)}"
     missing = unfinished(model, range(len(splits)))
     if not missing:
