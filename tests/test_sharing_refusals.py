@@ -285,7 +285,7 @@ WRONG = {
     deep_json: "nested too deeply",
     wrong_plans: "batch_size: Field required",
     run_of_another_network: "family",
-    run_with_odd_base: "base weights",
+    run_with_odd_base: "base.file: Input should be a valid string",
 }
 
 

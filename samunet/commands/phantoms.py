@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_folder, read_json, write_json
+from samunet.files import atomic_folder, read_as, write_json
 
 DATASET_TITLE = "Phantoms"
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "vessel": 3}
@@ -243,4 +244,4 @@ def _holds_phantoms(folder: Path) -> bool:
     file = folder / "dataset.json"
     if not folder.is_dir():
         return False
-    return not any(folder.iterdir()) or (file.is_file() and read_json(file).get("name") == DATASET_TITLE)
+    return not any(folder.iterdir()) or (file.is_file() and read_as(dict[str, Any], file).get("name") == DATASET_TITLE)

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from samunet import api, paths
     from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
-    from samunet.files import read_json
+    from samunet.dataset.splits import read_splits
     from samunet.plans import DEFAULT_PLANS_NAME
 
     for dataset in arguments.d:
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
             store=not arguments.no_pp,
             num_workers=arguments.np,
         )
-        splits = read_json(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
+        splits = read_splits(paths.preprocessed_folder() / plans.dataset_name / SPLITS_FILE)
         fold = 0 if splits else "all"
         words = ["samunet_train", dataset, next(iter(plans.configurations)), str(fold)]
         words += [] if plans.plans_name == DEFAULT_PLANS_NAME else ["-p", plans.plans_name]

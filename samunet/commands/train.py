@@ -122,8 +122,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     """Lines that say what to type after folds were trained; each command runs as it is printed."""
     from samunet import paths
-    from samunet.dataset.splits import FILE_NAME
-    from samunet.files import read_json
+    from samunet.dataset.splits import FILE_NAME, read_splits
     from samunet.inference.model_folder import ModelFolder
     from samunet.selection.crossval import training_command, unfinished
 
@@ -135,7 +134,7 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
         _, plans_name, configuration = model.path.name.split("__")
         words = ["samunet_predict", "-i", images, "-o", "preds", "-d", dataset, "-c", configuration, "-p", plans_name]
         return [f"next: {shlex.join(words)}"]
-    splits = read_json(paths.preprocessed_folder() / name / FILE_NAME)
+    splits = read_splits(paths.preprocessed_folder() / name / FILE_NAME)
     compare = shlex.join(["samunet_find_best_configuration", dataset])
     missing = unfinished(model, range(len(splits)))
     if not missing:

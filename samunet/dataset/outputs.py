@@ -14,7 +14,7 @@ from typing import Any
 from samunet.dataset.cases import visible
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError
-from samunet.files import file_hash, make_folder, read_json, write_json
+from samunet.files import file_hash, make_folder, read_as, read_json, write_json
 from samunet.imageio.registry import ending_of, image_reader_for, mask_ending, reader_for
 
 RECORD = "samunet_record"
@@ -262,6 +262,6 @@ def _is_old(output: Path) -> bool:
 def _made_by_old_version(output: Path) -> dict[str, Any]:
     if not (output / ARGUMENTS).is_file():
         return {}
-    arguments = read_json(output / ARGUMENTS)
+    arguments = read_as(dict[str, Any], output / ARGUMENTS, "predict again, or restore the file")
     name = f"{arguments.get('dataset')}/{arguments.get('model')}"
-    return {"name": name, **{key: arguments[key] for key in _OLD_ARGUMENTS}}
+    return {"name": name, **{key: arguments.get(key) for key in _OLD_ARGUMENTS}}

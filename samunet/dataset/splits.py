@@ -116,6 +116,17 @@ def load_or_make_splits(
     return splits
 
 
+def read_splits(path: Path) -> Splits:
+    """The splits in a file, whichever cases they name.
+
+    Raises:
+        SamunetError: If it is missing or malformed.
+    """
+    splits = read_json(path)
+    _check_form(splits, path)
+    return splits
+
+
 def join_folds(
     folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None
 ) -> dict[str, str]:
@@ -343,9 +354,7 @@ def _as_sets(splits: Splits) -> list[tuple[set[str], set[str]]]:
 
 
 def _check_splits(splits: Any, known: set[str], path: Path) -> None:
-    hint = f"correct the file, or delete it to have new folds made: rm {quoted(path)}"
-    if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
-        raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
+    hint = _check_form(splits, path)
     for fold, split in enumerate(splits):
         train, validation = ({*map(one_spelling, split[part])} for part in ("train", "val"))
         if not train or not validation:
@@ -360,6 +369,14 @@ def _check_splits(splits: Any, known: set[str], path: Path) -> None:
                 f"{path}: fold {fold} has {len(unknown)} cases that the dataset lacks: {', '.join(unknown[:5])}",
                 "if they were removed on purpose, samunet_add_cases leaves all others in their folds; or " + hint,
             )
+
+
+def _check_form(splits: Any, path: Path) -> str:
+    """Returns what to do where the file is wrong."""
+    hint = f"correct the file, or delete it to have new folds made: rm {quoted(path)}"
+    if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
+        raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
+    return hint
 
 
 def _is_split(split: Any) -> bool:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Required, TypedDict  # pydantic needs these before Python 3.12
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.mask_files import mask_files
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
+from samunet.files import read_as
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
@@ -28,6 +30,38 @@ log = logging.getLogger(__name__)
 
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
+_AGAIN = "make it again: samunet_evaluate_folder, or samunet_train --val"
+_Scores = dict[str, dict[str, float | None]]
+
+
+class _Case(TypedDict, total=False):
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    metrics: Required[_Scores]
+    prediction_file: str
+    reference_file: str
+
+
+class _Summary(TypedDict, total=False):
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    mean: _Scores
+    foreground_mean: dict[str, float | None]
+    metric_per_case: Required[list[_Case]]
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """A ``summary.json``.
+
+    Raises:
+        SamunetError: If it is missing or damaged, or its cases do not all have a Dice of the same classes.
+    """
+    summary = read_as(_Summary, file, _AGAIN)
+    cases = [case["metrics"] for case in summary["metric_per_case"]]
+    classes = {*summary.get("mean", {}), *(key for case in cases for key in case)}
+    for scored in (*cases, *([summary["mean"]] if "mean" in summary else [])):
+        lacking = [key for key in sorted(classes) if "Dice" not in scored.get(key, {})]
+        if lacking:
+            raise SamunetError(f"{file} does not have the Dice of class {lacking[0]} everywhere", _AGAIN)
+    return summary
 
 
 def scores(counts: Counts) -> dict[str, float]:

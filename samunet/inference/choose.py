@@ -6,15 +6,33 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
+
 from samunet import paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError, printable, quoted
-from samunet.files import read_json
+from samunet.errors import UsageError, printable, quoted
+from samunet.files import read_as
 from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
 # What samunet_find_best_configuration writes into a dataset's results.
 INFORMATION = "inference_information.json"
 INSTRUCTIONS = "inference_instructions.txt"
+
+
+class _Model(TypedDict):
+    plans_identifier: str
+    configuration: str
+
+
+class _Best(TypedDict):
+    selected_model_or_models: list[_Model]
+
+
+class Information(TypedDict):
+    """What is read of an ``inference_information.json``."""
+
+    folds: NotRequired[list[int | str]]
+    best_model_or_ensemble: _Best
 
 
 def choose_model(
@@ -82,15 +100,9 @@ def _recorded_choice(results: Path) -> list[str]:
     """Folder names of the model or models that were found to be best; empty if nothing was recorded."""
     if not (results / INFORMATION).is_file():
         return []
-    information = read_json(results / INFORMATION)
-    try:
-        selected = information["best_model_or_ensemble"]["selected_model_or_models"]
-        return [model_folder_name(model["plans_identifier"], model["configuration"]) for model in selected]
-    except (KeyError, TypeError):
-        raise SamunetError(
-            f"{results / INFORMATION} does not say which model was found to be best",
-            f"make it again: samunet_find_best_configuration {quoted(results.name)}",
-        ) from None
+    again = f"make it again: samunet_find_best_configuration {quoted(results.name)}"
+    selected = read_as(Information, results / INFORMATION, again)["best_model_or_ensemble"]["selected_model_or_models"]
+    return [model_folder_name(model["plans_identifier"], model["configuration"]) for model in selected]
 
 
 def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: str) -> list[Fold]:

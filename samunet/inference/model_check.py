@@ -50,25 +50,4 @@ def check_model(folder: Path, entry: ModelEntry) -> None:
             f"dataset.json has {channels}"
         )
     for fold in entry.folds:
-        base = model.run(fold).get("base")
-        if base is not None and not _is_record(base):
-            raise SamunetError(f"{entry.folder}: run.json of fold {fold} does not say which base weights it needs")
-
-
-def _is_record(base: object) -> bool:
-    """Whether ``base`` of a ``run.json`` has the types that reading it relies on."""
-    if not isinstance(base, dict):
-        return False
-    copy = base.get("copy")
-    files = [base, copy] if copy is not None else [base]
-    statistics = [base.get("pixel_mean"), base.get("pixel_std")]
-    return all(
-        isinstance(file, dict)
-        and isinstance(file.get("file"), str)
-        and isinstance(file.get("bytes"), int)
-        and isinstance(file.get("sha256"), str)
-        for file in files
-    ) and all(
-        isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(number, (int, float)) for number in numbers)
-        for numbers in statistics
-    )
+        model.run(fold)

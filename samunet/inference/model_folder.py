@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Len
+from typing_extensions import Required, TypedDict  # pydantic needs these before Python 3.12
 
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.files import read_json, restore_folders
+from samunet.files import read_as, read_json, restore_folders
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 from samunet.preprocessing.run import check_channels
@@ -30,6 +33,54 @@ if TYPE_CHECKING:
     from samunet.network.model import SamunetModel
 
 TRAINER_NAME = "samunetTrainer"
+_AGAIN = "restore the file, or train this fold anew with --overwrite"
+
+
+class _File(TypedDict, total=False):
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    file: Required[str]
+    bytes: int
+    sha256: Required[str]
+
+
+class _Base(_File, total=False):
+    path: str | None
+    copy: _File | None
+    pixel_mean: Annotated[list[float], Len(3, 3)]
+    pixel_std: Annotated[list[float], Len(3, 3)]
+
+
+class _Run(TypedDict, total=False):
+    """What is read of a ``run.json``, which may be anybody's."""
+
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    family: str
+    encoder: str
+    configuration: str
+    device: str
+    dtype: Literal["float32", "float16", "bfloat16"]
+    base: _Base | None
+    started_from: _Base | None
+    setup: dict[str, Any] | None
+    versions: dict[str, str] | None
+    iterations: int
+    training_seconds: float
+    peak_memory_bytes: int | None
+    training_cases: list[str]
+    validation_cases: list[str]
+    monitored: list[str]
+    training_data: str | None
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A fold's ``run.json``.
+
+    Raises:
+        SamunetError: If it is missing or damaged; names the key.
+    """
+    return read_as(_Run, path, _AGAIN)
+
+
 Fold = int | str  # a number, or "all"
 
 
@@ -77,10 +128,10 @@ class ModelFolder:
         parts = (self.name or self.path.name).split("__")
         if parts[0].endswith(TRAINER_NAME) and len(parts) == 3:
             return parts[-1]
-        runs = [read_json(path) for path in sorted(self.path.glob("fold_*/run.json"))]
-        names = [run["configuration"] for run in runs if isinstance(run, dict) and run.get("configuration")]
+        runs = [read_run(path) for path in sorted(self.path.glob("fold_*/run.json"))]
+        names = [run["configuration"] for run in runs if run.get("configuration")]
         if names:
-            return str(names[0])
+            return names[0]
         raise SamunetError(
             f"the name of the folder {self.path} does not say which configuration its model has",
             f"rename it, for example to {model_folder_name('samunetPlans', '2d')}: plans' name and configuration",
@@ -102,11 +153,11 @@ class ModelFolder:
             SamunetError: If it is missing, damaged, or names a network that the plans do not have.
         """
         path = self.fold(fold) / "run.json"
-        run = read_json(path)
-        if not isinstance(run, dict) or run.get("family") not in self.configuration.networks:
+        run = read_run(path)
+        if run.get("family") not in self.configuration.networks:
             raise SamunetError(
                 f"{path} does not say which of the plans' networks was trained (family)",
-                "restore the file, or train this fold anew with --overwrite",
+                _AGAIN,
             )
         return run
 

@@ -105,7 +105,7 @@ def read_postprocessing(path: Path) -> Postprocessing:
     if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
         raise SamunetError(f'{path} must hold {{"steps": [...]}}', _HINT)
     decoding = data.get("decoding", ARGMAX)
-    if decoding not in DECODINGS:
+    if not isinstance(decoding, str) or decoding not in DECODINGS:
         raise SamunetError(f"{path}: decoding must be one of {', '.join(DECODINGS)}, got {decoding!r}", _HINT)
     steps = tuple(_step(entry, f"{path}: steps: {index}") for index, entry in enumerate(data["steps"]))
     return Postprocessing(steps, decoding)

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse, IncompleteRead
 from io import RawIOBase
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, build_opener
 
 from samunet import __version__, paths
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError, UsageError
-from samunet.files import file_hash, read_json, write_json
+from samunet.files import file_hash, read_as, write_json
 from samunet.locks import LockHeld, exclusive
 
 log = logging.getLogger(__name__)
@@ -284,7 +285,7 @@ class _Download:
         if not self.note.is_file():
             return None
         try:
-            note = read_json(self.note)
+            note = read_as(dict[str, Any], self.note)
         except SamunetError:
             return None
         validator = note.get("validator") or ""

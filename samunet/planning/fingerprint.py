@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError, quoted
-from samunet.files import read_json, write_json
+from samunet.files import read_as, write_json
 from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import IntensityStatistics, fingerprint_of
 from samunet.preprocessing.case import read_case
@@ -46,6 +47,7 @@ class CaseFingerprint:
         orientation: Which way its axes run in the patient (:mod:`samunet.preprocessing.orientation`); empty if unknown.
     """
 
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
     spacing: list[float]
     shape: list[int]
     shape_after_crop: list[int]
@@ -77,6 +79,7 @@ class Fingerprint:
         source: Hash of the file names, sizes and times the fingerprint was taken from.
     """
 
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
     spacings: list[list[float]]
     shapes_after_crop: list[list[int]]
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
@@ -98,19 +101,8 @@ def read_fingerprint(path: Path) -> Fingerprint:
     Raises:
         SamunetError: If the file is missing or damaged.
     """
-    data = read_json(path)
-    try:
-        data["cases"] = {name: CaseFingerprint(**case) for name, case in data["cases"].items()}
-        properties = data["foreground_intensity_properties_per_channel"]
-        data["foreground_intensity_properties_per_channel"] = {
-            channel: IntensityStatistics(**values) for channel, values in properties.items()
-        }
-        return Fingerprint(**data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SamunetError(
-            f"{path} is damaged or of another version of samunet: {error}",
-            f"make it again, and the plans with it: samunet_plan_and_preprocess -d {quoted(path.parent.name)} --clean",
-        ) from error
+    again = f"make it again, and the plans with it: samunet_plan_and_preprocess -d {quoted(path.parent.name)} --clean"
+    return read_as(Fingerprint, path, again)
 
 
 def source_hash(dataset: Dataset) -> str:

@@ -16,20 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet.errors import SamunetError
-from samunet.files import read_json, write_json
-from samunet.quality.files import case_file
+from samunet.files import read_as, write_json
+from samunet.quality.files import case_file, read_case
 
 FILE_NAME = "calibration.json"
 FEATURES = ("entropy", "tta_disagreement")
 FEWEST_CASES = 5  # below, no line is fitted
 USUAL = 0.9  # a class in at least this share of the validation cases is missed where it is not predicted
 WORST_SHARE = 0.2  # of the validation cases: what is as bad is to be looked at
+_VALIDATE = "make it again: samunet_train … --val"
 _PENALTY = 1.0  # of ridge regression on standardised features: that of one more case
 
 # By the key of a class: its features, its Dice, and whether it is in the reference.
 CalibrationCase = Mapping[str, Mapping[str, Any]]
+
+
+class _Measured(TypedDict):
+    entropy: float | None
+    tta_disagreement: float | None
+    Dice: float | None
+    in_reference: bool
+
+
+class _File(TypedDict):
+    """A ``calibration.json``."""
+
+    tta: bool
+    cases: list[dict[str, _Measured]]
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,10 @@ def write_calibration(fold: Path, cases: Sequence[str], summary: dict[str, Any])
     """
     rows, tta = [], False
     for name, scored in zip(cases, summary["metric_per_case"], strict=True):
-        seen = read_json(case_file(fold / "validation", name))
+        file = case_file(fold / "validation", name)
+        seen = read_case(file, _VALIDATE)
+        if not scored["metrics"].keys() <= seen["classes"].keys():
+            raise SamunetError(f"{file} lacks classes that {name} was scored for", _VALIDATE)
         tta = seen["tta"]
         rows.append(
             {
@@ -161,16 +180,13 @@ def read_calibration(folds: Sequence[Path], tta: bool) -> tuple[Calibration | No
     found = [fold / FILE_NAME for fold in folds if (fold / FILE_NAME).is_file()]
     cases: list[CalibrationCase] = []
     for path in found:
-        content = read_json(path)
-        try:
-            if bool(content["tta"]) != tta:
-                how = "without" if tta else "with"
-                return None, f"the folds were calibrated {how} test-time augmentation, this prediction is the other way"
-            cases += [{key: _checked(value) for key, value in case.items()} for case in content["cases"]]
-            if any(case.keys() != cases[0].keys() for case in cases):
-                raise ValueError("its cases are not all of the same classes")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SamunetError(f"{path} is damaged ({error})", "make it again: samunet_train … --val") from error
+        content = read_as(_File, path, _VALIDATE)
+        if content["tta"] != tta:
+            how = "without" if tta else "with"
+            return None, f"the folds were calibrated {how} test-time augmentation, this prediction is the other way"
+        cases += [{key: _checked(value) for key, value in case.items()} for case in content["cases"]]
+        if any(case.keys() != cases[0].keys() for case in cases):
+            raise SamunetError(f"{path} is damaged: its cases are not all of the same classes", _VALIDATE)
     if not found:
         return None, "the folds have no calibration.json; samunet_train … --val makes it for one that was validated"
     if len(cases) < FEWEST_CASES:

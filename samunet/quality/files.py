@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
+
+from samunet.files import read_as
 
 FOLDER = "uncertainty"
 KINDS = ("entropy", "fold_disagreement")
@@ -12,6 +17,32 @@ TABLES = ("quality.csv", "quality.json")
 def case_file(masks: Path, case: str) -> Path:
     """What speaks against every class of a case, as JSON; ``masks`` is the folder of its mask."""
     return masks / FOLDER / f"{case}.json"
+
+
+class _Doubt(TypedDict):
+    """What was measured of a class of a case."""
+
+    name: str
+    voxels: int
+    millilitres: float | None
+    entropy: float | None
+    tta_disagreement: float | None
+    fold_disagreement: float | None
+
+
+class _Case(TypedDict):
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    tta: bool
+    classes: dict[str, _Doubt]
+
+
+def read_case(file: Path, hint: str) -> dict[str, Any]:
+    """What lies in a :func:`case_file`.
+
+    Raises:
+        SamunetError: If it is missing or damaged, with ``hint``.
+    """
+    return read_as(_Case, file, hint)
 
 
 def map_file(mask: Path, case: str, kind: str) -> Path:

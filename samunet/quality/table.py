@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samunet.errors import SamunetError
-from samunet.files import csv_text, read_json, write_json, write_text
+from samunet.files import csv_text, write_json, write_text
 from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
-from samunet.quality.files import FOLDER, case_file
+from samunet.quality.files import FOLDER, case_file, read_case
 
 _OF_CLASS = ("predicted_Dice", "entropy", "tta_disagreement", "fold_disagreement", "voxels", "millilitres")
 
@@ -90,10 +89,7 @@ def _cell(value: float | int | None) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_json(path, "remove it and predict the case again")
-    if not isinstance(content, dict) or not {"tta", "classes"} <= content.keys():
-        raise SamunetError(f"{path} does not say what was measured", "remove it and predict the case again")
-    return content
+    return read_case(path, "remove it and predict the case again")
 
 
 def _last_if_nan(value: float) -> float:

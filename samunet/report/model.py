@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from samunet.files import read_json
+from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
+
+from samunet.errors import SamunetError
+from samunet.files import read_as
 from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.plans import NetworkPlan, Plans
 from samunet.report.charts import training_curves
@@ -14,6 +18,8 @@ from samunet.report.html import Html, charts, heading, picture, table
 
 _COLUMNS = ("what", "decision", "why")
 _LEFT_OUT = {"why", "training_images", "memory_bytes", "training_gflops"}
+log = logging.getLogger(__name__)
+
 _CURVES = (
     ("loss", "training loss", None, "Training loss, mean since the point before", "Training loss over iterations"),
     (
@@ -49,15 +55,25 @@ def runs_table(model: ModelFolder, folds: Sequence[Fold]) -> Html:
     return table(columns, rows, "cccnnnnnc")
 
 
+class _Point(TypedDict):
+    """What is drawn of a point of ``training_log.json``."""
+
+    iteration: int
+    loss: NotRequired[float | None]
+    dice: NotRequired[float | None]
+    learning_rate: NotRequired[float | None]
+
+
 def curves(model: ModelFolder, folds: Sequence[Fold]) -> list[object]:
     """Loss and Dice of every fold that has a training log; a sentence if none has."""
     logs = {}
     for fold in folds:
         path = model.fold(fold) / "training_log.json"
         if path.is_file():
-            entries = read_json(path)
-            if isinstance(entries, list) and all(isinstance(entry, dict) and "iteration" in entry for entry in entries):
-                logs[f"fold {fold}"] = entries
+            try:
+                logs[f"fold {fold}"] = read_as(list[_Point], path)
+            except SamunetError as error:  # no reason to go without the report
+                log.warning("%s; its curve is left out", error.message)
     if not logs:
         return ["There is no training log in the folds' folders."]
     drawn = []

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
+
 from samunet import __version__, paths
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, description_from_json
@@ -15,7 +17,7 @@ from samunet.dataset.layout import list_cases
 from samunet.dataset.outputs import ARGUMENTS
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import class_key
-from samunet.files import read_json
+from samunet.files import read_as, read_json
 from samunet.imageio.registry import ending_of
 from samunet.inference.model_folder import ModelFolder
 from samunet.plans import Plans, read_plans
@@ -73,42 +75,65 @@ def prediction_report(
     return page(title, _lead(predicted), sections, f"Made by samunet {__version__}.")
 
 
+_MEASURE = "predict again with --save_uncertainty"
+
+
+class _Arguments(TypedDict, total=False):
+    """What is read of the record of a prediction."""
+
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    folds: list[int | str]
+
+
+class _Doubt(TypedDict):
+    """What is shown of a class of a case."""
+
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    predicted_Dice: float | None
+    fold_disagreement: float | None
+    voxels: int
+    millilitres: NotRequired[float | None]
+
+
+class _Row(TypedDict):
+    case: str
+    look: list[str]
+    predicted_Dice: float | None
+    entropy: float | None
+    classes: dict[str, _Doubt]
+
+
+class _Rests(TypedDict):
+    about: str
+    threshold: float | None
+
+
+class _Quality(TypedDict):
+    """What is shown of ``quality.json``."""
+
+    calibration: _Rests
+    cases: list[_Row]
+
+
 def _read(folder: Path) -> _Predicted:
-    arguments = read_json(folder / ARGUMENTS)
+    arguments = read_as(_Arguments, folder / ARGUMENTS, "predict again, or restore the file")
     description = description_from_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
     masks = {}
     for file in sorted(folder.iterdir()):
         ending = ending_of(file)
         if ending and file.is_file() and not file.name.startswith("."):
             masks[file.name[: -len(ending)]] = file
-    if not isinstance(arguments, dict) or not masks:
+    if not masks:
         raise SamunetError(f"{folder} holds no masks", f"predict first: samunet_predict -i IMAGES -o {quoted(folder)}")
-    quality = read_json(folder / "quality.json") if (folder / "quality.json").is_file() else None
-    if quality is not None and not _whole(quality, description):
-        raise SamunetError(f"{folder / 'quality.json'} is damaged", "predict again with --save_uncertainty")
+    file = folder / "quality.json"
+    quality = read_as(_Quality, file, _MEASURE) if file.is_file() else None
+    classes = {class_key(region) for _, region in description.labels.foreground}
+    if quality is not None and not all(classes <= row["classes"].keys() for row in quality["cases"]):
+        raise SamunetError(f"{file} lacks classes that dataset.json has", _MEASURE)
     summary = folder / "summary.json"
     scores = read_scores(summary) if summary.is_file() else []
     plans = read_plans(folder / "plans.json")
     return _Predicted(folder, arguments, plans, description, quality, scores, masks)
-
-
-def _whole(quality: Any, description: Description) -> bool:
-    """Whether ``quality.json`` has all that is read from it."""
-    classes = {class_key(region) for _, region in description.labels.foreground}
-    figures = {"predicted_Dice", "fold_disagreement", "voxels"}
-    try:
-        return (
-            "about" in quality["calibration"]
-            and "threshold" in quality["calibration"]
-            and all(
-                {"case", "look", "predicted_Dice", "entropy"} <= row.keys()
-                and classes <= row["classes"].keys()
-                and all(figures <= doubt.keys() for doubt in row["classes"].values())
-                for row in quality["cases"]
-            )
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
 
 
 def _order(predicted: _Predicted) -> list[str]:

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
-from samunet.errors import SamunetError
-from samunet.evaluation.summary import class_key, mean_of
-from samunet.files import read_json
+from samunet.evaluation.summary import class_key, mean_of, read_summary
 from samunet.imageio.registry import ending_of
 from samunet.report.charts import strip_chart
 from samunet.report.html import Html, long_table, picture, table
@@ -48,14 +46,7 @@ def read_scores(file: Path, fold: str = "") -> list[Scored]:
     Raises:
         SamunetError: If the file is damaged.
     """
-    content = read_json(file)
-    try:
-        return [_scored(case, file.parent, fold) for case in content["metric_per_case"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SamunetError(
-            f"{file} is no summary of scores ({error!r})",
-            "make it again: samunet_evaluate_folder, or samunet_train --val",
-        ) from error
+    return [_scored(case, file.parent, fold) for case in read_summary(file)["metric_per_case"]]
 
 
 def worst_first(cases: Sequence[Scored]) -> list[Scored]:
@@ -75,7 +66,7 @@ def class_table(cases: Sequence[Scored], labels: Labels) -> Html:
     for name, key in scored_classes(cases, labels):
         dice = numbers(cases, key, "Dice")
         iou = numbers(cases, key, "IoU")
-        missed = sum(case.metrics[key]["n_ref"] > 0 and case.metrics[key]["TP"] == 0 for case in cases)
+        missed = sum((case.metrics[key].get("n_ref") or 0) > 0 and case.metrics[key].get("TP") == 0 for case in cases)
         rows.append(
             [
                 name,
@@ -136,14 +127,14 @@ def case_caption(case: Scored, labels: Labels) -> str:
 
 def numbers(cases: Sequence[Scored], key: str, metric: str) -> list[float]:
     """One metric of one class in all cases that have it."""
-    return [value for case in cases if (value := case.metrics[key][metric]) is not None]
+    return [value for case in cases if (value := case.metrics[key].get(metric)) is not None]
 
 
 def _scored(case: dict[str, Any], folder: Path, fold: str) -> Scored:
-    mask = folder / Path(case["prediction_file"]).name
+    mask = folder / Path(case.get("prediction_file", "")).name
     ending = ending_of(mask) or mask.suffix
     name = mask.name[: -len(ending)] if ending else mask.name
-    return Scored(name, fold, case["metrics"], mask, Path(case["reference_file"]))
+    return Scored(name, fold, case["metrics"], mask, Path(case.get("reference_file", "")))
 
 
 def _cell(value: float | None) -> str:

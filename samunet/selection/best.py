@@ -15,7 +15,8 @@ from samunet import paths
 from samunet.dataset.cases import visible
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.files import atomic_folder, read_json, write_json, write_text
+from samunet.evaluation.summary import read_summary
+from samunet.files import atomic_folder, write_json, write_text
 from samunet.imageio.registry import reader_for
 from samunet.inference.choose import INFORMATION, INSTRUCTIONS
 from samunet.inference.decoding import DICE
@@ -287,8 +288,8 @@ def _kept(folder: Path, cases: dict[str, OutOfFold], overwrite: bool) -> dict[st
     """The summary of an earlier run, where it is to be kept and holds these cases."""
     if overwrite or not (folder / "summary.json").is_file():
         return None
-    summary = read_json(folder / "summary.json")
-    masks = [Path(entry["prediction_file"]).name for entry in summary["metric_per_case"]]
+    summary = read_summary(folder / "summary.json")
+    masks = [Path(entry.get("prediction_file", "")).name for entry in summary["metric_per_case"]]
     return summary if masks == [case.mask.name for case in cases.values()] else None
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from samunet.dataset.mask_files import mask_files, with_sidecar
 from samunet.errors import SamunetError
-from samunet.files import read_json, to_json
-from samunet.inference.choose import INFORMATION, INSTRUCTIONS
+from samunet.files import read_as, read_json, to_json
+from samunet.inference.choose import INFORMATION, INSTRUCTIONS, Information
 from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
 from samunet.sharing.private import case_names, without_cases, without_paths
 
@@ -117,13 +117,13 @@ def dataset_files(
 
 def _lacking(information: Path, models: Mapping[str, Collection[Fold]]) -> str:
     """What of the models and folds that were found to be best is not among ``models``; empty if nothing."""
-    content = read_json(information) if information.is_file() else {}
     try:
-        chosen = content["best_model_or_ensemble"]["selected_model_or_models"]
-        names = [model_folder_name(model["plans_identifier"], model["configuration"]) for model in chosen]
-        folds = [str(fold) for fold in content["folds"]]
-    except (KeyError, TypeError):
+        content = read_as(Information, information)
+    except SamunetError:  # missing, or of another making
         return ""
+    chosen = content["best_model_or_ensemble"]["selected_model_or_models"]
+    names = [model_folder_name(model["plans_identifier"], model["configuration"]) for model in chosen]
+    folds = [str(fold) for fold in content.get("folds", [])]
     missing = {name: [fold for fold in folds if fold not in map(str, models.get(name, ()))] for name in names}
     return "; ".join(f"fold {', '.join(lost)} of {name}" for name, lost in missing.items() if lost)
 

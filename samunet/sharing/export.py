@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import platform
 import zipfile
@@ -16,7 +15,7 @@ from samunet import __version__, paths
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.files import atomic_path, file_hash, to_json
+from samunet.files import atomic_path, file_hash, parse_json, to_json
 from samunet.inference.choose import parse_folds
 from samunet.inference.manifest import (
     FILE_NAME,
@@ -223,7 +222,7 @@ def _with_base(selection: Selection, entry: ModelEntry, items: dict[str, Path | 
     copy = {"file": name, "bytes": file.stat().st_size, "sha256": file_hash(file)}
     for fold in selection.folds:
         run = f"{selection.model.path.parent.name}/{entry.folder}/fold_{fold}/run.json"
-        content = json.loads(items[run] if isinstance(items[run], bytes) else items[run].read_bytes())
+        content = parse_json(items[run] if isinstance(items[run], bytes) else items[run].read_bytes(), run)
         content["base"]["copy"] = copy
         items[run] = to_json(content).encode()
     return replace(entry, base=replace(entry.base, copy=name))

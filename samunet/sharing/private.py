@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from samunet.files import read_json
+from samunet.dataset.description import description_from_json
+from samunet.files import read_as, read_json
 
 # What dataset.json may say without naming a case; other keys are the user's own, and nobody knows what is in them.
 _DATASET_KEYS = (
@@ -36,10 +37,11 @@ def case_names(folder: Path) -> set[str]:
     """Names of cases that a model's folder mentions, but for those that name a class or a channel as well."""
     names: set[str] = set()
     for path in [folder / "dataset_fingerprint.json", *folder.glob("fold_*/run.json")]:
-        content = read_json(path) if path.is_file() else {}
+        content = read_as(dict[str, Any], path) if path.is_file() else {}
         for key in _CASE_LISTS[path.name]:
             names |= set(content[key]) if isinstance(content.get(key), (list, dict)) else set()
-    content = read_json(folder / "dataset.json")
+    file = folder / "dataset.json"
+    content = description_from_json(read_json(file), str(file)).raw
     for key in ("groups", "dataset"):
         names |= set(content[key]) if isinstance(content.get(key), dict) else set()
     channels = content.get("channel_names", content.get("modality", {}))

@@ -14,11 +14,10 @@ from typing import Any
 from samunet import paths
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
-from samunet.dataset.splits import fold_cases
+from samunet.dataset.splits import fold_cases, read_splits
 from samunet.errors import SamunetError, UsageError
-from samunet.evaluation.summary import class_key
-from samunet.files import read_json
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.evaluation.summary import class_key, read_summary
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import format_duration
@@ -79,7 +78,7 @@ def train_folds(
 
 def format_results(folders: Sequence[Path]) -> str:
     """A table for people: per fold its cases, Dice of every class and their mean, iterations and time."""
-    runs = [(folder, read_json(folder / "run.json"), _summary(folder)) for folder in folders]
+    runs = [(folder, read_run(folder / "run.json"), _summary(folder)) for folder in folders]
     names: dict[str, str] = {}
     if folders:
         labels = ModelFolder(folders[0].parent).description.labels
@@ -102,7 +101,7 @@ def format_results(folders: Sequence[Path]) -> str:
 def _check_folds(dataset_name: str, folds: Sequence[Fold]) -> None:
     """Refuse a fold that does not exist now, and not after hours of training others."""
     path = paths.preprocessed_folder() / dataset_name / SPLITS_FILE
-    splits = read_json(path) if path.is_file() else []
+    splits = read_splits(path) if path.is_file() else []
     for fold in folds if splits else ():
         fold_cases(splits, fold, [])
 
@@ -117,7 +116,7 @@ def _is_finished(model: ModelFolder, fold: Fold, options: TrainingOptions) -> bo
 
 def _summary(folder: Path) -> dict[str, Any] | None:
     path = folder / "validation" / "summary.json"
-    return read_json(path) if path.is_file() else None
+    return read_summary(path) if path.is_file() else None
 
 
 def _side_by_side(jobs: list[tuple], devices: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.network.base_weights import BaseWeights, base_weights
@@ -78,7 +78,7 @@ def train_fold(
     train, validation = _cases_of(fold, source, fingerprint, description, raw, options)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
-    run = read_json(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
+    run = read_run(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
     _warn_of_a_twin(plans, configuration_name, choice.family)
     if options.feature_cache:
@@ -328,7 +328,7 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
         if path.parent == model.fold(fold):
             continue
         try:
-            runs[path.parent.name] = read_json(path)
+            runs[path.parent.name] = read_run(path)
         except SamunetError:
             if path.exists():
                 raise

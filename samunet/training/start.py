@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from samunet.errors import SamunetError, UsageError
-from samunet.files import read_json
+from samunet.files import read_as
 from samunet.network.adapters import adapter_folders, read_adapter
 from samunet.network.model import SamunetModel
 from samunet.network.weights import read_tensors
@@ -89,9 +90,7 @@ def _fit_of_kind(
 
 
 def _check_lora(file: Path, planned: LoraPlan) -> None:
-    given = read_json(file)
-    if not isinstance(given, dict):
-        raise SamunetError(f"{file} is no adapter_config.json of peft", "restore the file")
+    given = read_as(dict[str, Any], file, "restore peft's adapter_config.json")
     for name, key, wanted, flag in (
         ("rank", "r", planned.rank, "-lora_rank {}"),
         ("alpha", "lora_alpha", planned.alpha, "-lora_alpha {}"),
