@@ -80,8 +80,9 @@ class Project:
                 continue
             target = self.root / name
             if name in original:
-                if target.parent.is_file():
-                    target.parent.unlink()
+                for parent in target.parents:
+                    if parent.is_file():  # damage put a file where a folder was
+                        parent.unlink()
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.good / name, target)
             elif target.is_file():
