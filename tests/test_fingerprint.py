@@ -133,10 +133,17 @@ def test_round_trip(fingerprint, tmp_path):
     assert read_fingerprint(tmp_path / "f.json") == fingerprint
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"cases": {"a": {}}}', '{"cases": []}'])
-def test_a_damaged_fingerprint_is_an_error_that_names_the_file(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("[]", "the whole file"),
+        ("{}", "spacings"),
+        ('{"spacings": [], "shapes_after_crop": [], "cases": {"a": {}}}', r"cases\.a\.spacing|foreground_intensity"),
+    ],
+)
+def test_a_damaged_fingerprint_is_an_error_that_names_the_key(tmp_path, content, key):
     (tmp_path / "f.json").write_text(content)
-    with pytest.raises(SamunetError, match=r"f\.json is damaged or of another version of samunet"):
+    with pytest.raises(SamunetError, match=rf"f\.json: ({key})(?s:.)*samunet_plan_and_preprocess -d .* --clean"):
         read_fingerprint(tmp_path / "f.json")
 
 

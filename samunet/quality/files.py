@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
+from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
 
 from samunet.files import read_as
 
@@ -23,11 +23,11 @@ class _Doubt(TypedDict):
     """What was measured of a class of a case."""
 
     name: str
-    voxels: int
-    millilitres: float | None
     entropy: float | None
     tta_disagreement: float | None
-    fold_disagreement: float | None
+    fold_disagreement: NotRequired[float | None]
+    voxels: NotRequired[int]
+    millilitres: NotRequired[float | None]
 
 
 class _Case(TypedDict):
