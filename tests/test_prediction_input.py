@@ -233,10 +233,10 @@ def test_what_is_left_out_is_named(tmp_path, caplog):
     write(tmp_path / "a_0000.nii.gz")
     (tmp_path / "old").mkdir()
     write(tmp_path / "old" / "b.nii.gz")
-    (tmp_path / "c.mhd").touch()
+    (tmp_path / "c.xyz").touch()
     list_cases(tmp_path, model())
     assert "1 images in subfolders are left out: old/b.nii.gz" in caplog.text
-    assert "1 files that are no images are left out: c.mhd" in caplog.text
+    assert "1 files that are no images are left out: c.xyz" in caplog.text
     (tmp_path / "d.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
     with pytest.raises(SamunetError, match=r"links that lead nowhere: .*d\.nii\.gz -> .*gone\.nii\.gz"):
         list_cases(tmp_path, model())

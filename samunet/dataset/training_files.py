@@ -51,7 +51,7 @@ def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple
     grouped, problems, unnumbered = group_by_case(files, endings)
     problems += broken
     if grouped:
-        problems += _left_alone(folder, listed, image_endings(description))
+        problems += _left_alone(folder, listed, endings)
     hint = naming_hint(description)
     # Pictures of another kind may lie beside the images (previews, for one) as long as they are not called like them.
     problems += [
