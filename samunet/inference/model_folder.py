@@ -50,6 +50,11 @@ class _Base(_File, total=False):
     pixel_std: Annotated[list[float], Len(3, 3)]
 
 
+class _Setup(TypedDict, total=False):
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    batch_size: int
+
+
 class _Run(TypedDict, total=False):
     """What is read of a ``run.json``, which may be anybody's."""
 
@@ -61,7 +66,7 @@ class _Run(TypedDict, total=False):
     dtype: Literal["float32", "float16", "bfloat16"]
     base: _Base | None
     started_from: _Base | None
-    setup: dict[str, Any] | None
+    setup: _Setup | None
     versions: dict[str, str] | None
     iterations: int
     training_seconds: float

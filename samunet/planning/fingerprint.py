@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
+from annotated_types import Len
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError, quoted
 from samunet.files import read_as, write_json
 from samunet.planning.asymmetry import asymmetry, thumbnail
-from samunet.plans import IntensityStatistics, fingerprint_of
+from samunet.plans import AtLeastOne, IntensityStatistics, Orientation, Positive, fingerprint_of
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
 from samunet.preprocessing.orientation import common_orientation, orientation_of, turned
 from samunet.preprocessing.pieces import pieces, places
 from samunet.workers import map_cases
 
+Item = TypeVar("Item")
+Three = Annotated[list[Item], Len(3, 3)]
+Nothing = Annotated[list[float], Len(0, 0)]
 FILE_NAME = "dataset_fingerprint.json"
 FOREGROUND_SAMPLES = 1_000_000  # over all cases and per channel; nnU-Net draws a hundred times as many per case
 _SEED = 1234
@@ -48,19 +52,19 @@ class CaseFingerprint:
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-    spacing: list[float]
-    shape: list[int]
-    shape_after_crop: list[int]
+    spacing: Three[Positive]
+    shape: Three[AtLeastOne]
+    shape_after_crop: Three[AtLeastOne]
     class_voxels: dict[str, int]
     class_slices: dict[str, int]
-    class_faces: dict[str, list[int]]
-    class_centres: dict[str, list[float]]
-    class_spreads: dict[str, list[float]]
-    class_components: dict[str, list[float]]
+    class_faces: dict[str, Three[int]]
+    class_centres: dict[str, Three[float] | Nothing]
+    class_spreads: dict[str, Three[float] | Nothing]
+    class_components: dict[str, Annotated[list[float], Len(1, 4)]]
     integer: bool
     minimum: list[float]
     maximum: list[float]
-    orientation: str = ""
+    orientation: Orientation = ""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ class Fingerprint:
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
-    spacings: list[list[float]]
-    shapes_after_crop: list[list[int]]
+    spacings: list[Three[Positive]]
+    shapes_after_crop: list[Three[AtLeastOne]]
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
     median_relative_size_after_cropping: float
     cases: dict[str, CaseFingerprint]
-    asymmetry: list[float]
+    asymmetry: Three[float]
     empty_cases: list[str]
     physical_spacing: bool
     source: str
@@ -102,7 +106,27 @@ def read_fingerprint(path: Path) -> Fingerprint:
         SamunetError: If the file is missing or damaged.
     """
     again = f"make it again, and the plans with it: samunet_plan_and_preprocess -d {quoted(path.parent.name)} --clean"
-    return read_as(Fingerprint, path, again)
+    fingerprint = read_as(Fingerprint, path, again)
+    problem = _contradiction(fingerprint)
+    if problem:
+        raise SamunetError(f"{path}: {problem}", again)
+    return fingerprint
+
+
+def _contradiction(fingerprint: Fingerprint) -> str | None:
+    """What does not belong together in a fingerprint that somebody edited."""
+    cases = fingerprint.cases
+    if not len(cases) == len(fingerprint.spacings) == len(fingerprint.shapes_after_crop):
+        return "spacings and shapes_after_crop must have one entry per case"
+    classes, channels = None, len(fingerprint.foreground_intensity_properties_per_channel)
+    for name, case in cases.items():
+        by_class = [value for key, value in vars(case).items() if key.startswith("class_")]
+        classes = classes or by_class[0].keys()
+        if any(value.keys() != classes for value in by_class) or not all(key.isdecimal() for key in classes):
+            return f"cases: {name} has other classes than the first case"
+        if len(case.minimum) != channels or len(case.maximum) != channels:
+            return f"cases: {name} has other channels than foreground_intensity_properties_per_channel"
+    return None
 
 
 def source_hash(dataset: Dataset) -> str:

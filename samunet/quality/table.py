@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from samunet.errors import SamunetError
 from samunet.files import csv_text, write_json, write_text
 from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
 from samunet.quality.files import FOLDER, case_file, read_case
 
+_AGAIN = "remove it and predict the case again"
 _OF_CLASS = ("predicted_Dice", "entropy", "tta_disagreement", "fold_disagreement", "voxels", "millilitres")
 
 
@@ -32,6 +34,12 @@ def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | Non
     seen = {name: _read(case_file(masks, name)) for name in found}
     tta = any(case["tta"] for case in seen.values())
     calibration, why = read_calibration(folds, tta)
+    first = calibration.cases[0] if calibration else next((case["classes"] for case in seen.values()), {})
+    for name, case in seen.items():
+        if case["classes"].keys() != first.keys():
+            raise SamunetError(
+                f"{case_file(masks, name)} has other classes than other cases or the folds' calibration", _AGAIN
+            )
     rows = [_row(name, case, calibration) for name, case in seen.items()]
     rows.sort(key=lambda row: (_last_if_nan(row["predicted_Dice"]), -_first_if_nan(row["entropy"]), row["case"]))
     if calibration is None:
@@ -89,7 +97,7 @@ def _cell(value: float | int | None) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_case(path, "remove it and predict the case again")
+    return read_case(path, _AGAIN)
 
 
 def _last_if_nan(value: float) -> float:

@@ -15,7 +15,7 @@ _LIMITS = {
     "iterations": 1e9,
     "seconds": 1e9,
     "batch_size": 1e5,
-    "learning_rate": 100.0,
+    "learning_rate": None,
     "feature_cache": None,
     "num_cases": None,
     "checkpoint_seconds": None,

@@ -424,9 +424,9 @@ def too_short_to_judge(model: ModelFolder, fold: Fold) -> str | None:
     """A sentence if a fold's training saw less than a tenth of the images that its plans train on; else None."""
     run = model.run(fold)
     network = model.configuration.networks[run["family"]]
-    seen = run["iterations"] * run["setup"]["batch_size"]
-    planned = network.training_images["cpu" if run["device"] == "cpu" else "gpu"]
-    if seen >= _ENOUGH_OF_A_TRAINING * planned:
+    seen = run.get("iterations", 0) * (run.get("setup") or {}).get("batch_size", 0)
+    planned = network.training_images["cpu" if run.get("device") == "cpu" else "gpu"]
+    if not seen or seen >= _ENOUGH_OF_A_TRAINING * planned:
         return None
     return (
         f"too short to judge: {seen:,} images seen, where the plans train on {planned:,}; a training without "
