@@ -18,9 +18,14 @@ def printable(text: object, keep: str = "") -> str:
         keep: Characters to leave as they are, such as a line's end.
     """
     return "".join(
-        char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else repr(char)[1:-1]
+        char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else _escaped(char)
         for char in str(text)
     )
+
+
+def _escaped(char: str) -> str:
+    # What stands in for a byte that is not UTF-8 is shown as that byte.
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
 
 
 def quoted(word: object) -> str:

@@ -351,7 +351,9 @@ def test_prediction_takes_the_model_that_was_found_to_be_best(trained, capsys):
 
 def test_folds_from_different_weights_are_not_averaged(trained, capsys):
     path = model_of(trained) / "fold_1" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": {"file": "a.pth", "bytes": 1, "sha256": "0123"}}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"base": {"file": "a.pth", "bytes": 1, "sha256": "0123"}})
+    )
     source = str(trained / "raw" / "Dataset998_Tiny" / "imagesTs")
     assert predict.main(["-i", source, "-o", "preds", "-d", "998", "-c", "2d"]) == 1
     assert "fold 1" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 
 MAX_NAME_BYTES = 225  # with "_fold_disagreement" and an ending, the 255 that file systems allow
@@ -13,6 +12,6 @@ def one_spelling(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def printable(name: str) -> str:
-    """A file name with the bytes that are not UTF-8 written as they can be printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def is_utf8(name: str) -> bool:
+    """Whether a file name is text; Python stands in for bytes that are none with lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
