@@ -61,8 +61,8 @@ def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, o
         check_folder(output, targets=targets, overwrite=options.overwrite)
         if others := made_of_others(todo, lambda case: predictor.mask_file(case, output)):
             log.warning(
-                "%s: masks of these names were made of other images, or of images that changed since, and are replaced: "
-                "%s; images of another patient want another folder after -o",
+                "%s: masks of these names were made of other images, or of images that changed since, and are "
+                "replaced: %s; images of another patient want another folder after -o",
                 output,
                 shortened(others),
             )
