@@ -402,3 +402,11 @@ def test_one_bad_mask_stops_no_score_ensemble_or_postprocessing(project, capsys)
     summary = json.loads((project.root / "preds" / "summary.json").read_text())
     assert [Path(entry["prediction_file"]).name for entry in summary["metric_per_case"]] == ["test_1.nii.gz"]
     assert list(summary["failed_cases"]) == ["test_0"]
+
+
+@pytest.mark.parametrize("inside", ["Dataset027_A", "samunetTrainer__samunetPlans__2d"])
+def test_the_working_folders_themselves_are_no_place_for_masks(tmp_path, inside):
+    (tmp_path / inside).mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="which results would be mixed with"):
+            outputs.check_folder(tmp_path, overwrite=overwrite)

@@ -121,6 +121,17 @@ def test_decisions_about_training_alone_change_nothing(raw, folder):
     assert preprocess(folder, plans=replace(PLANS, encoder="vit_b", why={"a": "b"})) == 0
 
 
+@pytest.mark.parametrize("scheme", ["ct", "ct_to_0_1"])
+def test_both_ct_schemes_depend_on_the_datasets_statistics(raw, folder, scheme):
+    configuration = replace(CONFIGURATION, normalization=[scheme])
+    assert preprocess(folder, configuration) == 3
+    other = replace(
+        PLANS, foreground_intensity_properties_per_channel={"0": replace(STATISTICS, percentile_99_5=451.0)}
+    )
+    assert preprocess(folder, configuration, other) == 3
+    assert preprocess(folder, configuration, other) == 0
+
+
 def test_only_ct_depends_on_the_datasets_statistics(raw, folder):
     others = replace(PLANS, foreground_intensity_properties_per_channel={"0": replace(STATISTICS, mean=251.0)})
     ct = replace(CONFIGURATION, normalization=["ct"])

@@ -188,3 +188,16 @@ def test_a_fold_goes_on_either_way_and_folds_may_differ(samunet_folders, tiny_da
     assert "going on from iteration 2" in caplog.text
     assert (folder / "checkpoint_final.safetensors").read_bytes() == expected
     assert (train(1) / "checkpoint_final.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("scheme", "counts"), [("zscore", False), ("ct", True), ("ct_to_0_1", True)])
+def test_intensities_count_only_where_the_normalisation_uses_them(scheme, counts):
+    """A dataset that grew has other statistics; a fold of a model whose channels do without them goes on."""
+    plans = make_plans()
+    plans.configurations["2d"]["normalization"] = [scheme] * len(plans.configurations["2d"]["normalization"])
+    grown = {
+        channel: replace(values, mean=values.mean + 1)
+        for channel, values in plans.foreground_intensity_properties_per_channel.items()
+    }
+    other = replace(plans, foreground_intensity_properties_per_channel=grown)
+    assert (_decisions(plans, "2d") != _decisions(other, "2d")) is counts

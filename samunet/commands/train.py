@@ -130,10 +130,11 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     name = model.path.parent.name
     if len(folders) == 1:
         raw = next((folder / name / "imagesTs" for folder in paths.known_folders()), Path("imagesTs"))
-        images = str(raw) if raw.is_dir() else "imagesTs"
         _, plans_name, configuration = model.path.name.split("__")
-        words = ["samunet_predict", "-i", images, "-o", "preds", "-d", dataset, "-c", configuration, "-p", plans_name]
-        return [f"next: {shlex.join(words)}"]
+        words = ["-o", "preds", "-d", dataset, "-c", configuration, "-p", plans_name]
+        if raw.is_dir():
+            return [f"next: {shlex.join(['samunet_predict', '-i', str(raw), *words])}"]
+        return [f"next, with a folder of new images in place of FOLDER: samunet_predict -i FOLDER {shlex.join(words)}"]
     splits = read_splits(paths.preprocessed_folder() / name / FILE_NAME)
     compare = shlex.join(["samunet_find_best_configuration", dataset])
     missing = unfinished(model, range(len(splits)))

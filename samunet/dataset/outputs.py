@@ -6,6 +6,7 @@ kill between the two leaves nothing unknown, and completed after it. Pictures ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ ARGUMENTS = "predict_from_raw_data_args.json"
 MASK, PICTURE = "mask", "picture"
 PICTURE_MARK = {"Software": "samunet"}  # of PNG files
 
+_DATASET = re.compile(r"Dataset\d+_.*")
 _RAW = ("imagesTr", "labelsTr", "imagesTs")
 _ELSEWHERE = "give another place, outside of it: -o"
 _REPLACE = "give another folder: -o; or add --overwrite to replace files of these names"
@@ -154,6 +156,8 @@ def check_holdings(output: Path) -> None:
     for what, found in (
         ("a trained model", (output / "plans.json").is_file() and any(output.glob("fold_*"))),
         ("a trained fold", _is_fold(output)),
+        ("trained models", any(output.glob("samunetTrainer__*"))),
+        ("datasets or their models", any(_DATASET.fullmatch(folder.name) for folder in output.glob("Dataset*"))),
         ("the validation of a trained fold", real.name == "validation" and _is_fold(real.parent)),
         ("a preprocessed dataset", any(any(output.glob(pattern)) for pattern in (
             "dataset_fingerprint.json", "splits_final.json", "*Plans.json", "*.b2nd"))),

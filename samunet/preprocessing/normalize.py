@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from samunet.plans import IntensityStatistics
+from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.pieces import pieces
 
 _SMALLEST_STD = 1e-8
@@ -70,7 +70,16 @@ SCHEMES: dict[str, Callable[[np.ndarray, np.ndarray | None, IntensityStatistics]
     "ct_to_0_1": _ct_to_unit,
     "nonorm": _none,
 }
+# Those that use the training foreground's statistics; for others a dataset may grow without a change.
+CT_SCHEMES = frozenset({"ct", "ct_to_0_1"})
 UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1"})
+
+
+def statistics_used(plans: Plans, configuration: ConfigurationPlan) -> dict[str, IntensityStatistics]:
+    """Those of the training foreground, by channel index as text, that preprocessing depends on."""
+    statistics = plans.foreground_intensity_properties_per_channel
+    used = [str(index) for index, scheme in enumerate(configuration.normalization) if scheme in CT_SCHEMES]
+    return {channel: statistics[channel] for channel in used}
 
 
 def normalize(

@@ -15,6 +15,7 @@ from samunet.errors import SamunetError, raise_failures
 from samunet.files import make_folder
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
+from samunet.preprocessing.normalize import statistics_used
 from samunet.preprocessing.sources import FileFacts, changed_files, file_facts, with_times
 from samunet.preprocessing.store import StoredCase, StoreKey, read_record, stored_key, write_case, write_record
 from samunet.workers import map_cases
@@ -217,14 +218,12 @@ def _store(
 
 def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Description) -> str:
     """Hash of the decisions about preprocessing alone, and of the ignore label, which stored places depend on."""
-    # Only CT uses the dataset's statistics: other cases need not be made again when a case joins the dataset.
-    statistics = plans.foreground_intensity_properties_per_channel if "ct" in configuration.normalization else {}
     return fingerprint_of(
         plans.orientation,
         plans.transpose_forward,
         configuration.spacing,
         configuration.normalization,
         configuration.use_mask_for_norm,
-        {channel: vars(values) for channel, values in statistics.items()},
+        {channel: vars(values) for channel, values in statistics_used(plans, configuration).items()},
         description.labels.ignore,
     )

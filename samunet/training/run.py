@@ -28,6 +28,7 @@ from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, plans_called
+from samunet.preprocessing.normalize import statistics_used
 from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.sources import check_cases
 from samunet.quality.calibration import write_calibration
@@ -337,7 +338,9 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
 
 def _decisions(plans: Plans, configuration_name: str) -> dict:
     """All that a model of this configuration depends on: not other configurations, reasons, versions or memory."""
-    decisions = asdict(plans) | asdict(plans.configuration(configuration_name))
+    configuration = plans.configuration(configuration_name)
+    decisions = asdict(plans) | asdict(configuration)
+    decisions["foreground_intensity_properties_per_channel"] = statistics_used(plans, configuration)
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
     for network in decisions["networks"].values():
