@@ -131,7 +131,7 @@ def unusable_names(names: Iterable[str]) -> list[Problem]:
         *_alike(names),
         *(
             Problem(
-                "names that are not UTF-8:", printable(name), printable(name),
+                "names that are not UTF-8 or have control characters:", printable(name), printable(name),
                 "rename the file: many programs cannot open it",
             )
             for name in names

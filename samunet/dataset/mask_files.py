@@ -30,7 +30,9 @@ def mask_files(folder: Path) -> dict[str, Path]:
             continue
         first = found.setdefault(one_spelling(file.name.removesuffix(ending)), file)
         if printable(file.name) != file.name:
-            raise SamunetError(f"{folder}: the name {printable(file.name)} is not UTF-8", "rename the file")
+            raise SamunetError(
+                f"{folder}: the name {printable(file.name)} is not UTF-8 or has control characters", "rename the file"
+            )
         if first is not file:
             raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import unicodedata
 
+from samunet import errors
+
 MAX_NAME_BYTES = 225  # with "_fold_disagreement" and an ending, the 255 that file systems allow
 
 
@@ -14,5 +16,5 @@ def one_spelling(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name with the bytes that are not UTF-8 written as they can be printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name with what cannot be printed, such as bytes that are not UTF-8, written so that it can be."""
+    return errors.printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
