@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
-from samunet.errors import COMMAND_LINE, SamunetError, in_api_terms, raise_failures
+from samunet.errors import COMMAND_LINE, SamunetError, in_api_terms, quoted, raise_failures
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
 from samunet.selection.apply import apply_postprocessing
@@ -175,8 +175,9 @@ def preprocess(
     name = find_dataset(dataset)
     path = paths.preprocessed_folder() / name / f"{plans_name}.json"
     if not path.is_file():
+        own_name = "" if plans_name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(plans_name)}"
         raise SamunetError(
-            f"{name} has no plans called {plans_name}", f"samunet_plan_experiment -d {paths.number_in(name)}"
+            f"{name} has no plans called {plans_name}", f"samunet_plan_experiment -d {paths.number_in(name)}{own_name}"
         )
     _preprocess(load_dataset(name), read_plans(path), configurations, num_workers, progress, tolerate_geometry)
 

@@ -19,7 +19,12 @@ def printable(text: object, keep: str = "") -> str:
         text: May come from a stranger: a case's or a class's name, a licence.
         keep: Characters to leave as they are, such as a line's end.
     """
-    return _HIDDEN.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], str(text))
+    return _HIDDEN.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), str(text))
+
+
+def _escaped(char: str) -> str:
+    # What stands in for a byte that is not UTF-8 is shown as that byte.
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else repr(char)[1:-1]
 
 
 def quoted(word: object) -> str:

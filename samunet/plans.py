@@ -313,9 +313,10 @@ def plans_called(name: str, folder: Path) -> Plans:
     path = folder / f"{name}.json"
     if not path.is_file():
         there = ", ".join(file.stem for file in sorted(folder.glob("*Plans*.json"))) or "none"
+        own_name = "" if name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(name)}"
         raise SamunetError(
             f"{folder.name} has no plans called {name} (plans there: {there})",
-            f"samunet_plan_and_preprocess -d {quoted(folder.name)}",
+            f"samunet_plan_and_preprocess -d {quoted(folder.name)}{own_name}",
         )
     return read_plans(path)
 

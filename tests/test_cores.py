@@ -80,21 +80,20 @@ def test_other_systems_and_sandboxes_tell_nothing(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/stat")
 def test_another_program_is_seen_and_this_one_is_not_taken_for_another():
-    end = time.monotonic() + 1
-    before = cores._sample()
-    while time.monotonic() < end:
+    """On a busy machine a second of work takes longer: what counts is the time that the processor spent."""
+    end, before = time.process_time() + 0.5, cores._sample()
+    while time.process_time() < end:
         pass
     after = cores._sample()
     assert after[1] - before[1] > 0.3
     assert after[2] - before[2] > 0.3
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        time.sleep(0.3)
-        before = cores._sample()
-        time.sleep(1)
-        after = cores._sample()
+        before, end = cores._sample(), time.monotonic() + 30
+        while (after := cores._sample())[2] - before[2] < 0.5 and time.monotonic() < end:
+            time.sleep(0.1)
     finally:
         process.kill()
         process.wait()
     assert after[1] - before[1] < 0.3
-    assert after[2] - before[2] > 0.5
+    assert after[2] - before[2] >= 0.5

@@ -161,7 +161,7 @@ def test_a_fold_goes_on_either_way_and_folds_may_differ(samunet_folders, tiny_da
     torch.save(state, tmp_path / "weights" / "sam_vit_b_01ec64.pth")
     tiny_dataset()
     assert plan_and_preprocess.main(["-d", "998", "-encoder", "vit_b", "-image_size", "64"]) == 0
-    options = {"iterations": 4, "batch_size": 2, "checkpoint_seconds": 0.0}
+    options = {"iterations": 4, "batch_size": 2, "checkpoint_seconds": 1e-3}
 
     def train(fold=0, **more):
         return api.train(998, "2d", fold, api.TrainingOptions(**options, **more), progress=False)

@@ -351,7 +351,9 @@ def test_prediction_takes_the_model_that_was_found_to_be_best(trained, capsys):
 
 def test_folds_from_different_weights_are_not_averaged(trained, capsys):
     path = model_of(trained) / "fold_1" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": {"sha256": "0123"}}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"base": {"file": "a.pth", "bytes": 1, "sha256": "0123"}})
+    )
     source = str(trained / "raw" / "Dataset998_Tiny" / "imagesTs")
     assert predict.main(["-i", source, "-o", "preds", "-d", "998", "-c", "2d"]) == 1
     assert "fold 1" in capsys.readouterr().err
@@ -502,14 +504,14 @@ def test_a_fold_that_disappears_meanwhile_is_no_other_fold(tmp_path, monkeypatch
     model = ModelFolder(tmp_path)
     for fold in (0, 1, 2):
         write_json(model.fold(fold) / "run.json", {"encoder": "small"})
-    real = training_run.read_json
+    real = training_run.read_run
 
     def removed_before(path):
         if path.parent.name == "fold_1":
             path.unlink()
         return real(path)
 
-    monkeypatch.setattr(training_run, "read_json", removed_before)
+    monkeypatch.setattr(training_run, "read_run", removed_before)
     assert list(training_run._runs_of_other_folds(model, 0)) == ["fold_2"]
     (model.fold(2) / "run.json").write_text("{")
     with pytest.raises(SamunetError, match="fold_2"):

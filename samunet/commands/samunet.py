@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     name = words[0].removeprefix("samunet_") if words else ""
     if name in command_names():
         return import_module(f"samunet.commands.{name}").main(words[1:])
+    if name and not name.startswith("-"):
+        words = words[:1]  # what follows an unknown command is meant for it
     return run_command(build_parser(), _run, words)
 
 

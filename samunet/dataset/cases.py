@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samunet.dataset.description import Description
-from samunet.dataset.names import MAX_NAME_BYTES, one_spelling, printable
+from samunet.dataset.names import MAX_NAME_BYTES, is_utf8, one_spelling
 from samunet.dataset.problems import Problem
+from samunet.errors import printable
 
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
@@ -135,7 +136,7 @@ def unusable_names(names: Iterable[str]) -> list[Problem]:
                 "rename the file: many programs cannot open it",
             )
             for name in names
-            if printable(name) != name
+            if not is_utf8(name)
         ),
         *(
             Problem(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 
 from samunet import errors
@@ -15,6 +14,12 @@ def one_spelling(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+<<<<<<< HEAD
 def printable(name: str) -> str:
     """A file name with what cannot be printed, such as bytes that are not UTF-8, written so that it can be."""
     return errors.printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
+=======
+def is_utf8(name: str) -> bool:
+    """Whether a file name is text; Python stands in for bytes that are none with lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+>>>>>>> main

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samunet.dataset.names import printable
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, printable
 
 _SHOWN = 5
 

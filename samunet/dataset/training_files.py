@@ -10,8 +10,9 @@ from pathlib import Path
 from samunet.dataset.cases import Case, duplicate, ending_in, group_by_case, unusable_names, visible
 from samunet.dataset.channels import channel_problem, number_problem
 from samunet.dataset.description import CaseFiles, Description
-from samunet.dataset.names import one_spelling, printable
+from samunet.dataset.names import one_spelling
 from samunet.dataset.problems import Problem, shortened
+from samunet.errors import printable
 from samunet.imageio.base import Reader
 from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.registry import IN_ONE_FILE, reader_for

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from samunet.dataset.cases import Case
 from samunet.dataset.outputs import check_folder, claim_folder
+from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
 from samunet.files import make_folder
-from samunet.inference.records import refuse_a_mix, sort_cases
+from samunet.inference.records import made_of_others, refuse_a_mix, sort_cases
 from samunet.workers import collecting_failures
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, o
     if not own:
         targets = [predictor.mask_file(case, output).name for case in todo]
         check_folder(output, targets=targets, overwrite=options.overwrite)
+        if others := made_of_others(todo, lambda case: predictor.mask_file(case, output)):
+            log.warning(
+                "%s: masks of these names were made of other images, or of images that changed since, and are "
+                "replaced: %s; images of another patient want another folder after -o",
+                output,
+                shortened(others),
+            )
     return todo
 
 

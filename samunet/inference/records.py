@@ -108,6 +108,17 @@ def sort_cases(
     return found
 
 
+def made_of_others(cases: Iterable[Case], mask_of: Callable[[Case], Path]) -> list[str]:
+    """Cases whose mask was made of other files than theirs: of another patient with the same name, or since changed."""
+    found = []
+    for case in cases:
+        mask = mask_of(case)
+        record = read_record(mask) if mask.is_file() else None
+        if record and record.get("images") not in (None, images_now(case)):
+            found.append(case.name)
+    return found
+
+
 def refuse_a_mix(found: Sorted, output: Path, made: dict[str, Any] | None) -> None:
     """Refuse to add masks to those of another model or of other options, whatever their cases.
 

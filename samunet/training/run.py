@@ -288,8 +288,8 @@ def _check_other_folds(
     if begun and _decisions(model.plans, name) != _decisions(plans, name):
         raise SamunetError(
             f"{model.path} was trained with other plans than {source / plans.plans_name}.json holds now",
-            "plan under another name (samunet_plan_experiment -overwrite_plans_name NAME) and train with -p NAME, "
-            "or remove the model's other folds and use --overwrite",
+            f"plan under another name (samunet_plan_experiment -d {quoted(source.name)} -overwrite_plans_name NAME) "
+            "and train with -p NAME, or remove the model's other folds and use --overwrite",
         )
     if begun:
         agreement.check_same_outputs(description, source / "dataset.json", model.description, model.path)

@@ -1,7 +1,8 @@
 """Mutated files of every kind through the readers: no crash, no hang, no naked exception, no two readings that differ.
 
-``SAMUNET_FUZZ=10000 SAMUNET_FUZZ_SEED=7 python -m pytest tests/fuzz -s`` runs it at length. Without them it reads a few
-hundred mutants of a seed that is printed. A mutant that fails is kept, and its path is in the message.
+``SAMUNET_FUZZ=10000 python -m pytest tests/fuzz -s`` runs it at length, with a seed that is printed, or the one in
+``SAMUNET_FUZZ_SEED``. Without them it reads a few hundred mutants. A mutant that fails is kept, and its path is in the
+message.
 """
 
 import json
@@ -22,7 +23,8 @@ from seeds import write_dicom, write_seeds
 from samunet.imageio.registry import ending_of
 
 NUMBER = int(os.environ.get("SAMUNET_FUZZ", "300"))
-SEED = int(os.environ.get("SAMUNET_FUZZ_SEED", "0")) or time.time_ns() % 1_000_000
+# A new one each time where it is run at length; the same in every run of all tests, which say what a change has broken.
+SEED = int(os.environ.get("SAMUNET_FUZZ_SEED", time.time_ns() % 1_000_000 if "SAMUNET_FUZZ" in os.environ else 1))
 KINDS = os.environ.get("SAMUNET_FUZZ_KINDS", "").split()
 BATCH, SECONDS = 250, 2  # mutants in one child process; what one may take on average
 CHILD = Path(__file__).with_name("child.py")
