@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samunet.dataset.description import Description
-from samunet.dataset.names import MAX_NAME_BYTES, is_utf8, one_spelling
+from samunet.dataset.names import MAX_NAME_BYTES, is_text, one_spelling
 from samunet.dataset.problems import Problem
 from samunet.errors import printable
 
@@ -136,7 +136,7 @@ def unusable_names(names: Iterable[str]) -> list[Problem]:
                 "rename the file: many programs cannot open it",
             )
             for name in names
-            if not is_utf8(name)
+            if not is_text(name)
         ),
         *(
             Problem(
