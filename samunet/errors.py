@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import unicodedata
 from contextvars import ContextVar
 from numbers import Integral, Real
+
+# Control characters, ends of lines, those that turn the direction of writing, and halves of characters.
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object, keep: str = "") -> str:
@@ -17,10 +19,7 @@ def printable(text: object, keep: str = "") -> str:
         text: May come from a stranger: a case's or a class's name, a licence.
         keep: Characters to leave as they are, such as a line's end.
     """
-    return "".join(
-        char if char.isprintable() or char in keep or unicodedata.category(char) == "Zs" else _escaped(char)
-        for char in str(text)
-    )
+    return _HIDDEN.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), str(text))
 
 
 def _escaped(char: str) -> str:

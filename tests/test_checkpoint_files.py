@@ -456,3 +456,9 @@ def test_auto_takes_sam_where_its_weights_can_be_had(
     choice = run_module._choose_network(plans, plans.configuration("2d"), TrainingOptions(), {})
     assert choice.network.encoder == expected
     assert asked == (["vit_b"] if device == "cuda" and not there else [])  # the server is not asked without need
+
+
+def test_tensors_that_are_no_numbers_are_not_read(tmp_path):
+    save_file({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}, tmp_path / "checkpoint_final.safetensors")
+    with pytest.raises(SamunetError, match=r"checkpoint_final\.safetensors has values that are no numbers .* in b"):
+        read_tensors(tmp_path / "checkpoint_final.safetensors")

@@ -51,5 +51,7 @@ def test_huge_files_and_pipes_are_not_read(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_seen_is_shown():
+    assert printable("نیم\u200cفاصله, 12\u00a0mm") == "نیم\u200cفاصله, 12\u00a0mm"  # letters need these
+    assert printable("\udcff") == r"\xff"
     assert printable("a\x1b[2Jb\u202ec\nd é") == r"a\x1b[2Jb\u202ec\nd é"
     assert printable("two\nlines", keep="\n") == "two\nlines"

@@ -311,6 +311,15 @@ def test_names_that_are_not_utf_8_are_refused(raw, part):
         assert "names that are not UTF-8" in message(list_cases, folder / part, read_description(folder))
 
 
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\n  -> rm -rf x", "a\u202eb"])
+def test_names_with_control_characters_are_refused(raw, name):
+    folder = make_dataset(raw / NAME, ["a_0000"], ["a"], 1, channels=1)
+    (folder / "imagesTr" / f"{name}_0000.nii.gz").touch()
+    said = message(list_cases, folder / "imagesTr", read_description(folder))
+    assert "have control characters" in said
+    assert name not in said
+
+
 def test_names_that_leave_no_room_for_what_is_added_are_refused(raw):
     allowed, longer = "a" * 225, "ä" * 113
     folder = make_dataset(raw / NAME, [f"{allowed}_0000"], [allowed], 1, channels=1)

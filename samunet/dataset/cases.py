@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samunet.dataset.description import Description
-from samunet.dataset.names import MAX_NAME_BYTES, is_utf8, one_spelling
+from samunet.dataset.names import MAX_NAME_BYTES, is_text, one_spelling
 from samunet.dataset.problems import Problem
 from samunet.errors import printable
 
@@ -132,11 +132,11 @@ def unusable_names(names: Iterable[str]) -> list[Problem]:
         *_alike(names),
         *(
             Problem(
-                "names that are not UTF-8:", printable(name), printable(name),
+                "names that are not UTF-8 or have control characters:", printable(name), printable(name),
                 "rename the file: many programs cannot open it",
             )
             for name in names
-            if not is_utf8(name)
+            if not is_text(name)
         ),
         *(
             Problem(

@@ -9,7 +9,7 @@ from typing import Any
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import one_spelling
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, printable
 from samunet.files import read_json
 
 _EXAMPLE = (
@@ -126,7 +126,7 @@ def _channel_names(value: Any, where: str) -> tuple[str, ...]:
         raise SamunetError(f"{where} must map channel numbers to names, got {value!r:.200}", hint)
     if len(value) > _MOST_CHANNELS:
         raise SamunetError(f"{where} has {len(value)} channels, and an image can have {_MOST_CHANNELS}", hint)
-    if unseen := next((name for name in value.values() if not name.isprintable()), None):
+    if unseen := next((name for name in value.values() if printable(name) != name), None):
         raise SamunetError(f"{where}: the name {unseen!r} has characters that cannot be seen", "write it with letters")
     wanted = [str(index) for index in range(len(value))]
     if set(value) != set(wanted):
@@ -174,7 +174,7 @@ def _files(value: Any, where: str) -> dict[str, CaseFiles] | None:
 
 
 def _case_files(name: str, value: Any, where: str) -> CaseFiles:
-    if not name.strip() or name.startswith(".") or set(name) & set("/\\:") or not name.isprintable():
+    if not name.strip() or name.startswith(".") or set(name) & set("/\\:") or printable(name) != name:
         raise SamunetError(
             f"{where}: dataset: {name!r} cannot be a case's name, because its masks are named after it",
             "use letters, digits, - and _",

@@ -155,7 +155,7 @@ def _as_tuples(data: Any, where: str) -> dict[str, tuple[int, ...]]:
             )
         if len(set(values)) < len(values):
             raise SamunetError(f'{where}: "{name}" lists a value twice: {value}', _REGIONS_EXAMPLE)
-        if not name.isprintable():
+        if printable(name) != name:
             raise SamunetError(
                 f"{where}: the name {printable(name)} has characters that cannot be seen", "write it with letters"
             )

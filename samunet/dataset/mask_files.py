@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samunet.dataset.below import entries
 from samunet.dataset.cases import ending_in
-from samunet.dataset.names import is_utf8, one_spelling
+from samunet.dataset.names import is_text, one_spelling
 from samunet.errors import SamunetError, UsageError, printable
 from samunet.imageio.registry import READERS
 from samunet.imageio.tiff import TIFF_ENDINGS
@@ -29,8 +29,10 @@ def mask_files(folder: Path) -> dict[str, Path]:
         if ending is None or not file.is_file():
             continue
         first = found.setdefault(one_spelling(file.name.removesuffix(ending)), file)
-        if not is_utf8(file.name):
-            raise SamunetError(f"{folder}: the name {printable(file.name)} is not UTF-8", "rename the file")
+        if not is_text(file.name):
+            raise SamunetError(
+                f"{folder}: the name {printable(file.name)} is not UTF-8 or has control characters", "rename the file"
+            )
         if first is not file:
             raise SamunetError(f"{folder}: {first.name} and {file.name} are the same case", "remove one of them")
     return found

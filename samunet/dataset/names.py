@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from samunet.errors import printable
+
 MAX_NAME_BYTES = 225  # with "_fold_disagreement" and an ending, the 255 that file systems allow
 
 
@@ -12,6 +14,6 @@ def one_spelling(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file name is text; Python stands in for bytes that are none with lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def is_text(name: str) -> bool:
+    """Whether a file name is text that can be printed: no bytes that are not UTF-8, no control characters."""
+    return printable(name) == name
