@@ -437,3 +437,13 @@ def test_a_decoder_that_hangs_or_crashes_is_an_error(reader, tmp_path, monkeypat
     monkeypatch.setattr(dicom_pixels, "_SECONDS", 0.3)
     with pytest.raises(SamunetError, match=r"0\.dcm cannot be decoded: .* \(compression: JPEG 2000"):
         reader.read_image([compressed(tmp_path / "scan")])
+
+
+def test_pixels_of_more_frames_than_announced_are_refused(reader, tmp_path):
+    write_series(tmp_path / "scan")
+    file = sorted((tmp_path / "scan").iterdir())[2]
+    dataset = pydicom.dcmread(file)
+    dataset.PixelData = dataset.PixelData * 9
+    dataset.save_as(file)
+    with pytest.raises(SamunetError, match=rf"{file.name} holds the pixels of more frames than it announces \(1\)"):
+        reader.read_image([tmp_path / "scan"])

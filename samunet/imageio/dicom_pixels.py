@@ -51,10 +51,21 @@ class PixelReader:
         """The stored values of every frame in turn, ``(y, x)``, or ``(y, x, 3)`` of colours.
 
         Raises:
-            SamunetError: If the file is damaged or truncated, or its compression is not known.
+            SamunetError: If the file is damaged or truncated, holds other frames than it announces, or its compression
+                is not known.
         """
         dataset = read_dataset(header.file)
-        yield from guarded(header.file, self._frames, dataset, header)
+        frames = guarded(header.file, self._frames, dataset, header)
+        for _ in header.frames:
+            frame = guarded(header.file, next, frames, None)
+            if frame is None or frame.shape[:2] != header.size:
+                raise SamunetError(f"{header.file} lacks pixels of the frames that it announces", COPY_AGAIN)
+            yield frame
+        if guarded(header.file, next, frames, None) is not None:
+            announced = len(header.frames)
+            raise SamunetError(
+                f"{header.file} holds the pixels of more frames than it announces ({announced})", COPY_AGAIN
+            )
 
     def _frames(self, dataset: Dataset, header: Header) -> Iterator[np.ndarray]:
         from pydicom.pixels import apply_color_lut, iter_pixels
