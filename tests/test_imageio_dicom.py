@@ -4,6 +4,7 @@ import locale
 from contextlib import contextmanager
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
