@@ -112,9 +112,14 @@ def edit_label(raw):
     sitk.WriteImage(moved, str(path))
 
 
-def add_case(raw, name="case_7"):
+def add_files_alone(raw, name="case_7"):
+    """A case whose number dataset.json does not tell."""
     for part, number in (("imagesTr", "_0000"), ("labelsTr", "")):
         shutil.copyfile(raw / part / f"case_1{number}.nii.gz", raw / part / f"{name}{number}.nii.gz")
+
+
+def add_case(raw, name="case_7"):
+    add_files_alone(raw, name)
     set_number(raw)
 
 
@@ -148,6 +153,10 @@ def divided_patient(raw):
             r"(?s)changed after preprocessing: labelsTr/case_1\.nii\.gz.*samunet_preprocess -d Dataset998_Tiny",
         ),
         (add_case, r"(?s)1 training case was added \(case_7\).*samunet_add_cases -d 998"),
+        (
+            add_files_alone,
+            r'(?s)1 training case was added \(case_7\).*write "numTraining": 7 in .*, then: samunet_add_cases',
+        ),
         (remove_case, r"(?s)1 training case was removed \(case_1\).*samunet_add_cases -d 998"),
         (given_splits, r"(?s)splits_final\.json differ: which of them holds"),
         (divided_patient, r"(?s)both trains on and validates 1 patient, such as p .*by groups"),

@@ -93,8 +93,12 @@ def check_cases(dataset: Dataset, known: Collection[str]) -> None:
         if names
     ]
     if parts:
+        number = len(dataset.cases)
+        first = "" if dataset.description.num_training in (None, number) else (
+            f'write "numTraining": {number} in {dataset.folder / "dataset.json"}, then: '
+        )  # fmt: skip
         raise SamunetError(
             f"{dataset.folder} changed after preprocessing: {' and '.join(parts)}",
-            f"samunet_add_cases -d {number_in(dataset.name)} takes the change over, and leaves all other cases in "
-            "their folds",
+            f"{first}samunet_add_cases -d {number_in(dataset.name)} takes the change over, and leaves all other cases "
+            "in their folds",
         )
