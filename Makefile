@@ -27,8 +27,8 @@ lint: $(VENV)/.linter
 	$(BIN)/ruff format --check .
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "samunet needs Python 3.10 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "samunet needs Python 3.11 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "could not make an environment; on Debian and Ubuntu: sudo apt install python3-venv"; rm -rf $(VENV); exit 1; }
 

@@ -55,7 +55,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["samunet", "samunet.*"]),
     # Named, so that an editable install is a folder on Python's path: then the package is found before a folder of its
     # name, such as a clone, in the folder that Python is started in.
@@ -79,6 +79,7 @@ setup(
         "tifffile>=2023.7",
         "matplotlib>=3.8",
         "pydantic>=2.6",
+        "typing-extensions>=4.8",
         "tqdm>=4.65",
     ],
     extras_require={

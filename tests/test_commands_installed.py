@@ -46,4 +46,4 @@ def test_demo(tmp_path):
         assert Path(path).exists(), label
     assert len(list((folder / "predictions").glob("*.nii.gz"))) == 4
     assert len(list((folder / "overlays").glob("*.png"))) == 4
-    assert len(re.findall(r"^\$ samunet_", output, re.MULTILINE)) == 4
+    assert len(re.findall(r"^\$ samunet_", output, re.MULTILINE)) == 5
