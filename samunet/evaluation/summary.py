@@ -11,10 +11,13 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    Required,  # pydantic needs these before Python 3.12
+)
 
 import numpy as np
-from typing_extensions import Required, TypedDict  # pydantic needs these before Python 3.12
+from typing_extensions import TypedDict
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.mask_files import mask_files

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NotRequired  # pydantic needs these before Python 3.12
 
-from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
+from typing_extensions import TypedDict
 
 from samunet import paths
 from samunet.dataset.layout import find_dataset

@@ -12,10 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Required,  # pydantic needs these before Python 3.12
+)
 
 from annotated_types import Len
-from typing_extensions import Required, TypedDict  # pydantic needs these before Python 3.12
+from typing_extensions import TypedDict
 
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts

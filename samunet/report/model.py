@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic needs these before Python 3.12
+)
 
-from typing_extensions import NotRequired, TypedDict  # pydantic needs these before Python 3.12
+from typing_extensions import TypedDict
 
 from samunet.errors import SamunetError
 from samunet.files import read_as
