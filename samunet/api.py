@@ -14,9 +14,8 @@ Datasets are named as on the command line: ``27``, ``"027"`` or ``"Dataset027_AC
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
-from samunet.errors import COMMAND_LINE, SamunetError, in_api_terms, quoted, raise_failures
+from samunet.errors import SamunetError, quoted, raise_failures, with_arguments
 from samunet.files import read_json, write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
 from samunet.selection.apply import apply_postprocessing
@@ -75,23 +74,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         found = getattr(import_module(f"samunet.{_LAZY[name]}"), name)
-        return _with_arguments(found) if name[0].islower() else found
+        return with_arguments(found) if name[0].islower() else found
     raise AttributeError(f"module 'samunet.api' has no attribute {name!r}")
-
-
-def _with_arguments(function: Callable) -> Callable:
-    """``function``, whose errors name arguments where the remedies of commands name flags."""
-
-    @functools.wraps(function)
-    def called(*arguments: Any, **keywords: Any) -> Any:
-        try:
-            return function(*arguments, **keywords)
-        except SamunetError as error:
-            if not COMMAND_LINE.get():
-                error.hint = error.hint and in_api_terms(error.hint)
-            raise
-
-    return called
 
 
 def extract_fingerprint(
@@ -417,4 +401,4 @@ def _preprocess(
 # Those above and those that other rooms have; the rest when they are first used.
 for _name in __all__:
     if _name in globals() and _name[0].islower():
-        globals()[_name] = _with_arguments(globals()[_name])
+        globals()[_name] = with_arguments(globals()[_name])

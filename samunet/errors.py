@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import shlex
+from collections.abc import Callable
 from contextvars import ContextVar
 from numbers import Integral, Real
+from typing import Any
 
 # Control characters, ends of lines, those that turn the direction of writing, and halves of characters.
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -166,3 +169,18 @@ def in_api_terms(text: str) -> str:
         return f"{_VALUES[flag]}={word}" if number else f'{_VALUES[flag]}="{word}"'
 
     return _COMMAND_OR_FLAG.sub(argument, text)
+
+
+def with_arguments(function: Callable) -> Callable:
+    """``function``, whose errors name arguments where the remedies of commands name flags."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(*arguments, **keywords)
+        except SamunetError as error:
+            if not COMMAND_LINE.get():
+                error.hint = error.hint and in_api_terms(error.hint)
+            raise
+
+    return called

@@ -262,3 +262,13 @@ def test_remedies_are_in_the_terms_of_the_caller(capsys, samunet_folders, tiny_d
 def test_files_are_text_or_paths():
     options = api.TrainingOptions(checkpoint="sam.pth", pretrained="a/model.safetensors")
     assert (options.checkpoint, options.pretrained) == (Path("sam.pth"), Path("a/model.safetensors"))
+
+
+def test_a_predictor_speaks_of_arguments_too(monkeypatch):
+    def fails(self, files):
+        raise UsageError("a single slice does not fit", "use -device cpu")
+
+    monkeypatch.setattr(api.Predictor, "read", fails)
+    with pytest.raises(UsageError) as caught:
+        api.Predictor.__new__(api.Predictor).predict_files(["a.nii.gz"])
+    assert caught.value.hint == 'use device="cpu"'
