@@ -34,6 +34,20 @@ def ct_scans(folder):
         volume(folder / "scans" / f"{name}_liver.nii.gz", [0, 1])
 
 
+def segmentations(folder):
+    """As 3D Slicer saves them: names and values of the segments in the header."""
+    for name in ("anna", "bert"):
+        volume(folder / "scans" / f"{name}.nrrd", range(-40, 40))
+        image = sitk.ReadImage(folder / "scans" / f"{name}.nrrd")
+        drawn = sitk.Cast(sitk.GetImageFromArray(np.resize([0, 1, 2], (3, 8, 7))), sitk.sitkUInt8)
+        drawn.CopyInformation(image)
+        for number, segment in enumerate(("tumour", "liver")):
+            drawn.SetMetaData(f"Segment{number}_Name", segment)
+            drawn.SetMetaData(f"Segment{number}_LabelValue", str(number + 1))
+            drawn.SetMetaData(f"Segment{number}_Layer", "0")
+        sitk.WriteImage(drawn, folder / "scans" / f"{name}.seg.nrrd")
+
+
 def photographs(folder):
     rng = np.random.default_rng(0)
     for part in ("photos", "masks"):
@@ -69,6 +83,7 @@ def eyes(folder):
 EXAMPLES = [
     (photographs, "Dataset012_Vessels", ("R", "G", "B"), ("background", "vessel")),
     (ct_scans, "Dataset011_Liver", ("CT",), ("background", "liver")),
+    (segmentations, "Dataset016_Liver", ("CT",), ("background", "liver", "tumour")),
     (class_files, "Dataset015_LiverTumour", ("CT",), ("background", "liver", "tumour")),
     (tumours, "Dataset013_Tumour", ("FLAIR", "T1c"), ("background", "necrosis", "edema", "enhancing")),
     (eyes, "Dataset014_Eyes", ("R", "G", "B"), ("background", "foreground")),
@@ -103,7 +118,8 @@ def test_worked_example(command, make_sources, name, channels, labels, samunet_f
 def test_the_regions_fit_the_tumours(samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tumours(tmp_path)
-    assert main(shlex.split(COMMANDS[4])) == 0
+    (command,) = (command for command in COMMANDS if "--name Tumour" in command)
+    assert main(shlex.split(command)) == 0
     content = read_json(tmp_path / "raw" / "Dataset013_Tumour" / "dataset.json")
     (regions,) = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
     assert regions["channel_names"] == content["channel_names"]
