@@ -62,12 +62,13 @@ def test_the_same_masks_before_and_after_the_transfer(planned, tmp_path, monkeyp
     go_through(root, NAME, [*SHORT, *start], tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason=f"the Hippocampus is not at {HIPPOCAMPUS}")
 def test_the_same_masks_of_real_images(samunet_folders, tmp_path, monkeypatch, capsys):
     link_hippocampus(samunet_folders / "raw" / HIPPOCAMPUS.name, *((None, None) if BUDGET else (30, 4)))
     run("samunet_plan_and_preprocess -d 004")
-    flags = ["--time_budget", BUDGET or "10s", "--npz", "-device", "cpu"]
+    length = ["--time_budget", BUDGET] if BUDGET else ["--iterations", "60"]
+    flags = [*length, "--npz", "-device", "cpu"]
     go_through(samunet_folders, HIPPOCAMPUS.name, flags, tmp_path, monkeypatch, capsys)
 
 
