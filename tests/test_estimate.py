@@ -61,6 +61,7 @@ def test_a_time_budget_is_announced_with_what_follows_it(caplog):
         ([0, 1], "samunet", 1, 10 * 4),
         ([], "samunet", 1, 10 * 5),  # shifted along both diagonals
         ([0], "samunet", 3, (10 + 8 + 8) * 2),
+        ([], "samunet", 3, 10 + 8 + 8),  # planes are views enough
         ([0, 1], "samed", 3, 10),
     ],
 )

@@ -90,7 +90,7 @@ def predict(monkeypatch):
             return Prediction(np.full((1, 1, 1), int(logits[0])), None, None)
 
         monkeypatch.setattr(predictor_module, "prepare_case", lambda *arguments: None)
-        monkeypatch.setattr(Predictor, "_predict_prepared", predict_prepared)
+        monkeypatch.setattr(Predictor, "predict_prepared", predict_prepared)
         return predictor, predictor._predict(None)
 
     return run

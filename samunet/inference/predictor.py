@@ -356,7 +356,7 @@ class Predictor:
         while True:
             # Memory is freed after the block: until the exception is gone, its traceback holds what failed.
             with suppress(torch.cuda.OutOfMemoryError):
-                prediction = self._predict_prepared(case)
+                prediction = self.predict_prepared(case)
                 return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
             torch.cuda.empty_cache()
             if self.slices.batch_size == 1:
@@ -364,7 +364,8 @@ class Predictor:
             self.slices.batch_size //= 2
             log.warning("out of GPU memory: %d slices at a time from now on", self.slices.batch_size)
 
-    def _predict_prepared(self, case: PreparedCase) -> Prediction:
+    def predict_prepared(self, case: PreparedCase) -> Prediction:
+        """Predict a preprocessed case; its mask is turned back to the image's grid, and not postprocessed."""
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
         depth, *plane = record.cropped_shape

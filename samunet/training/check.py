@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,18 +10,19 @@ from torch import Tensor, nn
 
 from samunet.dataset.labels import Labels
 from samunet.evaluation.metrics import confusion_counts, dice
-from samunet.inference.logits import SlicePredictor, decode
-from samunet.inference.planes import PlanePredictor
+from samunet.inference.logits import SlicePredictor
+from samunet.inference.predictor import Predictor
 from samunet.plans import NetworkPlan
+from samunet.preprocessing.case import PreparedCase
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.planes import Plane
 from samunet.preprocessing.store import StoredCase
+
+_LONG = 5.0  # seconds, beside which the device's preparations for the first case do not count
 
 
 def monitored_dice(
     predictor: SlicePredictor,
     cases: dict[str, StoredCase],
-    planes: Sequence[Plane],
     network: NetworkPlan,
     labels: Labels,
 ) -> float | None:
@@ -31,24 +31,29 @@ def monitored_dice(
     Args:
         predictor: Of the model as it is now.
         cases: Monitored cases.
-        planes: Along which volumes are sliced; over several it is averaged, which takes too long while a fold trains.
         network, labels: What is trained.
     """
-    several = PlanePredictor(predictor, planes, network, labels) if len(planes) > 1 else None
     regions = [region for _, region in labels.foreground]
     scores = []
     for case in cases.values():
         shape = case.shape[1:]
-        if several:
-            slices = several.logits(case.image(), case.record, shape)
-            mask = np.stack([decode(logits, labels).cpu().numpy() for _, logits in slices])
-        else:
-            grid = SliceGrid.of(shape, case.spacing, network.spacing, network.input_shape)
-            mask = predictor.mask(case.image(), grid, shape, labels)
+        grid = SliceGrid.of(shape, case.spacing, network.spacing, network.input_shape)
+        mask = predictor.mask(case.image(), grid, shape, labels)
         counts = confusion_counts(mask, case.label(), regions, labels.ignore)
         scores.append([dice(count) for count in counts])
     per_class = [np.mean(column[~np.isnan(column)]) for column in np.array(scores).T if not np.isnan(column).all()]
     return float(np.mean(per_class)) if per_class else None
+
+
+def seconds_of_prediction(predictor: Predictor, case: StoredCase) -> float:
+    """What a stored case takes when it is predicted as a user would; the second time, where that is soon over."""
+    for _ in range(2):
+        begin = time.monotonic()
+        predictor.predict_prepared(PreparedCase(case.image(), None, case.record))
+        seconds = time.monotonic() - begin
+        if seconds > _LONG:
+            break
+    return seconds
 
 
 @torch.inference_mode()

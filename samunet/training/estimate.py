@@ -82,11 +82,12 @@ class Costs:
 
 def passes_to_predict(case: StoredCase, configuration: ConfigurationPlan, network: NetworkPlan) -> int:
     """Windows that pass the network when a trained fold predicts a case, over all its views and planes."""
-    views = 1
-    if network.recipe != "samed":
-        fits = windows_of(case, network) == case.shape[0]
-        views = 2 ** len(configuration.mirror_axes) if configuration.mirror_axes else SHIFTED_VIEWS if fits else 1
-    planes = configuration.planes if network.recipe != "samed" else configuration.planes[:1]
+    if network.recipe == "samed":
+        return windows_of(case, network)
+    planes = configuration.planes
+    views = 2 ** len(configuration.mirror_axes)
+    if views == 1 and len(planes) == 1 and windows_of(case, network) == case.shape[0]:
+        views = SHIFTED_VIEWS
     return views * sum(windows_of(case.along(Plane.of(axes)), network) for axes in planes)
 
 

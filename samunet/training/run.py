@@ -110,6 +110,7 @@ def train_fold(
             facts = _run_facts(choice, fold, dataset_name, configuration_name)
             trainer = Trainer(
                 folder=folder,
+                plans=plans,
                 configuration=configuration,
                 network=choice.network,
                 description=description,

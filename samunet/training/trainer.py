@@ -19,15 +19,17 @@ from samunet.errors import SamunetError
 from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.model_folder import build_network
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor
 from samunet.interruption import StopRequest
 from samunet.network.base_weights import BaseWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
-from samunet.plans import ConfigurationPlan, NetworkPlan
+from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.store import StoredCase
 from samunet.training.cached_model import CachedModel
-from samunet.training.check import monitored_dice, seconds_of_pass
+from samunet.training.check import monitored_dice, seconds_of_pass, seconds_of_prediction
 from samunet.training.divergence import loss_error
 from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
 from samunet.training.loader import SliceLoader, batches
@@ -50,6 +52,7 @@ from samunet.training.state import LATEST, load_latest, save_latest, save_model
 log = logging.getLogger(__name__)
 
 _CLIP_NORM = 1.0
+_LONG_PREDICTION = 120.0  # seconds that are not spent to say how long a prediction takes
 _EPOCH_ITERATIONS = (100, 250)
 
 
@@ -58,7 +61,7 @@ class Trainer:
 
     Args:
         folder: The fold's folder.
-        configuration, network, description: What to train.
+        plans, configuration, network, description: What to train.
         train, validation: Stored cases; of the validation cases as many are monitored as 5 % of the time allow.
         options: The user's choices.
         identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
@@ -71,6 +74,7 @@ class Trainer:
         self,
         *,
         folder: Path,
+        plans: Plans,
         configuration: ConfigurationPlan,
         network: NetworkPlan,
         description: Description,
@@ -83,6 +87,7 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         self.folder = folder
+        self.plans = plans
         self.configuration = configuration
         self.network = network
         self.description = description
@@ -117,7 +122,7 @@ class Trainer:
         self.monitored = self._choose_monitored(validation or train)
         kind = "validation" if validation else "training"
         self.monitored_name = f"{len(self.monitored)} of {len(validation or train)} {kind} cases"
-        self.passes_after = [passes_to_predict(case, configuration, network) for case in validation.values()]
+        self.validation = validation
         self.cached = self._open_cache() if options.feature_cache else None
         self.setup = {
             "identity": identity,
@@ -289,19 +294,17 @@ class Trainer:
         title = ", ".join(map(str, [*facts, self.network.encoder]))
         write_logs(self.state.log, self.folder, title, self.monitored_name)
 
-    def _monitor(self, averaged: bool = False) -> float | None:
+    def _monitor(self) -> float | None:
         """See :func:`samunet.training.check.monitored_dice`."""
         predictor = SlicePredictor(
             [self.cached or self.model],
             neighbours=self.network.input_channels == "neighbours",
             device=self.device,
             dtype=self.dtype,
-            mirror_axes=self.configuration.mirror_axes if averaged else (),
             batch_size=self.micro_batch,
         )
-        planes = self.loader.planes if averaged else self.loader.planes[:1]
         self.model.eval()
-        score = monitored_dice(predictor, self.monitored, planes, self.network, self.labels)
+        score = monitored_dice(predictor, self.monitored, self.network, self.labels)
         self.model.train()
         return score
 
@@ -395,10 +398,26 @@ class Trainer:
         if self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
             self._save_latest()
         costs = Costs(step, self.costs["check"], time.monotonic() - begin, self.options.checkpoint_seconds)
-        window = self.costs["prediction"] / sum(windows_of(case, self.network) for case in self.monitored.values())
-        after = [passes * window for passes in self.passes_after]
+        after = self._seconds_after()
         self.run["estimate"] = announce(costs, self.budget, self.epoch_iterations, after, self.state.iteration)
         write_json(self.folder / "run.json", self.run)
+
+    def _seconds_after(self) -> list[float]:
+        """What predicting each validation case will take, from one that is predicted now as it will be then."""
+        if not self.validation:
+            return []
+        passes = [passes_to_predict(case, self.configuration, self.network) for case in self.validation.values()]
+        middle = int(np.argsort(passes)[len(passes) // 2])
+        window = self.costs["prediction"] / sum(windows_of(case, self.network) for case in self.monitored.values())
+        if passes[middle] * window < _LONG_PREDICTION:
+            case = list(self.validation.values())[middle]
+            predictor = Predictor(
+                [self.model], self.plans, self.configuration, self.network, self.description,
+                PredictionOptions(device=self.options.device, measure_uncertainty=True),
+            )  # fmt: skip
+            window = seconds_of_prediction(predictor, case) / passes[middle]
+            self.model.train()
+        return [number * window for number in passes]
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
