@@ -105,15 +105,18 @@ def relative_error(folder: str, variant: str) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
-def measure_matmul(side: int = 4096) -> dict:
-    """Rates of a large square matrix product."""
+def measure_matmul(sides: tuple[int, ...] = (512, 1024, 2048, 4096)) -> dict:
+    """Rates of a square matrix product: the largest, or the first that takes a second (without hardware for bfloat16)."""
     import torch
 
     device = pick_device()
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(side, side, device=device).to(dtype)
-        seconds = best_time(partial(torch.mm, matrix, matrix), 3, device)
+        for side in sides:
+            matrix = torch.randn(side, side, device=device).to(dtype)
+            seconds = best_time(partial(torch.mm, matrix, matrix), 3, device)
+            if seconds > 1:
+                break
         rates[f"{str(dtype).removeprefix('torch.')}_gflops"] = 2 * side**3 / seconds / 1e9
     return rates | {"threads": torch.get_num_threads(), "device": str(device), "torch": torch.__version__}
 
