@@ -29,7 +29,7 @@ from samunet.dataset.patients import patients
 from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
 from samunet.files import read_json
-from samunet.network.base_weights import base_weights
+from samunet.models.pretrained import base_weights
 from samunet.plans import read_plans
 from samunet.preprocessing.run import stored_cases
 from samunet.training.options import TrainingOptions

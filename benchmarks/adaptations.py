@@ -59,10 +59,10 @@ def main() -> None:
 def row(encoder: str, adaptation: str, components: str, size: int, repeats: int) -> dict:
     """Measure one way in this process."""
     from samunet.encoders import encoder_facts
+    from samunet.models.checkpoint import save_model
     from samunet.network.model import build_model
     from samunet.planning.resources import step_bytes
     from samunet.planning.rules import head
-    from samunet.training.state import save_model
 
     facts = encoder_facts(encoder)
     plan = network_plan(encoder, size, head(facts)[0], adaptation, components=components)

@@ -93,11 +93,11 @@ def make_model(
 
     from samunet.dataset.description import description_from_json
     from samunet.files import write_json
-    from samunet.inference.model_folder import build_network, model_folder_name
+    from samunet.models.checkpoint import save_model
+    from samunet.models.folder import build_network, model_folder_name
     from samunet.planning.fingerprint import CaseFingerprint, Fingerprint
     from samunet.planning.planner import PlannerOptions, plan
     from samunet.plans import IntensityStatistics
-    from samunet.training.state import save_model
 
     labels = {"background": 0, **{f"structure {value}": value for value in range(1, num_classes)}}
     raw = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
@@ -139,8 +139,8 @@ def random_base(folder: Path, network, configuration, description):
     import torch
     from safetensors.torch import save_file
 
-    from samunet.inference.model_folder import build_network
-    from samunet.network.base_weights import base_weights
+    from samunet.models.folder import build_network
+    from samunet.models.pretrained import base_weights
 
     torch.manual_seed(0)
     whole = build_network(configuration, replace(network, adaptation="full", lora=None), description, None)

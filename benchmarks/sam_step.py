@@ -106,7 +106,7 @@ def relative_error(folder: str, variant: str) -> float:
 
 
 def measure_matmul(sides: tuple[int, ...] = (512, 1024, 2048, 4096)) -> dict:
-    """Rates of a square matrix product: the largest, or the first that takes a second (without hardware for bfloat16)."""
+    """Rates of a square matrix product: the largest, or the first that takes a second (bfloat16 without hardware)."""
     import torch
 
     device = pick_device()

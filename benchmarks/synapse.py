@@ -134,7 +134,7 @@ def _values_as_they_are(plans: Plans) -> Plans:
 
 def _train(arguments: argparse.Namespace) -> Path:
     from samunet import api
-    from samunet.inference.model_folder import ModelFolder, model_folder_name
+    from samunet.models.folder import ModelFolder, model_folder_name
     from samunet.training.schedule import parse_duration
     from samunet.workers import default_workers
 

@@ -38,13 +38,13 @@ from samunet.workers import default_workers
 if TYPE_CHECKING:
     from samunet.inference.options import PredictionOptions
     from samunet.inference.predictor import Predictor
-    from samunet.inference.sam_export import merge_adapter
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.planner import PlannerOptions
     from samunet.sharing.export import ExportOptions, export_model
     from samunet.sharing.install import install_model
     from samunet.sharing.onnx_export import export_onnx
-    from samunet.training.samed_import import import_samed
+    from samunet.sharing.sam_export import merge_adapter
+    from samunet.sharing.samed_import import import_samed
 
 __all__ = [
     "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
@@ -278,7 +278,7 @@ def predict(
             :func:`samunet.dataset.layout.list_cases`.
         output: Folder for the masks; for a single case also a file, such as ``mask.nii.gz``.
         dataset, configuration, plans_name, folds: Which model; what is left out is found (see
-            :func:`samunet.inference.choose.choose_model`).
+            :func:`samunet.models.choose.choose_model`).
         model_folder: The model's folder, anywhere, in place of the first three; needs no environment variable.
         checkpoint: ``final`` or ``best``.
         options: How to predict.
@@ -294,10 +294,10 @@ def predict(
         SamunetError: If the machine fails; or, after all other cases were predicted, if some failed: of several a
             :class:`samunet.errors.CasesFailed`, whose ``failures`` has the error of each.
     """
-    from samunet.inference.choose import choose_model, parse_folds
-    from samunet.inference.model_folder import open_model_folder
     from samunet.inference.options import PredictionOptions
     from samunet.inference.run import Chosen, check_request, predict_found
+    from samunet.models.choose import choose_model, parse_folds
+    from samunet.models.folder import open_model_folder
 
     sources, output, options = as_paths(source), Path(output), options or PredictionOptions()
     first = check_request(sources, output, options, part)

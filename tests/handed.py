@@ -12,12 +12,12 @@ from samunet import api
 from samunet.dataset.description import read_description
 from samunet.encoders import ENCODERS
 from samunet.files import read_json, write_json
-from samunet.inference.model_folder import ModelFolder, build_network, model_folder_name
-from samunet.network.base_weights import base_weights
+from samunet.models.checkpoint import save_model
+from samunet.models.folder import ModelFolder, build_network, model_folder_name
+from samunet.models.pretrained import base_weights
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.plans import read_plans
-from samunet.training.state import save_model
 
 NAME = "Dataset998_Tiny"
 CASES = [f"case_{index}" for index in range(6)]

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from samunet.encoders import ENCODERS
-from samunet.network import base_weights, checkpoints
+from samunet.models import pretrained as base_weights
+from samunet.network import checkpoints
 from samunet.pretraining.network import PretrainingModel, write_tensors
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="samunet_tests_")

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from samunet.commands import plan_and_preprocess, plan_experiment, predict, train
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
+from samunet.models.checkpoint import save_model
 from samunet.network.adapters import load_adapters, merge_adapters
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
-from samunet.network.weights import read_tensors
 from samunet.planning import resources, rules
 from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
-from samunet.training.state import save_model
+from samunet.tensors import read_tensors
 
 CLASSES = 3
 NAMES = [name for name in ("vit_h", "vit_b", "vit_t", "small") if name in ENCODERS]

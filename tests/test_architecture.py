@@ -17,12 +17,25 @@ FLOORS = [
     {"selection"},
     {"training", "pretraining", "sharing", "report"},
     {"inference"},
+    {"models"},
     {"network", "planning"},
     {"preprocessing"},
-    {"evaluation", "conversion", "quality"},
+    {"evaluation", "conversion"},
     {"dataset"},
     {"imageio"},
-    {"plans", "encoders", "paths", "errors", "files", "locks", "interruption", "workers", "devices", "cores"},
+    {
+        "plans",
+        "encoders",
+        "paths",
+        "errors",
+        "files",
+        "tensors",
+        "locks",
+        "interruption",
+        "workers",
+        "devices",
+        "cores",
+    },
 ]
 HEIGHT = {room: len(FLOORS) - index for index, rooms in enumerate(FLOORS) for room in rooms}
 

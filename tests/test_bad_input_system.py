@@ -32,9 +32,9 @@ def write_blosc2(path):
 def write_safetensors(path):
     import torch
 
-    from samunet.training.state import _write
+    from samunet.tensors import write_tensors
 
-    _write(path, {"weight": torch.randn(20_000)}, {})
+    write_tensors(path, {"weight": torch.randn(20_000)})
 
 
 def write_npz(path):

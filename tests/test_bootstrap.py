@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samunet.selection.bootstrap import class_means, dice_table, difference_interval, mean_dice, mean_interval
+from samunet.evaluation.bootstrap import class_means, dice_table, difference_interval, mean_dice, mean_interval
 
 
 def names(count):

@@ -15,16 +15,16 @@ from samunet.commands import plan_and_preprocess, plan_experiment, predict, trai
 from samunet.encoders import CHECKPOINTS, ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, read_json
-from samunet.network import base_weights as base_module
-from samunet.network import downloads
-from samunet.network.base_weights import base_weights
+from samunet.models import downloads
+from samunet.models import pretrained as base_module
+from samunet.models.pretrained import base_weights
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.checkpoints import check_fits, load_sam_checkpoint
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import InputLayer
-from samunet.network.weights import not_finite, read_tensors
 from samunet.plans import read_plans
+from samunet.tensors import not_finite, read_tensors
 from samunet.training import run as run_module
 from samunet.training.options import TrainingOptions
 

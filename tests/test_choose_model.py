@@ -6,8 +6,8 @@ import pytest
 
 from samunet.errors import UsageError
 from samunet.files import write_json
-from samunet.inference.choose import choose_model, parse_folds
-from samunet.inference.model_folder import ModelFolder
+from samunet.models.choose import choose_model, parse_folds
+from samunet.models.folder import ModelFolder
 from samunet.selection.crossval import trained_models
 from samunet.sharing.export import ExportOptions, _selections
 

@@ -17,7 +17,7 @@ import pytest
 from samunet.commands import download_checkpoint
 from samunet.encoders import CHECKPOINTS, ENCODERS
 from samunet.errors import SamunetError
-from samunet.network import downloads
+from samunet.models import downloads
 
 CONTENT = random.Random(0).randbytes(1_000_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()

@@ -4,8 +4,8 @@ from PIL import Image
 
 from samunet.commands.flags import window_of
 from samunet.errors import SamunetError, UsageError
-from samunet.inference.overlays import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
 from samunet.plans import IntensityStatistics
+from samunet.report.case_overlay import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
 
 
 def test_slices_with_most_foreground_in_each_third():

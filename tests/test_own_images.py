@@ -15,7 +15,7 @@ from samunet.commands.pretrain import main
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
 from samunet.imageio.simpleitk import SimpleITKReader
-from samunet.network import downloads
+from samunet.models import downloads
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.heads import SamHead

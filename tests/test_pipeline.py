@@ -27,7 +27,7 @@ from samunet.commands import (
     train,
 )
 from samunet.cores import FreeCores
-from samunet.inference.model_folder import open_model_folder
+from samunet.models.folder import open_model_folder
 from samunet.training.run import too_short_to_judge
 from samunet.training.state import LATEST
 

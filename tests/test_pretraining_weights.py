@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from samunet.commands import plan_and_preprocess, predict, train
 from samunet.encoders import BUNDLED_WEIGHTS, encoder_facts
 from samunet.errors import SamunetError
-from samunet.network.base_weights import base_weights
+from samunet.models.pretrained import base_weights
 from samunet.network.checkpoints import load_base
 from samunet.network.heads import build_head
 from samunet.network.image_encoder import ImageEncoder

@@ -16,18 +16,18 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.inference.model_folder import ModelFolder
 from samunet.inference.predictor import Predictor
+from samunet.models.folder import ModelFolder
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.network.sam_modules import ImageEncoderViT
-from samunet.network.weights import read_tensors
 from samunet.planning.planner import PlannerOptions, plan
+from samunet.sharing.samed_import import SamedImport, _check, _dataset_json
+from samunet.tensors import read_tensors
 from samunet.training.samed import SamedLoss, reduce_target
-from samunet.training.samed_import import SamedImport, _check, _dataset_json
 from samunet.training.schedule import Budget
 
 CLASSES = 3  # without background

@@ -31,8 +31,8 @@ from samunet.files import write_json
 from samunet.imageio.base import Geometry
 from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import decode_for_dice
-from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing, foreground_step
+from samunet.models.folder import ModelFolder
 from samunet.selection import best, crossval
 from samunet.selection.instructions import prediction_commands
 from samunet.training import run as training_run

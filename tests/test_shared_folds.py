@@ -5,8 +5,8 @@ import torch
 from test_adaptations import base_state, build, make_plan, reduced, trained_steps  # noqa: F401
 
 from samunet.inference.logits import SlicePredictor
-from samunet.inference.shared_folds import SharedFolds
 from samunet.inference.views import View
+from samunet.models.shared_folds import SharedFolds
 from samunet.network.adapters import merge_adapters
 from samunet.plans import NetworkPlan
 

@@ -23,7 +23,7 @@ from samunet.commands import (
 )
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
-from samunet.inference.model_archive import open_archive
+from samunet.models.archive import open_archive
 from samunet.sharing.private import without_cases, without_paths
 
 FOLDER = f"{NAME}/samunetTrainer__samunetPlans__2d"

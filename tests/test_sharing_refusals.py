@@ -352,7 +352,7 @@ def test_too_little_space(exported, tmp_path, monkeypatch, capsys):
 
 
 def test_interrupted_it_leaves_nothing(exported, tmp_path, monkeypatch, capsys):
-    from samunet.inference import model_archive
+    from samunet.models import archive as model_archive
 
     small_encoder(monkeypatch)
     monkeypatch.setattr(model_archive, "check_content", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))

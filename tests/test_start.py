@@ -10,8 +10,8 @@ from test_adaptations import reduced as reduced_encoders
 
 from samunet.commands import plan_and_preprocess, train
 from samunet.errors import SamunetError, UsageError
+from samunet.models.checkpoint import save_model
 from samunet.training.start import check_start, start_from
-from samunet.training.state import save_model
 
 reduced = reduced_encoders  # small encoders in every test of this file
 

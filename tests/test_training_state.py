@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from samunet.errors import SamunetError
+from samunet.models.checkpoint import save_model
 from samunet.training import state
 from samunet.training.divergence import loss_error
-from samunet.training.state import LATEST, Progress, load_latest, save_latest, save_model
+from samunet.training.state import LATEST, Progress, load_latest, save_latest
 
 
 class OneLayer(nn.Linear):

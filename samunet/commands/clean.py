@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from samunet.commands.info import size_of
     from samunet.errors import UsageError
-    from samunet.network.downloads import format_bytes
+    from samunet.models.downloads import format_bytes
 
     if arguments.yes and arguments.dry_run:
         raise UsageError("--yes and --dry_run exclude each other", "leave one of them out")

@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from samunet import api
+    from samunet.evaluation.bootstrap import mean_dice
     from samunet.inference.postprocessing import FILE_NAME
-    from samunet.selection.bootstrap import mean_dice
     from samunet.workers import default_workers
 
     chosen = api.determine_postprocessing(

@@ -33,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from samunet import paths
     from samunet.encoders import CHECKPOINTS
     from samunet.errors import UsageError
-    from samunet.network.downloads import download
+    from samunet.models.downloads import download
 
     folder = (arguments.folder or paths.checkpoints_folder()).expanduser()
     unknown = [name for name in arguments.name if name not in CHECKPOINTS]
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _print_table(folder: Path) -> None:
     from samunet.encoders import CHECKPOINTS
-    from samunet.network.downloads import format_bytes
+    from samunet.models.downloads import format_bytes
 
     rows = [("name", "-encoder", "size", "licence", "file", f"in {folder}")]
     for name, facts in CHECKPOINTS.items():
@@ -65,7 +65,7 @@ def _print_table(folder: Path) -> None:
 
 
 def _presence(folder: Path, facts) -> str:
-    from samunet.network.downloads import format_bytes
+    from samunet.models.downloads import format_bytes
 
     path = folder / facts.checkpoint_file
     part = path.with_name(path.name + ".part")

@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from samunet import api, paths
     from samunet.files import to_json
-    from samunet.inference.choose import INSTRUCTIONS
+    from samunet.models.choose import INSTRUCTIONS
     from samunet.workers import default_workers
 
     information = api.find_best_configuration(

@@ -123,7 +123,7 @@ def _processor() -> str:
 
 def _dataset(raw: Path | None, preprocessed: Path | None, results: Path | None) -> dict[str, Any]:
     """How far a dataset has come, and its models with their folds."""
-    from samunet.inference.model_folder import ModelFolder
+    from samunet.models.folder import ModelFolder
 
     files = sorted(preprocessed.iterdir()) if preprocessed and preprocessed.is_dir() else []
     stored = [path.name for path in files if next(path.glob("*.b2nd"), None)]
@@ -161,7 +161,7 @@ def size_of(path: Path) -> int:
 
 
 def _text(found: dict[str, Any]) -> str:
-    from samunet.network.downloads import format_bytes
+    from samunet.models.downloads import format_bytes
 
     machine = found["machine"]
     memory = format_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "not known"

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from samunet.errors import UsageError
-    from samunet.inference.dataset_overlays import plot_overlays
+    from samunet.report.dataset_overlays import plot_overlays
     from samunet.workers import default_workers
 
     if arguments.use_raw and arguments.c:

@@ -14,7 +14,7 @@ from samunet.errors import quoted
 from samunet.plans import DEFAULT_PLANS_NAME
 
 if TYPE_CHECKING:
-    from samunet.inference.model_folder import ModelFolder
+    from samunet.models.folder import ModelFolder
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def _model(folder: Path, arguments: argparse.Namespace) -> ModelFolder:
     from samunet import paths
     from samunet.dataset.layout import find_dataset
     from samunet.errors import SamunetError, UsageError
-    from samunet.inference.model_folder import ModelFolder, model_folder_name
+    from samunet.models.folder import ModelFolder, model_folder_name
 
     if arguments.i is not None:
         raise UsageError("-i is for the report of a prediction", "give the folder that samunet_predict wrote")

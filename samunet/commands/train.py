@@ -123,7 +123,7 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     """Lines that say what to type after folds were trained; each command runs as it is printed."""
     from samunet import paths
     from samunet.dataset.splits import FILE_NAME, read_splits
-    from samunet.inference.model_folder import ModelFolder
+    from samunet.models.folder import ModelFolder
     from samunet.selection.crossval import training_command, unfinished
 
     model = ModelFolder(folders[0].parent)

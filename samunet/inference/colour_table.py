@@ -6,9 +6,9 @@ from pathlib import Path
 
 from samunet.dataset.labels import Labels
 from samunet.files import write_text
-from samunet.inference.overlays import colour_of
 
 FILE_NAME = "labels.ctbl"
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 
 
 def write_colour_table(folder: Path, labels: Labels) -> None:
@@ -23,3 +23,8 @@ def write_colour_table(folder: Path, labels: Labels) -> None:
         word = "_".join(name.split()) or f"class_{value}"
         lines.append(f"{value} {word} {red} {green} {blue} {255 if value else 0}")
     write_text(folder / FILE_NAME, "\n".join(lines) + "\n")
+
+
+def colour_of(value: int) -> str:
+    """The colour of a class's value, such as ``#E69F00``."""
+    return PALETTE[(value - 1) % len(PALETTE)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.inference.model_folder import ModelFolder
+from samunet.models.folder import ModelFolder
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
 from samunet.planning.intensities import UsualIntensities, doubts, usual_intensities, warning
 

@@ -22,6 +22,7 @@ from samunet.errors import FatalError, SamunetError, UsageError, raise_failures,
 from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
 from samunet.evaluation.summary import class_key
+from samunet.evaluation.uncertainty_files import KINDS, case_file, forget, map_file
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
@@ -29,20 +30,19 @@ from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.intensities import IntensityWatch
 from samunet.inference.logits import SlicePredictor, decode, probabilities
-from samunet.inference.model_folder import Fold, ModelFolder, open_model_folder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.planes import PlanePredictor
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing, read_postprocessing
 from samunet.inference.records import images_now, made_by
-from samunet.inference.shared_folds import SharedFolds
 from samunet.inference.uncertainty import CaseUncertainty
+from samunet.models.folder import Fold, ModelFolder, open_model_folder
+from samunet.models.shared_folds import SharedFolds
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
 from samunet.preprocessing.planes import Plane
-from samunet.quality.files import KINDS, case_file, forget, map_file
 from samunet.workers import naming_the_case
 
 _AS_PLANNED = PredictionOptions()
@@ -175,7 +175,7 @@ class Predictor:
         """
         from tempfile import TemporaryDirectory
 
-        from samunet.inference.model_archive import open_archive
+        from samunet.models.archive import open_archive
 
         with open_archive(Path(archive)) as opened, TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             model = opened.manifest.model(configuration)

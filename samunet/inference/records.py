@@ -13,9 +13,9 @@ from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
 from samunet.files import file_hash
 from samunet.imageio.registry import ending_of
-from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.postprocessing import Postprocessing
+from samunet.models.folder import Fold, ModelFolder
 from samunet.network.adapters import adapter_folders
 from samunet.plans import fingerprint_of
 

@@ -14,12 +14,12 @@ from samunet.dataset.prediction_input import flat
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
-from samunet.inference.assess import assess
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.colour_table import write_colour_table
-from samunet.inference.model_folder import Fold, ModelFolder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
+from samunet.inference.quality_report import assess
+from samunet.models.folder import Fold, ModelFolder
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_folder, read_as
 from samunet.network.image_encoder import attention_blocks
 from samunet.network.tiny_vit import BiasedAttention
-from samunet.network.weights import read_tensors
 from samunet.plans import LoraPlan, adapted_blocks
+from samunet.tensors import read_tensors
 
 # Names in SAM's blocks, and where they differ in TinyViT's.
 _ENCODER_PARTS = {name: rf"attn\.qkv\.{name}" for name in "qkv"} | {

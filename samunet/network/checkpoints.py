@@ -19,7 +19,7 @@ from samunet.errors import SamunetError
 from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.heads import SamHead, build_head
-from samunet.network.weights import check_numbers
+from samunet.tensors import check_numbers
 
 # SAMed gives every class a mask token of its own, so SAM's three tokens and what hangs on them are left behind.
 _CLASS_SPECIFIC = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")

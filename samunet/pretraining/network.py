@@ -15,12 +15,12 @@ from samunet.errors import SamunetError
 from samunet.files import as_kind, atomic_path, parse_json
 from samunet.network.build_encoder import build_encoder
 from samunet.network.heads import build_head
-from samunet.network.weights import read_tensors
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion
 from samunet.pretraining.options import PERIOD
 from samunet.pretraining.prompts import prompt_loss
 from samunet.pretraining.synthesis import SyntheticBatch
+from samunet.tensors import read_tensors
 
 _MASK_TOKENS = 4  # as every SAM
 

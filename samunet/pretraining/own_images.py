@@ -22,8 +22,8 @@ from samunet.dataset.layout import list_cases, raw_dataset
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.inference.model_folder import build_network
-from samunet.network.base_weights import BaseWeights, base_weights, is_available
+from samunet.models.folder import build_network
+from samunet.models.pretrained import BaseWeights, base_weights, is_available
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint

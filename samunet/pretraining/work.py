@@ -11,7 +11,7 @@ from torch import nn
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import read_json
-from samunet.network.base_weights import base_weights
+from samunet.models.pretrained import base_weights
 from samunet.pretraining.network import PretrainingModel
 from samunet.pretraining.options import PretrainingOptions
 from samunet.pretraining.synthesis import SyntheticBatch, synthetic_batch

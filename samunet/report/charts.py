@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from samunet.inference.overlays import PALETTE
+from samunet.inference.colour_table import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ from samunet import __version__
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import load_dataset
 from samunet.errors import SamunetError, quoted
+from samunet.evaluation.predicted_dice import read_calibration
 from samunet.evaluation.summary import class_key, mean_of
-from samunet.inference.model_folder import ModelFolder
-from samunet.quality.calibration import read_calibration
-from samunet.quality.files import map_file
+from samunet.evaluation.uncertainty_files import map_file
+from samunet.models.folder import ModelFolder
 from samunet.report.html import blocks, cards, page, table
 from samunet.report.model import curves, plan_tables, runs_table
 from samunet.report.overlays import Shown, overlay, planned_window

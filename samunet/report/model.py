@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from samunet.errors import SamunetError
 from samunet.files import read_as
-from samunet.inference.model_folder import Fold, ModelFolder
+from samunet.models.folder import Fold, ModelFolder
 from samunet.plans import NetworkPlan, Plans
 from samunet.report.charts import training_curves
 from samunet.report.html import Html, charts, heading, picture, table

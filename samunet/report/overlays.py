@@ -13,8 +13,8 @@ from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
-from samunet.inference.overlays import ct_window, draw_overlay, is_colour
 from samunet.plans import Plans
+from samunet.report.case_overlay import ct_window, draw_overlay, is_colour
 from samunet.report.charts import image_address
 from samunet.report.html import Html, picture, text
 

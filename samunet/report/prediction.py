@@ -20,11 +20,11 @@ from samunet.dataset.layout import list_cases
 from samunet.dataset.outputs import ARGUMENTS
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import class_key
+from samunet.evaluation.uncertainty_files import map_file
 from samunet.files import read_as, read_json
 from samunet.imageio.registry import ending_of
-from samunet.inference.model_folder import ModelFolder
+from samunet.models.folder import ModelFolder
 from samunet.plans import Plans, read_plans
-from samunet.quality.files import map_file
 from samunet.report.html import cards, heading, long_table, page, tag
 from samunet.report.model import curves, plan_tables, runs_table
 from samunet.report.overlays import Shown, overlay, planned_window

@@ -15,14 +15,7 @@ from samunet import paths
 from samunet.dataset.cases import visible
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.summary import read_summary
-from samunet.files import atomic_folder, write_json, write_text
-from samunet.imageio.registry import reader_for
-from samunet.inference.choose import INFORMATION, INSTRUCTIONS
-from samunet.inference.decoding import DICE
-from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder
-from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
-from samunet.selection.bootstrap import (
+from samunet.evaluation.bootstrap import (
     Interval,
     class_intervals,
     class_means,
@@ -31,6 +24,13 @@ from samunet.selection.bootstrap import (
     mean_dice,
     mean_interval,
 )
+from samunet.evaluation.summary import read_summary
+from samunet.files import atomic_folder, write_json, write_text
+from samunet.imageio.registry import reader_for
+from samunet.inference.decoding import DICE
+from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
+from samunet.models.choose import INFORMATION, INSTRUCTIONS
+from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder
 from samunet.selection.crossval import (
     OutOfFold,
     accumulate,

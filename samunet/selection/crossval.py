@@ -22,7 +22,7 @@ from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import mask_ending
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.preprocessing.run import changed_since, content_hash, stored_files
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.layout import Dataset
+from samunet.evaluation.bootstrap import dice_table, difference_interval, mean_dice
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import DICE
-from samunet.inference.model_folder import ModelFolder
-from samunet.selection.bootstrap import dice_table, difference_interval, mean_dice
+from samunet.models.folder import ModelFolder
 from samunet.selection.crossval import OutOfFold, write_model_facts
 from samunet.selection.ensemble import ensemble_files
 

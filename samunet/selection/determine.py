@@ -14,6 +14,7 @@ from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
 from samunet.dataset.outputs import check_folder, check_place
 from samunet.errors import SamunetError
+from samunet.evaluation.bootstrap import class_means, mean_dice
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.evaluation.summary import evaluate_files, read_pair
 from samunet.files import atomic_folder, write_json
@@ -21,7 +22,6 @@ from samunet.imageio.base import Reader
 from samunet.imageio.registry import reader_for
 from samunet.inference.postprocessing import FILE_NAME, Postprocessing, Step, class_step, foreground_step
 from samunet.selection.apply import write_postprocessed
-from samunet.selection.bootstrap import class_means, mean_dice
 from samunet.selection.masks import copy_beside, description_beside, masks_in
 from samunet.workers import map_cases
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samunet.inference.decoding import ARGMAX
-from samunet.inference.model_folder import ModelFolder
 from samunet.inference.postprocessing import Postprocessing
+from samunet.models.folder import ModelFolder
 
 OUTPUT = "predictions"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from samunet.dataset.mask_files import mask_files, with_sidecar
 from samunet.errors import SamunetError
 from samunet.files import read_as, read_json, to_json
-from samunet.inference.choose import INFORMATION, INSTRUCTIONS, Information
-from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
+from samunet.models.choose import INFORMATION, INSTRUCTIONS, Information
+from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
 from samunet.sharing.private import case_names, without_cases, without_paths
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,10 @@ from samunet.dataset.layout import find_dataset
 from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import atomic_path, file_hash, parse_json, to_json
-from samunet.inference.choose import parse_folds
-from samunet.inference.manifest import (
+from samunet.models.archive import open_archive
+from samunet.models.choose import parse_folds
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
+from samunet.models.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
     BaseReference,
@@ -26,9 +28,7 @@ from samunet.inference.manifest import (
     ModelEntry,
     parse_manifest,
 )
-from samunet.inference.model_archive import open_archive
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, model_folders
-from samunet.network.base_weights import BASE_FOLDER, published_as
+from samunet.models.pretrained import BASE_FOLDER, published_as
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.sharing.contents import Selection, dataset_files
 from samunet.sharing.private import case_names

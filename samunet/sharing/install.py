@@ -11,11 +11,11 @@ from samunet import paths
 from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, printable
 from samunet.files import atomic_folder, atomic_path, file_hash, make_folder
-from samunet.inference.choose import INSTRUCTIONS
-from samunet.inference.manifest import Manifest, ModelEntry
-from samunet.inference.model_archive import ModelArchive, open_archive
-from samunet.inference.model_folder import ModelFolder
-from samunet.network.base_weights import check_base
+from samunet.models.archive import ModelArchive, open_archive
+from samunet.models.choose import INSTRUCTIONS
+from samunet.models.folder import ModelFolder
+from samunet.models.manifest import Manifest, ModelEntry
+from samunet.models.pretrained import check_base
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from samunet.dataset.outputs import check_new_file
 from samunet.dataset.prediction_input import as_paths
 from samunet.errors import SamunetError, UsageError
 from samunet.files import make_folder
-from samunet.inference.choose import parse_folds
-from samunet.inference.manifest import FILE_NAME, parse_manifest
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, open_model_folder
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
+from samunet.models.choose import parse_folds
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, open_model_folder
+from samunet.models.manifest import FILE_NAME, parse_manifest
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.preprocessing.case import prepare_case
 from samunet.preprocessing.context import slice_with_context

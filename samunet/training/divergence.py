@@ -7,7 +7,7 @@ from torch import Tensor
 
 from samunet.errors import SamunetError
 from samunet.network.model import SamunetModel
-from samunet.network.weights import not_finite
+from samunet.tensors import not_finite
 
 
 def loss_error(

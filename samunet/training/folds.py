@@ -17,7 +17,7 @@ from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
 from samunet.dataset.splits import fold_cases, read_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import class_key, read_summary
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, read_run
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import format_duration

@@ -18,12 +18,13 @@ from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
+from samunet.evaluation.predicted_dice import write_calibration
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
-from samunet.network.base_weights import BaseWeights, base_weights
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
+from samunet.models.pretrained import BaseWeights, base_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
@@ -31,7 +32,6 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of,
 from samunet.preprocessing.normalize import statistics_used
 from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.sources import check_cases
-from samunet.quality.calibration import write_calibration
 from samunet.training.cached_model import check_frozen
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
@@ -196,7 +196,7 @@ def _starting_weights(
 
 def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
     """Which of the configuration's networks to train: as asked; as before; or by what this machine has."""
-    from samunet.network.base_weights import is_available
+    from samunet.models.pretrained import is_available
 
     networks = configuration.networks
     planned = {network.encoder: family for family, network in networks.items()}

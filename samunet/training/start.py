@@ -12,8 +12,8 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import read_as
 from samunet.network.adapters import adapter_folders, read_adapter
 from samunet.network.model import SamunetModel
-from samunet.network.weights import read_tensors
 from samunet.plans import LoraPlan, NetworkPlan
+from samunet.tensors import read_tensors
 
 log = logging.getLogger(__name__)
 

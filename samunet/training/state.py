@@ -1,4 +1,4 @@
-"""Checkpoints of a running training, and the model files of a finished one. All atomic, none pickled."""
+"""Checkpoints of a running training: atomic, not pickled."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from samunet.errors import SamunetError
-from samunet.files import as_kind, atomic_path, parse_json
-from samunet.network.adapters import save_adapters
+from samunet.files import as_kind, parse_json
+from samunet.models.checkpoint import check_trained
 from samunet.network.model import SamunetModel
-from samunet.network.weights import not_finite, read_tensors
+from samunet.tensors import read_tensors, write_tensors
 
 LATEST = "checkpoint_latest.safetensors"
 
@@ -44,11 +44,11 @@ class Progress:
 
 def save_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, progress: Progress) -> None:
     """Write one file from which the training goes on exactly: trained tensors, the optimizer's moments, progress."""
-    _check_trained(model.trained_state(), folder)
+    check_trained(model.trained_state(), folder)
     tensors = {f"model.{name}": value for name, value in model.trained_state().items()}
     for index, (_, state) in enumerate(_optimizer_items(optimizer)):
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    _write(folder / LATEST, tensors, {"progress": json.dumps(vars(progress))})
+    write_tensors(folder / LATEST, tensors, {"progress": json.dumps(vars(progress))})
 
 
 def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: dict) -> Progress:
@@ -83,40 +83,6 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
             # Copies, not views of the file: Windows cannot replace a file that is mapped into memory.
             optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
     return progress
-
-
-def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
-    """Write a fold's model file, ``checkpoint_{kind}.safetensors``, and its LoRA adapter, if any, in peft's format.
-
-    Args:
-        folder: The fold's folder.
-        model: The trained model.
-        kind: ``final`` or ``best``.
-
-    Raises:
-        SamunetError: If the training ended in weights that are no numbers; what was written before stays.
-    """
-    _check_trained(model.trained_state(), folder)
-    save_adapters(model, folder, kind)
-    state = {name: value for name, value in model.trained_state().items() if ".lora_" not in name}
-    _write(folder / f"checkpoint_{kind}.safetensors", state, {})
-
-
-def _check_trained(state: dict[str, Tensor], folder: Path) -> None:
-    wrong = not_finite(state)
-    if wrong:
-        raise SamunetError(
-            f"the last update made the weights infinite, for example {wrong}; {folder} keeps its files as they were",
-            "train this fold anew with a lower learning rate: add --overwrite and a smaller --lr",
-        )
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    contiguous = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata)
 
 
 def _optimizer_items(optimizer: Optimizer) -> list[tuple[Tensor, dict]]:

@@ -18,11 +18,12 @@ from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_
 from samunet.errors import SamunetError
 from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
-from samunet.inference.model_folder import build_network
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.interruption import StopRequest
-from samunet.network.base_weights import BaseWeights
+from samunet.models.checkpoint import save_model
+from samunet.models.folder import build_network
+from samunet.models.pretrained import BaseWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
@@ -47,7 +48,7 @@ from samunet.training.options import TrainingOptions
 from samunet.training.samed import SamedLoss
 from samunet.training.schedule import Budget, format_duration
 from samunet.training.start import start_from
-from samunet.training.state import LATEST, load_latest, save_latest, save_model
+from samunet.training.state import LATEST, load_latest, save_latest
 
 log = logging.getLogger(__name__)
 

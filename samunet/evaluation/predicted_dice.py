@@ -19,8 +19,8 @@ import numpy as np
 from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet.errors import SamunetError
+from samunet.evaluation.uncertainty_files import case_file, read_case
 from samunet.files import read_as, write_json
-from samunet.quality.files import case_file, read_case
 
 FILE_NAME = "calibration.json"
 FEATURES = ("entropy", "tta_disagreement")

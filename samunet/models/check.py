@@ -6,8 +6,8 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.files import read_json
-from samunet.inference.manifest import ModelEntry
-from samunet.inference.model_folder import ModelFolder
+from samunet.models.folder import ModelFolder
+from samunet.models.manifest import ModelEntry
 
 
 def check_content(file: Path) -> None:
@@ -19,7 +19,7 @@ def check_content(file: Path) -> None:
     if file.name.endswith(".safetensors"):
         from safetensors import safe_open
 
-        from samunet.network.weights import check_numbers
+        from samunet.tensors import check_numbers
 
         try:
             with safe_open(file, "pt") as stream:

@@ -21,15 +21,15 @@ from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_folder, file_hash, write_json
 from samunet.imageio.registry import reader_for
-from samunet.inference.model_folder import build_network, model_folder_name
-from samunet.network.base_weights import base_weights
+from samunet.models.checkpoint import save_model
+from samunet.models.folder import build_network, model_folder_name
+from samunet.models.pretrained import base_weights
 from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.model import SamunetModel
-from samunet.network.weights import check_numbers
 from samunet.planning import resources, rules
 from samunet.plans import ConfigurationPlan, IntensityStatistics, LoraPlan, NetworkPlan, Plans
-from samunet.training.state import save_model
+from samunet.tensors import check_numbers
 
 log = logging.getLogger(__name__)
 

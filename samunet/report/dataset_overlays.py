@@ -14,11 +14,11 @@ from samunet.dataset.layout import find_dataset, load_dataset, raw_dataset
 from samunet.dataset.outputs import PICTURE, check_folder
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import make_folder
-from samunet.inference.overlays import ct_window, is_colour, save_overlay
 from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.run import stored_cases
 from samunet.preprocessing.store import LABELS, StoredCase
+from samunet.report.case_overlay import ct_window, is_colour, save_overlay
 from samunet.workers import map_cases
 
 

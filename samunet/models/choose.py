@@ -13,7 +13,7 @@ from samunet import paths
 from samunet.dataset.layout import find_dataset
 from samunet.errors import UsageError, printable, quoted
 from samunet.files import read_as
-from samunet.inference.model_folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
+from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
 # What samunet_find_best_configuration writes into a dataset's results.
 INFORMATION = "inference_information.json"

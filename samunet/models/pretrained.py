@@ -11,7 +11,7 @@ from samunet import paths
 from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, PIXEL_STATISTICS, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import file_hash
-from samunet.network import downloads
+from samunet.models import downloads
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,9 +21,9 @@ from samunet import paths
 from samunet.dataset.mask_files import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import JSON_BYTES, make_folder
-from samunet.inference.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
-from samunet.inference.model_check import check_content, check_model
-from samunet.network.base_weights import BASE_FOLDER
+from samunet.models.check import check_content, check_model
+from samunet.models.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
+from samunet.models.pretrained import BASE_FOLDER
 
 _BLOCK = 1 << 20
 _MOST_FILES = 5000

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.files import atomic_path
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Of tensors that count (batches seen by a normalisation, steps of an optimizer).
@@ -61,3 +62,12 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
         if not finite and not torch.isfinite(value.to(torch.float32)).all():  # as the network computes with it
             return name
     return None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(contiguous, temporary, dict(metadata or {}))

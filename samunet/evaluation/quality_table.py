@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
+from samunet.evaluation.predicted_dice import WORST_SHARE, Calibration, read_calibration
+from samunet.evaluation.uncertainty_files import FOLDER, case_file, read_case
 from samunet.files import csv_text, write_json, write_text
-from samunet.quality.calibration import WORST_SHARE, Calibration, read_calibration
-from samunet.quality.files import FOLDER, case_file, read_case
 
 _AGAIN = "remove it and predict the case again"
 _OF_CLASS = ("predicted_Dice", "entropy", "tta_disagreement", "fold_disagreement", "voxels", "millilitres")

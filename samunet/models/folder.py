@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from samunet.network.base_weights import BaseWeights
+    from samunet.models.pretrained import BaseWeights
     from samunet.network.model import SamunetModel
 
 TRAINER_NAME = "samunetTrainer"
@@ -185,7 +185,7 @@ class ModelFolder:
         Raises:
             SamunetError: If they are missing, or others than in training.
         """
-        from samunet.network.base_weights import base_weights
+        from samunet.models.pretrained import base_weights
 
         run = self.run(fold)
         encoder = self.configuration.networks[run["family"]].encoder
@@ -198,7 +198,7 @@ class ModelFolder:
     ) -> Sequence[SamunetModel]:
         """Load folds for prediction, LoRA merged into the frozen weights.
 
-        Several folds share one network, which is read once; see :class:`samunet.inference.shared_folds.SharedFolds`.
+        Several folds share one network, which is read once; see :class:`samunet.models.shared_folds.SharedFolds`.
 
         Args:
             folds: Which.
@@ -210,7 +210,7 @@ class ModelFolder:
             SamunetError: If a fold has no such checkpoint, or the base weights are missing or others than in training,
                 or differ between the folds.
         """
-        from samunet.inference.shared_folds import SharedFolds
+        from samunet.models.shared_folds import SharedFolds
         from samunet.network.adapters import merge_adapters
         from samunet.network.image_encoder import hold_frozen
 
@@ -256,7 +256,7 @@ class ModelFolder:
     def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
         """What a fold trained, checked to fit the network."""
         from samunet.network.adapters import load_adapters
-        from samunet.network.weights import read_tensors
+        from samunet.tensors import read_tensors
 
         kind = file.stem.removeprefix("checkpoint_")
         state = read_tensors(file) | load_adapters(model, file.parent, kind)

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from samunet.inference.model_folder import Fold, ModelFolder
-from samunet.quality.table import write_quality
+from samunet.evaluation.quality_table import write_quality
+from samunet.models.folder import Fold, ModelFolder
 
 log = logging.getLogger(__name__)
 

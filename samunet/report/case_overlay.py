@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from samunet.plans import IntensityStatistics
+    from samunet.inference.colour_table import PALETTE, colour_of
+from samunet.plans import IntensityStatistics
 
 # M. Okabe and K. Ito's colours, which colour-blind people can tell apart, without black; yellow last, as white is near.
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 _PANEL = 3.4  # inches
 _FEWEST_PIXELS = 24  # of a side that is shown: fewer cannot be recognised
 _MOST_OF = 0.6  # of a slice: then all of it is shown
@@ -199,11 +199,6 @@ def _draw_classes(panel: Axes, label: np.ndarray, intensity: float) -> None:
         rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
         panel.contour(columns, rows, edge, levels=[0.5], colors=[colour_of(int(value))], linewidths=1.0)
     panel.imshow(filled)
-
-
-def colour_of(value: int) -> str:
-    """The colour of a class's value, such as ``#E69F00``."""
-    return PALETTE[(value - 1) % len(PALETTE)]
 
 
 def _plain(name: str) -> str:

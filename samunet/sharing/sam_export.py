@@ -11,7 +11,7 @@ from samunet.dataset.outputs import check_new_file
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
-from samunet.inference.model_folder import Fold, ModelFolder, model_folder_name
+from samunet.models.folder import Fold, ModelFolder, model_folder_name
 from samunet.plans import DEFAULT_PLANS_NAME
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,39 @@
+"""Writing a fold's trained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from samunet.errors import SamunetError
+from samunet.network.adapters import save_adapters
+from samunet.network.model import SamunetModel
+from samunet.tensors import not_finite, write_tensors
+
+
+def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
+    """Write a fold's model file, ``checkpoint_{kind}.safetensors``, and its LoRA adapter, if any, in peft's format.
+
+    Args:
+        folder: The fold's folder.
+        model: The trained model.
+        kind: ``final`` or ``best``.
+
+    Raises:
+        SamunetError: If the training ended in weights that are no numbers; what was written before stays.
+    """
+    check_trained(model.trained_state(), folder)
+    save_adapters(model, folder, kind)
+    state = {name: value for name, value in model.trained_state().items() if ".lora_" not in name}
+    write_tensors(folder / f"checkpoint_{kind}.safetensors", state)
+
+
+def check_trained(state: dict[str, Tensor], folder: Path) -> None:
+    """Refuse to write weights that are not numbers."""
+    wrong = not_finite(state)
+    if wrong:
+        raise SamunetError(
+            f"the last update made the weights infinite, for example {wrong}; {folder} keeps its files as they were",
+            "train this fold anew with a lower learning rate: add --overwrite and a smaller --lr",
+        )
