@@ -9,7 +9,7 @@ import pytest
 from samunet.commands.common import CommandParser
 from samunet.errors import UsageError
 
-PAGE = (Path(__file__).parents[1] / "documentation" / "nnunet_flags.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "documentation" / "guide" / "nnunet_flags.md").read_text(encoding="utf-8")
 ROWS = [
     (command, flag, row.split(" | ")[1].removesuffix(" |"))
     for command, table in re.findall(r"^## samunet_(\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""The commands of ``documentation/preparing_a_dataset.md``, run as they stand, make datasets that samunet accepts."""
+"""The commands of ``documentation/guide/prepare.md``, run as they stand, make datasets that samunet accepts."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from samunet.dataset.layout import load_dataset
 from samunet.files import read_json
 from samunet.preprocessing.case import read_case
 
-PAGE = Path(__file__).parents[1] / "documentation" / "preparing_a_dataset.md"
+PAGE = Path(__file__).parents[1] / "documentation" / "guide" / "prepare.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^samunet_make_dataset (.*)$", TEXT, re.MULTILINE)
 
