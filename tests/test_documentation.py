@@ -3,7 +3,6 @@
 import argparse
 import ast
 import dataclasses
-import importlib
 import inspect
 import json
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from samunet.commands import build_parser
 from samunet.dataset.description import description_from_json
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def console_scripts() -> dict[str, str]:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    return importlib.import_module(f"samunet.commands.{SCRIPTS[command]}").build_parser()
+    return build_parser(command)
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands.make_dataset import main
+from samunet.commands import run_command
 from samunet.dataset.description import description_from_json
 from samunet.dataset.layout import load_dataset
 from samunet.files import read_json
@@ -103,7 +103,7 @@ def test_every_command_is_tested():
 def test_worked_example(command, make_sources, name, channels, labels, samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_sources(tmp_path)
-    assert main(shlex.split(command)) == 0
+    assert run_command("samunet_make_dataset", shlex.split(command)) == 0
     dataset = load_dataset(name)
     assert dataset.description.channel_names == channels
     assert dataset.description.labels.names == labels
@@ -119,7 +119,7 @@ def test_the_regions_fit_the_tumours(samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tumours(tmp_path)
     (command,) = (command for command in COMMANDS if "--name Tumour" in command)
-    assert main(shlex.split(command)) == 0
+    assert run_command("samunet_make_dataset", shlex.split(command)) == 0
     content = read_json(tmp_path / "raw" / "Dataset013_Tumour" / "dataset.json")
     (regions,) = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
     assert regions["channel_names"] == content["channel_names"]
