@@ -208,7 +208,7 @@ def watched(models, image, labels=LABELS, planes=ALL):
     watch = CaseUncertainty(labels, shape, len(models))
     predictor = make_predictor(models, planes, labels)
     record = make_record(shape)
-    masks = [decode(logits, labels) for _, logits in predictor.logits(image, record, shape[1:], watch)]
+    masks = [decode(band.logits, labels) for band in predictor.bands(image, record, shape[1:], watch)]
     plain = [decode(logits, labels) for _, logits in predictor.logits(image, record, shape[1:])]
     assert all(torch.equal(one, other) for one, other in zip(masks, plain, strict=True))
     return torch.stack(masks).numpy(), watch
