@@ -9,8 +9,7 @@ from samunet.conversion.inspection import Finding
 from samunet.conversion.source import FileSource
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.nifti import NIFTI_ENDINGS
-from samunet.imageio.registry import ending_of
+from samunet.imageio.registry import READERS, ending_of
 
 _COLOURS = ("R", "G", "B")
 _NAMES_HINT = (
@@ -90,6 +89,5 @@ def decide_file_ending(findings: Sequence[Finding]) -> str:
         for finding in findings
         if isinstance(finding.source, FileSource) and finding.source.mask is not None
     }
-    # GIPL keeps no direction.
     only = masks.pop() if len(masks) == 1 else None
-    return only if only in (*NIFTI_ENDINGS, ".nrrd", ".mha") else ".nii.gz"
+    return only if any(only in reader.directed_endings for reader in READERS) else ".nii.gz"

@@ -19,7 +19,7 @@ from samunet.conversion.source import FileSource
 from samunet.dataset.complete_check import count_values
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.same_grid import Grid, difference, turn_between, turned
+from samunet.imageio.same_grid import Grid, difference, fitted
 
 _UNDER = 256  # two classes then fit 16 bits, whose values are counted fast
 _ONE_VALUE = (
@@ -61,14 +61,15 @@ class ClassFilesSource(FileSource):
             if first is None:
                 first, values = own, np.zeros(own.shape, np.int32)
             # Where it cannot be turned to the first's grid, its own place is compared with the image's.
-            found, turn = difference(own, first), turn_between(own, first)
-            if found is not None and found.kind == "shape":
+            fit = fitted(drawn, own, first)
+            if fit is None and own.shape != first.shape:
+                found = difference(own, first)
                 raise SamunetError(found.text, found.fix)
-            drawn = drawn if turn is None else turned(drawn, turn)
+            drawn = drawn if fit is None else fit
             for slice_, own in zip(values, drawn):
                 top = slice_ % _UNDER
                 slice_[...] = np.where(own & (top != label), label + _UNDER * top, slice_)
-            parts.append((file, mask.geometry if turn is None else first.geometry))
+            parts.append((file, mask.geometry if fit is None else first.geometry))
             below |= mask.below
         return RawMask(values, parts[0][1], parts=tuple(parts), below=below)
 

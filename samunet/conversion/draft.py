@@ -18,8 +18,7 @@ from samunet.dataset.cases import duplicate, unusable_names
 from samunet.dataset.description import description_from_json
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.nrrd import NRRD_ENDINGS
-from samunet.imageio.registry import ending_of
+from samunet.imageio.registry import READERS, ending_of
 from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
@@ -219,7 +218,7 @@ def make_draft(
 
 
 def _may_have_segments(source: Source) -> bool:
-    return (source.mask_name or "").lower().endswith(NRRD_ENDINGS)
+    return any((source.mask_name or "").lower().endswith(reader.segment_endings) for reader in READERS)
 
 
 def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:

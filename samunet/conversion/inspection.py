@@ -12,9 +12,8 @@ from samunet.conversion.source import Source
 from samunet.dataset.complete_check import count_values, grid_differences, unusable
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry
-from samunet.imageio.same_grid import Grid, turn_between, turned
-from samunet.imageio.segments import Segment, on_grid
+from samunet.imageio.base import Geometry, Segment
+from samunet.imageio.same_grid import Grid, fitted
 from samunet.workers import map_cases
 
 TEST = "imagesTs: "  # tells a test case from a training case of the same name
@@ -135,7 +134,8 @@ def _placed(mask: RawMask, finding: Finding) -> RawMask:
     """A segmentation, which Slicer crops to what is drawn, in the grid of its image; other masks as they are."""
     if not mask.segments or mask.values.shape == finding.shape:
         return mask
-    values = on_grid(mask.values, mask.geometry, finding.shape, finding.geometry)
+    own = Grid(finding.source.files[0], mask.values.shape, mask.geometry)
+    values = fitted(mask.values, own, replace(own, shape=finding.shape, geometry=finding.geometry))
     return mask if values is None else replace(mask, values=values, geometry=finding.geometry)
 
 
@@ -153,7 +153,7 @@ def mask_for(finding: Finding, coloured: bool, threshold: float | None) -> np.nd
     mask = _placed(finding.source.read_mask(as_colours=coloured, threshold=threshold), finding)
     image = finding.source.files[0]
     own, wanted = Grid(image, mask.values.shape, mask.geometry), Grid(image, finding.shape, finding.geometry)
-    turn = turn_between(own, wanted)
-    if turn is None and mask.values.shape != finding.shape:
+    fit = fitted(mask.values, own, wanted)
+    if fit is None and mask.values.shape != finding.shape:
         raise SamunetError(f"{finding.source.mask_name} has changed while it was read", "run the same command again")
-    return mask.values if turn is None else turned(mask.values, turn)
+    return mask.values if fit is None else fit

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry, to_label
-from samunet.imageio.nrrd import NRRD_ENDINGS, read_nrrd
+from samunet.imageio.base import Geometry, Segment, Segmentation
 from samunet.imageio.pictures import PICTURE_GEOMETRY
-from samunet.imageio.registry import READERS, ending_of, image_reader_for
-from samunet.imageio.segments import Segment, drawn, segments_of
+from samunet.imageio.registry import READERS, image_reader_for, is_lossy, kind_of
+from samunet.imageio.segments import drawn
 
 # Codes of segments' names lie above the numbers of classes.
 _FIRST, _CODE = 1 << 30, (1 << 30) - 1
-_LOSSY = (".jpg", ".jpeg")
 _JPEG_START = b"\xff\xd8"
 _LOSSLESS = "export the masks again without loss, as PNG; converting this file keeps its wrong values"
 
@@ -67,9 +65,10 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     _refuse_jpeg(file)
     if as_colours:
         return _read_colours(file)
-    if ending_of(file) in NRRD_ENDINGS:
-        return _read_nrrd(file)
     reader = image_reader_for(file, READERS[0])
+    segmentation = reader.read_segmentation(file)
+    if segmentation is not None:
+        return _coded(segmentation, file)
     try:
         values, geometry = reader.read_label(file)
     except SamunetError:
@@ -79,16 +78,13 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     return RawMask(values, geometry, palette=_palette(file, values))
 
 
-def _read_nrrd(file: Path) -> RawMask:
-    """A label map, or a segmentation of 3D Slicer's: its values are then codes of the segments' names."""
-    nrrd = read_nrrd(file)
-    segments = segments_of(nrrd.keys, len(nrrd.voxels), file)
-    if not segments:
-        return RawMask(to_label(nrrd.voxels, file), nrrd.geometry)
-    numbers, meanings = drawn(nrrd.voxels, segments, file)
+def _coded(segmentation: Segmentation, file: Path) -> RawMask:
+    """A segmentation of 3D Slicer's, with codes of the segments' names as values."""
+    numbers, meanings = drawn(segmentation.layers, segmentation.segments, file)
     codes = [zlib.crc32("\0".join(sorted(one.name for one in found)).encode()) & _CODE | _FIRST for found in meanings]
     values = np.array([code if found else 0 for code, found in zip(codes, meanings)], np.int32)[numbers]
-    return RawMask(values, nrrd.geometry, segments={code: found for code, found in zip(codes, meanings) if found})
+    named = {code: found for code, found in zip(codes, meanings) if found}
+    return RawMask(values, segmentation.geometry, segments=named)
 
 
 def _refuse_jpeg(file: Path) -> None:
@@ -97,7 +93,7 @@ def _refuse_jpeg(file: Path) -> None:
             start = stream.read(2)
     except OSError as error:
         raise SamunetError(f"could not read {file}: {error.strerror}", "check that you may read it") from error
-    if ending_of(file) in _LOSSY or start == _JPEG_START:
+    if is_lossy(file) or start == _JPEG_START:
         raise SamunetError(
             f"{file} is a JPEG, which changes label values",
             f"{_LOSSLESS}; where one structure is drawn in white on black and they are all there is: --threshold 127",
@@ -105,7 +101,7 @@ def _refuse_jpeg(file: Path) -> None:
 
 
 def _is_colour_picture(file: Path) -> bool:
-    if not _is_picture(file):
+    if kind_of(file) == "volume":
         return False
     try:
         return image_reader_for(file, READERS[0]).count_channels(file) == 3
@@ -113,12 +109,8 @@ def _is_colour_picture(file: Path) -> bool:
         return False
 
 
-def _is_picture(file: Path) -> bool:
-    return ending_of(file) in (".png", ".bmp", ".tif", ".tiff")
-
-
 def _read_colours(file: Path) -> RawMask:
-    if ending_of(file) == ".png":
+    if kind_of(file) == "picture":
         drawn = _drawn_on_nothing(file)
         if drawn is not None:
             return drawn
@@ -161,7 +153,7 @@ def _drawn_on_nothing(file: Path) -> RawMask | None:
 
 def _palette(file: Path, values: np.ndarray) -> dict[int, int]:
     """Colours of a palette's indices; empty for files without palette (those of TIFF are not looked at)."""
-    if ending_of(file) not in (".png", ".bmp"):
+    if kind_of(file) != "picture":
         return {}
     from PIL import Image as pillow
 

@@ -11,7 +11,7 @@ from samunet.conversion.coding import Coding, CodingOptions, decide_coding
 from samunet.conversion.inspection import Finding
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.segments import Segment
+from samunet.imageio.base import Segment
 
 
 def overlaps(findings: Iterable[Finding]) -> list[Problem]:

@@ -11,10 +11,7 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_path, write_json
 from samunet.imageio.base import Geometry, Image
 from samunet.imageio.dicom import write_as_nifti
-from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import READERS, ending_of, image_reader_for, mask_ending
-from samunet.imageio.simpleitk import joined
-from samunet.imageio.tiff import TIFF_ENDINGS
+from samunet.imageio.registry import READERS, ending_of, image_reader_for, kind_of, mask_ending
 
 
 class Source(ABC):
@@ -117,19 +114,11 @@ class FileSource(Source):
             ending = mask_ending(file) if kind_of(file) == "volume" else ending_of(file)
             target = folder / f"{self.name}_{channel:04d}{ending}"
             try:
-                content = joined(file) or file.read_bytes()
+                content = image_reader_for(file, READERS[0]).in_one_file(file) or file.read_bytes()
             except OSError as error:
                 raise SamunetError(f"could not read {file}: {error.strerror}", "check that you may read it") from error
             # Content alone: a copy with the permissions of a read-only file could not be replaced later.
             with atomic_path(target) as temporary:
                 temporary.write_bytes(content)
-            if geometry.physical and target.suffix in TIFF_ENDINGS:
+            if geometry.physical and kind_of(target) == "tiff":
                 write_json(target.with_suffix(".json"), {"spacing": list(geometry.spacing)})
-
-
-def kind_of(file: Path) -> str:
-    """``volume``, ``tiff`` or ``picture``, by a file's ending; a DICOM folder is a volume."""
-    ending = ending_of(file)
-    if ending in TIFF_ENDINGS:
-        return "tiff"
-    return "picture" if ending in NaturalImageReader().image_endings else "volume"

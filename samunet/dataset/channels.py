@@ -9,12 +9,7 @@ from samunet.dataset.description import Description
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
-from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.registry import image_reader_for
-from samunet.imageio.tiff import Tiff3DReader
-
-# Readers of pictures repeat grey for red, green and blue, and drop colours that are none: only the pixels decide.
-_FITTING = (NaturalImageReader, Tiff3DReader)
 
 
 def channel_problem(
@@ -69,7 +64,7 @@ def _wrong_number(
     count = sum(reader.count_channels(file) for reader, file in zip(readers, files))
     if count == expected:
         return None
-    if expected / len(files) in (1, 3) and all(isinstance(reader, _FITTING) for reader in readers):
+    if expected / len(files) in (1, 3) and all(reader.fits_channels for reader in readers):
         if thorough:
             readers[0].read_image(files, channels=expected)
         return None

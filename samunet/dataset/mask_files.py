@@ -8,10 +8,7 @@ from samunet.dataset.below import entries
 from samunet.dataset.cases import ending_in
 from samunet.dataset.names import is_text, one_spelling
 from samunet.errors import SamunetError, UsageError, printable
-from samunet.imageio.registry import READERS
-from samunet.imageio.tiff import TIFF_ENDINGS
-
-MASK_ENDINGS = sorted({ending for reader in READERS for ending in reader.endings})
+from samunet.imageio.registry import MASK_ENDINGS, companions
 
 
 def mask_files(folder: Path) -> dict[str, Path]:
@@ -40,5 +37,4 @@ def mask_files(folder: Path) -> dict[str, Path]:
 
 def with_sidecar(mask: Path) -> list[Path]:
     """A mask and, of a TIFF volume, the JSON file beside it that states its spacing."""
-    sidecar = mask.with_suffix(".json")
-    return [mask, sidecar] if mask.suffix.lower() in TIFF_ENDINGS and sidecar.is_file() else [mask]
+    return [mask, *companions(mask)]

@@ -14,8 +14,7 @@ from samunet.dataset.names import one_spelling
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import printable
 from samunet.imageio.base import Reader
-from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import IN_ONE_FILE, reader_for
+from samunet.imageio.registry import IN_ONE_FILE, READERS, reader_for
 
 Found = tuple[dict[str, Case], list[Problem]]
 
@@ -97,10 +96,10 @@ def _left_alone(folder: Path, listed: list[Path], endings: Sequence[str]) -> lis
 def image_endings(description: Description) -> tuple[str, ...]:
     """Endings that images of a dataset may have: those of its reader, and of all pictures if it holds pictures."""
     reader = reader_for(description.file_ending, description.reader_override)
-    pictures = NaturalImageReader().image_endings
+    pictures = [ending for one in READERS if one.kind == "picture" for ending in one.image_endings]
     endings = reader.image_endings
     if description.reader_override is None and set(endings) & set(pictures):
-        endings += pictures
+        endings = (*endings, *pictures)
     return tuple(dict.fromkeys(endings))
 
 

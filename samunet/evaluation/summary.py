@@ -125,9 +125,11 @@ def read_pair(
     prediction, prediction_geometry = image_reader_for(prediction_file, reader).read_label(prediction_file)
     reference, reference_geometry = image_reader_for(reference_file, reader).read_label(reference_file)
     own = Grid(prediction_file, prediction.shape, prediction_geometry)
-    prediction = on_grid(
-        prediction, own, Grid(reference_file, reference.shape, reference_geometry), tolerate_geometry
-    )  # fmt: skip
+    first = Grid(reference_file, reference.shape, reference_geometry)
+    if reference_geometry.cropped and not prediction_geometry.cropped:
+        reference = on_grid(reference, first, own, tolerate_geometry)
+    else:
+        prediction = on_grid(prediction, own, first, tolerate_geometry)
     if known is not None:
         known.check(np.unique(prediction).tolist(), prediction_file)
         known.check(np.unique(reference).tolist(), reference_file)

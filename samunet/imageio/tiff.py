@@ -12,7 +12,6 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -33,11 +32,10 @@ from samunet.imageio.base import (
 )
 from samunet.imageio.border import check_size, reading
 from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
+from samunet.workers import warn_once
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
-
-log = logging.getLogger(__name__)
 
 TIFF_ENDINGS = (".tif", ".tiff")
 
@@ -73,7 +71,10 @@ class Tiff3DReader(Reader):
     """
 
     name = "Tiff3DIO"
+    kind = "tiff"
     endings = TIFF_ENDINGS
+    companions = dict.fromkeys(TIFF_ENDINGS, (".json",))
+    fits_channels = True
 
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
@@ -201,7 +202,10 @@ def _geometry(file: Path, dimension: int) -> Geometry:
     if spacing is None and dimension == 2:
         return PICTURE_GEOMETRY
     if spacing is None:
-        _warn_once(file.parent)
+        warn_once(
+            f"{file.parent} holds TIFF volumes without spacing: 1, 1, 1 is used. State it in CASE.json beside each: "
+            '{"spacing": [z, y, x]} in mm'
+        )
     return Geometry(
         spacing=spacing or (1.0, 1.0, 1.0),
         physical=spacing is not None,
@@ -223,24 +227,6 @@ def _spacing(sidecar: Path) -> tuple[float, float, float] | None:
         raise SamunetError(f'{sidecar}: "spacing" is {spacing!r}', "it must be three numbers in mm: [z, y, x]")
     check_spacing(spacing, sidecar, "spacing")
     return tuple(map(float, spacing))
-
-
-@cache
-def _warn_once(folder: Path) -> None:
-    log.warning(
-        '%s holds TIFF volumes without spacing: 1, 1, 1 is used. State it in CASE.json beside each: {"spacing": [z, y, '
-        "x]} in mm",
-        folder,
-    )
-
-
-@cache
-def _warn_of_set(folder: Path) -> None:
-    log.warning(
-        "%s holds TIFF files that describe themselves as parts of sets of files (OME, Micro-Manager): only the pages "
-        "in each file itself are read",
-        folder,
-    )
 
 
 class _Complaints(logging.Handler):
@@ -279,7 +265,10 @@ def _opened(file: Path) -> Iterator[TiffFile]:
                 yield tiff
                 # Where its description names other files, tifffile goes by the pages alone.
                 if complaints.part_of_set or (tiff.is_ome and not any(one.kind == "ome" for one in tiff.series)):
-                    _warn_of_set(file.parent)
+                    warn_once(
+                        f"{file.parent} holds TIFF files that describe themselves as parts of sets of files (OME, "
+                        "Micro-Manager): only the pages in each file itself are read"
+                    )
     finally:
         logger.removeHandler(complaints)
         logger.propagate = propagate
