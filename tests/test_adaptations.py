@@ -428,7 +428,7 @@ def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatc
         messages = capsys.readouterr().err
         fold = next((samunet_folders / "results").glob(f"*/samunetTrainer__{name}__2d")) / "fold_0"
         run = json.loads((fold / "run.json").read_text())
-        plan = json.loads((fold.parent / "plans.json").read_text())["configurations"]["2d"]["networks"]["sam"]
+        plan = json.loads((fold.parent / "plans.json").read_text())["configurations"]["2d"]["networks"]["vit_b"]
         assert f"{sum(run['trained_parameters'].values()):,} parameters" in messages
         assert (fold / "adapter_final_decoder" / "adapter_config.json").is_file() == (name == "decoderDora")
         output = tmp_path / name
