@@ -153,6 +153,7 @@ def test_a_worker_that_dies_is_told_with_its_case(project, capsys):
     assert project.run(STORE) == 0
 
 
+SCRIPT = "import sys; from samunet.commands import run_command; sys.exit(run_command('{}', sys.argv[1:]))"
 PAUSE = """
 import sys, time
 from {module} import {owner} as owner
@@ -164,8 +165,8 @@ def paused(*arguments, **options):
         time.sleep({seconds})
     return original(*arguments, **options)
 owner.{name} = paused
-from samunet.commands.{command} import main
-sys.exit(main(sys.argv[1:]))
+from samunet.commands import run_command
+sys.exit(run_command("samunet_{command}", sys.argv[1:]))
 """
 
 
@@ -247,7 +248,7 @@ def is_alive(number):
 def test_workers_end_with_the_command(project, number):
     for path in (project.root / "preprocessed").iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
-    script = "import sys; from samunet.commands.extract_fingerprint import main; sys.exit(main(sys.argv[1:]))"
+    script = SCRIPT.format("samunet_extract_fingerprint")
     process = subprocess.Popen(
         [sys.executable, "-c", script, "-d", "998", "-np", "2"], stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -275,7 +276,7 @@ def test_two_preprocessings_at_once_are_safe(project):
     expected = results(project.root / "preprocessed")
     for path in (project.root / "preprocessed").iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
-    script = "import sys; from samunet.commands.plan_and_preprocess import main; sys.exit(main(sys.argv[1:]))"
+    script = SCRIPT.format("samunet_plan_and_preprocess")
     both = [
         subprocess.Popen([sys.executable, "-c", script, *PLAN.split()[1:]], stderr=subprocess.PIPE, text=True)
         for _ in range(2)
