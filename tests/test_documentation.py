@@ -150,12 +150,28 @@ def test_json_examples_are_valid(page, block):
         assert description_from_json(content, page).labels.num_outputs > 0
 
 
-def test_every_planning_rule_has_a_row():
+def test_every_planning_rule_has_a_section_with_rule_reason_and_source():
     files = [ROOT / "samunet" / "planning" / name for name in ("rules.py", "planes.py")]
     nodes = [node for file in files for node in ast.parse(file.read_text()).body]
     rules = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    rows = [line for line in PAGES["documentation/reference/planning_rules.md"].splitlines() if line.startswith("| ")]
-    assert [rule for rule in rules if not any(f"`{rule}`" in row.split(" | ")[0] for row in rows)] == []
+    page = section(PAGES["documentation/reference/planning_rules.md"], "The rules")
+    sections = {re.search(r"^`(\w+)`$", text, re.MULTILINE)[1]: text for text in page.split("\n### ")[1:]}
+    assert [rule for rule in rules if rule not in sections] == []
+    words = ("**Rule.**", "**Why.**", "**Source.**")
+    assert [rule for rule, text in sections.items() if not all(word in text for word in words)] == []
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [("The dataset", "Plans"), ("A configuration", "ConfigurationPlan"), ("A network", "NetworkPlan")],
+)
+def test_every_field_of_plans_has_a_row(heading, name):
+    from samunet import plans
+
+    rows = section(PAGES["documentation/reference/plans.md"], heading).splitlines()
+    documented = {field for row in rows if row[:3] == "| `" for field in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    fields = {field for field in getattr(plans, name).__annotations__ if not field.startswith("_")}
+    assert documented - {"inherits_from"} == fields
 
 
 API_PAGE = PAGES["documentation/reference/python_api.md"]
