@@ -23,8 +23,6 @@ from typing import Any
 
 from samunet.errors import FatalError, SamunetError
 
-_UMASK = os.umask(0o077)  # it cannot be read without being set
-os.umask(_UMASK)
 _TEMPORARY = ".tmp-"
 _REPLACED = ".old-"  # what a folder was, while its successor takes its name
 _ENDING_LETTERS = 16
@@ -269,14 +267,14 @@ def read_as(kind: Any, path: Path, hint: str = _RESTORE) -> Any:
     return as_kind(kind, read_json(path, hint), str(path), hint)
 
 
-def as_kind(kind: Any, data: Any, where: str, hint: str = _RESTORE) -> Any:
+def as_kind(kind: Any, data: Any, where: str, hint: str | dict[str, str] = _RESTORE) -> Any:
     """JSON's content as a type says it.
 
     Args:
         kind: What pydantic knows: a dataclass, a ``TypedDict``, ``dict[str, int]``.
         data: As read.
         where: The file, for messages.
-        hint: What to do where it does not fit.
+        hint: What to do where it does not fit; or that by key.
 
     Raises:
         SamunetError: Naming the file, and the key that is missing, unknown or of another type.
@@ -289,8 +287,11 @@ def as_kind(kind: Any, data: Any, where: str, hint: str = _RESTORE) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
-        raise SamunetError(f"{where}: {key}: {first['msg']}{got}", hint) from None
+        got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+        if isinstance(hint, dict):
+            hint = hint.get(str(next(iter(first["loc"]), "")), _RESTORE)
+        text = first["msg"].removeprefix("Value error, ")
+        raise SamunetError(f"{where}: {key}: {text}{got}", hint) from None
 
 
 @lru_cache(maxsize=64)
@@ -341,27 +342,31 @@ def _disk_error(error: Exception, file: Path) -> OSError | None:
     for code in (*_FULL, errno.EACCES, errno.EROFS):
         if os.strerror(code) in str(error):
             return OSError(code, os.strerror(code))
-    # Others keep the reason to themselves (blosc2, ITK): writing on tells whether it is the disk.
     try:
-        with open(file, "ab") as stream:
-            stream.write(_PROBE)
+        check_room(file)  # others keep the reason to themselves (blosc2, ITK)
     except OSError as cause:
         return cause
     return None
 
 
-def _finish(file: Path) -> None:
-    """Make sure that what was written is on the disk, and that whoever may read the user's files may read it.
-
-    ITK says nothing when a NIfTI file does not fit on the disk: where a little more can be written, nothing is lacking.
-    safetensors files can be read by nobody else, whatever the user's umask.
-    """
-    with open(file, "rb+") as stream:
-        size = stream.seek(0, os.SEEK_END)
+def check_room(file: Path) -> None:
+    """Raise an OSError where no more than what a library has written to ``file`` fits on the disk; ITK says nothing."""
+    with open(file, "ab") as stream:
+        size = stream.tell()
         stream.write(_PROBE)
+        stream.flush()
         stream.truncate(size)
+
+
+def _finish(file: Path) -> None:
+    """Make sure that what was written is on the disk, and that whoever may read the user's files may read it."""
+    with open(file, "rb+") as stream:
         os.fsync(stream.fileno())
-    os.chmod(file, 0o666 & ~_UMASK)
+    if file.stat().st_mode & 0o777 == 0o600:  # as safetensors writes, whatever the user's umask
+        usual = _temporary(file)
+        usual.touch()
+        os.chmod(file, usual.stat().st_mode & 0o777)
+        usual.unlink()
 
 
 def _failure(what: str, error: OSError) -> SamunetError:

@@ -16,6 +16,7 @@ from bad_input import FOLD, PLAN, PREDICT, STORE, TRAIN, assert_readable, full_d
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder, atomic_path, write_json
+from samunet.imageio.itk import written
 from samunet.training.lock import training_lock
 
 project = pytest.fixture(make_project)
@@ -45,8 +46,8 @@ def write_npz(path):
 def write_itk(path):
     import SimpleITK as sitk
 
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(sitk.GetImageFromArray(NOISE[0]), str(temporary), useCompression=True)
+    with written(sitk.GetImageFromArray(NOISE[0]), path):
+        pass
 
 
 def write_png(path):
@@ -107,7 +108,7 @@ def test_a_killed_training_blocks_nobody(tmp_path):
         pass
     process.kill()
     process.communicate()
-    assert [path.name for path in (tmp_path / "model").iterdir()] == [".fold_0.lock"]
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {".fold_0.lock", ".fold_0.holder"}
     folder.mkdir()
     (folder / ".tmp-1-checkpoint_latest.safetensors").touch()
     with training_lock(folder):
@@ -117,13 +118,12 @@ def test_a_killed_training_blocks_nobody(tmp_path):
 
 def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
     import errno
+    import fcntl
 
-    from samunet import locks
-
-    def fail(descriptor):
+    def fail(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks, "_lock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with training_lock(tmp_path / "fold_0"):
         pass
     assert "never train one fold twice at once" in caplog.text

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_path
-from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_header
+from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_dataset, read_header
 from samunet.imageio.dicom_pixels import PixelReader
-from samunet.imageio.itk import itk, reason
+from samunet.imageio.itk import itk, written
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -45,6 +44,18 @@ def is_dicom_folder(path: Path) -> bool:
     """Whether a path is a folder that directly holds a DICOM file, told by its content. Subfolders do not count."""
     path = Path(path)
     return path.is_dir() and any(file.is_file() and is_dicom(file) for file in _visible(path))
+
+
+def patient_id(folder: Path) -> str:
+    """The patient's ID in the first file of a DICOM series; empty if there is none."""
+    file = next(
+        (file for file in _visible(folder) if file.is_file() and file.name != "DICOMDIR" and is_dicom(file)), None
+    )
+    try:
+        tags = {} if file is None else read_dataset(file, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(tags.get("PatientID") or "").strip()
+    except (SamunetError, ValueError):
+        return ""
 
 
 def read_series(folder: Path) -> sitk.Image:
@@ -77,12 +88,8 @@ def write_as_nifti(folder: Path, file: Path) -> None:
     Raises:
         SamunetError: As :func:`read_series`, or if the file cannot be written.
     """
-    image = read_series(folder)
-    try:
-        with atomic_path(file) as temporary:
-            itk().WriteImage(image, str(temporary), useCompression=True, imageIO="NiftiImageIO")
-    except RuntimeError as error:
-        raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error
+    with written(read_series(folder), file):
+        pass
 
 
 def count_components(folder: Path) -> int:
