@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from samunet.commands import run_command
 from samunet.dataset.cases import Case
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.description import description_from_json
 from samunet.dataset.layout import read_dataset
 from samunet.errors import SamunetError

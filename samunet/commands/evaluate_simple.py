@@ -55,9 +55,10 @@ def _label(text: str) -> int:
 
 def _file_ending(folder: Path) -> str:
     """The one image ending that the files in ``folder`` have."""
-    from samunet.dataset.cases import ending_in, visible
-    from samunet.dataset.mask_files import MASK_ENDINGS
+    from samunet.dataset.cases import visible
+    from samunet.dataset.names import ending_in
     from samunet.errors import SamunetError, UsageError
+    from samunet.imageio.registry import MASK_ENDINGS
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")

@@ -121,6 +121,11 @@ def kind_of(path: Path) -> str:
     return next((reader.kind for reader in READERS if ending in reader.image_endings), "volume")
 
 
+def may_have_segments(name: str) -> bool:
+    """Whether a file of that name may hold named segments."""
+    return any(name.lower().endswith(reader.segment_endings) for reader in READERS)
+
+
 def is_lossy(path: Path) -> bool:
     """Whether no label may have a file's ending, since its format changes values."""
     return kind_of(path) == "picture" and ending_of(path) in READ_ONLY
