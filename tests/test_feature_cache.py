@@ -11,21 +11,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from samunet.network.frozen_prefix import FrozenPrefix
+from samunet.training.cached_model import choose_variants, images_per_variant
+from samunet.training.variants import image_keys
 from test_loader import CaseInMemory, make_loader
 
 from samunet import api
 from samunet.commands import plan_and_preprocess, train
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.network.model import build_model
 from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
 from samunet.training import feature_cache, trainer
-from samunet.training.cached_model import choose_variants, images_per_variant
 from samunet.training.feature_cache import FeatureCache
 from samunet.training.options import parse_size
 from samunet.training.state import LATEST
-from samunet.training.variants import image_keys
 
 REDUCED = {"width": 48, "depth": 4, "heads": 3, "global_blocks": (1, 3), "native_size": 256}
 PLANS = {

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from samunet.network.frozen_prefix import FrozenPrefix
 from test_feature_cache import REDUCED, build, make_plan
 from test_plans import make_plans
 
 from samunet import api
 from samunet.commands import plan_and_preprocess
 from samunet.encoders import ENCODERS
-from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.network.image_encoder import hold_frozen
 from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training import trainer
