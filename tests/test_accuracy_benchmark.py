@@ -83,7 +83,9 @@ def program(folder, prefix, scripts):
 
 
 def real(name):
-    return f"import sys\nfrom samunet.commands.{name} import main\nsys.exit(main())\n"
+    return (
+        f"import sys\nfrom samunet.commands import run_command\nsys.exit(run_command('samunet_{name}', sys.argv[1:]))\n"
+    )
 
 
 @pytest.fixture

@@ -163,13 +163,13 @@ def test_a_slice_that_fits_is_seen_through_five_windows():
 def test_views_are_brought_back_to_where_they_were():
     windows = torch.arange(2 * 8 * 9.0).reshape(1, 2, 8, 9)
     for view in mirrored([0, 1]):
-        assert torch.equal(view.bring_back(view.show(windows)), windows)
-    assert torch.equal(mirrored([1])[1].show(windows), windows.flip(3))
+        assert torch.equal(view.invert(view.apply(windows)), windows)
+    assert torch.equal(mirrored([1])[1].apply(windows), windows.flip(3))
     views = shifted(2, (8, 9), torch.device("cpu"))
     assert torch.allclose(sum(view.share for view in views), torch.ones(8, 9))
     down_right = next(view for view in views if view.offset == (2, 2))
-    assert torch.equal(down_right.show(windows)[..., :6, :7], windows[..., 2:, 2:])
-    assert torch.equal(down_right.bring_back(down_right.show(windows))[..., 2:, 2:], windows[..., 2:, 2:])
+    assert torch.equal(down_right.apply(windows)[..., :6, :7], windows[..., 2:, 2:])
+    assert torch.equal(down_right.invert(down_right.apply(windows))[..., 2:, 2:], windows[..., 2:, 2:])
     assert (down_right.share[:2] == 0).all()  # what it does not see, it has no part in
     assert (down_right.share[2:, 2:] > 0).all()
 

@@ -11,7 +11,7 @@ from test_feature_cache import REDUCED, build, make_plan
 from test_plans import make_plans
 
 from samunet import api
-from samunet.commands import plan_and_preprocess
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.network.image_encoder import hold_frozen
 from samunet.plans import AdapterPlan, LoraPlan
@@ -160,7 +160,7 @@ def test_a_fold_goes_on_either_way_and_folds_may_differ(samunet_folders, tiny_da
     state = {name.removeprefix("head."): value for name, value in build(make_plan()).state_dict().items()}
     torch.save(state, tmp_path / "weights" / "sam_vit_b_01ec64.pth")
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998", "-encoder", "vit_b", "-image_size", "64"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998", "-encoder", "vit_b", "-image_size", "64"]) == 0
     options = {"iterations": 4, "batch_size": 2, "checkpoint_seconds": 1e-3}
 
     def train(fold=0, **more):

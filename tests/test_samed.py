@@ -11,7 +11,7 @@ from scipy.ndimage import zoom
 from test_planner import describe, measure
 
 from samunet import api
-from samunet.commands import import_samed, merge_adapter
+from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
@@ -237,7 +237,7 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
     file = tmp_path / "epoch_159.pth"
     content = samed_file(reduced, file, small=small)
     arguments = [str(file), "--encoder", "vit_b", "--image_size", str(SIZE), "--num_classes", str(CLASSES)]
-    assert import_samed.main(arguments) == 0
+    assert run_command("samunet_import_samed", arguments) == 0
     output = capsys.readouterr().out
     folder = ModelFolder(next((tmp_path / "results" / "Dataset900_SAMed").iterdir()))
     assert str(folder.path) in output
@@ -258,13 +258,13 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
     assert run["base"]["bytes"] == (tmp_path / "checkpoints" / "sam_vit_b_01ec64.pth").stat().st_size
     mask = Predictor.from_folder(folder.path).predict_array(np.full((1, 2, 40, 40), 50.0), (3.0, 1.0, 1.0))
     assert mask.shape == (2, 40, 40)
-    assert import_samed.main(arguments) == 1
+    assert run_command("samunet_import_samed", arguments) == 1
     assert "exists" in capsys.readouterr().err
 
     # The same model as a plain SAM checkpoint, which loads as one and gives the same logits.
     for name in ("merged.pth", "merged.safetensors"):
         path = tmp_path / name
-        assert merge_adapter.main(["900", "2d", "all", "-p", "samedPlans", "-o", str(path)]) == 0
+        assert run_command("samunet_merge_adapter", ["900", "2d", "all", "-p", "samedPlans", "-o", str(path)]) == 0
         state = load_sam_checkpoint(path) if path.suffix == ".pth" else read_tensors(path)
         vanilla = {name for name in reduced if ".output_hypernetworks_mlps." not in name}
         assert {name for name in state if ".output_hypernetworks_mlps." not in name} == vanilla
@@ -275,7 +275,10 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
             image = image.expand(-1, 3, -1, -1)
             merged = head(encoder.features(image), image)
         assert torch.allclose(F.interpolate(merged, (SIZE, SIZE), mode="bilinear"), logits, atol=1e-5)
-    assert merge_adapter.main(["900", "2d", "all", "-p", "samedPlans", "-o", str(tmp_path / "m.onnx")]) == 2
+    assert (
+        run_command("samunet_merge_adapter", ["900", "2d", "all", "-p", "samedPlans", "-o", str(tmp_path / "m.onnx")])
+        == 2
+    )
     assert ".safetensors" in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ import torch
 from test_adaptations import base_state, build, make_plan, reduced, trained_steps  # noqa: F401
 
 from samunet.inference.logits import SlicePredictor
-from samunet.inference.views import View
+from samunet.inference.views import TTAView
 from samunet.models.shared_folds import SharedFolds
 from samunet.network.adapters import merge_adapters
 from samunet.plans import NetworkPlan
@@ -68,8 +68,8 @@ def test_prediction_averages_the_folds(dtype):
         models[-1].eval()
     settings = {"neighbours": False, "device": torch.device("cpu"), "dtype": dtype, "mirror_axes": (0, 1)}
     with torch.inference_mode():
-        expected = SlicePredictor(models, **settings)._mean_logits(IMAGE, [View()], None, [])
-        got = SlicePredictor(SharedFolds(model, states), **settings)._mean_logits(IMAGE, [View()], None, [])
+        expected = SlicePredictor(models, **settings)._predict(IMAGE, [TTAView()], None, None).logits
+        got = SlicePredictor(SharedFolds(model, states), **settings)._predict(IMAGE, [TTAView()], None, None).logits
     assert torch.allclose(got, expected, atol=1e-5 if dtype is None else 2e-2)
 
 

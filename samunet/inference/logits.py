@@ -1,9 +1,9 @@
-"""Class logits for whole volumes, slice by slice: windows, views, folds, and one interpolation back."""
+"""Class logits of volumes, slice by slice."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,19 +12,67 @@ from torch import Tensor, nn
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.inference.decoding import mask_type
-from samunet.inference.views import View, gaussian, mirrored, shifted
+from samunet.inference.views import TTAView, gaussian, mirrored, shifted
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample, shift
 
 _BAND_NUMBERS = 1 << 22  # logits that are interpolated at a time
 
 
+class Observer(Protocol):
+    """Sees a case's prediction while it is made.
+
+    For every batch of windows :meth:`on_fold` is called for each fold, then :meth:`on_batch`; :meth:`on_band` for every
+    band of logits that is done.
+
+    Attributes:
+        labels: The dataset's.
+    """
+
+    labels: Labels
+
+    def on_fold(self, index: int, views: list[Tensor], mean: Tensor, share: Tensor) -> None:
+        """One fold's prediction of a batch.
+
+        Args:
+            index: Of the fold.
+            views: :func:`decode_channels` of every view.
+            mean: Mean logits over the views ``(batch, outputs, h, w)``; not to be changed.
+            share: How much of every pixel counts, ``(batch, 1, h, w)``: windows overlap and have padding.
+        """
+
+    def on_batch(self, mean: Tensor, share: Tensor) -> Tensor | None:
+        """All folds have predicted a batch, with these mean logits.
+
+        Returns:
+            A map ``(batch, 1, h, w)`` that :meth:`on_band` wants on the grid of the mask, or None.
+        """
+
+    def on_band(self, band: Band) -> None:
+        """Some rows of a slice are done."""
+
+
+class Band(NamedTuple):
+    """Predicted rows of a slice.
+
+    Attributes:
+        z: Of the slice.
+        rows: Which rows.
+        logits: ``(outputs, rows, width)`` float32.
+        extra: What :meth:`Observer.on_batch` returned, ``(rows, width)``; None without.
+    """
+
+    z: int
+    rows: slice
+    logits: Tensor
+    extra: Tensor | None
+
+
 class SlicePredictor:
     """Runs one or several models over the slices of prepared cases.
 
     Memory does not grow with classes times volume: logits exist for one batch of windows at a time, and for slices
-    larger than the network's input on a canvas of its resolution, a few slices or one at a time. Beside image and mask,
-    memory depends on the batch, the classes and the network's input, not on the number of slices.
+    larger than the network's input on a canvas of its resolution, a few slices or one at a time.
 
     Args:
         models: Their logits are averaged (the folds of a cross-validation).
@@ -64,70 +112,72 @@ class SlicePredictor:
         """Whether inputs are mirrored or, where a slice fits into one, shifted."""
         return bool(self.mirror_axes) or self.window_shift > 0
 
-    @torch.inference_mode()
-    def logits(
-        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], watch: Watch | None = None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield ``(z, logits)`` for every slice, in order.
+    def logits(self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield ``(z, logits)`` for every slice, in order: ``(outputs, *shape)`` float32; see :meth:`bands`."""
+        return ((band.z, band.logits) for band in self.bands(image, grid, shape, whole=True))
 
-        Args:
-            image: Prepared ``(channels, z, y, x)`` float.
-            grid: Places the network's input over these slices.
-            shape: In-plane shape on which logits are wanted.
-            watch: Is shown what every fold says of every window.
-
-        Yields:
-            Slice index and ``(classes, *shape)`` float32 on the predictor's device.
-        """
-        for z, canvas, to_canvas in self._canvases(image, grid, shape, watch):
-            values = sample(canvas, to_canvas, shape, outside="border")[0]
-            yield z, values if watch is None else watch.draw(z, 0, values)
-
-    @torch.inference_mode()
     def mask(
         self,
         image: np.ndarray,
         grid: SliceGrid,
         shape: tuple[int, int],
         labels: Labels,
-        watch: Watch | None = None,
+        observer: Observer | None = None,
     ) -> np.ndarray:
-        """Label values: ``(z, *shape)``, uint8 (uint16 for values above 255); see :func:`decode`.
-
-        A large slice is interpolated and decoded some rows at a time, so that not even one slice has all its classes
-        on the grid wanted.
-        """
+        """Label values: ``(z, *shape)``, uint8 (uint16 for values above 255); see :func:`decode`."""
         mask = np.empty((image.shape[1], *shape), dtype=mask_type(labels))
-        height, width = shape
-        for z, canvas, to_canvas in self._canvases(image, grid, shape, watch):
-            rows = max(1, _BAND_NUMBERS // (canvas.shape[1] * width))
-            for first in range(0, height, rows):
-                band = (min(rows, height - first), width)
-                values = sample(canvas, to_canvas @ shift(first, 0), band, outside="border")[0]
-                logits = values if watch is None else watch.draw(z, first, values)
-                mask[z, first : first + rows] = decode(logits, labels).cpu().numpy()
+        for band in self.bands(image, grid, shape, observer):
+            mask[band.z, band.rows] = decode(band.logits, labels).cpu().numpy()
         return mask
 
+    @torch.inference_mode()
+    def bands(
+        self,
+        image: np.ndarray,
+        grid: SliceGrid,
+        shape: tuple[int, int],
+        observer: Observer | None = None,
+        *,
+        whole: bool = False,
+    ) -> Iterator[Band]:
+        """Yield the logits of all slices in order, of a large slice some rows at a time.
+
+        Args:
+            image: Prepared ``(channels, z, y, x)`` float.
+            grid: Places the network's input over these slices.
+            shape: In-plane shape on which logits are wanted.
+            observer: Sees what every fold predicts.
+            whole: Every slice at once, however large.
+        """
+        height, width = shape
+        for z, canvas, to_canvas in self._canvases(image, grid, shape, observer):
+            step = height if whole else max(1, _BAND_NUMBERS // (canvas.logits.shape[1] * width))
+            for first in range(0, height, step):
+                size, to_band = (min(step, height - first), width), to_canvas @ shift(first, 0)
+                band = Band(z, slice(first, first + size[0]), *canvas.sampled(to_band, size))
+                if observer is not None:
+                    observer.on_band(band)
+                yield band
+
     def _canvases(
-        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], watch: Watch | None = None
-    ) -> Iterator[tuple[int, Tensor, np.ndarray]]:
-        """Of every slice its index, logits ``(1, classes, h, w)`` on a canvas, and the map from ``shape`` to it."""
+        self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], observer: Observer | None
+    ) -> Iterator[tuple[int, _Canvas, np.ndarray]]:
+        """Of every slice its index, its canvas, and the map from ``shape`` to it."""
         depth, starts = image.shape[1], grid.window_starts(self.step_size)
         views = self._views(grid, starts)
-        if watch is not None:
-            watch.start(grid, starts, self.device)
+        shares = None if observer is None else pixel_shares(grid, starts, self.device)
         # Windows of one slice fill a batch as well as windows of several slices, and need one canvas only.
         together = max(1, self.batch_size // len(starts))
         for first in range(0, depth, together):
             indices = range(first, min(first + together, depth))
             slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in indices]
             batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
-            canvas, origin = self._canvas(batch, grid, starts, views, watch)
+            canvas, origin = self._canvas(batch, grid, starts, views, observer, shares)
             to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
-            for z, logits in zip(indices, canvas):
-                yield z, logits[None], to_canvas
+            for index, z in enumerate(indices):
+                yield z, canvas.of(index), to_canvas
 
-    def _views(self, grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> list[View]:
+    def _views(self, grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> list[TTAView]:
         """Of every window; those that overlap are shifted already."""
         if self.mirror_axes or not self.window_shift or len(starts) > 1:
             return mirrored(self.mirror_axes)
@@ -138,14 +188,15 @@ class SlicePredictor:
         batch: Tensor,
         grid: SliceGrid,
         starts: list[tuple[float, float]],
-        views: list[View],
-        watch: Watch | None,
-    ) -> tuple[Tensor, tuple[float, float]]:
+        views: list[TTAView],
+        observer: Observer | None,
+        shares: dict[tuple[float, float], Tensor] | None,
+    ) -> tuple[_Canvas, tuple[float, float]]:
         """Logits over the whole zoomed slices, and where the canvas starts in them."""
         if len(starts) == 1:
             windows = sample(batch, grid.window(starts[0]), grid.input_shape)
-            return self._mean_logits(windows, views, watch, starts * len(batch)), starts[0]
-        height, width = grid.input_shape
+            share = shares and torch.stack([shares[starts[0]]] * len(batch))
+            return self._predict(windows, views, observer, share), starts[0]
         origin, canvas_shape = _canvas_of(grid, starts)
         weight = gaussian(grid.input_shape, self.device)
         total = torch.zeros(canvas_shape, device=self.device)
@@ -154,32 +205,30 @@ class SlicePredictor:
         for first in range(0, len(starts), together):
             group = starts[first : first + together]
             windows = torch.cat([sample(batch, grid.window(start), grid.input_shape) for start in group])
-            logits = self._mean_logits(windows, views, watch, [start for start in group for _ in batch])
-            if canvas is None:
-                canvas = torch.zeros((len(batch), logits.shape[1], *canvas_shape), device=self.device)
-            for (y, x), part in zip(group, logits.split(len(batch))):
-                row, column = round(y - origin[0]), round(x - origin[1])
-                canvas[:, :, row : row + height, column : column + width].addcmul_(part, weight)
-                total[row : row + height, column : column + width] += weight
-        return canvas.div_(total), origin
+            share = shares and torch.stack([shares[start] for start in group for _ in batch])
+            predicted = self._predict(windows, views, observer, share)
+            canvas = canvas or predicted.empty(len(batch), canvas_shape)
+            for index, start in enumerate(group):
+                place = _place(start, origin, weight)
+                canvas.add(predicted, slice(index * len(batch), (index + 1) * len(batch)), place, weight)
+                total[place] += weight
+        return canvas.divided(total), origin
 
-    def _mean_logits(
-        self, windows: Tensor, views: list[View], watch: Watch | None, starts: list[tuple[float, float]]
-    ) -> Tensor:
-        """Mean over all models and views: ``(batch, classes, height, width)`` float32."""
+    def _predict(
+        self, windows: Tensor, views: list[TTAView], observer: Observer | None, share: Tensor | None
+    ) -> _Canvas:
+        """Mean logits over all models and views: ``(batch, outputs, height, width)`` float32."""
         total = None
-        if watch is not None:
-            watch.open(starts)
         for index, model in enumerate(self.models):
             # Around all passes of a fold: its weights are cast to the lower precision once, and forgotten before the
             # next fold's take their place (SharedFolds).
             with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                mean = self._mean_over_views(model, windows, views, index, watch)
+                mean = self._mean_over_views(model, windows, views, index, observer, share)
             total = mean if total is None else total.add_(mean)
         total /= len(self.models)
         if not torch.isfinite(total.sum()):
             raise self._no_numbers(windows)
-        return total if watch is None else watch.close(total)
+        return _Canvas(total, None if observer is None else observer.on_batch(total, share))
 
     def _no_numbers(self, windows: Tensor) -> SamunetError:
         """For logits with NaN or infinity, of which a mask without anything in it would be made."""
@@ -193,59 +242,53 @@ class SlicePredictor:
         )
 
     def _mean_over_views(
-        self, model: nn.Module, windows: Tensor, views: list[View], index: int, watch: Watch | None
+        self,
+        model: nn.Module,
+        windows: Tensor,
+        views: list[TTAView],
+        index: int,
+        observer: Observer | None,
+        share: Tensor | None,
     ) -> Tensor:
-        mean, members = None, []
+        mean, decisions = None, []
         for view in views:
-            logits = view.bring_back(model(view.show(windows)).float())
-            if watch is not None:
-                members.append(decode_channels(logits, watch.labels))
+            logits = view.invert(model(view.apply(windows)).float())
+            if observer is not None:
+                decisions.append(decode_channels(logits, observer.labels))
             part = logits * view.share
             mean = part if mean is None else mean.add_(part)
-        if watch is not None:
-            decision = decode_channels(mean, watch.labels)
-            watch.fold(index, [view.sees(member, decision) for view, member in zip(views, members)], mean)
+        if observer is not None:
+            decision = decode_channels(mean, observer.labels)
+            merged = [view.merge_mask(own, decision) for view, own in zip(views, decisions)]
+            observer.on_fold(index, merged, mean, share)
         return mean
 
 
-class Watch(ABC):
-    """Is shown a case's prediction while it is made: what every fold says of every window, and the mean on each slice.
+class _Canvas(NamedTuple):
+    """Logits ``(batch, outputs, h, w)`` and what an observer made of them ``(batch, 1, h, w)``."""
 
-    Attributes:
-        labels: The dataset's.
-    """
+    logits: Tensor
+    extra: Tensor | None
 
-    labels: Labels
+    def of(self, index: int) -> _Canvas:
+        return _Canvas(*(None if part is None else part[index][None] for part in self))
 
-    @abstractmethod
-    def start(self, grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device) -> None:
-        """A case begins, whose slices are covered by windows at ``starts``."""
+    def empty(self, batch: int, shape: tuple[int, ...]) -> _Canvas:
+        """Zeros for as many channels, of another shape."""
+        return _Canvas(*(None if part is None else part.new_zeros((batch, part.shape[1], *shape)) for part in self))
 
-    @abstractmethod
-    def open(self, starts: Sequence[tuple[float, float]]) -> None:
-        """A batch of windows begins; ``starts`` of each."""
+    def add(self, other: _Canvas, items: slice, place: tuple[slice, slice], weight: Tensor) -> None:
+        for own, part in zip(self, other):
+            if own is not None:
+                own[:, :, *place].addcmul_(part[items], weight)
 
-    @abstractmethod
-    def open_volume(self, shape: tuple[int, int, int], device: torch.device) -> None:
-        """Instead of both: a case begins that is shown as a whole, its slices as the batch."""
+    def divided(self, total: Tensor) -> _Canvas:
+        return _Canvas(*(None if part is None else part.div_(total) for part in self))
 
-    @abstractmethod
-    def fold(self, index: int, members: list[Tensor], mean: Tensor) -> None:
-        """What one fold says of the batch.
-
-        Args:
-            index: Of the fold.
-            members: :func:`decode_channels` of every view.
-            mean: Mean logits over them ``(batch, outputs, h, w)``; not to be changed.
-        """
-
-    @abstractmethod
-    def close(self, mean: Tensor) -> Tensor:
-        """The batch ends: takes the mean logits over folds, and gives them back with any channels of its own behind."""
-
-    @abstractmethod
-    def draw(self, z: int, row: int, values: Tensor) -> Tensor:
-        """Rows from ``row`` of slice ``z`` on the grid wanted: takes what :meth:`close` gave, gives back the logits."""
+    def sampled(self, matrix: np.ndarray, shape: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """``(outputs, *shape)`` and ``shape`` of a canvas of one slice."""
+        logits, extra = (None if part is None else sample(part, matrix, shape, outside="border")[0] for part in self)
+        return logits, None if extra is None else extra[0]
 
 
 def decode(logits: Tensor, labels: Labels) -> Tensor:
@@ -282,6 +325,20 @@ def probabilities(logits: Tensor, labels: Labels, axis: int = 0) -> Tensor:
     return torch.sigmoid(logits) if labels.has_regions else logits.softmax(axis)
 
 
+def pixel_shares(
+    grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device
+) -> dict[tuple[float, float], Tensor]:
+    """How much of every pixel counts in each window ``(1, h, w)``: nothing of padding, 1 together where windows
+    overlap.
+    """
+    inside = torch.ones((1, 1, *grid.stored_shape), device=device)
+    weights = window_weights(grid, starts, device)
+    return {
+        start: sample(inside, grid.window(start), grid.input_shape)[0] * weight
+        for start, weight in zip(starts, weights, strict=True)
+    }
+
+
 def window_weights(grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device) -> list[Tensor]:
     """The share of every window in the pixels of its canvas, ``(h, w)`` each: 1 together wherever windows overlap."""
     if len(starts) == 1:
@@ -289,12 +346,16 @@ def window_weights(grid: SliceGrid, starts: Sequence[tuple[float, float]], devic
     origin, canvas_shape = _canvas_of(grid, starts)
     weight = gaussian(grid.input_shape, device)
     total = torch.zeros(canvas_shape, device=device)
-    parts = []
-    for y, x in starts:
-        top, left = round(y - origin[0]), round(x - origin[1])
-        parts.append(total[top : top + weight.shape[0], left : left + weight.shape[1]])
-        parts[-1] += weight
-    return [weight / part for part in parts]
+    places = [_place(start, origin, weight) for start in starts]
+    for place in places:
+        total[place] += weight
+    return [weight / total[place] for place in places]
+
+
+def _place(start: tuple[float, float], origin: tuple[float, ...], weight: Tensor) -> tuple[slice, ...]:
+    """Where a window lies on its canvas."""
+    first = [round(own - low) for own, low in zip(start, origin)]
+    return tuple(slice(low, low + side) for low, side in zip(first, weight.shape))
 
 
 def _canvas_of(grid: SliceGrid, starts: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[int, ...]]:

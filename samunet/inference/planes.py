@@ -1,4 +1,4 @@
-"""Predictions averaged over slices along several axes of a volume."""
+"""Predictions averaged over slicing planes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.dataset.labels import Labels
-from samunet.inference.logits import SlicePredictor, Watch, decode_channels
+from samunet.inference.logits import Band, Observer, SlicePredictor, decode_channels
 from samunet.plans import NetworkPlan
 from samunet.preprocessing.case import CaseRecord
 from samunet.preprocessing.grid import SliceGrid, sample
@@ -38,66 +38,69 @@ class PlanePredictor:
         self._channels = labels.num_outputs if labels.has_regions else 1
         self._decision = torch.bool if labels.has_regions else torch.int16
 
+    def logits(self, image: np.ndarray, record: CaseRecord, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield ``(z, logits)`` for every slice, in order: ``(outputs, *shape)`` float32; see :meth:`bands`."""
+        return ((band.z, band.logits) for band in self.bands(image, record, shape))
+
     @torch.inference_mode()
-    def logits(
-        self, image: np.ndarray, record: CaseRecord, shape: tuple[int, int], watch: Watch | None = None
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield ``(z, logits)`` for every slice, in order.
+    def bands(
+        self, image: np.ndarray, record: CaseRecord, shape: tuple[int, int], observer: Observer | None = None
+    ) -> Iterator[Band]:
+        """Yield the logits of all slices in order, each at once.
 
         Args:
             image: Prepared ``(channels, z, y, x)`` float.
             record: Of the prepared case.
             shape: In-plane shape on which logits are wanted.
-            watch: Is shown what every fold says of the volume; its views are the planes.
-
-        Yields:
-            Slice index and ``(classes, *shape)`` float32 on the predictor's device.
+            observer: Sees what every fold predicts, the slices of the volume as one batch; its views are the planes.
         """
         stored = image.shape[2:]
-        volume = self._mean(image, record, watch)
+        volumes = self._mean(image, record, observer)
         to_stored = SliceGrid(stored, (1.0, 1.0), stored).from_slice_of(shape)
         for z in range(image.shape[1]):
-            values = volume[z].float()
+            values = [volume[z].float() for volume in volumes]
             if shape != stored:
-                values = sample(values[None], to_stored, shape, outside="border")[0]
-            yield z, values if watch is None else watch.draw(z, 0, values)
+                values = [sample(value[None], to_stored, shape, outside="border")[0] for value in values]
+            band = Band(z, slice(0, shape[0]), values[0], values[1][0] if len(values) > 1 else None)
+            if observer is not None:
+                observer.on_band(band)
+            yield band
 
-    def _mean(self, image: np.ndarray, record: CaseRecord, watch: Watch | None) -> Tensor:
-        """Mean over folds and planes, ``(z, classes, y, x)``, with what ``watch`` puts behind."""
-        if watch is not None:
-            watch.open_volume(image.shape[1:], self.slices.device)
-        models = self.slices.models
+    def _mean(self, image: np.ndarray, record: CaseRecord, observer: Observer | None) -> list[Tensor]:
+        """Mean over folds and planes, ``(z, outputs, y, x)``, and what the observer made of it, if anything."""
+        models, (depth, *plane) = self.slices.models, image.shape[1:]
+        share = torch.ones((1, 1, 1, 1), device=self.slices.device).expand(depth, 1, *plane)
         total: Tensor | None = None
         for index, model in enumerate(models):
-            mean, members = self._fold(model, image, record, watch)
-            if watch is not None:
-                watch.fold(index, members, mean.float())
+            mean, decisions = self._fold(model, image, record, observer is not None)
+            if observer is not None:
+                observer.on_fold(index, decisions, mean.float(), share)
             mean /= len(models)
             total = mean if total is None else total.add_(mean)
-        return total if watch is None else watch.close(total.float())
+        if observer is None:
+            return [total]
+        total = total.float()
+        extra = observer.on_batch(total, share)
+        return [total] if extra is None else [total, extra]
 
     def _fold(
-        self, model: nn.Module, image: np.ndarray, record: CaseRecord, watch: Watch | None
+        self, model: nn.Module, image: np.ndarray, record: CaseRecord, decide: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """One fold's mean over planes, ``(z, classes, y, x)``, and with ``watch`` what it decides along each."""
+        """One fold's mean over planes, ``(z, outputs, y, x)``, and on request what it decides along each."""
         shape, device = image.shape[1:], self.slices.device
         mean = torch.zeros((self.labels.num_outputs, *shape), dtype=torch.float16, device=device)
-        members = []
+        decisions = []
         for plane in self.planes:
             _, *sides = plane.sides(shape)
             grid = SliceGrid.of(sides, plane.spacing(record), self.network.spacing, self.network.input_shape)
-            member = (
-                torch.empty((self._channels, *shape), dtype=self._decision, device=device)
-                if watch is not None
-                else None
-            )
+            if decide:
+                decisions.append(torch.empty((self._channels, *shape), dtype=self._decision, device=device))
             for index, logits in self._predictor(model, plane).logits(plane.cut(image), grid, grid.stored_shape):
                 plane.cut(mean)[:, index] += logits / len(self.planes)
-                if watch is not None:
-                    plane.cut(member)[:, index] = decode_channels(logits[None], self.labels)[0].to(self._decision)
-            if watch is not None:
-                members.append(member.transpose(0, 1))
-        return mean.transpose(0, 1), members
+                if decide:
+                    decision = decode_channels(logits[None], self.labels)[0].to(self._decision)
+                    plane.cut(decisions[-1])[:, index] = decision
+        return mean.transpose(0, 1), [decision.transpose(0, 1) for decision in decisions]
 
     def _predictor(self, model: nn.Module, plane: Plane) -> SlicePredictor:
         slices = self.slices

@@ -292,14 +292,14 @@ class Predictor:
     def files_beside(self, case: Case, output: Path) -> list[Path]:
         """What is written for a case besides its mask."""
         files = [output / f"{case.name}.npz"] if self.options.save_probabilities else []
-        if self._watches:
+        if self._observes:
             files.append(case_file(output, case.name))
         if self.options.save_uncertainty:
             files += [map_file(self.mask_file(case, output), case.name, kind) for kind in self._maps]
         return files
 
     @property
-    def _watches(self) -> bool:
+    def _observes(self) -> bool:
         return self.options.measure_uncertainty or self.options.save_uncertainty
 
     @property
@@ -369,33 +369,28 @@ class Predictor:
         """Predict a preprocessed case; its mask is turned back to the image's grid, and not postprocessed."""
         record, labels = case.record, self.description.labels
         grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
-        depth, *plane = record.cropped_shape
-        shape = (depth, *plane)
-        watch = None
-        if self._watches:
-            watch = CaseUncertainty(labels, shape, len(self.slices.models))
+        shape = tuple(record.cropped_shape)
+        observer = CaseUncertainty(labels, shape, len(self.slices.models)) if self._observes else None
         for_dice = self.postprocessing.decoding == DICE
         wanted = self.options.save_probabilities or for_dice
         probability = np.empty((labels.num_outputs, *shape), dtype=np.float16) if wanted else None
-        if not (wanted or self.planes):
-            mask = self.slices.mask(case.image, grid, tuple(plane), labels, watch)
+        mask = np.empty(shape, dtype=mask_type(labels))
+        if self.planes:
+            bands = self.planes.bands(case.image, record, shape[1:], observer)
         else:
-            mask = np.empty(shape, dtype=mask_type(labels))
-            if self.planes:
-                slices = self.planes.logits(case.image, record, tuple(plane), watch)
-            else:
-                slices = self.slices.logits(case.image, grid, tuple(plane), watch)
-            for z, logits in slices:
-                mask[z] = decode(logits, labels).cpu().numpy()
-                if wanted:
-                    probability[:, z] = probabilities(logits, labels).cpu().numpy()
-            mask = decode_for_dice(probability, labels) if for_dice else mask
-        if watch is not None:
-            watch.restore(record)
+            bands = self.slices.bands(case.image, grid, shape[1:], observer, whole=wanted)
+        for z, rows, logits, _ in bands:
+            mask[z, rows] = decode(logits, labels).cpu().numpy()
+            if wanted:
+                probability[:, z, rows] = probabilities(logits, labels).cpu().numpy()
+        if for_dice:
+            mask = decode_for_dice(probability, labels)
+        if observer is not None:
+            observer.restore(record)
         mask = restore_mask(mask, record)
         if not self.options.save_probabilities:
-            return Prediction(mask, None, watch)
+            return Prediction(mask, None, observer)
         probability = restore_mask(probability, record)
         if not labels.has_regions:
             probability[0][probability.sum(axis=0) == 0] = 1  # what cropping left out is background
-        return Prediction(mask, probability, watch)
+        return Prediction(mask, probability, observer)

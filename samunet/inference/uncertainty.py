@@ -9,7 +9,6 @@ divergence; B. Lakshminarayanan et al., NeurIPS 2017, arXiv:1612.01474).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor
 
 from samunet.dataset.labels import Labels
-from samunet.inference.logits import Watch, decode_channels, probabilities, window_weights
+from samunet.inference.logits import Band, decode_channels, probabilities
 from samunet.preprocessing.case import CaseRecord, restore_mask
-from samunet.preprocessing.grid import SliceGrid, sample
 
 
 @dataclass(frozen=True)
-class ClassDoubt:
-    """What speaks against one class in one case, each from 0 (nothing) to 1; NaN where it cannot be said.
+class ClassUncertainty:
+    """Uncertainty of one class in one case, each from 0 to 1; NaN where it cannot be computed.
 
     Attributes:
         entropy: Binary entropy in bits, summed over pixels and divided by itself plus the pixels predicted; mean over
@@ -40,8 +38,9 @@ class ClassDoubt:
     fold_disagreement: float
 
 
-class CaseUncertainty(Watch):
-    """Looks on while one case is predicted, and keeps sums by class and two maps of small integers.
+class CaseUncertainty:
+    """Sums of uncertainty by class and two maps of percents: an observer (:class:`samunet.inference.logits.Observer`)
+    of one case.
 
     Sums are taken on the network's grid, where every pixel counts once however many windows see it, and padding does
     not count; with several planes on the stored grid. Memory: two bytes a voxel for the maps; everything else is of the
@@ -63,69 +62,45 @@ class CaseUncertainty(Watch):
         self._sizes = np.zeros((num_folds, self.outputs))
         self._views = _Overlap(num_folds, self.outputs)
         self._folds = _Overlap(1, self.outputs)
-
-    def start(self, grid: SliceGrid, starts: Sequence[tuple[float, float]], device: torch.device) -> None:
-        """See :class:`Watch`."""
-        ones = torch.ones((1, 1, *grid.stored_shape), device=device)
-        weights = window_weights(grid, starts, device)
-        self._shares = {
-            start: sample(ones, grid.window(start), grid.input_shape)[0] * weight
-            for start, weight in zip(starts, weights, strict=True)
-        }
-
-    def open(self, starts: Sequence[tuple[float, float]]) -> None:
-        """See :class:`Watch`."""
-        self._open(torch.stack([self._shares[start] for start in starts]))
-
-    def open_volume(self, shape: tuple[int, int, int], device: torch.device) -> None:
-        """See :class:`Watch`."""
-        depth, *plane = shape
-        self._open(torch.ones((1, 1, 1, 1), device=device).expand(depth, 1, *plane))
-
-    def _open(self, share: Tensor) -> None:
-        self._share = share
-        self._decisions: list[Tensor] = []  # of every fold: what the mean over its views says
+        self._decisions: list[Tensor] = []  # of the batch: what the mean over every fold's views is
         self._mean_probability: Tensor | None = None
         self._mean_entropy: Tensor | None = None
 
-    def fold(self, index: int, members: list[Tensor], mean: Tensor) -> None:
-        """See :class:`Watch`."""
+    def on_fold(self, index: int, views: list[Tensor], mean: Tensor, share: Tensor) -> None:
+        """See :class:`samunet.inference.logits.Observer`."""
         probability = probabilities(mean, self.labels, axis=1)
         decision = decode_channels(mean, self.labels)
-        self._entropies[index] += _numbers((_binary_entropy(probability) * self._share).sum((0, 2, 3)))
-        self._sizes[index] += _numbers(_sizes(decision, self._share, self.outputs))
-        if len(members) > 1:
-            for member in members:
-                self._views.add(index, member, decision, self._share)
+        self._entropies[index] += _numbers((_binary_entropy(probability) * share).sum((0, 2, 3)))
+        self._sizes[index] += _numbers(_sizes(decision, share, self.outputs))
+        if len(views) > 1:
+            for view in views:
+                self._views.add(index, view, decision, share)
         if self.num_folds > 1:
             self._decisions.append(decision)
-            entropy = self._entropy(probability)
-            share = 1 / self.num_folds
+            entropy, part = self._entropy(probability), 1 / self.num_folds
             if self._mean_probability is None:
-                self._mean_probability, self._mean_entropy = probability * share, entropy * share
+                self._mean_probability, self._mean_entropy = probability * part, entropy * part
             else:
-                self._mean_probability.add_(probability, alpha=share)
-                self._mean_entropy.add_(entropy, alpha=share)
+                self._mean_probability.add_(probability, alpha=part)
+                self._mean_entropy.add_(entropy, alpha=part)
 
-    def close(self, mean: Tensor) -> Tensor:
-        """See :class:`Watch`."""
+    def on_batch(self, mean: Tensor, share: Tensor) -> Tensor | None:
+        """See :class:`samunet.inference.logits.Observer`; the disagreement of folds at every pixel."""
         if self.num_folds == 1:
-            return mean
+            return None
         decision = decode_channels(mean, self.labels)
         for fold in self._decisions:
-            self._folds.add(0, fold, decision, self._share)
+            self._folds.add(0, fold, decision, share)
         difference = self._entropy(self._mean_probability) - self._mean_entropy
-        return torch.cat([mean, difference.amax(1, keepdim=True).clamp_min(0)], dim=1)
+        self._decisions, self._mean_probability, self._mean_entropy = [], None, None
+        return difference.amax(1, keepdim=True).clamp_min(0)
 
-    def draw(self, z: int, row: int, values: Tensor) -> Tensor:
-        """See :class:`Watch`."""
-        logits = values[: self.outputs]
-        rows = slice(row, row + values.shape[1])
-        entropy = self._entropy(probabilities(logits, self.labels)[None])[0].amax(0)
-        self.entropy[z, rows] = _percent(entropy)
+    def on_band(self, band: Band) -> None:
+        """See :class:`samunet.inference.logits.Observer`."""
+        entropy = self._entropy(probabilities(band.logits, self.labels)[None])[0].amax(0)
+        self.entropy[band.z, band.rows] = _percent(entropy)
         if self.disagreement is not None:
-            self.disagreement[z, rows] = _percent(values[self.outputs])
-        return logits
+            self.disagreement[band.z, band.rows] = _percent(band.extra)
 
     def restore(self, record: CaseRecord) -> None:
         """Bring the maps to the original image's axes and shape; what was cropped away is certain."""
@@ -133,7 +108,7 @@ class CaseUncertainty(Watch):
         if self.disagreement is not None:
             self.disagreement = restore_mask(self.disagreement, record)
 
-    def classes(self) -> dict[str, ClassDoubt]:
+    def classes(self) -> dict[str, ClassUncertainty]:
         """The doubt about every class or region but the background, by its name."""
         predicted = self._sizes.sum(0) > 0
         doubts = {}
@@ -142,7 +117,7 @@ class CaseUncertainty(Watch):
                 continue
             entropy = self._entropies[:, channel]
             total = entropy + self._sizes[:, channel]
-            doubts[name] = ClassDoubt(
+            doubts[name] = ClassUncertainty(
                 entropy=float(np.mean(entropy / np.maximum(total, 1e-9))) if predicted[channel] else math.nan,
                 tta_disagreement=self._views.disagreement(channel),
                 fold_disagreement=self._folds.disagreement(channel),

@@ -1,7 +1,7 @@
-"""Views of a network's input: what it predicts of mirrored or shifted ones is brought back and averaged.
+"""Test-time augmentation: mirrored or shifted views of a network's input.
 
-This is test-time augmentation. A network that was trained on mirrored images is shown mirrored ones; one that was not
-is shown shifted ones, which its tokens, patches of several pixels, divide in other places.
+A network that was trained on mirrored images is shown mirrored ones; another one shifted ones, which its tokens,
+patches of several pixels, divide in other places.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GAUSSIAN_SIGMA = 1 / 8  # of the window's side, as nnU-Net weighs its tiles
 
 
 @dataclass(frozen=True)
-class View:
+class TTAView:
     """One way to show windows ``(batch, channels, h, w)`` to a network.
 
     Attributes:
@@ -32,28 +32,28 @@ class View:
     offset: tuple[int, int] = (0, 0)
     share: float | Tensor = 1.0
 
-    def show(self, windows: Tensor) -> Tensor:
+    def apply(self, windows: Tensor) -> Tensor:
         """The windows as this view has them."""
         moved = _moved(windows, *self.offset)
         return moved.flip(self.flip) if self.flip else moved
 
-    def sees(self, decision: Tensor, otherwise: Tensor) -> Tensor:
+    def merge_mask(self, decision: Tensor, otherwise: Tensor) -> Tensor:
         """What the view decided ``(batch, channels, h, w)``, and ``otherwise`` where it sees nothing."""
         return torch.where(self.share > 0, decision, otherwise) if isinstance(self.share, Tensor) else decision
 
-    def bring_back(self, logits: Tensor) -> Tensor:
+    def invert(self, logits: Tensor) -> Tensor:
         """Logits of what was shown, on the windows as they are; zero where the view does not see them."""
         down, right = self.offset
         return _moved(logits.flip(self.flip) if self.flip else logits, -down, -right)
 
 
-def mirrored(axes: Sequence[int]) -> list[View]:
+def mirrored(axes: Sequence[int]) -> list[TTAView]:
     """Views mirrored along every combination of in-plane axes (0: y, 1: x); the first is not mirrored."""
     flips = list(chain.from_iterable(combinations([2 + axis for axis in axes], n) for n in range(len(axes) + 1)))
-    return [View(flip=flip, share=1 / len(flips)) for flip in flips]
+    return [TTAView(flip=flip, share=1 / len(flips)) for flip in flips]
 
 
-def shifted(pixels: int, shape: tuple[int, int], device: torch.device) -> list[View]:
+def shifted(pixels: int, shape: tuple[int, int], device: torch.device) -> list[TTAView]:
     """Five views: as it is, and shifted along both diagonals; pixels count more in the middle of a window.
 
     Args:
@@ -64,7 +64,7 @@ def shifted(pixels: int, shape: tuple[int, int], device: torch.device) -> list[V
     offsets = [(0, 0), *((down, right) for down in (-pixels, pixels) for right in (-pixels, pixels))]
     weights = [_moved(gaussian(shape, device), -down, -right) for down, right in offsets]
     total = torch.stack(weights).sum(0)
-    return [View(offset=offset, share=weight / total) for offset, weight in zip(offsets, weights)]
+    return [TTAView(offset=offset, share=weight / total) for offset, weight in zip(offsets, weights)]
 
 
 def gaussian(shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """The planning rules. Each is one decision: plain values in, the decision and its reason out.
 
-``documentation/planning_rules.md`` lists them with their sources; change both together.
+``documentation/reference/planning_rules.md`` lists them with their sources; change both together.
 """
 
 from __future__ import annotations
