@@ -10,6 +10,7 @@ from torch import nn
 
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
+from samunet.models import checkpoint
 from samunet.models.checkpoint import save_model
 from samunet.training import state
 from samunet.training.divergence import loss_error
@@ -70,7 +71,7 @@ def test_checkpoints_from_before_the_scaler_was_kept_can_be_read(tmp_path, stepp
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_no_numbers_are_never_written(tmp_path, stepped, value, monkeypatch):
-    monkeypatch.setattr(state, "save_adapters", lambda *arguments: None)  # this network has none
+    monkeypatch.setattr(checkpoint, "save_adapters", lambda *arguments: None)  # this network has none
     model, optimizer = stepped
     for kind in ("final", "best"):
         save_model(tmp_path, model, kind)
