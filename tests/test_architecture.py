@@ -31,7 +31,7 @@ FLOORS = [
         "files",
         "tensors",
         "locks",
-        "interruption",
+        "signals",
         "workers",
         "devices",
         "cores",
