@@ -138,7 +138,7 @@ def test_from_files_to_masks(name, samunet_folders):
     odd = ODD[name]
     write_dataset(samunet_folders, odd)
     dataset, fingerprint, plans, configuration, stored = prepare(samunet_folders)
-    network = configuration.networks["bundled"]
+    network = configuration.networks["small"]
     assert len(fingerprint.empty_cases) == odd.empty
     assert plans.transpose_forward[0] == int(np.argmax(odd.spacing))
 
@@ -202,7 +202,7 @@ def test_large_slices_are_tiled_and_small_ones_padded(samunet_folders):
     odd = ODD["much larger and much smaller than the median"]
     write_dataset(samunet_folders, odd)
     *_, configuration, stored = prepare(samunet_folders)
-    network = configuration.networks["bundled"]
+    network = configuration.networks["small"]
     windows = {}
     for name, case in stored.items():
         grid = SliceGrid.of(case.shape[1:], case.record.stored_spacing, network.spacing, network.input_shape)
@@ -241,7 +241,7 @@ def photographs(samunet_folders):
 @pytest.mark.slow
 def test_photographs_are_reduced_fourfold_and_tiled(photographs, samunet_folders):
     dataset, fingerprint, plans, configuration, stored = prepare(samunet_folders)
-    network = configuration.networks["bundled"]
+    network = configuration.networks["small"]
     assert fingerprint.physical_spacing is False
     assert configuration.normalization == ["divide_by_255"] * 3
     assert stored["a"].shape == (1, 3000, 4000)
@@ -367,7 +367,7 @@ whole = fingerprint.Fingerprint([one.spacing], [one.shape_after_crop], fingerpri
 plans = plan("Dataset001_A", description, whole, PlannerOptions())
 configuration = plans.configuration("2d")
 measure("preprocessing", lambda: run._store(case, description, plans, configuration, folder, "", False))
-network = configuration.networks["bundled"]
+network = configuration.networks["small"]
 predictor = Predictor([Simple()], plans, configuration, network, description, PredictionOptions(device="cpu"))
 predictor.slices.batch_size = 1
 predictor.predict_array(np.zeros((1, 2, 256, 256)), (3.0, 1.0, 1.0))

@@ -111,7 +111,7 @@ def test_planning_without_writing(planned, samunet_folders, capsys):
         captured = capsys.readouterr()
         plans = json.loads(captured.out)
         assert plans["plans_name"] == "other"
-        assert max(plans["configurations"]["2d"]["networks"]["bundled"]["input_shape"]) == 64
+        assert max(plans["configurations"]["2d"]["networks"]["small"]["input_shape"]) == 64
         assert "nothing was written" in captured.err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 

@@ -142,15 +142,15 @@ def test_behind_features_that_are_known_blocks_run_twice():
 
 def edit(path, value):
     plans = json.loads(path.read_text())
-    plans["configurations"]["2d"]["networks"]["sam"]["checkpoint_blocks"] = value
+    plans["configurations"]["2d"]["networks"]["vit_b"]["checkpoint_blocks"] = value
     path.write_text(json.dumps(plans))
 
 
 def test_it_is_no_decision_that_a_model_depends_on():
     plain, twice, other = make_plans(), make_plans(), make_plans()
-    twice.configurations["2d"]["networks"]["sam"]["checkpoint_blocks"] = True
-    other.configurations["2d"]["networks"]["sam"]["batch_size"] = 2
-    assert twice.configuration("2d").networks["sam"].checkpoint_blocks
+    twice.configurations["2d"]["networks"]["vit_b"]["checkpoint_blocks"] = True
+    other.configurations["2d"]["networks"]["vit_b"]["batch_size"] = 2
+    assert twice.configuration("2d").networks["vit_b"].checkpoint_blocks
     assert _decisions(plain, "2d") == _decisions(twice, "2d") != _decisions(other, "2d")
 
 

@@ -183,13 +183,13 @@ def test_recipe_in_the_plans():
     fingerprint, description = ct()
     planned = plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
     configuration = planned.configuration("2d")
-    network = configuration.networks["sam"]
+    network = configuration.networks["vit_b"]
     assert configuration.normalization == ["ct_to_0_1"]
     assert (network.recipe, network.input_shape, network.input_channels) == ("samed", [512, 512], "repeat")
     assert network.batch_size * network.accumulation == 24
     assert (network.learning_rate, network.weight_decay, network.head) == (5e-3, 0.1, "sam")
     assert (network.lora.rank, network.lora.alpha, network.lora.targets) == (4, 4, ["q", "v"])
-    assert configuration.networks["bundled"].recipe == "samunet"
+    assert configuration.networks["small"].recipe == "samunet"
     for options in ({"recipe": "samed", "encoder": "small"}, {"recipe": "sam"}):
         with pytest.raises(UsageError, match="-recipe"):
             plan("Dataset004_A", description, fingerprint, PlannerOptions(**options))
@@ -217,7 +217,7 @@ def test_input_is_seen_as_it_is(reduced, unit_range):
     """Whatever the channels' scheme and the base weights' own statistics."""
     fingerprint, description = ct()
     planned = plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
-    network = planned.configuration("2d").networks["sam"]
+    network = planned.configuration("2d").networks["vit_b"]
     model = build_model(
         network, num_outputs=3, num_channels=1, unit_range=[unit_range], base_state=reduced,
         pixel_statistics=([100.0, 110.0, 120.0], [50.0, 60.0, 70.0]),
@@ -251,7 +251,7 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
         without = content | {"fati_qb": content["fati_qb"] * 0}
         plain = torch.cat([samed_logits(reduced, without, one.expand(1, 3, -1, -1)) for one in image])
         assert float((logits - plain).norm() / plain.norm()) > 1e-3
-    assert folder.configuration.networks["sam"].lora.decoder == small
+    assert folder.configuration.networks["vit_b"].lora.decoder == small
     run = folder.run("all")
     assert run["imported_from"]["file"] == "epoch_159.pth"
     assert run["base"]["file"] == "sam_vit_b_01ec64.pth"

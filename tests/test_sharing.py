@@ -251,7 +251,7 @@ def test_the_receivers_choice_of_a_configuration_is_kept(model, tmp_path, capsys
     for name in ("inference_information.json", f"{ensemble}/postprocessing.json"):
         write_json(model.path.parent / name, {"of": "the receiver"})
     (model.path.parent / "inference_instructions.txt").unlink()
-    write_json(model.fold(0) / "run.json", {"family": "other"})
+    write_json(model.fold(0) / "run.json", {"encoder": "vit_h"})
     before = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
     capsys.readouterr()
     assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip"), "--force"]) == 0
@@ -261,7 +261,7 @@ def test_the_receivers_choice_of_a_configuration_is_kept(model, tmp_path, capsys
     after = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
     assert after == before, "half of what belongs together would be worse than none"
     assert not (model.path.parent / "inference_instructions.txt").exists()
-    assert json.loads((model.fold(0) / "run.json").read_text())["family"] == "bundled"
+    assert json.loads((model.fold(0) / "run.json").read_text())["encoder"] == "small"
 
 
 def test_licence_travels_on(model, tmp_path, monkeypatch):

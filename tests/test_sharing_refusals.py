@@ -213,7 +213,7 @@ def wrong_plans(forged):
 
 
 def run_of_another_network(forged):
-    forged.put(RUN, b'{"family": "other"}')
+    forged.put(RUN, b'{"encoder": "other"}')
 
 
 def run_with_odd_base(forged):
@@ -244,7 +244,7 @@ def huge_number(forged):
 
 def huge_input(forged):
     plans = json.loads(forged.members[PLANS])
-    plans["configurations"]["2d"]["networks"]["bundled"]["input_shape"] = [1_000_000, 1_000_000]
+    plans["configurations"]["2d"]["networks"]["small"]["input_shape"] = [1_000_000, 1_000_000]
     forged.put(PLANS, json.dumps(plans).encode())
 
 
@@ -284,7 +284,7 @@ WRONG = {
     pickle_as_json: "not a text file",
     deep_json: "nested too deeply",
     wrong_plans: "batch_size: Field required",
-    run_of_another_network: "family",
+    run_of_another_network: "encoder",
     run_with_odd_base: "base.file: Input should be a valid string",
 }
 

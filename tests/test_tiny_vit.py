@@ -437,7 +437,7 @@ def test_plans_edited_to_full_train_the_statistics(planned, samunet_folders):
     planned()
     path = next((samunet_folders / "preprocessed").glob("*/samunetPlans.json"))
     plans = json.loads(path.read_text())
-    plans["configurations"]["2d"]["networks"]["sam"] |= {"adaptation": "full", "lora": None}
+    plans["configurations"]["2d"]["networks"]["vit_t"] |= {"adaptation": "full", "lora": None}
     path.write_text(json.dumps(plans))
     assert run_command("samunet_train", TRAIN) == 0
     file = next((samunet_folders / "results").glob("*/*/fold_0/checkpoint_final.safetensors"))

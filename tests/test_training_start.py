@@ -14,7 +14,7 @@ import torch
 
 from samunet import api
 from samunet.commands import run_command
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.training import run, trainer
 from samunet.training.trainer import Trainer
 
@@ -95,12 +95,9 @@ def test_every_fold_counts_its_own_peak_memory(planned, monkeypatch):
     assert len(calls) == 2
 
 
-def test_a_configuration_that_is_another_for_sam_only_is_told(planned, caplog):
-    train(configuration="2d_448")
-    assert "with the encoder small, 2d_448 trains the same model as 2d" in caplog.text
-    caplog.clear()
-    train()
-    assert "the same model" not in caplog.text
+def test_a_configuration_of_sam_s_input_is_for_sam_only(planned):
+    with pytest.raises(UsageError, match="hold networks for vit_b, not for small"):
+        api.train(998, "2d_448", 0, api.TrainingOptions(iterations=4, encoder="small"), progress=False)
 
 
 def edit_label(raw):
