@@ -368,9 +368,8 @@ def plans_called(name: str, folder: Path) -> Plans:
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """A short hash of plain data or dataclasses, to notice that something changed."""
-    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    """A short hash of plain data and of dataclasses anywhere in it, to notice that something changed."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
 
 
 def adaptation_problems(

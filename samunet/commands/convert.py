@@ -15,7 +15,7 @@ from samunet.errors import quoted
 if TYPE_CHECKING:
     from samunet.conversion.draft import Draft, Options
 
-_SEE = "[Preparing a dataset](../guide/prepare.md)"
+_SEE = "[Prepare a dataset](../guide/prepare.md)"
 _TARGET = (
     Flag("--name", required=True, help="name of the dataset, such as Vessels"),
     Flag("--id", required=True, metavar="ID", help="its number, such as 12; both make Dataset012_Vessels"),

@@ -72,7 +72,7 @@ def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
     "postprocessing for the best, and write the commands that predict with it.",
     examples=("samunet_find_best_configuration 027",),
     see="[How the best is found](how_commands_work.md#how-the-best-is-found), "
-    "[From five folds to a model](../guide/after_training.md)",
+    "[After training](../guide/after_training.md)",
 )
 def find_best_configuration(arguments: argparse.Namespace) -> None:
     from samunet import api, paths

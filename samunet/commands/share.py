@@ -90,7 +90,7 @@ def _presence(folder: Path, facts) -> str:
     "Names "
     "of cases, paths and logs stay out of it.",
     examples=("samunet_export_model_to_zip -d 027 -o acdc.zip -licence CC-BY-4.0",),
-    see="[Handing models on](../guide/share.md)",
+    see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
 )
 def export_model_to_zip(arguments: argparse.Namespace) -> None:
@@ -124,7 +124,7 @@ def export_model_to_zip(arguments: argparse.Namespace) -> None:
     "is "
     "checked first, and nothing in it is run.",
     examples=("samunet_install_pretrained_model_from_zip acdc.zip",),
-    see="[Handing models on](../guide/share.md#installing)",
+    see="[Share a model](../guide/share.md#installing)",
     go_on="nothing was installed; start it again",
 )
 def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
@@ -151,7 +151,7 @@ def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
     "slices: "
     "logits that differ by more than 1e-3 are an error, and nothing is written. Needs the packages of samunet[onnx].",
     examples=("samunet_export_onnx 027 2d 0 -o acdc.onnx",),
-    see="[Handing models on](../guide/share.md)",
+    see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
 )
 def export_onnx(arguments: argparse.Namespace) -> None:

@@ -19,10 +19,10 @@ from typing import (
 import numpy as np
 from typing_extensions import TypedDict
 
-from samunet.dataset.cases import ending_in, visible
+from samunet.dataset.cases import MASK_ENDINGS, mask_files, visible
 from samunet.dataset.description import description_from_json
 from samunet.dataset.labels import Labels
-from samunet.dataset.mask_files import MASK_ENDINGS, mask_files
+from samunet.dataset.names import ending_in
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.files import read_as, read_json
