@@ -178,7 +178,8 @@ PLANNER = (
             "-recipe",
             default="samunet",
             metavar="NAME",
-            help="samunet (default) or samed: train as SAMed does, for classes without regions or an ignore label",
+            help="samunet (default), samed: train as SAMed does, for classes without regions or an ignore label, or "
+            "your own: package.module:Class",
         ),
     ),
 )

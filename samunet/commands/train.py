@@ -37,7 +37,7 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     ),
     Flag("--batch_size", type=int, metavar="N", help="images per update (default: the plan's)"),
     Flag("--lr", type=finite, help="peak learning rate (default: the plan's)"),
-    Flag("--feature_cache", metavar="SIZE", help="keep what frozen blocks compute on disk, up to SIZE, e.g. 20GB"),
+    Flag("--feature_cache", metavar="SIZE", help="keep what a frozen encoder computes on disk, up to SIZE, e.g. 20GB"),
     Flag(
         "--num_cases",
         type=int,
