@@ -287,6 +287,8 @@ def as_kind(kind: Any, data: Any, where: str, hint: str = _RESTORE) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise SamunetError(f"{where}: {key}: there is no such key", hint) from None
         got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
         raise SamunetError(f"{where}: {key}: {first['msg']}{got}", hint) from None
 
