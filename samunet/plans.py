@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from itertools import permutations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -384,12 +384,12 @@ def plans_called(name: str, folder: Path) -> Plans:
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """A short hash of plain data, dataclasses or models, to notice that something changed."""
-    plain = [
-        part.model_dump() if isinstance(part, BaseModel) else asdict(part) if is_dataclass(part) else part
-        for part in parts
-    ]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    """A short hash of plain data, and of dataclasses and models anywhere in it, to notice that something changed."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else asdict(value)
 
 
 def adaptation_problems(
