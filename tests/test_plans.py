@@ -121,7 +121,7 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
     ("change", "expected"),
     [
         (lambda data: data.update(encoder_name="x"), r"encoder_name: .*no such key"),
-        (lambda data: data.update(encoder=5), r"encoder: .*string.*got '5'"),
+        (lambda data: data.update(encoder=5), r"encoder: .*string.*got 5"),
         (lambda data: data.pop("transpose_forward"), "transpose_forward: .*required"),
         (lambda data: data.update(transpose_forward=["2", 0, 1]), r"transpose_forward\.0: .*integer"),
         (lambda data: data.update(physical_spacing="yes"), "physical_spacing: .*boolean"),
