@@ -232,33 +232,35 @@ def _measuring(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _show(plans, arguments: argparse.Namespace) -> None:
     """Print :class:`samunet.plans.Plans` where ``--json`` asks for them; say that nothing was written where so."""
-    from dataclasses import asdict
-
     from samunet.files import to_json
 
     if arguments.json:
-        print(to_json(asdict(plans)))
+        print(to_json(plans.model_dump()))
     if arguments.dry_run:
         print("nothing was written: run the command again without --dry_run", file=sys.stderr)
 
 
 def _options(arguments: argparse.Namespace) -> PlannerOptions:
     from samunet.planning.planner import PlannerOptions
-    from samunet.plans import AdapterPlan, LoraPlan
+    from samunet.plans import AdapterPlan, LoraPlan, plan_of_flags
 
-    lora = {
-        "rank": arguments.lora_rank,
-        "alpha": arguments.lora_alpha if arguments.lora_alpha is not None else arguments.lora_rank,
-        "targets": arguments.lora_targets and _targets(arguments.lora_targets),
-        "blocks": _blocks("-lora_blocks", arguments.lora_blocks),
-        "decoder": arguments.lora_decoder or None,
-        "dora": arguments.dora or None,
-        "rslora": arguments.rslora or None,
-    }
-    adapter = {
-        "reduction": arguments.adapter_reduction,
-        "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks),
-    }
+    lora = _given(
+        {
+            "rank": arguments.lora_rank,
+            "alpha": arguments.lora_alpha if arguments.lora_alpha is not None else arguments.lora_rank,
+            "targets": arguments.lora_targets and _targets(arguments.lora_targets),
+            "blocks": _blocks("-lora_blocks", arguments.lora_blocks),
+            "decoder": arguments.lora_decoder or None,
+            "dora": arguments.dora or None,
+            "rslora": arguments.rslora or None,
+        }
+    )
+    adapter = _given(
+        {
+            "reduction": arguments.adapter_reduction,
+            "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks),
+        }
+    )
     return PlannerOptions(
         plans_name=arguments.overwrite_plans_name,
         gpu_memory_target_gb=arguments.gpu_memory_target,
@@ -267,16 +269,14 @@ def _options(arguments: argparse.Namespace) -> PlannerOptions:
         target_spacing=arguments.overwrite_target_spacing,
         adaptation=arguments.adaptation,
         components=arguments.components,
-        lora=_given(LoraPlan, lora),
-        adapter=_given(AdapterPlan, adapter),
+        lora=plan_of_flags(LoraPlan, "-lora", lora) if lora else None,
+        adapter=plan_of_flags(AdapterPlan, "-adapter", adapter) if adapter else None,
         recipe=arguments.recipe,
     )
 
 
-def _given(kind: type, values: dict[str, Any]) -> Any:
-    """A plan of the flags that were given; None without any."""
-    values = {key: value for key, value in values.items() if value is not None}
-    return kind(**values) if values else None
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _targets(words: list[str]) -> list[str]:
