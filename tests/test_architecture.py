@@ -32,7 +32,7 @@ FLOORS = [
         "files",
         "tensors",
         "locks",
-        "interruption",
+        "signals",
         "workers",
         "devices",
         "cores",
