@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samunet.dataset.labels import Labels
 from samunet.dataset.outputs import PICTURE_MARK
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
@@ -132,6 +133,11 @@ def ct_window(channel: str, statistics: IntensityStatistics | None) -> tuple[flo
     if channel.casefold() != "ct" or statistics is None:
         return None
     return statistics.percentile_00_5, statistics.percentile_99_5
+
+
+def legend(labels: Labels) -> list[str]:
+    """Names for a legend, by the value in a mask."""
+    return [labels.names_in_masks.get(value, str(value)) for value in labels.values]
 
 
 def is_colour(channel_names: Sequence[str]) -> bool:
