@@ -73,6 +73,8 @@ setup(
         "SimpleITK>=2.3",
         "nibabel>=5.2",  # NIfTI headers, whose orientation SimpleITK does not restore bit for bit
         "numpy>=1.26",
+        "filelock>=3.16",
+        "psutil>=5.9",
         "scipy>=1.11",
         "pillow>=10.0",
         "pydicom>=3.0",  # headers of DICOM files; SimpleITK decodes their pixels

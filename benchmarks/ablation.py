@@ -62,7 +62,7 @@ def main() -> None:
     changes = {key: _value(text) for key, text in (item.split("=", 1) for item in arguments.set)}
     own = {key: changes.pop(key) for key in _CONFIGURATION & changes.keys()}
     configuration = replace(configuration, **own)
-    network = replace(configuration.networks["bundled"], **changes)
+    network = replace(configuration.networks["small"], **changes)
     split = read_json(folder / "splits_final.json")[0]
     names = sorted(split["train"])
     if arguments.num_cases:

@@ -78,7 +78,7 @@ def row(encoder: str, adaptation: str, components: str, size: int, repeats: int)
         with torch.device("meta"):
             model = build_model(plan, num_outputs=3, num_channels=1, unit_range=[False])
         model = model.to_empty(device="cpu")
-    model.has_base = facts.family == "sam"
+    model.has_base = facts.is_sam
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), model, "final")
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -181,7 +181,7 @@ class Samunet(Contestant):
 
     def facts(self) -> dict[str, Any]:
         run, plans = read(self.fold / "run.json"), read(self.fold.parent / "plans.json")
-        network = plans["configurations"]["2d"]["networks"][run["family"]]
+        network = plans["configurations"]["2d"]["networks"][run["encoder"]]
         return {
             "iterations": run["iterations"],
             "training_seconds": run["training_seconds"],

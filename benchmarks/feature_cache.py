@@ -57,13 +57,13 @@ def compare(arguments: argparse.Namespace) -> dict:
     """Train with and without the cache; times of every epoch, and the ratio of the last ones."""
     import torch
 
-    from samunet.commands import plan_and_preprocess
+    from samunet.commands import run_command
 
     result: dict = {key: getattr(arguments, key) for key in ("encoder", "size", "batch", "epochs")}
     result |= {"slices": CASES * SLICES, "threads": torch.get_num_threads(), "machine": platform.machine()}
     for name in arguments.plans:
         flags = ["-d", "999", "-encoder", arguments.encoder, "-image_size", str(arguments.size)]
-        if plan_and_preprocess.main([*flags, *PLANS[name], "-overwrite_plans_name", name]):
+        if run_command("samunet_plan_and_preprocess", [*flags, *PLANS[name], "-overwrite_plans_name", name]):
             raise SystemExit("planning failed")
         plain, cached = (train(name, arguments, limit) for limit in (None, LIMIT))
         ratio = {

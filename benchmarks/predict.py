@@ -92,6 +92,7 @@ def make_model(
     import torch
 
     from samunet.dataset.description import description_from_json
+    from samunet.encoders import encoder_facts
     from samunet.files import write_json
     from samunet.models.checkpoint import save_model
     from samunet.models.folder import build_network, model_folder_name
@@ -113,13 +114,12 @@ def make_model(
         "Dataset999_Benchmark", description, fingerprint, PlannerOptions(encoder=encoder, image_size=image_size)
     )
     configuration = plans.configuration("2d")
-    family = next(name for name, network in configuration.networks.items() if network.encoder == encoder)
-    network = configuration.networks[family]
+    network = configuration.networks[encoder]
     model = folder / f"{num_classes}_classes_{folds}_folds" / model_folder_name(plans.plans_name, "2d")
     model.mkdir(parents=True)
     plans.write(model / "plans.json")
     write_json(model / "dataset.json", raw)
-    base = random_base(folder, network, configuration, description) if family == "sam" else None
+    base = random_base(folder, network, configuration, description) if encoder_facts(encoder).is_sam else None
     for fold in range(folds):
         torch.manual_seed(fold)
         built = build_network(configuration, network, description, base)
@@ -127,7 +127,7 @@ def make_model(
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=0.01)
         (model / f"fold_{fold}").mkdir()
-        write_json(model / f"fold_{fold}" / "run.json", {"family": family, "base": base.record if base else None})
+        write_json(model / f"fold_{fold}" / "run.json", {"encoder": encoder, "base": base.record if base else None})
         save_model(model / f"fold_{fold}", built, "final")
     return model
 

@@ -1,6 +1,6 @@
 """samunet: self-configuring medical image segmentation with an adapted Segment Anything Model.
 
-The rooms, from top to bottom, are described in ``documentation/architecture.md``; each imports only rooms below it.
+The rooms are described in ``documentation/reference/architecture.md``; each imports only rooms below it.
 The Python API is in :mod:`samunet.api`.
 """
 

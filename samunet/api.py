@@ -65,9 +65,9 @@ _LAZY = {
     "Predictor": "inference.predictor",
     "export_model": "sharing.export",
     "export_onnx": "sharing.onnx_export",
-    "import_samed": "training.samed_import",
+    "import_samed": "sharing.samed_import",
     "install_model": "sharing.install",
-    "merge_adapter": "inference.sam_export",
+    "merge_adapter": "sharing.sam_export",
 }
 
 

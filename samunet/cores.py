@@ -1,31 +1,25 @@
-"""How many threads torch computes with: as many as other programs leave cores free."""
+"""Torch's number of threads: as many as other programs leave cores free."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
-from pathlib import Path
 from types import TracebackType
 
 log = logging.getLogger(__name__)
 
-_STATISTICS = Path("/proc/stat")
-_WINDOW = 5.0  # seconds, over which what others use is averaged
-_BUSY = (0, 1, 2, 5, 6)  # columns of a core: user, nice, system, interrupts; not idle, nor taken by a hypervisor
+_WINDOW = 5.0  # seconds over which the use by others is averaged
+_BUSY = ("user", "nice", "system", "irq", "softirq")
 
 
 class FreeCores:
-    """Takes threads from torch while other programs use cores, and gives them back.
+    """Context manager that adapts torch's thread count to the free CPU cores, and restores it at the end.
 
     Torch's threads wait for each other many hundred times in a training step. One that has to share its core holds up
     all, and a step takes longer than on a core less. Results depend on the number of threads in their last bits.
 
-    A context, which leaves as many threads as it found. Where the operating system does not tell what each core does
-    (all but Linux), nothing changes.
-
     Args:
-        watch: Whether to do this at all.
+        watch: False changes nothing.
     """
 
     def __init__(self, watch: bool = True) -> None:
@@ -73,12 +67,12 @@ def free_threads(most: int, cores: int, others: float) -> int:
 
 def _sample() -> tuple[float, float, float, int] | None:
     """This moment, seconds of this process, of all on the cores that it may use, and their number; None if unknown."""
+    import psutil
+
     try:
-        lines = _STATISTICS.read_text(encoding="ascii").splitlines()
-        ticks = os.sysconf("SC_CLK_TCK")
-        names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-        rows = [row for row in map(str.split, lines) if row and row[0] in names]
-        busy = sum(int(row[1 + column]) for row in rows for column in _BUSY) / ticks
-    except (OSError, ValueError, IndexError, AttributeError):  # not Linux, or a sandbox that hides it
+        process, all_cores = psutil.Process(), psutil.cpu_times(percpu=True)
+        cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(all_cores))
+        busy = sum(getattr(all_cores[core], kind, 0.0) for core in cores for kind in _BUSY)
+    except (psutil.Error, OSError, ValueError, IndexError):  # a sandbox that hides it
         return None
-    return (time.monotonic(), time.process_time(), busy, len(rows)) if rows else None
+    return (time.monotonic(), time.process_time(), busy, len(cores)) if cores else None

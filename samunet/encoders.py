@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from samunet.errors import UsageError
 
@@ -38,8 +37,6 @@ class EncoderFacts:
 
     Attributes:
         name: What ``-encoder`` takes.
-        family: ``sam`` for encoders with published weights in SAM's layout, ``bundled`` for the one that needs no
-            download: they are in the package.
         width, depth, heads: Of the vision transformer; with ``stages``, of the last one.
         global_blocks: Indices of the blocks with global attention; all others attend within windows.
         patch_size: Input pixels per token and side.
@@ -56,7 +53,6 @@ class EncoderFacts:
     """
 
     name: str
-    family: Literal["sam", "bundled"]
     width: int
     depth: int
     heads: int
@@ -76,6 +72,11 @@ class EncoderFacts:
     stages: tuple[Stage, ...] = ()
 
     @property
+    def is_sam(self) -> bool:
+        """Whether it is a SAM's encoder with published weights; the small one's come with the package."""
+        return self.checkpoint_url is not None
+
+    @property
     def attention_blocks(self) -> int:
         """How many blocks with attention there are to adapt."""
         return sum(stage.depth for stage in self.stages if stage.window) if self.stages else self.depth
@@ -90,25 +91,25 @@ ENCODERS: dict[str, EncoderFacts] = {
     facts.name: facts
     for facts in (
         EncoderFacts(
-            "vit_b", "sam", 768, 12, 12, (2, 5, 8, 11), 16, 1024,
+            "vit_b", 768, 12, 12, (2, 5, 8, 11), 16, 1024,
             checkpoint_file="sam_vit_b_01ec64.pth", checkpoint_url=_META + "sam_vit_b_01ec64.pth",
             checkpoint_bytes=375_042_383, checkpoint_licence="Apache-2.0",
             checkpoint_sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         ),
         EncoderFacts(
-            "vit_l", "sam", 1024, 24, 16, (5, 11, 17, 23), 16, 1024,
+            "vit_l", 1024, 24, 16, (5, 11, 17, 23), 16, 1024,
             checkpoint_file="sam_vit_l_0b3195.pth", checkpoint_url=_META + "sam_vit_l_0b3195.pth",
             checkpoint_bytes=1_249_524_607, checkpoint_licence="Apache-2.0",
             checkpoint_sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         ),
         EncoderFacts(
-            "vit_h", "sam", 1280, 32, 16, (7, 15, 23, 31), 16, 1024,
+            "vit_h", 1280, 32, 16, (7, 15, 23, 31), 16, 1024,
             checkpoint_file="sam_vit_h_4b8939.pth", checkpoint_url=_META + "sam_vit_h_4b8939.pth",
             checkpoint_bytes=2_564_550_879, checkpoint_licence="Apache-2.0",
             checkpoint_sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
         EncoderFacts(
-            "vit_t", "sam", 320, 2, 10, (), 16, 1024, window=7,
+            "vit_t", 320, 2, 10, (), 16, 1024, window=7,
             checkpoint_file="mobile_sam.pt", checkpoint_url=_MOBILE_SAM + "weights/mobile_sam.pt",
             checkpoint_bytes=40_728_226, checkpoint_licence="Apache-2.0",
             checkpoint_sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
@@ -120,7 +121,7 @@ ENCODERS: dict[str, EncoderFacts] = {
             ),
         ),
         EncoderFacts(
-            "small", "bundled", 192, 8, 3, (3, 7), 16, 224, window=7,
+            "small", 192, 8, 3, (3, 7), 16, 224, window=7,
             convolutional_stem=True, pixel_mean=(127.5, 127.5, 127.5), pixel_std=(63.75, 63.75, 63.75),
             checkpoint_file="small_pretrained.safetensors", checkpoint_licence="Apache-2.0",
         ),

@@ -23,8 +23,6 @@ from typing import Any
 
 from samunet.errors import FatalError, SamunetError
 
-_UMASK = os.umask(0o077)  # it cannot be read without being set
-os.umask(_UMASK)
 _TEMPORARY = ".tmp-"
 _REPLACED = ".old-"  # what a folder was, while its successor takes its name
 _ENDING_LETTERS = 16
@@ -341,27 +339,31 @@ def _disk_error(error: Exception, file: Path) -> OSError | None:
     for code in (*_FULL, errno.EACCES, errno.EROFS):
         if os.strerror(code) in str(error):
             return OSError(code, os.strerror(code))
-    # Others keep the reason to themselves (blosc2, ITK): writing on tells whether it is the disk.
     try:
-        with open(file, "ab") as stream:
-            stream.write(_PROBE)
+        check_room(file)  # others keep the reason to themselves (blosc2, ITK)
     except OSError as cause:
         return cause
     return None
 
 
-def _finish(file: Path) -> None:
-    """Make sure that what was written is on the disk, and that whoever may read the user's files may read it.
-
-    ITK says nothing when a NIfTI file does not fit on the disk: where a little more can be written, nothing is lacking.
-    safetensors files can be read by nobody else, whatever the user's umask.
-    """
-    with open(file, "rb+") as stream:
-        size = stream.seek(0, os.SEEK_END)
+def check_room(file: Path) -> None:
+    """Raise an OSError where no more than what a library has written to ``file`` fits on the disk; ITK says nothing."""
+    with open(file, "ab") as stream:
+        size = stream.tell()
         stream.write(_PROBE)
+        stream.flush()
         stream.truncate(size)
+
+
+def _finish(file: Path) -> None:
+    """Make sure that what was written is on the disk, and that whoever may read the user's files may read it."""
+    with open(file, "rb+") as stream:
         os.fsync(stream.fileno())
-    os.chmod(file, 0o666 & ~_UMASK)
+    if file.stat().st_mode & 0o777 == 0o600:  # as safetensors writes, whatever the user's umask
+        usual = _temporary(file)
+        usual.touch()
+        os.chmod(file, usual.stat().st_mode & 0o777)
+        usual.unlink()
 
 
 def _failure(what: str, error: OSError) -> SamunetError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -164,7 +164,7 @@ class ConfigurationPlan:
         rotation: Largest angle in degrees by which training images are turned.
         planes: Ways to cut stored volumes into slices, each as the stored axes (0: z, 1: y, 2: x) that become slice,
             row and column. The network is trained on slices of all of them, and predictions are averaged over them.
-        networks: One plan per encoder family.
+        networks: By the encoder's name, the default first; at least one.
         why: Reasons.
     """
 
@@ -178,10 +178,15 @@ class ConfigurationPlan:
     use_mask_for_norm: list[bool]
     mirror_axes: list[InPlaneAxis]
     foreground_share: Annotated[float, Interval(ge=0, le=1)]
-    networks: Annotated[dict[Literal["sam", "bundled"], NetworkPlan], Len(2)]
+    networks: Annotated[dict[str, NetworkPlan], Len(1)]
     rotation: Annotated[float, Interval(ge=0, le=180)] = 180.0
     planes: Annotated[list[Annotated[list[Axis], Len(3, 3)]], Len(1)] = field(default_factory=lambda: [[0, 1, 2]])
     why: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def default_sam(self) -> str:
+        """The first of the planned encoders that is a SAM's; the first of all where none is."""
+        return next((name for name in self.networks if ENCODERS[name].is_sam), next(iter(self.networks)))
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,19 @@ class Plans:
         _refuse(where, self._contradictions(configuration))
         return configuration
 
+    def network(self, configuration: ConfigurationPlan, encoder: str) -> NetworkPlan:
+        """The configuration's network with an encoder.
+
+        Raises:
+            UsageError: If none is planned; lists those that are.
+        """
+        if encoder not in configuration.networks:
+            raise UsageError(
+                f"these plans hold networks for {' and '.join(configuration.networks)}, not for {encoder}",
+                f"plan for it: samunet_plan_experiment -d {quoted(self.dataset_name)} -encoder {quoted(encoder)}",
+            )
+        return configuration.networks[encoder]
+
     def _contradictions(self, configuration: ConfigurationPlan) -> Iterator[tuple[str, str]]:
         """Keys that do not fit each other, each with what is wrong."""
         channels, folder = len(configuration.normalization), configuration.data_identifier
@@ -250,9 +268,9 @@ class Plans:
             yield "data_identifier", f"must be the name of a folder, got {folder!r}"
         if (configuration.spacing is None) == self.physical_spacing:
             yield "spacing", "must be two numbers with physical_spacing, and null without"
-        for family, network in configuration.networks.items():
-            for key, problem in _network_contradictions(family, network, self.physical_spacing):
-                yield f"networks.{family}.{key}", problem
+        for name, network in configuration.networks.items():
+            for key, problem in _network_contradictions(name, network, self.physical_spacing):
+                yield f"networks.{name}.{key}", problem
 
     def _merged(self, name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         if name in seen:
@@ -263,7 +281,11 @@ class Plans:
         parent = own.pop("inherits_from", None)
         if not isinstance(parent, str | None):
             raise SamunetError(f"plans: inherits_from of {name!r} must be the name of a configuration, got {parent!r}")
-        return own if parent is None else _deep_merge(self._merged(parent, (*seen, name)), own)
+        merged = own if parent is None else _deep_merge(self._merged(parent, (*seen, name)), own)
+        networks = merged.get("networks")
+        if isinstance(networks, dict):  # null leaves out one of those that are inherited
+            merged["networks"] = {key: network for key, network in networks.items() if network is not None}
+        return merged
 
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""
@@ -289,6 +311,7 @@ def read_plans(path: Path) -> Plans:
         SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
     """
     plans = read_as(Plans, path, _HINT)
+    plans = replace(plans, configurations=networks_by_encoder(plans.configurations))
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         problem = f"must hold each of the axes 0, 1 and 2 once, got {plans.transpose_forward}"
         _refuse(str(path), [("transpose_forward", problem)])
@@ -298,6 +321,29 @@ def read_plans(path: Path) -> Plans:
         except SamunetError as error:
             raise SamunetError(f"{path}: {error.message}", error.hint or _HINT) from None
     return plans
+
+
+def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Configurations of samunet 0.1.0, whose networks are called ``sam`` and ``bundled``, by their encoders' names."""
+
+    def inherited(name: Any, seen: tuple = ()) -> dict[str, Any]:
+        own = configurations.get(name) if isinstance(name, str) and name not in seen else None
+        return {} if own is None else _deep_merge(inherited(own.get("inherits_from"), (*seen, name)), own)
+
+    renamed = {}
+    for name, configuration in configurations.items():
+        given, whole = configuration.get("networks"), inherited(name).get("networks")
+        renamed[name] = configuration
+        if isinstance(given, dict) and given.keys() & {"sam", "bundled"}:
+            networks = {}
+            for key, own in given.items():
+                network = whole[key] if isinstance(whole[key], dict) else {}
+                encoder = network.get("encoder") if key in ("sam", "bundled") else key
+                # One that names another encoder than it inherits begins with what it inherits otherwise.
+                whole_one = isinstance(own, dict) and "encoder" in own
+                networks[encoder if isinstance(encoder, str) else key] = network if whole_one else own
+            renamed[name] = configuration | {"networks": networks}
+    return renamed
 
 
 def plans_called(name: str, folder: Path) -> Plans:
@@ -367,11 +413,12 @@ def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> I
         yield "planes", "must be [[0, 1, 2]] with the recipe samed"
 
 
-def _network_contradictions(family: str, network: NetworkPlan, physical: bool) -> Iterator[tuple[str, str]]:
+def _network_contradictions(name: str, network: NetworkPlan, physical: bool) -> Iterator[tuple[str, str]]:
     facts = ENCODERS.get(network.encoder)
-    if facts is None or facts.family != family:
-        known = ", ".join(name for name, other in ENCODERS.items() if other.family == family)
-        yield "encoder", f"must be one of {known}, got {network.encoder!r}"
+    if facts is None:
+        yield "encoder", f"must be one of {', '.join(ENCODERS)}, got {network.encoder!r}"
+    elif network.encoder != name:
+        yield "encoder", f"must be {name!r}, as the network is called, got {network.encoder!r}"
     elif any(side % facts.patch_size for side in network.input_shape):
         yield "input_shape", f"must be multiples of the encoder's patch, {facts.patch_size}, got {network.input_shape}"
     yield from adaptation_problems(

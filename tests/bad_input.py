@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib
 import json
 import os
 import resource
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+from samunet.commands import run_command
 
 PLAN = "plan_and_preprocess -d 998 -image_size 32"
 STORE = "preprocess -d 998"
@@ -70,7 +71,7 @@ class Project:
     def run(self, command: str) -> int:
         """Run a command in this process; returns its exit status."""
         name, *arguments = command.split()
-        return importlib.import_module(f"samunet.commands.{name}").main(arguments)
+        return run_command(f"samunet_{name}", arguments)
 
     def repair(self, damaged: dict[str, str]) -> None:
         """Undo what the damage changed, and leave what the command has written since."""

@@ -33,11 +33,10 @@ def make_model(root, encoder="small", folds=(0, 1), kinds=("final",), **planner)
     plans, description = read_plans(source / f"{name}.json"), read_description(source)
     model = ModelFolder(root / "results" / NAME / model_folder_name(name, "2d"))
     configuration = plans.configuration("2d")
-    family = "sam" if encoder == "vit_b" else "bundled"
-    base = base_weights(encoder) if family == "sam" else None  # folds of the bundled encoder are whole
+    base = base_weights(encoder) if ENCODERS[encoder].is_sam else None  # folds of the small encoder are whole
     for fold in folds:
         torch.manual_seed(fold)
-        network = build_network(configuration, configuration.networks[family], description, base)
+        network = build_network(configuration, configuration.networks[encoder], description, base)
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.05 * torch.randn_like(parameter)
@@ -48,7 +47,7 @@ def make_model(root, encoder="small", folds=(0, 1), kinds=("final",), **planner)
         for kind in kinds:
             save_model(model.fold(fold), network, kind)
         run = {
-            "dataset": NAME, "configuration": "2d", "fold": fold, "encoder": encoder, "family": family,
+            "dataset": NAME, "configuration": "2d", "fold": fold, "encoder": encoder,
             "versions": {"samunet": "0.1.0", "torch": torch.__version__},
             "training_cases": CASES[1:], "monitored": CASES[:1],
         }  # fmt: skip

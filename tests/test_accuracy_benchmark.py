@@ -38,10 +38,10 @@ if script == "samunet_plan_and_preprocess":
     write(folder("preprocessed") / "splits_final.json", [{"train": ["case_1", "case_2", "case_3"], "val": ["case_0"]}])
 elif script == "samunet_train":
     fold = folder("results") / "samunetTrainer__samunetPlans__2d" / f"fold_{words[2]}"
-    run = {"training_cases": ["case_1", "case_3"], "iterations": 7, "training_seconds": 36.3, "family": "bundled"}
+    run = {"training_cases": ["case_1", "case_3"], "iterations": 7, "training_seconds": 36.3}
     run |= {"encoder": "small", "setup": {"batch_size": 4}, "peak_memory_bytes": 10**9}
     write(fold / "run.json", run)
-    write(fold.parent / "plans.json", {"configurations": {"2d": {"networks": {"bundled": {"input_shape": [112, 80]}}}}})
+    write(fold.parent / "plans.json", {"configurations": {"2d": {"networks": {"small": {"input_shape": [112, 80]}}}}})
     summary = {"foreground_mean": {"Dice": 0.5}, "mean": {}, "metric_per_case": [{}]}
     if words[2] != "all":
         write(fold / "validation" / "summary.json", summary)
@@ -83,7 +83,9 @@ def program(folder, prefix, scripts):
 
 
 def real(name):
-    return f"import sys\nfrom samunet.commands.{name} import main\nsys.exit(main())\n"
+    return (
+        f"import sys\nfrom samunet.commands import run_command\nsys.exit(run_command('samunet_{name}', sys.argv[1:]))\n"
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from samunet.commands import plan_and_preprocess, plan_experiment, predict, train
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.models.checkpoint import save_model
@@ -423,16 +423,23 @@ def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatc
         "adapters": ["-adaptation", "adapter", "-adapter_blocks", "last_half"],
     }
     for name, chosen in flags.items():
-        assert plan_and_preprocess.main([*common, *chosen, "-overwrite_plans_name", name]) == 0
-        assert train.main(["998", "2d", "0", "-p", name, "--iterations", "2", "--batch_size", "2"]) == 0
+        assert run_command("samunet_plan_and_preprocess", [*common, *chosen, "-overwrite_plans_name", name]) == 0
+        assert (
+            run_command("samunet_train", ["998", "2d", "0", "-p", name, "--iterations", "2", "--batch_size", "2"]) == 0
+        )
         messages = capsys.readouterr().err
         fold = next((samunet_folders / "results").glob(f"*/samunetTrainer__{name}__2d")) / "fold_0"
         run = json.loads((fold / "run.json").read_text())
-        plan = json.loads((fold.parent / "plans.json").read_text())["configurations"]["2d"]["networks"]["sam"]
+        plan = json.loads((fold.parent / "plans.json").read_text())["configurations"]["2d"]["networks"]["vit_b"]
         assert f"{sum(run['trained_parameters'].values()):,} parameters" in messages
         assert (fold / "adapter_final_decoder" / "adapter_config.json").is_file() == (name == "decoderDora")
         output = tmp_path / name
-        assert predict.main(["-i", str(dataset / "imagesTs"), "-o", str(output), "-d", "998", "-p", name]) == 0
+        assert (
+            run_command(
+                "samunet_predict", ["-i", str(dataset / "imagesTs"), "-o", str(output), "-d", "998", "-p", name]
+            )
+            == 0
+        )
         assert len(list(output.glob("*.nii.gz"))) == 2
         if name == "decoderDora":
             assert plan["lora"] == asdict(LoraPlan(2, 2, ALL_TARGETS, "all", True, True))
@@ -442,7 +449,7 @@ def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatc
     changed = {"image_encoder.pos_embed": base_state("vit_b")["image_encoder.pos_embed"] + 1}
     torch.save(base_state("vit_b") | changed, tmp_path / "weights" / "sam_vit_b_01ec64.pth")
     again = ["-i", str(dataset / "imagesTs"), "-o", str(tmp_path / "x"), "-d", "998", "-p", "adapters"]
-    assert predict.main(again) == 1
+    assert run_command("samunet_predict", again) == 1
     assert "needs its base weights sam_vit_b_01ec64.pth" in capsys.readouterr().err
-    assert plan_experiment.main([*common, "-lora_targets", "q", "w"]) == 2
+    assert run_command("samunet_plan_experiment", [*common, "-lora_targets", "q", "w"]) == 2
     assert "got 'w'" in capsys.readouterr().err

@@ -87,12 +87,20 @@ def test_nothing_is_pickled():
 
 
 @pytest.mark.parametrize(
-    "module",
-    ["train", "predict", "plan_and_preprocess", "evaluate_folder", "make_dataset", "report", "find_best_configuration"],
+    "command",
+    [
+        "samunet_train",
+        "samunet_predict",
+        "samunet_plan_and_preprocess",
+        "samunet_evaluate_folder",
+        "samunet_make_dataset",
+        "samunet_report",
+        "samunet_find_best_configuration",
+    ],
 )
-def test_help_needs_no_heavy_import(module):
+def test_help_needs_no_heavy_import(command):
     script = (
-        f"import sys; from samunet.commands.{module} import main; status = main(['-h']);"
+        f"import sys; from samunet.commands import run_command; status = run_command('{command}', ['-h']);"
         "heavy = {'torch', 'peft', 'SimpleITK', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )

@@ -250,7 +250,7 @@ MODELS = [
         "configurations.2d.use_mask_for_norm", [True, True]), PREDICT, ("plans.json", "use_mask_for_norm")),
     Row("run.json is gone", remove(FOLD + "run.json"), PREDICT, ("run.json",)),
     Row("run.json not JSON", write(FOLD + "run.json", "{"), PREDICT, ("run.json", "not valid JSON")),
-    Row("run.json without family", drop(FOLD + "run.json", "family"), PREDICT, ("run.json", "family")),
+    Row("run.json without encoder", drop(FOLD + "run.json", "encoder"), PREDICT, ("run.json", "encoder")),
     Row("two models fit", copy("results/*/samunetTrainer__*", "samunetTrainer__otherPlans__2d"), PREDICT,
         ("several", "-p otherPlans", "-p samunetPlans"), 2),
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from bad_input import FOLD, PLAN, PREDICT, STORE, TRAIN, assert_readable, full_d
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder, atomic_path, write_json
+from samunet.imageio.itk import written
 from samunet.training.lock import training_lock
 
 project = pytest.fixture(make_project)
@@ -45,8 +46,8 @@ def write_npz(path):
 def write_itk(path):
     import SimpleITK as sitk
 
-    with atomic_path(path) as temporary:
-        sitk.WriteImage(sitk.GetImageFromArray(NOISE[0]), str(temporary), useCompression=True)
+    with written(sitk.GetImageFromArray(NOISE[0]), path):
+        pass
 
 
 def write_png(path):
@@ -107,7 +108,7 @@ def test_a_killed_training_blocks_nobody(tmp_path):
         pass
     process.kill()
     process.communicate()
-    assert [path.name for path in (tmp_path / "model").iterdir()] == [".fold_0.lock"]
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {".fold_0.lock", ".fold_0.holder"}
     folder.mkdir()
     (folder / ".tmp-1-checkpoint_latest.safetensors").touch()
     with training_lock(folder):
@@ -117,13 +118,12 @@ def test_a_killed_training_blocks_nobody(tmp_path):
 
 def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
     import errno
+    import fcntl
 
-    from samunet import locks
-
-    def fail(descriptor):
+    def fail(descriptor, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locks, "_lock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with training_lock(tmp_path / "fold_0"):
         pass
     assert "never train one fold twice at once" in caplog.text
@@ -153,6 +153,7 @@ def test_a_worker_that_dies_is_told_with_its_case(project, capsys):
     assert project.run(STORE) == 0
 
 
+SCRIPT = "import sys; from samunet.commands import run_command; sys.exit(run_command('{}', sys.argv[1:]))"
 PAUSE = """
 import sys, time
 from {module} import {owner} as owner
@@ -164,8 +165,8 @@ def paused(*arguments, **options):
         time.sleep({seconds})
     return original(*arguments, **options)
 owner.{name} = paused
-from samunet.commands.{command} import main
-sys.exit(main(sys.argv[1:]))
+from samunet.commands import run_command
+sys.exit(run_command("samunet_{command}", sys.argv[1:]))
 """
 
 
@@ -247,7 +248,7 @@ def is_alive(number):
 def test_workers_end_with_the_command(project, number):
     for path in (project.root / "preprocessed").iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
-    script = "import sys; from samunet.commands.extract_fingerprint import main; sys.exit(main(sys.argv[1:]))"
+    script = SCRIPT.format("samunet_extract_fingerprint")
     process = subprocess.Popen(
         [sys.executable, "-c", script, "-d", "998", "-np", "2"], stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -275,7 +276,7 @@ def test_two_preprocessings_at_once_are_safe(project):
     expected = results(project.root / "preprocessed")
     for path in (project.root / "preprocessed").iterdir():
         subprocess.run(["rm", "-r", str(path)], check=True)
-    script = "import sys; from samunet.commands.plan_and_preprocess import main; sys.exit(main(sys.argv[1:]))"
+    script = SCRIPT.format("samunet_plan_and_preprocess")
     both = [
         subprocess.Popen([sys.executable, "-c", script, *PLAN.split()[1:]], stderr=subprocess.PIPE, text=True)
         for _ in range(2)

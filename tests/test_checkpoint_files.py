@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from samunet.commands import plan_and_preprocess, plan_experiment, predict, train
+from samunet.commands import run_command
 from samunet.encoders import CHECKPOINTS, ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, read_json
@@ -351,8 +351,8 @@ SHORT = ["--iterations", "2", "--batch_size", "1", "-device", "cpu"]
 def planned(samunet_folders, tiny_dataset, checkpoints, capsys):
     """A tiny dataset, planned for both networks at 64 px, with files of base weights beside it."""
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998", "-np", "0"]) == 0
-    assert plan_experiment.main(["-d", "998", "-image_size", "64", "-encoder", "vit_b"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998", "-np", "0"]) == 0
+    assert run_command("samunet_plan_experiment", ["-d", "998", "-image_size", "64", "-encoder", "vit_b"]) == 0
     path = next((samunet_folders / "preprocessed").glob("*/samunetPlans.json"))
     plans = read_json(path)
     plans["encoder"] = "auto"
@@ -370,13 +370,13 @@ def run_json(root, fold=0):
 @pytest.mark.slow
 def test_train_and_predict_with_a_file(planned, checkpoints, tmp_path, capsys):
     mine, theirs = planned / "mine.pth", planned / "theirs.pth"
-    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(planned / "absent.pth")]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--checkpoint", str(planned / "absent.pth")]) == 1
     assert "absent.pth does not exist" in capsys.readouterr().err
     assert not list((planned / "results").glob("*/*/fold_0"))
-    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(mine), "-encoder", "small"]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--checkpoint", str(mine), "-encoder", "small"]) == 1
     assert "does not fit small" in capsys.readouterr().err
 
-    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(mine)]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--checkpoint", str(mine)]) == 0
     assert "vit_b (for --checkpoint)" in capsys.readouterr().err
     run = run_json(planned)
     assert run["encoder"] == "vit_b"
@@ -386,25 +386,31 @@ def test_train_and_predict_with_a_file(planned, checkpoints, tmp_path, capsys):
     # Bad input never loses data: the trained fold is still there.
     bad = planned / "bad.pth"
     bad.write_bytes(mine.read_bytes()[:5000])
-    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(bad), "--overwrite"]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--checkpoint", str(bad), "--overwrite"]) == 1
     assert "truncated" in capsys.readouterr().err
     assert run_json(planned) == run
 
     # All folds share their base weights.
-    assert train.main(["998", "2d", "1", *SHORT, "--checkpoint", str(theirs)]) == 1
+    assert run_command("samunet_train", ["998", "2d", "1", *SHORT, "--checkpoint", str(theirs)]) == 1
     assert "begun with mine.pth" in capsys.readouterr().err
-    assert train.main(["998", "2d", "1", *SHORT]) == 1
+    assert run_command("samunet_train", ["998", "2d", "1", *SHORT]) == 1
     assert "add -encoder vit_b" in capsys.readouterr().err
-    assert train.main(["998", "2d", "1", *SHORT, "-encoder", "vit_b"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "1", *SHORT, "-encoder", "vit_b"]) == 0
     assert run_json(planned, 1)["base"] == run["base"]
 
     images, output = next((planned / "raw").glob("*/imagesTs")), tmp_path / "preds"
-    assert predict.main(["-i", str(images), "-o", str(output), "--disable_tta", "-device", "cpu"]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", str(images), "-o", str(output), "--disable_tta", "-device", "cpu"]) == 0
+    )
     mine.rename(checkpoints / "other_name.pth")
-    assert predict.main(["-i", str(images), "-o", str(output), "--disable_tta", "-device", "cpu"]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", str(images), "-o", str(output), "--disable_tta", "-device", "cpu"]) == 0
+    )
     (checkpoints / "other_name.pth").unlink()
     capsys.readouterr()
-    assert predict.main(["-i", str(images), "-o", str(output), "--disable_tta", "-device", "cpu"]) == 1
+    assert (
+        run_command("samunet_predict", ["-i", str(images), "-o", str(output), "--disable_tta", "-device", "cpu"]) == 1
+    )
     assert "needs its base weights mine.pth" in capsys.readouterr().err
 
 
@@ -418,17 +424,17 @@ def test_explicit_encoder_downloads_its_weights(planned, checkpoints, monkeypatc
         return target
 
     monkeypatch.setattr(downloads, "download", download)
-    assert train.main(["998", "2d", "0", *SHORT, "-encoder", "vit_b"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "-encoder", "vit_b"]) == 0
     assert asked == ["vit_b"]
     assert run_json(planned)["base"]["file"] == "sam_vit_b_01ec64.pth"
     assert "path" not in run_json(planned)["base"]
 
 
 def test_without_a_network_nothing_is_overwritten(planned, checkpoints, capsys):
-    assert train.main(["998", "2d", "0", *SHORT, "--checkpoint", str(planned / "mine.pth")]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--checkpoint", str(planned / "mine.pth")]) == 0
     (planned / "mine.pth").unlink()
     capsys.readouterr()
-    assert train.main(["998", "2d", "0", *SHORT, "-encoder", "vit_b", "--overwrite"]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "-encoder", "vit_b", "--overwrite"]) == 1
     errors = capsys.readouterr().err
     for text in (REDUCED.checkpoint_url, str(checkpoints / "sam_vit_b_01ec64.pth"), "-encoder small"):
         assert text in errors

@@ -1,6 +1,5 @@
 """Published forms of datasets become raw datasets that pass the complete check."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samunet.commands import run_command
 from samunet.dataset.complete_check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.dataset.splits import load_or_make_splits
@@ -26,8 +26,7 @@ def work(samunet_folders, monkeypatch):
 
 
 def run(command, *arguments, status=0):
-    main = importlib.import_module(f"samunet.commands.convert_{command}_dataset").main
-    assert main([str(argument) for argument in arguments]) == status
+    assert run_command(f"samunet_convert_{command}_dataset", [str(argument) for argument in arguments]) == status
 
 
 def checked(name):

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands import evaluate_folder, evaluate_simple
+from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.evaluation.detailed import detailed_metrics, write_detailed
 from samunet.evaluation.summary import evaluate_folder as evaluate
@@ -46,7 +46,7 @@ LONGEST = math.sqrt((5 * 5) ** 2 + (7 * 2) ** 2 + 7**2)
 
 def test_command_writes_csv_and_json_beside_the_summary(folders, capsys):
     arguments = [*map(str, folders), "--surface_metrics", "-tolerance", "4"]
-    assert evaluate_folder.main(arguments) == 0
+    assert run_command("samunet_evaluate_folder", arguments) == 0
     out, err = capsys.readouterr()
     assert "HD95 mm" in out
     assert "surface Dice (4 mm)" in out
@@ -99,14 +99,14 @@ def test_surface_dice_follows_the_slice_distance(folders):
 
 
 def test_simple_command_prints_json_only(folders, capsys):
-    assert evaluate_simple.main([*map(str, folders), "-l", "1", "--surface_metrics", "--json"]) == 0
+    assert run_command("samunet_evaluate_simple", [*map(str, folders), "-l", "1", "--surface_metrics", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"foreground_mean", "mean", "metric_per_case"}
     assert (folders[1] / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("value", ["-1", "inf", "far"])
 def test_wrong_tolerance(folders, value, capsys):
-    assert evaluate_folder.main([*map(str, folders), "--surface_metrics", f"-tolerance={value}"]) == 2
+    assert run_command("samunet_evaluate_folder", [*map(str, folders), "--surface_metrics", f"-tolerance={value}"]) == 2
     assert "-tolerance" in capsys.readouterr().err
     assert not (folders[1] / "summary.json").exists()
 

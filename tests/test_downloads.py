@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from samunet.commands import download_checkpoint
+from samunet.commands import run_command
 from samunet.encoders import CHECKPOINTS, ENCODERS
 from samunet.errors import SamunetError
 from samunet.models import downloads
@@ -359,13 +359,12 @@ def test_two_processes_do_not_damage_each_other(facts, server, tmp_path):
 SCRIPT = """
 import sys
 from dataclasses import replace
-from samunet.commands import download_checkpoint
 from samunet.encoders import CHECKPOINTS
 CHECKPOINTS["vit_b"] = replace(
     CHECKPOINTS["vit_b"], checkpoint_file="weights.pth", checkpoint_url=sys.argv[1],
     checkpoint_bytes=int(sys.argv[2]), checkpoint_sha256=sys.argv[3],
 )
-sys.exit(download_checkpoint.main(["vit_b", "--folder", sys.argv[4]]))
+sys.exit(run_command("samunet_download_checkpoint", ["vit_b", "--folder", sys.argv[4]]))
 """
 
 
@@ -403,20 +402,20 @@ def test_interruption_keeps_what_is_there(server, tmp_path, stop):
 def test_command(facts, server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CHECKPOINTS, "vit_b", facts)
     monkeypatch.setenv("samunet_checkpoints", str(tmp_path))
-    assert download_checkpoint.main(["--list"]) == 0
+    assert run_command("samunet_download_checkpoint", ["--list"]) == 0
     listed = capsys.readouterr().out
     for text in ("vit_l", "medsam", "1 MB", "Apache-2.0", "CC-BY-4.0", "no"):
         assert text in listed
-    assert download_checkpoint.main(["vit_b", "--list"]) == 0
+    assert run_command("samunet_download_checkpoint", ["vit_b", "--list"]) == 0
     output = capsys.readouterr()
     assert f"vit_b: {tmp_path / 'weights.pth'}" in output.out
     assert "yes" in output.out
     assert server.url in output.err
     for arguments in ([], ["vit_x"], ["vit_b", "vit_l", "--url", server.url], ["vit_b", "--url", "ftp://x", "--force"]):
-        assert download_checkpoint.main(arguments) == 2
+        assert run_command("samunet_download_checkpoint", arguments) == 2
         assert "->" in capsys.readouterr().err
     (tmp_path / "weights.pth").write_bytes(b"other")
-    assert download_checkpoint.main(["vit_b"]) == 1
+    assert run_command("samunet_download_checkpoint", ["vit_b"]) == 1
     assert "5 bytes instead of 1000000" in capsys.readouterr().err
 
 

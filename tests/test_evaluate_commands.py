@@ -11,8 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 from samunet import api
-from samunet.commands import evaluate_folder, evaluate_simple
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands import run_command
+from samunet.commands.common import add_common_flags
+from samunet.commands.common import run_command as run_parser
 from samunet.errors import SamunetError, UsageError, in_api_terms
 
 DATASET = {
@@ -39,7 +40,7 @@ def folders(tmp_path):
 
 
 def test_folder_prints_a_table_and_writes_the_summary(folders, capsys):
-    assert evaluate_folder.main([*folders]) == 0
+    assert run_command("samunet_evaluate_folder", [*folders]) == 0
     out, err = capsys.readouterr()
     assert "1 liver" in out
     assert "0.7500" in out
@@ -53,7 +54,7 @@ def test_folder_prints_a_table_and_writes_the_summary(folders, capsys):
 def test_folder_prints_json_and_writes_elsewhere(folders, tmp_path, capsys):
     target = tmp_path / "out" / "scores.json"
     flags = ["--json", "-o", str(target), "-pfile", "plans.json", "-np", "1", "-djfile", str(tmp_path / "dataset.json")]
-    assert evaluate_folder.main([*folders, *flags]) == 0
+    assert run_command("samunet_evaluate_folder", [*folders, *flags]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(target.read_text())
     assert not os.path.exists(os.path.join(folders[1], "summary.json"))
 
@@ -61,13 +62,13 @@ def test_folder_prints_json_and_writes_elsewhere(folders, tmp_path, capsys):
 def test_folder_prefers_the_dataset_json_of_the_predictions(folders, capsys):
     with open(os.path.join(folders[1], "dataset.json"), "w") as stream:
         json.dump({**DATASET, "labels": {"background": 0, "spleen": 1, "ureter": 2}}, stream)
-    assert evaluate_folder.main([*folders]) == 0
+    assert run_command("samunet_evaluate_folder", [*folders]) == 0
     assert "2 ureter" in capsys.readouterr().out
 
 
 def test_folder_without_dataset_json_names_the_remedy(folders, tmp_path, capsys):
     (tmp_path / "dataset.json").unlink()
-    assert evaluate_folder.main([*folders]) == 1
+    assert run_command("samunet_evaluate_folder", [*folders]) == 1
     assert "samunet_evaluate_simple" in capsys.readouterr().err
 
 
@@ -75,7 +76,7 @@ def test_the_function_writes_what_the_command_writes(folders, tmp_path):
     references, predictions = folders
     os.remove(os.path.join(predictions, "a.nii.gz"))
     flags = ["--surface_metrics", "-tolerance", "1", "--chill", "-o", str(tmp_path / "typed" / "summary.json")]
-    assert evaluate_folder.main([references, predictions, *flags]) == 0
+    assert run_command("samunet_evaluate_folder", [references, predictions, *flags]) == 0
     content = api.evaluate(
         predictions=predictions,
         references=references,
@@ -110,27 +111,27 @@ def test_the_function_finds_dataset_json_and_refuses_what_it_cannot_use(folders,
     assert sorted(os.listdir(predictions)) == ["a.nii.gz", "b.nii.gz"]
 
 
-@pytest.mark.parametrize("command", [evaluate_folder, evaluate_simple])
+@pytest.mark.parametrize("command", ["samunet_evaluate_folder", "samunet_evaluate_simple"])
 def test_missing_prediction_fails_unless_chilled(command, folders, capsys):
     os.remove(os.path.join(folders[1], "a.nii.gz"))
-    labels = ["-l", "1"] if command is evaluate_simple else []
-    assert command.main([*folders, *labels]) == 1
+    labels = ["-l", "1"] if command == "samunet_evaluate_simple" else []
+    assert run_command(command, [*folders, *labels]) == 1
     assert "1 of 2 references: a" in capsys.readouterr().err
-    assert command.main([*folders, *labels, "--chill"]) == 0
+    assert run_command(command, [*folders, *labels, "--chill"]) == 0
     assert "0.5000" in capsys.readouterr().out
 
 
 def test_simple_deduces_the_ending_and_scores_only_the_named_values(folders, capsys):
-    assert evaluate_simple.main([*folders, "-l", "2", "--json"]) == 0
+    assert run_command("samunet_evaluate_simple", [*folders, "-l", "2", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["mean"]) == ["2"]
-    assert evaluate_simple.main([*folders, "-l", "2", "1"]) == 0
+    assert run_command("samunet_evaluate_simple", [*folders, "-l", "2", "1"]) == 0
     assert "0.7500" in capsys.readouterr().out
 
 
 def test_simple_scores_endings_in_upper_case_too(folders, capsys):
     for folder in folders:
         os.rename(os.path.join(folder, "b.nii.gz"), os.path.join(folder, "b.NII.GZ"))
-    assert evaluate_simple.main([*folders, "-l", "1", "--json"]) == 0
+    assert run_command("samunet_evaluate_simple", [*folders, "-l", "1", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert len(summary["metric_per_case"]) == 2
     assert summary["mean"]["1"]["Dice"] == 0.75
@@ -138,26 +139,26 @@ def test_simple_scores_endings_in_upper_case_too(folders, capsys):
 
 def test_simple_refuses_mixed_and_unknown_endings(folders, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert evaluate_simple.main([str(tmp_path / "empty"), folders[1], "-l", "1"]) == 1
+    assert run_command("samunet_evaluate_simple", [str(tmp_path / "empty"), folders[1], "-l", "1"]) == 1
     assert "no file with a known ending" in capsys.readouterr().err
     with open(os.path.join(folders[0], "b.nrrd"), "w"):
-        assert evaluate_simple.main([*folders, "-l", "1"]) == 1
+        assert run_command("samunet_evaluate_simple", [*folders, "-l", "1"]) == 1
     assert ".nii.gz and in .nrrd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--unknown"], ["nowhere", "nowhere_either", "-l", "1"]])
 def test_wrong_usage_has_status_two(arguments, capsys):
-    assert evaluate_simple.main(arguments) == 2
+    assert run_command("samunet_evaluate_simple", arguments) == 2
     assert capsys.readouterr().err
 
 
 def test_background_is_no_label_to_score(folders, capsys):
-    assert evaluate_simple.main([*folders, "-l", "0"]) == 2
+    assert run_command("samunet_evaluate_simple", [*folders, "-l", "0"]) == 2
     assert "1 or more, got 0" in capsys.readouterr().err
 
 
 def test_help_has_status_zero(capsys):
-    assert evaluate_folder.main(["-h"]) == 0
+    assert run_command("samunet_evaluate_folder", ["-h"]) == 0
     assert "--chill" in capsys.readouterr().out
 
 
@@ -176,9 +177,9 @@ def test_wrong_plain_error_is_one_line(capsys):
     ]
     for error, status, message in expected:
         parser.set_defaults(error=error)
-        assert run_command(parser, fail, []) == status
+        assert run_parser(parser, fail, []) == status
         assert capsys.readouterr().err == message
-        assert run_command(parser, fail, ["--verbose"]) == status
+        assert run_parser(parser, fail, ["--verbose"]) == status
         assert "Traceback" in capsys.readouterr().err
 
 
@@ -192,7 +193,7 @@ def test_sigterm_stops_cleanly(capsys):
             cleaned.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    assert run_command(argparse.ArgumentParser(), work, []) == 130
+    assert run_parser(argparse.ArgumentParser(), work, []) == 130
     assert cleaned
     assert capsys.readouterr().err.startswith("terminated")
     assert signal.getsignal(signal.SIGTERM) is before
@@ -201,8 +202,8 @@ def test_sigterm_stops_cleanly(capsys):
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX pipe")
 def test_a_reader_that_leaves_causes_no_traceback():
     program = (
-        "import argparse, sys; from samunet.commands.common import run_command;"
-        "sys.exit(run_command(argparse.ArgumentParser(), lambda _: print('x' * 10**6), []))"
+        "import argparse, sys; from samunet.commands.common import run_command as run_parser;"
+        "sys.exit(run_parser(argparse.ArgumentParser(), lambda _: print('x' * 10**6), []))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
@@ -213,7 +214,8 @@ def test_a_reader_that_leaves_causes_no_traceback():
 
 def test_commands_start_without_torch():
     program = (
-        "import sys, samunet.commands.evaluate_folder, samunet.commands.evaluate_simple; print('torch' in sys.modules)"
+        "import sys; from samunet.commands import build_parser; build_parser('samunet_evaluate_folder');"
+        "print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
@@ -247,12 +249,10 @@ def test_remedies_name_arguments(hint, expected):
 
 
 def test_remedies_are_in_the_terms_of_the_caller(capsys, samunet_folders, tiny_dataset):
-    from samunet.commands import plan_and_preprocess, train
-
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     capsys.readouterr()
-    assert train.main(["998", "2d", "0", "-device", "mps"]) == 2
+    assert run_command("samunet_train", ["998", "2d", "0", "-device", "mps"]) == 2
     assert "-> use -device cpu\n" in capsys.readouterr().err
     with pytest.raises(UsageError) as caught:
         api.train("998", options=api.TrainingOptions(device="mps"))

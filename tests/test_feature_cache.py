@@ -14,7 +14,7 @@ import torch
 from test_loader import CaseInMemory, make_loader
 
 from samunet import api
-from samunet.commands import plan_and_preprocess, train
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.network.frozen_prefix import FrozenPrefix
@@ -247,7 +247,7 @@ def planned(samunet_folders, tiny_dataset, tmp_path, monkeypatch, capsys):
     tiny_dataset()
     for name, flags in PLANS.items():
         common = ["-d", "998", "-encoder", "vit_b", "-image_size", "64", "-overwrite_plans_name", name]
-        assert plan_and_preprocess.main([*common, *flags]) == 0
+        assert run_command("samunet_plan_and_preprocess", [*common, *flags]) == 0
     capsys.readouterr()
     return samunet_folders
 
@@ -338,10 +338,10 @@ def test_a_killed_training_goes_on_from_its_cache(planned, monkeypatch, capsys):
     assert (whole / LATEST).is_file()
     assert len(list((whole / "features").glob("*.npy"))) > 0
     capsys.readouterr()
-    assert train.main(["998", "2d", "0", "-p", "late", "--iterations", "6", "--batch_size", "2"]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", "-p", "late", "--iterations", "6", "--batch_size", "2"]) == 1
     assert "variants 1 (now None)" in capsys.readouterr().err
     arguments = ["998", "2d", "0", "-p", "late", "--iterations", "6", "--batch_size", "2", "--feature_cache", "100MB"]
-    assert train.main(arguments) == 0
+    assert run_command("samunet_train", arguments) == 0
     messages = capsys.readouterr().err
     assert "3 of the encoder's 6 parts are frozen" in messages
     assert "images in 1 variants each" in messages
@@ -354,8 +354,8 @@ def test_plans_without_a_frozen_part_are_refused_before_anything_is_lost(planned
     folder, _ = run("everywhere", monkeypatch, iterations=2)
     before = (folder / "checkpoint_final.safetensors").read_bytes()
     common = ["998", "2d", "0", "-p", "everywhere", "--overwrite"]
-    assert train.main([*common, "--feature_cache", "1GB"]) == 2
+    assert run_command("samunet_train", [*common, "--feature_cache", "1GB"]) == 2
     assert "from its first block on (lora)" in capsys.readouterr().err
-    assert train.main([*common, "--feature_cache", "plenty"]) == 2
+    assert run_command("samunet_train", [*common, "--feature_cache", "plenty"]) == 2
     assert "'plenty' is no size" in capsys.readouterr().err
     assert (folder / "checkpoint_final.safetensors").read_bytes() == before

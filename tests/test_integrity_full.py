@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image as pillow
 
-from samunet.commands.extract_fingerprint import main
+from samunet.commands import run_command
 from samunet.dataset.complete_check import complete_check
 from samunet.dataset.layout import find_dataset, read_dataset
 
@@ -287,7 +287,7 @@ def test_command_writes_the_report_and_fails_on_errors(raw, samunet_folders, cap
     volume(mask(255), raw / LABEL)
     volume(mask(), raw / "labelsTr/b.nii.gz")
     folder = samunet_folders / "preprocessed" / NAME
-    assert main(["-d", "27", "--verify_dataset_integrity", "-np", "1"]) == 1
+    assert run_command("samunet_extract_fingerprint", ["-d", "27", "--verify_dataset_integrity", "-np", "1"]) == 1
     printed = capsys.readouterr().err
     content = json.loads((folder / "integrity_report.json").read_text())
     assert (content["errors"], content["warnings"]) == (1, 1)
@@ -300,27 +300,27 @@ def test_command_writes_the_report_and_fails_on_errors(raw, samunet_folders, cap
     assert "1 error, 1 warning; the table is above and in" in printed
     assert not (folder / "dataset_fingerprint.json").exists()
     volume(mask(1, 2), raw / LABEL)
-    assert main(["-d", "27", "--verify_dataset_integrity", "-np", "1"]) == 0
+    assert run_command("samunet_extract_fingerprint", ["-d", "27", "--verify_dataset_integrity", "-np", "1"]) == 0
     assert (folder / "dataset_fingerprint.json").exists()
 
 
 def test_a_failing_fingerprint_points_to_the_complete_check(raw, capsys):
     volume(mask(255), raw / LABEL)
-    assert main(["-d", "27", "-np", "1"]) == 1
+    assert run_command("samunet_extract_fingerprint", ["-d", "27", "-np", "1"]) == 1
     assert "samunet_extract_fingerprint -d 027 --verify_dataset_integrity" in capsys.readouterr().err
 
 
 def test_tolerance_reaches_the_fingerprint(raw, capsys):
     volume(mask(1, 2), raw / LABEL, origin=(5, 0, 0))
-    assert main(["-d", "27", "-np", "1"]) == 1
+    assert run_command("samunet_extract_fingerprint", ["-d", "27", "-np", "1"]) == 1
     assert "--tolerate_geometry" in capsys.readouterr().err
-    assert main(["-d", "27", "-np", "1", "--tolerate_geometry"]) == 0
+    assert run_command("samunet_extract_fingerprint", ["-d", "27", "-np", "1", "--tolerate_geometry"]) == 0
 
 
 def test_folds_without_a_class_are_warned_of(raw, capsys):
     volume(mask(1), raw / LABEL)
     volume(mask(1), raw / "labelsTr/b.nii.gz")
-    assert main(["-d", "27", "-np", "1"]) == 0
+    assert run_command("samunet_extract_fingerprint", ["-d", "27", "-np", "1"]) == 0
     printed = capsys.readouterr().err
     assert 'warning: fold 0: no case to validate has "tumour", which is not scored there' in printed
     assert 'warning: fold 2: no case to train on has "tumour", which is not learnt there' in printed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet.commands import extract_fingerprint
+from samunet.commands import run_command
 from samunet.inference.intensities import IntensityWatch
 from samunet.planning.intensities import UsualIntensities, unusual_cases, warning
 
@@ -68,7 +68,7 @@ def test_measuring_a_dataset_names_the_case_that_lies_outside(samunet_folders, t
     file = tiny_dataset() / "imagesTr" / "case_3_0000.nii.gz"
     image = sitk.ReadImage(str(file))
     sitk.WriteImage(image / 1000, str(file))
-    assert extract_fingerprint.main(["-d", "998"]) == 0
+    assert run_command("samunet_extract_fingerprint", ["-d", "998"]) == 0
     errors = capsys.readouterr().err
     assert "intensities of case case_3 look wrong" in errors
     assert "more like it" not in errors

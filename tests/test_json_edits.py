@@ -7,19 +7,7 @@ import random
 import pytest
 from handed import NAME, make_model, small_encoder
 
-from samunet.commands import apply_postprocessing as apply
-from samunet.commands import (
-    convert_MSD_dataset,
-    evaluate_folder,
-    export_model_to_zip,
-    find_best_configuration,
-    plan_and_preprocess,
-    plot_overlay_pngs,
-    predict,
-    preprocess,
-    report,
-    train,
-)
+from samunet.commands import run_command
 from samunet.files import write_json
 from samunet.training.trainer import Trainer
 
@@ -52,18 +40,18 @@ READ_BY = {
     "Task01_Tiny/dataset.json": ("msd",),
 }
 COMMANDS = {
-    "plan": (plan_and_preprocess, "-d 998 -encoder small -image_size 128"),
-    "preprocess": (preprocess, "-d 998"),
-    "train": (train, "998 2d 0 --val"),
-    "evaluate": (evaluate_folder, f"raw/{NAME}/labelsTs preds -o scores.json"),
-    "overlays": (plot_overlay_pngs, "-d 998 -o pictures -c 2d"),
-    "predict": (predict, f"-i raw/{NAME}/imagesTs -o preds -d 998 --save_uncertainty --continue_prediction"),
-    "report": (report, f"{MODEL} -o report.html"),
-    "report of preds": (report, "preds"),
-    "export": (export_model_to_zip, "-d 998 -o model.zip --not_strict --force"),
-    "best": (find_best_configuration, "998 -c 2d -f 0 1"),
-    "postprocess": (apply, f"-i preds -o smoothed -pp_json {MODEL}/postprocessing.json"),
-    "msd": (convert_MSD_dataset, "-i Task01_Tiny -overwrite_id 77"),
+    "plan": ("samunet_plan_and_preprocess", "-d 998 -encoder small -image_size 128"),
+    "preprocess": ("samunet_preprocess", "-d 998"),
+    "train": ("samunet_train", "998 2d 0 --val"),
+    "evaluate": ("samunet_evaluate_folder", f"raw/{NAME}/labelsTs preds -o scores.json"),
+    "overlays": ("samunet_plot_overlay_pngs", "-d 998 -o pictures -c 2d"),
+    "predict": ("samunet_predict", f"-i raw/{NAME}/imagesTs -o preds -d 998 --save_uncertainty --continue_prediction"),
+    "report": ("samunet_report", f"{MODEL} -o report.html"),
+    "report of preds": ("samunet_report", "preds"),
+    "export": ("samunet_export_model_to_zip", "-d 998 -o model.zip --not_strict --force"),
+    "best": ("samunet_find_best_configuration", "998 -c 2d -f 0 1"),
+    "postprocess": ("samunet_apply_postprocessing", f"-i preds -o smoothed -pp_json {MODEL}/postprocessing.json"),
+    "msd": ("samunet_convert_MSD_dataset", "-i Task01_Tiny -overwrite_id 77"),
 }
 
 
@@ -81,7 +69,7 @@ def project(tmp_path_factory):
         patch.setattr(Trainer, "train", lambda self: None)
         raw = tiny_dataset.__wrapped__(root)()
         model = make_model(root)
-        assert preprocess.main(["-d", "998"]) == 0
+        assert run_command("samunet_preprocess", ["-d", "998"]) == 0
         write_json(raw / "splits_final.json", json.loads((root / f"preprocessed/{NAME}/splits_final.json").read_text()))
         points = [{"iteration": 0, "loss": None, "dice": 0.1}, {"iteration": 4, "loss": 1.5, "dice": 0.5}]
         write_json(model.fold(0) / "training_log.json", points)
@@ -89,7 +77,7 @@ def project(tmp_path_factory):
         for fold in (0, 1):
             run = json.loads((model.fold(fold) / "run.json").read_text())
             write_json(model.fold(fold) / "run.json", run | {"training_cases": splits[fold]["train"]})
-        assert train.main(["998", "2d", "0", "1", "--val"]) == 0
+        assert run_command("samunet_train", ["998", "2d", "0", "1", "--val"]) == 0
         doubt = {"entropy": 0.2, "tta_disagreement": 0.1, "Dice": 0.5, "in_reference": True}
         cases = [{key: doubt | {"entropy": index / 9} for key in ("1", "2")} for index in range(6)]
         for fold in (0, 1):
@@ -99,9 +87,11 @@ def project(tmp_path_factory):
         chosen = [{"configuration": "2d", "plans_identifier": "samunetPlans"}]
         best = {"folds": [0, 1], "best_model_or_ensemble": {"selected_model_or_models": chosen}}
         write_json(root / "results" / NAME / "inference_information.json", best)
-        predicted = predict.main(["-i", str(raw / "imagesTs"), "-o", "preds", "-d", "998", "--save_uncertainty"])
+        predicted = run_command(
+            "samunet_predict", ["-i", str(raw / "imagesTs"), "-o", "preds", "-d", "998", "--save_uncertainty"]
+        )
         assert predicted == 0
-        assert evaluate_folder.main([str(raw / "labelsTs"), "preds"]) == 0
+        assert run_command("samunet_evaluate_folder", [str(raw / "labelsTs"), "preds"]) == 0
         (root / "Task01_Tiny").mkdir()
         task = {
             "name": "Tiny", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "organ"},
@@ -157,10 +147,10 @@ def edited(content, random):
 
 def wordless(command, capsys):
     """What a command says where nobody worded it; None where it is done or says what is wrong."""
-    module, words = COMMANDS[command]
+    name, words = COMMANDS[command]
     capsys.readouterr()
     try:
-        status = module.main([*words.split(), "--verbose"])
+        status = run_command(name, [*words.split(), "--verbose"])
     except BaseException as error:  # nothing may leave a command
         return repr(error)
     said = capsys.readouterr().err
@@ -174,8 +164,10 @@ def wordless(command, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_an_edit_all_is_done(project, capsys, command):
-    module, words = COMMANDS[command]
-    assert module.main(words.split()) == (1 if command == "msd" else 0), capsys.readouterr().err  # its images lack
+    name, words = COMMANDS[command]
+    assert run_command(name, words.split()) == (1 if command == "msd" else 0), (
+        capsys.readouterr().err
+    )  # its images lack
 
 
 @pytest.mark.parametrize("name", READ_BY)

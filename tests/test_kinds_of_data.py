@@ -8,15 +8,15 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands import evaluate_folder, plan_and_preprocess, predict, report, train
+from samunet.commands import run_command
 from samunet.files import read_json
 
 SHORT = ["--iterations", "3", "--batch_size", "2"]
 
 
 def plan_train(fold="0", length=SHORT):
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
-    assert train.main(["998", "2d", fold, *length]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
+    assert run_command("samunet_train", ["998", "2d", fold, *length]) == 0
 
 
 def change_description(folder, **changes):
@@ -51,7 +51,7 @@ def test_regions(samunet_folders, tiny_dataset, tmp_path, capsys):
     assert set(summary_of(samunet_folders)["mean"]) == {"(1, 2)", "2"}
     output = tmp_path / "preds"
     flags = ["--save_probabilities", "--save_uncertainty"]
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output), *flags]) == 0
+    assert run_command("samunet_predict", ["-i", str(folder / "imagesTs"), "-o", str(output), *flags]) == 0
     mask = labels_of(output / "test_0.nii.gz")
     whole, core = np.load(output / "test_0.npz")["probabilities"].astype(np.float32)
     # Painted in order: core over whole. Half precision may put a probability on the other side of one half.
@@ -61,9 +61,9 @@ def test_regions(samunet_folders, tiny_dataset, tmp_path, capsys):
     entropy = labels_of(output / "uncertainty" / "test_0_entropy.nii.gz")
     assert (entropy[certain < 0.05] >= 99).all()
     assert set(read_json(output / "uncertainty" / "test_0.json")["classes"]) == {"(1, 2)", "2"}
-    assert report.main([str(output)]) == 0
+    assert run_command("samunet_report", [str(output)]) == 0
     capsys.readouterr()
-    assert evaluate_folder.main([str(folder / "labelsTs"), str(output)]) == 0
+    assert run_command("samunet_evaluate_folder", [str(folder / "labelsTs"), str(output)]) == 0
     assert "(1, 2) whole" in capsys.readouterr().out
 
 
@@ -90,9 +90,9 @@ def test_sparse_annotation_is_learnt(samunet_folders, tiny_dataset):
     relabel(folder, hide)
     plan_train(length=["--iterations", "80", "--batch_size", "4"])
     output = samunet_folders / "preds"
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output)]) == 0
+    assert run_command("samunet_predict", ["-i", str(folder / "imagesTs"), "-o", str(output)]) == 0
     assert set(np.unique(labels_of(output / "test_0.nii.gz"))) <= {0, 1, 2}
-    assert evaluate_folder.main([str(folder / "labelsTs"), str(output)]) == 0
+    assert run_command("samunet_evaluate_folder", [str(folder / "labelsTs"), str(output)]) == 0
     assert read_json(output / "summary.json")["foreground_mean"]["Dice"] > 0.6
 
 
@@ -122,11 +122,13 @@ def test_colour_pictures(samunet_folders, ending):
     folder = write_pictures(samunet_folders, ending)
     plan_train()
     output = samunet_folders / "preds"
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(output), "--save_uncertainty"]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", str(folder / "imagesTs"), "-o", str(output), "--save_uncertainty"]) == 0
+    )
     mask_ending = ".png" if ending == ".jpg" else ending
     mask = np.asarray(Image.open(output / f"eye_0{mask_ending}"))
     assert np.asarray(Image.open(output / "uncertainty" / f"eye_0_entropy{mask_ending}")).shape == mask.shape
-    assert report.main([str(output), "-n", "1"]) == 0
+    assert run_command("samunet_report", [str(output), "-n", "1"]) == 0
     assert mask.shape == np.asarray(Image.open(folder / "imagesTs" / f"eye_0_0000{ending}")).shape[:2]
     assert set(np.unique(mask)) <= {0, 1}
 
@@ -137,7 +139,7 @@ def test_grey_pictures_of_which_some_are_stored_as_colour(samunet_folders):
         file = folder / f"images{part}" / f"{name}_0000.png"
         Image.open(file).convert("RGB").save(file)
     plan_train()
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(samunet_folders / "preds")]) == 0
+    assert run_command("samunet_predict", ["-i", str(folder / "imagesTs"), "-o", str(samunet_folders / "preds")]) == 0
     assert (samunet_folders / "preds" / "eye_0.png").is_file()
 
 
@@ -166,7 +168,7 @@ def test_readers_by_name(samunet_folders, tiny_dataset, reader):
     plan_train()
     source = folder / "imagesTs" / "test_0_0000.nii.gz"
     mask = samunet_folders / "mask.nii.gz"
-    assert predict.main(["-i", str(source), "-o", str(mask)]) == 0
+    assert run_command("samunet_predict", ["-i", str(source), "-o", str(mask)]) == 0
     image, predicted = sitk.ReadImage(str(source)), sitk.ReadImage(str(mask))
     assert (predicted.GetSize(), predicted.GetOrigin()) == (image.GetSize(), image.GetOrigin())
     assert predicted.GetDirection() == image.GetDirection()
@@ -184,18 +186,18 @@ def test_what_can_be_predicted(trained, samunet_folders, capsys):
     """A file, a list of files, other names, another ending, a DICOM series, in sizes and orientations of their own."""
     source = trained / "imagesTs" / "test_0_0000.nii.gz"
     folder_masks, single = samunet_folders / "preds", samunet_folders / "mask.nii.gz"
-    assert predict.main(["-i", str(trained / "imagesTs"), "-o", str(folder_masks)]) == 0
+    assert run_command("samunet_predict", ["-i", str(trained / "imagesTs"), "-o", str(folder_masks)]) == 0
     expected = labels_of(folder_masks / "test_0.nii.gz")
 
-    assert predict.main(["-i", str(source), "-o", str(single)]) == 0
+    assert run_command("samunet_predict", ["-i", str(source), "-o", str(single)]) == 0
     assert np.array_equal(labels_of(single), expected)
     other_part = samunet_folders / "other_part.nii.gz"
     arguments = ["-i", str(source), "-o", str(other_part), "-num_parts", "2"]
-    assert predict.main([*arguments, "-part_id", "1"]) == 0
+    assert run_command("samunet_predict", [*arguments, "-part_id", "1"]) == 0
     assert not other_part.exists()
     listed = samunet_folders / "listed"
     files = [str(path) for path in sorted((trained / "imagesTs").iterdir())]
-    assert predict.main(["-i", *files, "-o", str(listed)]) == 0
+    assert run_command("samunet_predict", ["-i", *files, "-o", str(listed)]) == 0
     assert np.array_equal(labels_of(listed / "test_0.nii.gz"), expected)
     assert (listed / "test_1.nii.gz").is_file()
 
@@ -205,23 +207,23 @@ def test_what_can_be_predicted(trained, samunet_folders, capsys):
     sitk.WriteImage(image, str(others / "plain name.nrrd"))
     turned = sitk.PermuteAxes(sitk.ConstantPad(image, [3, 9, 2], [4, 0, 1]), [2, 0, 1])
     sitk.WriteImage(turned, str(others / "turned.mha"))
-    assert predict.main(["-i", str(others), "-o", str(samunet_folders / "others_preds")]) == 0
+    assert run_command("samunet_predict", ["-i", str(others), "-o", str(samunet_folders / "others_preds")]) == 0
     assert np.array_equal(labels_of(samunet_folders / "others_preds" / "plain name.nrrd"), expected)
     mask = sitk.ReadImage(str(samunet_folders / "others_preds" / "turned.mha"))
     assert (mask.GetSize(), mask.GetDirection()) == (turned.GetSize(), turned.GetDirection())
 
     series = samunet_folders / "series"
     write_dicom(image, series)
-    assert predict.main(["-i", str(series), "-o", str(samunet_folders / "series_preds")]) == 0
+    assert run_command("samunet_predict", ["-i", str(series), "-o", str(samunet_folders / "series_preds")]) == 0
     mask = sitk.ReadImage(str(samunet_folders / "series_preds" / "series.nii.gz"))
     assert mask.GetSize() == image.GetSize()
     assert np.allclose(mask.GetSpacing(), image.GetSpacing())
 
     capsys.readouterr()
-    assert predict.main(["-i", *files, "-o", str(single)]) == 2
+    assert run_command("samunet_predict", ["-i", *files, "-o", str(single)]) == 2
     assert "there are 2 cases" in capsys.readouterr().err
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(samunet_folders / "photo.png")
-    assert predict.main(["-i", str(samunet_folders / "photo.png"), "-o", str(listed)]) == 1
+    assert run_command("samunet_predict", ["-i", str(samunet_folders / "photo.png"), "-o", str(listed)]) == 1
     assert "photo.png has no spacing in millimetres" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from samunet.commands.make_dataset import main
+from samunet.commands import run_command
 from samunet.dataset.complete_check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.dataset.splits import make_splits
@@ -61,7 +61,7 @@ def photographs(masks, names=("a1", "a2", "b1"), mask_ending=".png", mask_suffix
 
 
 def make(*arguments, status=0):
-    assert main([*map(str, arguments), "--name", "Toy", "--id", "12"]) == status
+    assert run_command("samunet_make_dataset", [*map(str, arguments), "--name", "Toy", "--id", "12"]) == status
 
 
 def checked():
@@ -445,7 +445,7 @@ def test_an_existing_dataset_is_replaced_only_on_request(capsys):
     assert tree("../raw") == before
     make("photos", "masks", "--labels", "new", "--overwrite")
     assert checked().description.labels.names[1] == "new"
-    assert main(["photos", "masks", "--name", "Other", "--id", "12", "--overwrite"]) == 2
+    assert run_command("samunet_make_dataset", ["photos", "masks", "--name", "Other", "--id", "12", "--overwrite"]) == 2
     assert "taken" in capsys.readouterr().err
 
 
@@ -605,7 +605,7 @@ def test_wrong_places_are_usage_errors(images, masks, says, capsys):
 @pytest.mark.parametrize(("name", "number", "says"), [("a b", "1", "letters, digits"), ("A", "x", "1 or more")])
 def test_names_of_datasets(name, number, says, capsys):
     photographs(black_and_white)
-    assert main(["photos", "masks", "--name", name, "--id", number]) == 2
+    assert run_command("samunet_make_dataset", ["photos", "masks", "--name", name, "--id", number]) == 2
     assert says in capsys.readouterr().err
 
 

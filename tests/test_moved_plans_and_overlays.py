@@ -7,13 +7,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands import (
-    extract_fingerprint,
-    move_plans_between_datasets,
-    plan_and_preprocess,
-    plot_overlay_pngs,
-    preprocess,
-)
+from samunet.commands import run_command
 from samunet.plans import read_plans
 
 LEFT_RIGHT = {"background": 0, "left kidney": 1, "right kidney": 2}
@@ -23,17 +17,17 @@ LEFT_RIGHT = {"background": 0, "left kidney": 1, "right kidney": 2}
 def planned(samunet_folders, tiny_dataset):
     """Dataset 998, planned; and its folder of preprocessed data."""
     tiny_dataset(ids=("case_0", "case_1"))
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     return samunet_folders / "preprocessed" / "Dataset998_Tiny"
 
 
 def test_moved_plans_are_the_sources_but_for_names_and_mirroring(planned, samunet_folders, tiny_dataset, capsys):
     tiny_dataset(name="Dataset997_Kidneys", ids=("a", "b"), spacing=(4.0, 0.5, 0.5), labels=LEFT_RIGHT)
     flags = ["-s", "998", "-t", "997", "-tp", "tinyPlans"]
-    assert move_plans_between_datasets.main(flags) == 1
+    assert run_command("samunet_move_plans_between_datasets", flags) == 1
     assert "samunet_extract_fingerprint -d Dataset997_Kidneys" in capsys.readouterr().err
-    assert extract_fingerprint.main(["-d", "997"]) == 0
-    assert move_plans_between_datasets.main(flags) == 0
+    assert run_command("samunet_extract_fingerprint", ["-d", "997"]) == 0
+    assert run_command("samunet_move_plans_between_datasets", flags) == 0
     captured = capsys.readouterr()
     assert "samunet_preprocess -d Dataset997_Kidneys -p tinyPlans" in captured.out
     assert "are mirror images" in captured.err
@@ -46,12 +40,12 @@ def test_moved_plans_are_the_sources_but_for_names_and_mirroring(planned, samune
     assert (theirs.mirror_axes, ours.mirror_axes) == ([0, 1], [0])
     assert (theirs.rotation, ours.rotation) == (180, 30)
     assert (ours.networks, ours.spacing, ours.normalization) == (theirs.networks, theirs.spacing, theirs.normalization)
-    assert preprocess.main(["-d", "997", "-p", "tinyPlans"]) == 0
+    assert run_command("samunet_preprocess", ["-d", "997", "-p", "tinyPlans"]) == 0
     assert (target / "tinyPlans_2d" / "a.b2nd").exists()
-    assert move_plans_between_datasets.main(flags) == 0  # the same once more
+    assert run_command("samunet_move_plans_between_datasets", flags) == 0  # the same once more
     content = json.loads((target / "tinyPlans.json").read_text())
     (target / "tinyPlans.json").write_text(json.dumps(content | {"gpu_memory_target_gb": 24.0}))
-    assert move_plans_between_datasets.main(flags) == 2
+    assert run_command("samunet_move_plans_between_datasets", flags) == 2
     assert "holds other plans" in capsys.readouterr().err
 
 
@@ -66,12 +60,12 @@ def test_what_the_target_forbids_is_told_in_its_own_axes(planned, samunet_folder
         turned = sitk.GetImageFromArray(array)
         turned.CopyInformation(image)
         sitk.WriteImage(sitk.DICOMOrient(turned, "LSP"), str(file))
-    assert extract_fingerprint.main(["-d", "997"]) == 0
-    assert move_plans_between_datasets.main(["-s", "998", "-t", "997", "-tp", "tinyPlans"]) == 0
+    assert run_command("samunet_extract_fingerprint", ["-d", "997"]) == 0
+    assert run_command("samunet_move_plans_between_datasets", ["-s", "998", "-t", "997", "-tp", "tinyPlans"]) == 0
     moved = read_plans(samunet_folders / "preprocessed" / "Dataset997_Turned" / "tinyPlans.json")
     assert moved.orientation == "LPS"
     assert moved.configuration("2d").mirror_axes == [1]
-    assert preprocess.main(["-d", "997", "-p", "tinyPlans"]) == 0
+    assert run_command("samunet_preprocess", ["-d", "997", "-p", "tinyPlans"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -88,8 +82,8 @@ def test_plans_that_cannot_be_moved(planned, samunet_folders, tiny_dataset, caps
     folder = tiny_dataset(name="Dataset997_Two", ids=("a", "b"), channel_names={"0": "T1", "1": "T2"})
     for file in [*folder.glob("images*/*_0000.nii.gz")]:
         file.with_name(file.name.replace("_0000", "_0001")).write_bytes(file.read_bytes())
-    assert extract_fingerprint.main(["-d", "997"]) == 0
-    assert move_plans_between_datasets.main(flags) in (1, 2)
+    assert run_command("samunet_extract_fingerprint", ["-d", "997"]) == 0
+    assert run_command("samunet_move_plans_between_datasets", flags) in (1, 2)
     assert expected in capsys.readouterr().err
 
 
@@ -100,10 +94,15 @@ def colourfulness(file):
 
 
 def test_overlays_of_raw_and_stored_cases(planned, tmp_path, capsys):
-    assert plot_overlay_pngs.main(["-d", "998", "-o", str(tmp_path / "whole")]) == 0
+    assert run_command("samunet_plot_overlay_pngs", ["-d", "998", "-o", str(tmp_path / "whole")]) == 0
     assert "2 pictures written" in capsys.readouterr().out
-    assert plot_overlay_pngs.main(["-d", "998", "-o", str(tmp_path / "faint"), "-overlay_intensity", "0.1"]) == 0
-    assert plot_overlay_pngs.main(["-d", "998", "-o", str(tmp_path / "stored"), "-c", "2d"]) == 0
+    assert (
+        run_command(
+            "samunet_plot_overlay_pngs", ["-d", "998", "-o", str(tmp_path / "faint"), "-overlay_intensity", "0.1"]
+        )
+        == 0
+    )
+    assert run_command("samunet_plot_overlay_pngs", ["-d", "998", "-o", str(tmp_path / "stored"), "-c", "2d"]) == 0
     for folder in ("whole", "faint", "stored"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["case_0.png", "case_1.png"]
         assert colourfulness(tmp_path / folder / "case_0.png") > 60
@@ -114,10 +113,10 @@ def test_overlays_of_raw_and_stored_cases(planned, tmp_path, capsys):
 def test_overlays_with_regions_an_ignore_label_and_many_classes(samunet_folders, tiny_dataset, tmp_path):
     regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     tiny_dataset(ids=("case_0", "case_1"), labels=regions, regions_class_order=[1, 2])
-    assert plot_overlay_pngs.main(["-d", "998", "-o", str(tmp_path / "regions")]) == 0
+    assert run_command("samunet_plot_overlay_pngs", ["-d", "998", "-o", str(tmp_path / "regions")]) == 0
     many = {"background": 0, **{f"structure {value}": value for value in range(1, 41)}}
     tiny_dataset(name="Dataset996_Many", ids=("case_0", "case_1"), labels=many)
-    assert plot_overlay_pngs.main(["-d", "996", "-o", str(tmp_path / "many")]) == 0
+    assert run_command("samunet_plot_overlay_pngs", ["-d", "996", "-o", str(tmp_path / "many")]) == 0
     assert len(list(tmp_path.glob("*/case_*.png"))) == 4
 
 
@@ -131,7 +130,7 @@ def test_overlays_with_regions_an_ignore_label_and_many_classes(samunet_folders,
     ],
 )
 def test_wrong_overlays_are_explained(planned, tmp_path, capsys, flags, expected):
-    assert plot_overlay_pngs.main(["-d", "998", "-o", str(tmp_path / "out"), *flags]) == 2
+    assert run_command("samunet_plot_overlay_pngs", ["-d", "998", "-o", str(tmp_path / "out"), *flags]) == 2
     assert expected in capsys.readouterr().err
 
 
@@ -145,7 +144,9 @@ def test_colour_pictures_are_shown_in_colour(samunet_folders, tmp_path):
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "labelsTr" / "a.png")
     description = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "polyp": 1}}
     (folder / "dataset.json").write_text(json.dumps(description | {"numTraining": 1, "file_ending": ".png"}))
-    assert plot_overlay_pngs.main(["-d", "995", "-o", str(tmp_path / "colour")]) == 0
+    assert run_command("samunet_plot_overlay_pngs", ["-d", "995", "-o", str(tmp_path / "colour")]) == 0
     assert colourfulness(tmp_path / "colour" / "a.png") > 200
-    assert plot_overlay_pngs.main(["-d", "995", "-o", str(tmp_path / "grey"), "-channel_idx", "0"]) == 0
+    assert (
+        run_command("samunet_plot_overlay_pngs", ["-d", "995", "-o", str(tmp_path / "grey"), "-channel_idx", "0"]) == 0
+    )
     assert colourfulness(tmp_path / "grey" / "a.png") == 0

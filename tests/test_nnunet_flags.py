@@ -1,15 +1,15 @@
 """The page "You know nnU-Net: flag by flag": each flag exists, or gets the sentence that the page has."""
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from samunet.commands import build_parser, run_command
 from samunet.commands.common import CommandParser
 from samunet.errors import UsageError
 
-PAGE = (Path(__file__).parents[1] / "documentation" / "nnunet_flags.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "documentation" / "guide" / "nnunet_flags.md").read_text(encoding="utf-8")
 ROWS = [
     (command, flag, row.split(" | ")[1].removesuffix(" |"))
     for command, table in re.findall(r"^## samunet_(\w+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
@@ -43,10 +43,6 @@ NNUNET = {
 }
 
 
-def command(name):
-    return importlib.import_module(f"samunet.commands.{name}")
-
-
 @pytest.mark.parametrize("name", NNUNET)
 def test_the_page_has_every_flag_of_nnunet(name):
     assert set(NNUNET[name].split()) <= {flag for of, flag, _ in ROWS if of == name}
@@ -55,9 +51,9 @@ def test_the_page_has_every_flag_of_nnunet(name):
 @pytest.mark.parametrize(("name", "flag", "said"), ROWS, ids=[f"{name} {flag}" for name, flag, _ in ROWS])
 def test_each_flag_does_what_the_page_says(name, flag, said, capsys):
     if not said.startswith("not there: "):
-        assert flag in command(name).build_parser()._option_string_actions
+        assert flag in build_parser(f"samunet_{name}")._option_string_actions
         return
-    assert command(name).main([flag, "x"]) == 2
+    assert run_command(f"samunet_{name}", [flag, "x"]) == 2
     printed = capsys.readouterr().err
     sentence, hint = said.replace("`", "").removeprefix("not there: ").rsplit("; ", 1)
     assert printed == f"error: nnU-Net's {flag} is not there: {sentence}\n  -> {hint}\n"
@@ -76,7 +72,7 @@ def test_each_flag_does_what_the_page_says(name, flag, said, capsys):
     ],
 )
 def test_flags_are_written_out(name, words, text, capsys):
-    assert command(name).main(words) == 2
+    assert run_command(f"samunet_{name}", words) == 2
     assert text in capsys.readouterr().err
 
 
@@ -91,10 +87,10 @@ def test_values_that_look_like_flags_are_values_where_they_can_be():
 
 
 def test_pretrained_weights_and_names_of_checkpoints():
-    train = command("train").build_parser().parse_args(["1", "2d", "0", "-pretrained_weights", "a.safetensors"])
+    train = build_parser("samunet_train").parse_args(["1", "2d", "0", "-pretrained_weights", "a.safetensors"])
     assert (str(train.pretrained), train.p) == ("a.safetensors", "samunetPlans")
     for text in ("best", "checkpoint_best.pth", "checkpoint_best", "checkpoint_best.safetensors"):
-        assert command("predict").build_parser().parse_args(["-i", "a", "-o", "b", "-chk", text]).chk == "best"
-    export = command("export_model_to_zip").build_parser()
+        assert build_parser("samunet_predict").parse_args(["-i", "a", "-o", "b", "-chk", text]).chk == "best"
+    export = build_parser("samunet_export_model_to_zip")
     words = ["-d", "1", "-o", "a.zip", "-chk", "checkpoint_final.pth", "best"]
     assert export.parse_args(words).chk == ["final", "best"]

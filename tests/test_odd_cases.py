@@ -13,7 +13,7 @@ import torch
 from PIL import Image as Picture
 from torch import nn
 
-from samunet.commands import plan_and_preprocess, predict, train
+from samunet.commands import run_command
 from samunet.dataset.layout import load_dataset
 from samunet.files import read_json
 from samunet.inference.options import PredictionOptions
@@ -138,7 +138,7 @@ def test_from_files_to_masks(name, samunet_folders):
     odd = ODD[name]
     write_dataset(samunet_folders, odd)
     dataset, fingerprint, plans, configuration, stored = prepare(samunet_folders)
-    network = configuration.networks["bundled"]
+    network = configuration.networks["small"]
     assert len(fingerprint.empty_cases) == odd.empty
     assert plans.transpose_forward[0] == int(np.argmax(odd.spacing))
 
@@ -202,7 +202,7 @@ def test_large_slices_are_tiled_and_small_ones_padded(samunet_folders):
     odd = ODD["much larger and much smaller than the median"]
     write_dataset(samunet_folders, odd)
     *_, configuration, stored = prepare(samunet_folders)
-    network = configuration.networks["bundled"]
+    network = configuration.networks["small"]
     windows = {}
     for name, case in stored.items():
         grid = SliceGrid.of(case.shape[1:], case.record.stored_spacing, network.spacing, network.input_shape)
@@ -241,7 +241,7 @@ def photographs(samunet_folders):
 @pytest.mark.slow
 def test_photographs_are_reduced_fourfold_and_tiled(photographs, samunet_folders):
     dataset, fingerprint, plans, configuration, stored = prepare(samunet_folders)
-    network = configuration.networks["bundled"]
+    network = configuration.networks["small"]
     assert fingerprint.physical_spacing is False
     assert configuration.normalization == ["divide_by_255"] * 3
     assert stored["a"].shape == (1, 3000, 4000)
@@ -278,22 +278,22 @@ def clear_labels(folder, change):
 
 def test_one_case_trains_as_fold_all_and_predicts(samunet_folders, tiny_dataset, tmp_path, capsys):
     folder = tiny_dataset(ids=("only",))
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
-    assert train.main(["998", "2d", "0", *SHORT]) != 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) != 0
     errors = capsys.readouterr().err
     assert "all" in errors
     assert "Traceback" not in errors
-    assert train.main(["998", "2d", "all", *SHORT]) == 0
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(tmp_path / "out")]) == 0
+    assert run_command("samunet_train", ["998", "2d", "all", *SHORT]) == 0
+    assert run_command("samunet_predict", ["-i", str(folder / "imagesTs"), "-o", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
 def test_three_cases_are_left_out_one_by_one(samunet_folders, tiny_dataset):
     tiny_dataset(ids=("a", "b", "c"))
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
-    assert train.main(["998", "2d", "2", *SHORT]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "2", *SHORT]) == 0
     assert len(read_json(fold_folder(samunet_folders, 2) / "validation" / "summary.json")["metric_per_case"]) == 1
-    assert train.main(["998", "2d", "3", *SHORT]) != 0  # there is no fourth
+    assert run_command("samunet_train", ["998", "2d", "3", *SHORT]) != 0  # there is no fourth
 
 
 @pytest.mark.parametrize("side", ["train", "val"])
@@ -302,8 +302,8 @@ def test_a_class_that_one_side_of_a_fold_lacks(side, samunet_folders, tiny_datas
     # Fold 0 of leave one out validates on the first case.
     kept = {"train": "a", "val": "bc"}[side]
     clear_labels(folder, lambda label, name: np.where(label == 2, 2 if name in kept else 0, label).astype(np.uint8))
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     summary = read_json(fold_folder(samunet_folders, 0) / "validation" / "summary.json")
     (scores,) = [case["metrics"]["2"] for case in summary["metric_per_case"]]
     assert (scores["n_ref"] > 0) == (side == "train")
@@ -312,9 +312,9 @@ def test_a_class_that_one_side_of_a_fold_lacks(side, samunet_folders, tiny_datas
 def test_empty_labels_on_either_side_of_a_fold(samunet_folders, tiny_dataset):
     folder = tiny_dataset(ids=("a", "b", "c"))
     clear_labels(folder, lambda label, name: label if name == "c" else np.zeros_like(label))
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     for fold in "02":  # 0: the validation case is empty, and one training case; 2: all training cases are
-        assert train.main(["998", "2d", fold, *SHORT]) == 0
+        assert run_command("samunet_train", ["998", "2d", fold, *SHORT]) == 0
 
 
 MEMORY = """
@@ -367,7 +367,7 @@ whole = fingerprint.Fingerprint([one.spacing], [one.shape_after_crop], fingerpri
 plans = plan("Dataset001_A", description, whole, PlannerOptions())
 configuration = plans.configuration("2d")
 measure("preprocessing", lambda: run._store(case, description, plans, configuration, folder, "", False))
-network = configuration.networks["bundled"]
+network = configuration.networks["small"]
 predictor = Predictor([Simple()], plans, configuration, network, description, PredictionOptions(device="cpu"))
 predictor.slices.batch_size = 1
 predictor.predict_array(np.zeros((1, 2, 256, 256)), (3.0, 1.0, 1.0))

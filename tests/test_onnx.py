@@ -9,7 +9,7 @@ import torch
 from handed import CASES, NAME, make_model, small_encoder, small_sam
 
 from samunet import api
-from samunet.commands import export_onnx
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
 from samunet.network.build_encoder import build_encoder
@@ -33,7 +33,7 @@ def model(samunet_folders, tiny_dataset, monkeypatch):
 
 
 def export(path, *flags):
-    return export_onnx.main(["998", "2d", "0", "-o", str(path), *flags])
+    return run_command("samunet_export_onnx", ["998", "2d", "0", "-o", str(path), *flags])
 
 
 @needs_onnx
@@ -84,7 +84,7 @@ def test_without_images_it_asks_for_some(model, tmp_path, monkeypatch, capsys):
     assert export(tmp_path / "model.onnx") == 2
     assert "-i imagesTs" in capsys.readouterr().err
     assert export(tmp_path / "model.pth") == 2
-    assert export_onnx.main(["998", "2d", "3", "-o", str(tmp_path / "model.onnx")]) == 2
+    assert run_command("samunet_export_onnx", ["998", "2d", "3", "-o", str(tmp_path / "model.onnx")]) == 2
     assert "fold 3" in capsys.readouterr().err
 
 

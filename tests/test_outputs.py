@@ -302,8 +302,8 @@ def killed(self, *arguments):
         write(self, *arguments)
     os._exit(9)
 SimpleITKReader.write_label = killed
-from samunet.commands.predict import main
-main(sys.argv[1:])
+from samunet.commands import run_command
+run_command("samunet_predict", sys.argv[1:])
 """
 
 

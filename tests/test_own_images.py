@@ -10,8 +10,7 @@ from reduced import reduce_bundled_encoder
 from safetensors.torch import load_file, save_file
 
 from samunet import api
-from samunet.commands import train
-from samunet.commands.pretrain import main
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
 from samunet.imageio.simpleitk import SimpleITKReader
@@ -124,11 +123,11 @@ def test_training_takes_the_result(dataset, capsys):
     for encoder, more in (("vit_b", ["--checkpoint", str(sam)]), ("small", [])):
         shared = ["-p", "vit_bPlans", "-encoder", encoder]
         pretraining = ["-d", "998", *shared, *more, "--iterations", "2", "--batch_size", "2", "-device", "cpu"]
-        assert main(pretraining) == 0
+        assert run_command("samunet_pretrain", pretraining) == 0
         weights = dataset / "results" / NAME / f"pretraining_{encoder}" / f"{encoder}_latest.safetensors"
         assert f"next: samunet_train 998 2d 0 {' '.join(shared)} --checkpoint {weights}" in capsys.readouterr().out
         training = ["998", "2d", "all", *shared, "--checkpoint", str(weights), "--iterations", "1", "--batch_size", "1"]
-        assert train.main([*training, "-device", "cpu", "--overwrite"]) == 0
+        assert run_command("samunet_train", [*training, "-device", "cpu", "--overwrite"]) == 0
         recorded = json.loads(next((dataset / "results").glob("*/*/fold_all/run.json")).read_text())
         card = json.loads(weights.with_suffix(".json").read_text())
         assert recorded["base" if encoder == "vit_b" else "started_from"]["sha256"] == card["sha256"]
@@ -222,15 +221,15 @@ def test_without_a_length_it_ends_with_the_decay_and_goes_on_after_a_kill(datase
         return step(self, factor)
 
     monkeypatch.setattr(run._Pretraining, "_step", step_and_stop)
-    assert main(command) == 130
+    assert run_command("samunet_pretrain", command) == 130
     monkeypatch.setattr(run._Pretraining, "_step", step)
-    assert main(command) == 0
+    assert run_command("samunet_pretrain", command) == 0
     weights = dataset / "results" / NAME / "pretraining_small" / "small_pretrained.safetensors"
     card = json.loads(weights.with_suffix(".json").read_text())
     assert (card["iterations"], card["final_decay"], card["base"]["file"]) == (5, True, "small_pretrained.safetensors")
     assert [piece["final_decay"] for piece in card["pieces"]] == [False, True]
     capsys.readouterr()
-    assert main(command) == 1
+    assert run_command("samunet_pretrain", command) == 1
     assert "is there already" in capsys.readouterr().err
 
 
@@ -274,7 +273,7 @@ def test_other_weights_in_a_folder_are_refused(dataset):
     ],
 )
 def test_wrong_usage_is_told(dataset, arguments, said, capsys):
-    assert main(arguments) == 2
+    assert run_command("samunet_pretrain", arguments) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
@@ -282,7 +281,7 @@ def test_wrong_usage_is_told(dataset, arguments, said, capsys):
 
 def test_missing_things_are_told(dataset, capsys):
     def message(*arguments):
-        assert main(["-d", "998", "--iterations", "1", "-device", "cpu", *arguments]) == 1
+        assert run_command("samunet_pretrain", ["-d", "998", "--iterations", "1", "-device", "cpu", *arguments]) == 1
         error = capsys.readouterr().err
         assert "Traceback" not in error
         return error

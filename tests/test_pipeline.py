@@ -1,6 +1,5 @@
 """The commands from raw data to masks, on a tiny dataset, as a user types them."""
 
-import importlib
 import json
 import os
 import re
@@ -17,15 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 from samunet import api
-from samunet.commands import (
-    evaluate_folder,
-    extract_fingerprint,
-    plan_and_preprocess,
-    plan_experiment,
-    predict,
-    preprocess,
-    train,
-)
+from samunet.commands import run_command
 from samunet.cores import FreeCores
 from samunet.models.folder import open_model_folder
 from samunet.training.run import too_short_to_judge
@@ -38,7 +29,7 @@ SHORT = ["--iterations", "6", "--batch_size", "2"]
 def planned(samunet_folders, tiny_dataset, capsys):
     """A tiny dataset, planned and preprocessed."""
     folder = tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     capsys.readouterr()
     return folder
 
@@ -52,7 +43,7 @@ def read_masks(folder):
 
 
 def test_three_commands(planned, samunet_folders, tmp_path, capsys):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     errors = capsys.readouterr().err
     assert "weights in the package" in errors
     assert "-encoder vit_b" in errors
@@ -72,7 +63,7 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
     assert set(summary) == {"foreground_mean", "mean", "metric_per_case"}
 
     output = tmp_path / "preds"
-    assert predict.main(["-i", str(planned / "imagesTs"), "-o", str(output)]) == 0
+    assert run_command("samunet_predict", ["-i", str(planned / "imagesTs"), "-o", str(output)]) == 0
     assert "the only trained model" in capsys.readouterr().err
     for path in (planned / "imagesTs").glob("*.nii.gz"):
         image = sitk.ReadImage(str(path))
@@ -89,12 +80,12 @@ def test_three_commands(planned, samunet_folders, tmp_path, capsys):
         ["1", "organ", "230", "159", "0", "255"],
         ["2", "core", "86", "180", "233", "255"],
     ]
-    assert evaluate_folder.main([str(planned / "labelsTs"), str(output)]) == 0
+    assert run_command("samunet_evaluate_folder", [str(planned / "labelsTs"), str(output)]) == 0
     assert "Dice" in capsys.readouterr().out
 
 
 def test_a_short_training_is_called_too_short_to_judge(planned, samunet_folders, capsys):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     errors = capsys.readouterr().err
     folder = open_model_folder(model_folder(samunet_folders))
     run = folder.run(0)
@@ -110,15 +101,17 @@ def test_planning_without_writing(planned, samunet_folders, capsys):
     folder = next((samunet_folders / "preprocessed").iterdir())
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
-    for module in (plan_experiment, plan_and_preprocess):
+    for command in ("samunet_plan_experiment", "samunet_plan_and_preprocess"):
         assert (
-            module.main(["-d", "998", "-image_size", "64", "-overwrite_plans_name", "other", "--dry_run", "--json"])
+            run_command(
+                command, ["-d", "998", "-image_size", "64", "-overwrite_plans_name", "other", "--dry_run", "--json"]
+            )
             == 0
         )
         captured = capsys.readouterr()
         plans = json.loads(captured.out)
         assert plans["plans_name"] == "other"
-        assert max(plans["configurations"]["2d"]["networks"]["bundled"]["input_shape"]) == 64
+        assert max(plans["configurations"]["2d"]["networks"]["small"]["input_shape"]) == 64
         assert "nothing was written" in captured.err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
@@ -127,70 +120,70 @@ def test_next_lines_run_as_they_are(samunet_folders, tiny_dataset, tmp_path, mon
     def next_line():
         command = re.search(r"^next: (samunet_.*)$", capsys.readouterr().out, re.MULTILINE)[1]
         name, *words = shlex.split(command)
-        return importlib.import_module(f"samunet.commands.{name.removeprefix('samunet_')}"), words
+        return name, words
 
     tiny_dataset()
     monkeypatch.chdir(tmp_path)
-    assert plan_and_preprocess.main(["-d", "Tiny", "-overwrite_plans_name", "my plans"]) == 0
-    module, words = next_line()
-    assert module.main([*words, *SHORT]) == 0
-    module, words = next_line()
-    assert module.main(words) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "Tiny", "-overwrite_plans_name", "my plans"]) == 0
+    command, words = next_line()
+    assert run_command(command, [*words, *SHORT]) == 0
+    command, words = next_line()
+    assert run_command(command, words) == 0
     assert sorted(path.name for path in Path("preds").glob("*.nii.gz")) == ["test_0.nii.gz", "test_1.nii.gz"]
 
 
 def test_separate_commands_do_the_same_as_one(samunet_folders, tiny_dataset):
     tiny_dataset()
-    for module in (extract_fingerprint, plan_experiment, preprocess):
-        assert module.main(["-d", "998"]) == 0
+    for command in ("samunet_extract_fingerprint", "samunet_plan_experiment", "samunet_preprocess"):
+        assert run_command(command, ["-d", "998"]) == 0
     folder = next((samunet_folders / "preprocessed").iterdir())
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "samunetPlans_2d").iterdir()}
-    assert plan_and_preprocess.main(["-d", "Dataset998_Tiny"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "Dataset998_Tiny"]) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "samunetPlans_2d").iterdir()} == before
 
 
 def test_finished_fold_and_changed_plans_are_protected(planned, samunet_folders, capsys):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
-    assert train.main(["998", "2d", "0", *SHORT]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert plan_experiment.main(["-d", "998", "-image_size", "64"]) == 0
-    assert train.main(["998", "2d", "1", *SHORT]) == 1
+    assert run_command("samunet_plan_experiment", ["-d", "998", "-image_size", "64"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "1", *SHORT]) == 1
     assert "other plans" in capsys.readouterr().err
-    assert train.main(["998", "2d", "0", *SHORT, "--overwrite"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--overwrite"]) == 0
 
 
 def test_validation_only_scores_just_this_folds_cases(planned, samunet_folders):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     validation = model_folder(samunet_folders) / "fold_0" / "validation"
     count = len(json.loads((validation / "summary.json").read_text())["metric_per_case"])
     stale = next(validation.glob("*.nii.gz"))
     (validation / "case_99.nii.gz").write_bytes(stale.read_bytes())
     (validation / "summary.json").unlink()
-    assert train.main(["998", "2d", "0", "--val", "--npz"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "--val", "--npz"]) == 0
     assert len(json.loads((validation / "summary.json").read_text())["metric_per_case"]) == count
     assert len(list(validation.glob("*.npz"))) == count
 
 
 def test_the_best_model_is_validated_beside_the_final_one(planned, samunet_folders, capsys):
-    assert train.main(["998", "2d", "0", *SHORT, "--val_best"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--val_best"]) == 0
     fold = model_folder(samunet_folders) / "fold_0"
     final, best = fold / "validation", fold / "validation_best"
     assert {path.name for path in best.glob("*.nii.gz")} == {path.name for path in final.glob("*.nii.gz")} != set()
     # With the final model's weights as the best, the masks are the final model's.
     shutil.copy(fold / "checkpoint_final.safetensors", fold / "checkpoint_best.safetensors")
     kept = [(path, path.read_bytes()) for path in (fold / "calibration.json", final / "summary.json")]
-    assert train.main(["998", "2d", "0", "--val_best"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "--val_best"]) == 0
     for name, mask in read_masks(final).items():
         assert np.array_equal(read_masks(best)[name], mask)
     assert all(path.read_bytes() == content for path, content in kept)
-    assert train.main(["998", "2d", "all", *SHORT, "--val_best"]) == 2
+    assert run_command("samunet_train", ["998", "2d", "all", *SHORT, "--val_best"]) == 2
     assert "--val_best has no cases to validate" in capsys.readouterr().err
 
 
 def test_fold_all_trains_without_validation(planned, samunet_folders, capsys):
-    assert train.main(["998", "2d", "all", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "all", *SHORT]) == 0
     assert not (model_folder(samunet_folders) / "fold_all" / "validation").exists()
-    assert train.main(["998", "2d", "all", *SHORT]) == 1
+    assert run_command("samunet_train", ["998", "2d", "all", *SHORT]) == 1
     assert "is finished" in capsys.readouterr().err
 
 
@@ -203,8 +196,8 @@ def test_threads_follow_other_programs_unless_updates_are_counted(planned, monke
             watched.append(watch)
 
     monkeypatch.setattr("samunet.training.trainer.FreeCores", Watched)
-    assert train.main(["998", "2d", "all", "--time_budget", "0.1s", "-device", "cpu"]) == 0
-    assert train.main(["998", "2d", "all", "--iterations", "1", "--overwrite", "-device", "cpu"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "all", "--time_budget", "0.1s", "-device", "cpu"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "all", "--iterations", "1", "--overwrite", "-device", "cpu"]) == 0
     assert watched == [True, False]
 
 
@@ -254,22 +247,29 @@ def test_an_interrupted_training_says_that_it_goes_on(planned, samunet_folders, 
         return step(self, batch)
 
     monkeypatch.setattr(trainer.Trainer, "_step", interrupted)
-    assert train.main(["998", "2d", "0", *SHORT]) == 130
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 130
     assert "goes on from here" in capsys.readouterr().err
     monkeypatch.undo()
 
 
 def test_prediction_options(planned, samunet_folders, tmp_path, capsys):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     source, output = str(planned / "imagesTs"), tmp_path / "out"
-    assert predict.main(["-i", source, "-o", str(output), "-num_parts", "2", "-part_id", "0", "--disable_tta"]) == 0
+    assert (
+        run_command(
+            "samunet_predict", ["-i", source, "-o", str(output), "-num_parts", "2", "-part_id", "0", "--disable_tta"]
+        )
+        == 0
+    )
     first = set(read_masks(output))
-    assert predict.main(["-i", source, "-o", str(output), "--continue_prediction", "--disable_tta"]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", source, "-o", str(output), "--continue_prediction", "--disable_tta"]) == 0
+    )
     assert "were there already" in capsys.readouterr().err
     assert first < set(read_masks(output))
     probable = tmp_path / "probable"
     arguments = ["-i", source, "-o", str(probable), "--save_probabilities", "--disable_tta", "-chk", "best"]
-    assert predict.main(arguments) == 0
+    assert run_command("samunet_predict", arguments) == 0
     for name, mask in read_masks(probable).items():
         probabilities = np.load(probable / name.replace(".nii.gz", ".npz"))["probabilities"].astype(np.float32)
         assert probabilities.shape == (3, *mask.shape)
@@ -278,7 +278,7 @@ def test_prediction_options(planned, samunet_folders, tmp_path, capsys):
 
 
 def test_predictor_takes_paths_and_arrays(planned, samunet_folders):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     predictor = api.Predictor.from_folder(model_folder(samunet_folders))
     file = sorted((planned / "imagesTs").glob("*.nii.gz"))[0]
     from_file, geometry = predictor.predict_files([file])
@@ -288,14 +288,14 @@ def test_predictor_takes_paths_and_arrays(planned, samunet_folders):
 
 @pytest.mark.parametrize("orientation", ["RAS", "SLP"])
 def test_images_that_lie_otherwise_than_the_training_images(planned, samunet_folders, tmp_path, orientation):
-    assert train.main(["998", "2d", "0", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT]) == 0
     other, folders = tmp_path / "other", [tmp_path / "straight", tmp_path / "turned"]
     other.mkdir()
     for file in (planned / "imagesTs").glob("*.nii.gz"):
         sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), orientation), str(other / file.name))
     for source, output in zip((planned / "imagesTs", other), folders):
         arguments = ["-i", str(source), "-o", str(output), "--save_probabilities", "--save_uncertainty"]
-        assert predict.main(arguments) == 0
+        assert run_command("samunet_predict", arguments) == 0
     for file in folders[0].glob("**/*.nii.gz"):  # masks and maps of entropy
         straight = sitk.ReadImage(str(file))
         got = sitk.ReadImage(str(folders[1] / file.relative_to(folders[0])))
@@ -311,49 +311,51 @@ def test_images_that_lie_otherwise_than_the_training_images(planned, samunet_fol
 
 def test_model_choice(planned, samunet_folders, tiny_dataset, tmp_path, capsys):
     source, output = planned / "imagesTs", tmp_path / "preds"
-    assert predict.main(["-i", str(source), "-o", str(output)]) == 2
+    assert run_command("samunet_predict", ["-i", str(source), "-o", str(output)]) == 2
     assert "nothing is trained yet" in capsys.readouterr().err
     other = tiny_dataset(name="Dataset997_Other")
-    assert plan_and_preprocess.main(["-d", "997"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "997"]) == 0
     for number in ("998", "997"):
-        assert train.main([number, "2d", "0", *SHORT]) == 0
+        assert run_command("samunet_train", [number, "2d", "0", *SHORT]) == 0
     capsys.readouterr()
     link = tmp_path / "imagesTs"
     link.symlink_to(other / "imagesTs")
-    assert predict.main(["-i", str(link), "-o", str(output)]) == 0  # the link's real path names the dataset
+    assert (
+        run_command("samunet_predict", ["-i", str(link), "-o", str(output)]) == 0
+    )  # the link's real path names the dataset
     assert "the input lies in Dataset997_Other" in capsys.readouterr().err
     plain = tmp_path / "plain"
     plain.mkdir()
     for path in source.iterdir():
         (plain / path.name).write_bytes(path.read_bytes())
-    assert predict.main(["-i", str(plain), "-o", str(output)]) == 2
+    assert run_command("samunet_predict", ["-i", str(plain), "-o", str(output)]) == 2
     message = capsys.readouterr().err
     commands = [line.strip() for line in message.splitlines() if line.strip().startswith("samunet_predict")]
     assert len(commands) == 2
     chosen = next(command for command in commands if "-d Dataset998_Tiny" in command)
-    assert predict.main([*shlex.split(chosen)[1:], "-o", str(output)]) == 0
-    assert predict.main(["-i", str(source), "-o", str(output), "-d", "998", "-f", "3"]) == 2
+    assert run_command("samunet_predict", [*shlex.split(chosen)[1:], "-o", str(output)]) == 0
+    assert run_command("samunet_predict", ["-i", str(source), "-o", str(output), "-d", "998", "-f", "3"]) == 2
     assert "samunet_train Dataset998_Tiny 2d 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "arguments", "expected"),
     [
-        (train, ["998", "3d_fullres", "0"], "has no 3D configurations"),
-        (train, ["998", "2d", "7"], "no fold 7"),
-        (train, ["998", "2d", "first"], "no fold"),
-        (train, ["998", "2d", "0", "--time_budget", "soon"], "20m"),
-        (train, ["998", "2d", "0", "-encoder", "vit_x"], "vit_b, vit_l, vit_h, vit_t, small"),
-        (train, ["998", "2d", "0", "-encoder", "vit_l"], "samunet_plan_experiment"),
-        (train, ["998", "2d", "0", "-p", "otherPlans"], "no plans called otherPlans"),
-        (plan_and_preprocess, ["-d", "5"], "no dataset"),
-        (plan_and_preprocess, ["-d", "998", "-c", "3d_lowres"], "has no 3D configurations"),
-        (plan_experiment, ["-d", "998", "-image_size", "33"], "multiple of"),
-        (predict, ["-i", "nowhere", "-o", "out"], "nowhere does not exist"),
+        ("samunet_train", ["998", "3d_fullres", "0"], "has no 3D configurations"),
+        ("samunet_train", ["998", "2d", "7"], "no fold 7"),
+        ("samunet_train", ["998", "2d", "first"], "no fold"),
+        ("samunet_train", ["998", "2d", "0", "--time_budget", "soon"], "20m"),
+        ("samunet_train", ["998", "2d", "0", "-encoder", "vit_x"], "vit_b, vit_l, vit_h, vit_t, small"),
+        ("samunet_train", ["998", "2d", "0", "-encoder", "vit_l"], "samunet_plan_experiment"),
+        ("samunet_train", ["998", "2d", "0", "-p", "otherPlans"], "no plans called otherPlans"),
+        ("samunet_plan_and_preprocess", ["-d", "5"], "no dataset"),
+        ("samunet_plan_and_preprocess", ["-d", "998", "-c", "3d_lowres"], "has no 3D configurations"),
+        ("samunet_plan_experiment", ["-d", "998", "-image_size", "33"], "multiple of"),
+        ("samunet_predict", ["-i", "nowhere", "-o", "out"], "nowhere does not exist"),
     ],
 )
 def test_wrong_usage_is_explained(planned, capsys, command, arguments, expected):
-    status = command.main(arguments)
+    status = run_command(command, arguments)
     errors = capsys.readouterr().err
     assert status in (1, 2)
     assert expected in errors
@@ -362,7 +364,7 @@ def test_wrong_usage_is_explained(planned, capsys, command, arguments, expected)
 
 def test_sam_without_its_weights_says_where_to_put_them(planned, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("samunet_checkpoints", str(tmp_path / "weights"))
-    assert train.main(["998", "2d", "0", "-encoder", "vit_b"]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", "-encoder", "vit_b"]) == 1
     errors = capsys.readouterr().err
     assert "https://" in errors
     assert str(tmp_path / "weights" / "sam_vit_b_01ec64.pth") in errors

@@ -11,7 +11,7 @@ from test_logits import Threshold
 from test_store import RECORD, make_case
 from torch import nn
 
-from samunet.commands import plan_and_preprocess, predict, train
+from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.imageio.base import Geometry
 from samunet.inference.logits import SlicePredictor, decode
@@ -300,11 +300,11 @@ def cube_dataset(root, name="Dataset998_Cubes", spacing=(1.1, 1.0, 1.2)):
 def test_from_raw_data_to_masks(samunet_folders, capsys):
     """Planned, trained and predicted over three planes: the mask is what the saved probabilities say, in its place."""
     raw = cube_dataset(samunet_folders)
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     plans = json.loads(next((samunet_folders / "preprocessed").glob("*/samunetPlans.json")).read_text())
     assert [axes[0] for axes in plans["configurations"]["2d"]["planes"]] == [0, 1, 2]
     assert plans["transpose_forward"] == [2, 0, 1]  # x is the coarsest
-    assert train.main(["998", "2d", "0", "--iterations", "40", "--batch_size", "4"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "--iterations", "40", "--batch_size", "4"]) == 0
     fold = next((samunet_folders / "results").glob("*/*/fold_0"))
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert summary["foreground_mean"]["Dice"] > 0.5
@@ -312,7 +312,7 @@ def test_from_raw_data_to_masks(samunet_folders, capsys):
     for name, flags in {"three": ["--save_uncertainty"], "one": ["--disable_tta"]}.items():
         out = samunet_folders / name
         command = ["-i", str(raw / "imagesTs"), "-o", str(out), "-d", "998", "-c", "2d", "--save_probabilities", *flags]
-        assert predict.main(command) == 0
+        assert run_command("samunet_predict", command) == 0
         image = sitk.ReadImage(str(out / "test_0.nii.gz"))
         assert image.GetOrigin() == pytest.approx((-3.0, 5.0, 8.5))
         masks[name] = sitk.GetArrayFromImage(image)

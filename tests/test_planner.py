@@ -81,7 +81,7 @@ def test_isotropic_volumes():
     assert configuration.normalization == ["zscore"]
     assert configuration.use_mask_for_norm == [False]
     assert configuration.mirror_axes == [0, 1]
-    bundled, sam = configuration.networks["bundled"], configuration.networks["sam"]
+    bundled, sam = configuration.networks["small"], configuration.networks["vit_b"]
     assert configuration.planes == [[0, 1, 2], [1, 0, 2], [2, 1, 0]]
     # 50 px twofold are 100: the 112 px above it; the widest plane is that of y and z: 36 / 50 of 112 are 80.6, six
     # patches of 16.
@@ -126,7 +126,7 @@ def test_slices_across_the_last_axis_are_reduced_to_the_median():
     assert plans.original_median_shape == [10, 40, 60]
     assert configuration.spacing == [2, 2]
     assert configuration.median_shape == [10, 40, 60]
-    bundled = configuration.networks["bundled"]
+    bundled = configuration.networks["small"]
     assert bundled.input_shape == [160, 224]  # 40 / 60 of 224 are 149.3 px, ten patches of 16
     assert bundled.spacing == pytest.approx(120 / 224)  # the long side has 120 mm
     assert bundled.input_channels == "neighbours"  # 8 mm are 4 pixels
@@ -136,20 +136,20 @@ def test_slices_across_the_last_axis_are_reduced_to_the_median():
 def test_thin_structures_get_a_larger_input(edges, size):
     # 1000 pixels of 0.5 x 0.5 mm with so many edges: 2000 / (edges x pi / 4) pixels wide, of a slice of 600.
     fingerprint = measure([(9, 600, 600)] * 3, [(3, 0.5, 0.5)] * 3, voxels=1000, faces=(7, edges // 2, edges // 2))
-    bundled = make_plan(fingerprint).configuration("2d").networks["bundled"]
+    bundled = make_plan(fingerprint).configuration("2d").networks["small"]
     assert bundled.input_shape == [size, size]
     assert ("thin structures" in bundled.why["input_shape"]) == (size > 224)
 
 
 def test_unequal_pixels_give_an_input_in_millimetres():
     fingerprint = measure([(10, 100, 100)] * 3, [(9, 2, 1)] * 3)
-    network = make_plan(fingerprint).configuration("2d").networks["bundled"]
+    network = make_plan(fingerprint).configuration("2d").networks["small"]
     assert network.input_shape == [224, 112]
     assert network.spacing == pytest.approx(200 / 224)
 
 
 def test_thick_slices_have_no_neighbours():
-    network = make_plan(measure([(10, 64, 64)] * 3, [(10, 1.5, 1.5)] * 3)).configuration("2d").networks["sam"]
+    network = make_plan(measure([(10, 64, 64)] * 3, [(10, 1.5, 1.5)] * 3)).configuration("2d").networks["vit_b"]
     assert network.input_channels == "repeat"
 
 
@@ -158,7 +158,7 @@ def test_four_channels_inside_a_mask():
     configuration = make_plan(fingerprint, describe(("T1", "T2", "CT", "noNorm"))).configuration("2d")
     assert configuration.normalization == ["zscore", "zscore", "ct", "nonorm"]
     assert configuration.use_mask_for_norm == [True, True, False, False]
-    assert configuration.networks["sam"].input_channels == "projection"
+    assert configuration.networks["vit_b"].input_channels == "projection"
 
 
 def in_order(distance, cases=6):
@@ -207,8 +207,8 @@ def test_colour_pictures():
     for network in configuration.networks.values():
         assert network.spacing is None
         assert network.input_channels == "as_they_are"
-    assert configuration.networks["bundled"].input_shape == [176, 224]  # 300 / 384 of 224 are 175 px
-    assert configuration.networks["sam"].input_shape == [800, 1024]
+    assert configuration.networks["small"].input_shape == [176, 224]  # 300 / 384 of 224 are 175 px
+    assert configuration.networks["vit_b"].input_shape == [800, 1024]
 
 
 @pytest.mark.parametrize("size", [448, 64])
@@ -226,7 +226,7 @@ def test_a_given_encoder():
         plans = make_plan(encoder=encoder)
         assert plans.encoder == encoder
         networks = plans.configuration("2d").networks
-        assert {family: network.encoder for family, network in networks.items()} == {"sam": sam, "bundled": "small"}
+        assert {name: network.encoder for name, network in networks.items()} == {sam: sam, "small": "small"}
 
 
 def test_a_given_spacing():
@@ -292,26 +292,26 @@ def squares():
     ],
 )
 def test_the_memory_target_has_blocks_computed_twice_before_it_limits_the_size(options, size, twice):
-    network = make_plan(squares(), **options).configuration("2d").networks["sam"]
+    network = make_plan(squares(), **options).configuration("2d").networks[options.get("encoder", "vit_b")]
     assert network.input_shape == [size, size]
     assert network.checkpoint_blocks is twice
     assert ("a smaller input would cost accuracy" in network.why["checkpoint_blocks"]) == twice
 
 
 def test_with_blocks_computed_twice_the_batch_follows_from_what_that_leaves():
-    network = make_plan(squares(), gpu_memory_target_gb=2.0).configuration("2d").networks["sam"]
+    network = make_plan(squares(), gpu_memory_target_gb=2.0).configuration("2d").networks["vit_b"]
     # 0.25 GB and 0.63 for each image: two of them, and three would be 2.13 GB.
     assert (network.batch_size, network.accumulation) == (2, 6)
     assert network.memory_bytes == pytest.approx(0.25e9 + 2 * 0.63e9, rel=0.01)
-    assert network.training_gflops == make_plan(squares()).configuration("2d").networks["sam"].training_gflops
+    assert network.training_gflops == make_plan(squares()).configuration("2d").networks["vit_b"].training_gflops
 
 
 def test_a_smaller_configuration_need_not_compute_blocks_twice():
     plans = make_plan(squares(), gpu_memory_target_gb=2.0)
-    smaller = plans.configuration("2d_896").networks["sam"]
-    assert plans.configurations["2d_896"]["networks"]["sam"]["checkpoint_blocks"] is False
+    smaller = plans.configuration("2d_896").networks["vit_b"]
+    assert plans.configurations["2d_896"]["networks"]["vit_b"]["checkpoint_blocks"] is False
     assert smaller.why["checkpoint_blocks"] == "a step with one image takes 1.64 GB, within 2 GB"
-    assert "checkpoint_blocks" not in make_plan(squares()).configurations["2d_896"]["networks"]["sam"]
+    assert "checkpoint_blocks" not in make_plan(squares()).configurations["2d_896"]["networks"]["vit_b"]
 
 
 def test_smaller_configurations_inherit_the_rest():
@@ -322,12 +322,12 @@ def test_smaller_configurations_inherit_the_rest():
         assert plans.configurations[f"2d_{size}"]["inherits_from"] == "2d"
         smaller, same_size = plans.configuration(f"2d_{size}"), make_plan(image_size=size).configuration("2d")
         assert smaller.data_identifier == base.data_identifier  # the same stored slices
-        assert smaller.networks["bundled"] == base.networks["bundled"]
-        for field in fields(base.networks["sam"]):
+        assert list(smaller.networks) == ["vit_b"]  # with the small encoder it would be 2d again
+        for field in fields(base.networks["vit_b"]):
             if field.name != "why":
-                own = getattr(smaller.networks["sam"], field.name)
-                assert own == getattr(same_size.networks["sam"], field.name), field.name
-        assert max(smaller.networks["sam"].input_shape) == size
+                own = getattr(smaller.networks["vit_b"], field.name)
+                assert own == getattr(same_size.networks["vit_b"], field.name), field.name
+        assert max(smaller.networks["vit_b"].input_shape) == size
 
 
 def test_plans_survive_their_file(tmp_path):
@@ -351,20 +351,20 @@ def test_memory_estimate_grows_as_it_should():
 def test_many_classes_take_memory_at_the_networks_input_size():
     """24 bytes a pixel and class: of 104 classes more, 2.6 GB for an image of 1024 x 1024 px."""
     many = describe(labels=["background", *(f"organ {index}" for index in range(106))])
-    few, much = (make_plan(squares(), labels).configuration("2d").networks["sam"] for labels in (None, many))
+    few, much = (make_plan(squares(), labels).configuration("2d").networks["vit_b"] for labels in (None, many))
     assert few.batch_size > much.batch_size == 1
     assert few.memory_bytes <= 8e9
     assert 4.5e9 < much.memory_bytes <= 8e9
     # SAMed's loss has a sixteenth of the pixels: at 512 px 0.05 GB.
-    assert make_plan(squares(), many, recipe="samed").configuration("2d").networks["sam"].batch_size >= 8
+    assert make_plan(squares(), many, recipe="samed").configuration("2d").networks["vit_b"].batch_size >= 8
 
 
 def test_flags_for_the_small_encoder_change_none_of_sams_configurations():
     flagged, plain = (make_plan(encoder="small", **flags) for flags in ({"adaptation": "full"}, {}))
     assert list(flagged.configurations) == ["2d", "2d_896", "2d_672", "2d_448"]
     for name in flagged.configurations:
-        network = flagged.configuration(name).networks["sam"]
-        assert network == plain.configuration(name).networks["sam"]
+        network = flagged.configuration(name).networks["vit_b"]
+        assert network == plain.configuration(name).networks["vit_b"]
         assert network.adaptation == "lora"
 
 

@@ -17,6 +17,8 @@ from samunet.plans import (
     read_plans,
 )
 
+TINY = {"encoder": "vit_t", "checkpoint_blocks": True}
+
 
 def make_network(**changes):
     values = {
@@ -32,8 +34,8 @@ def make_plans(**configurations):
     configuration = ConfigurationPlan(
         data_identifier="samunetPlans_2d", spacing=[0.7, 1.0], median_shape=[36, 50, 35], normalization=["zscore"],
         use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=0.33, networks={
-            "sam": make_network(),
-            "bundled": make_network(encoder="small", adaptation="full", lora=None, input_shape=[112, 80]),
+            "vit_b": make_network(),
+            "small": make_network(encoder="small", adaptation="full", lora=None, input_shape=[112, 80]),
         },
     )  # fmt: skip
     return Plans(
@@ -62,27 +64,27 @@ def edit(path, change):
 def test_round_trip(path):
     assert read_plans(path) == make_plans()
     configuration = read_plans(path).configuration("2d")
-    assert configuration.networks["sam"] == make_network()
-    assert configuration.networks["bundled"].lora is None
+    assert configuration.networks["vit_b"] == make_network()
+    assert configuration.networks["small"].lora is None
     assert isinstance(configuration, ConfigurationPlan)
 
 
 def test_round_trip_without_physical_spacing(path):
     edit(path, lambda data: data.update(physical_spacing=False))
     edit(path, lambda data: data["configurations"]["2d"].update(spacing=None))
-    edit(path, lambda data: sam(data).update(spacing=None))
-    edit(path, lambda data: data["configurations"]["2d"]["networks"]["bundled"].update(spacing=None))
+    edit(path, lambda data: network(data).update(spacing=None))
+    edit(path, lambda data: data["configurations"]["2d"]["networks"]["small"].update(spacing=None))
     configuration = read_plans(path).configuration("2d")
     assert configuration.spacing is None
-    assert configuration.networks["sam"].spacing is None
+    assert configuration.networks["vit_b"].spacing is None
 
 
 def test_plans_from_before_checkpointing_go_on_loading(path):
-    assert sam(json.loads(path.read_text())).pop("checkpoint_blocks") is False
-    edit(path, lambda data: sam(data).pop("checkpoint_blocks"))
-    assert read_plans(path).configuration("2d").networks["sam"] == make_network()
-    edit(path, lambda data: sam(data).update(checkpoint_blocks=True))
-    assert read_plans(path).configuration("2d").networks["sam"] == make_network(checkpoint_blocks=True)
+    assert network(json.loads(path.read_text())).pop("checkpoint_blocks") is False
+    edit(path, lambda data: network(data).pop("checkpoint_blocks"))
+    assert read_plans(path).configuration("2d").networks["vit_b"] == make_network()
+    edit(path, lambda data: network(data).update(checkpoint_blocks=True))
+    assert read_plans(path).configuration("2d").networks["vit_b"] == make_network(checkpoint_blocks=True)
 
 
 def test_plans_from_before_muon_mean_adamw(path):
@@ -99,8 +101,8 @@ def two_d(data):
     return data["configurations"]["2d"]
 
 
-def sam(data):
-    return two_d(data)["networks"]["sam"]
+def network(data):
+    return two_d(data)["networks"]["vit_b"]
 
 
 def without_spacing(data):
@@ -128,16 +130,16 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
         (lambda data: data["configurations"]["2d"].update(median_shape=[1.5, 2, 3]), r"median_shape\.0: .*integer"),
         (lambda data: data["configurations"]["2d"].update(normalization="zscore"), "normalization: .*array"),
         (lambda data: data["configurations"]["2d"].update(normalization=["zscroe"]), "normalization"),
-        (lambda data: sam(data).update(batch_size="4"), r"networks\.sam\.batch_size: .*integer.*got '4'"),
-        (lambda data: sam(data).update(batchsize=4), r"networks\.sam\.batchsize: .*Unexpected"),
-        (lambda data: sam(data).update(adaptation="vpt"), r"networks\.sam\.adaptation: .*'adapter' or 'full'"),
-        (lambda data: sam(data)["lora"].update(targets=["q", "w"]), r"networks\.sam\.lora\.targets\.1: "),
-        (lambda data: sam(data).update(input_shape=[1_000_000, 1_000_000]), r"input_shape\.0: .*less than .* 4096"),
-        (lambda data: sam(data).update(batch_size=10**6), "batch_size: .*less than .* 100000"),
-        (lambda data: sam(data).update(learning_rate=1e9), "learning_rate: .*less than .* 100"),
-        (lambda data: sam(data)["lora"].update(rank=5000), "lora.rank: .*less than .* 1024"),
+        (lambda data: network(data).update(batch_size="4"), r"networks\.vit_b\.batch_size: .*integer.*got '4'"),
+        (lambda data: network(data).update(batchsize=4), r"networks\.vit_b\.batchsize: .*Unexpected"),
+        (lambda data: network(data).update(adaptation="vpt"), r"networks\.vit_b\.adaptation: .*'adapter' or 'full'"),
+        (lambda data: network(data)["lora"].update(targets=["q", "w"]), r"networks\.vit_b\.lora\.targets\.1: "),
+        (lambda data: network(data).update(input_shape=[1_000_000, 1_000_000]), r"input_shape\.0: .*less than .* 4096"),
+        (lambda data: network(data).update(batch_size=10**6), "batch_size: .*less than .* 100000"),
+        (lambda data: network(data).update(learning_rate=1e9), "learning_rate: .*less than .* 100"),
+        (lambda data: network(data)["lora"].update(rank=5000), "lora.rank: .*less than .* 1024"),
         (lambda data: data.update(configurations={str(index): {} for index in range(101)}), "at most 100 items"),
-        (lambda data: sam(data)["lora"].update(dropout=0.1), r"networks\.sam\.lora\.dropout: .*Unexpected"),
+        (lambda data: network(data)["lora"].update(dropout=0.1), r"networks\.vit_b\.lora\.dropout: .*Unexpected"),
         (lambda data: data.update(transpose_forward=[0, 0, 1]), r"transpose_forward .*once, got \[0, 0, 1\]"),
         (lambda data: data.update(transpose_forward=[0, 1]), "transpose_forward: .*at least 3"),
         (lambda data: data.update(transpose_forward=[1, 2, 3]), r"transpose_forward\.2: .*less than or equal to 2"),
@@ -159,7 +161,7 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
             "planes must be .* without physical",
         ),
         (
-            lambda data: (sam(data).update(recipe="samed"), two_d(data).update(planes=[[0, 1, 2], [1, 0, 2]])),
+            lambda data: (network(data).update(recipe="samed"), two_d(data).update(planes=[[0, 1, 2], [1, 0, 2]])),
             "planes must be .* recipe samed",
         ),
         (lambda data: data["configurations"]["2d"].update(foreground_share=1.5), "foreground_share: .*equal to 1"),
@@ -174,27 +176,30 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
             lambda data: data["configurations"]["2d"].update(data_identifier="../raw"),
             "data_identifier must be the name",
         ),
-        (lambda data: data["configurations"]["2d"]["networks"].pop("bundled"), "networks: .*at least 2"),
-        (lambda data: sam(data).update(encoder="vit_x"), r"networks\.sam\.encoder must be one of vit_b.*'vit_x'"),
-        (lambda data: sam(data).update(encoder="small"), r"networks\.sam\.encoder must be one of vit_b.*'small'"),
-        (lambda data: sam(data).update(input_shape=[1000, 720]), r"networks\.sam\.input_shape must be multiples.* 16"),
-        (lambda data: sam(data).update(input_shape=[1024]), r"networks\.sam\.input_shape: .*at least 2"),
-        (lambda data: sam(data).update(input_shape=[0, 16]), r"networks\.sam\.input_shape\.0: .*equal to 1"),
-        (lambda data: sam(data).update(spacing=-0.1), r"networks\.sam\.spacing: .*greater than 0"),
-        (lambda data: sam(data).update(spacing=None), r"networks\.sam\.spacing must be a number"),
-        (lambda data: sam(data).update(batch_size=0), r"networks\.sam\.batch_size: .*equal to 1"),
-        (lambda data: sam(data).update(accumulation=-1), r"networks\.sam\.accumulation: .*equal to 1"),
-        (lambda data: sam(data).update(learning_rate=0), r"networks\.sam\.learning_rate: .*greater than 0"),
-        (lambda data: sam(data).update(weight_decay=-1), r"networks\.sam\.weight_decay: .*equal to 0"),
-        (lambda data: sam(data)["lora"].update(rank=0), r"networks\.sam\.lora\.rank: .*equal to 1"),
-        (lambda data: sam(data)["lora"].update(targets=[]), r"networks\.sam\.lora\.targets: .*at least 1"),
-        (lambda data: sam(data).update(lora=None), r"networks\.sam\.lora must be given with"),
-        (lambda data: sam(data).update(adaptation="full"), r"networks\.sam\.lora must not be given with"),
-        (lambda data: sam(data).update(optimizer="sgd"), r"networks\.sam\.optimizer: .*'adamw' or 'muon'"),
-        (lambda data: sam(data).update(checkpoint_blocks=1), r"networks\.sam\.checkpoint_blocks: .*boolean"),
+        (lambda data: two_d(data).update(networks={}), "networks: .*at least 1"),
+        (lambda data: network(data).update(encoder="vit_x"), r"networks\.vit_b\.encoder must be one of vit_b.*'vit_x'"),
+        (lambda data: network(data).update(encoder="small"), r"networks\.vit_b\.encoder must be 'vit_b'.*'small'"),
         (
-            lambda data: sam(data).update(encoder="vit_t", checkpoint_blocks=True),
-            r"networks\.sam\.checkpoint_blocks must be false for vit_t",
+            lambda data: network(data).update(input_shape=[1000, 720]),
+            r"networks\.vit_b\.input_shape must be multiples.* 16",
+        ),
+        (lambda data: network(data).update(input_shape=[1024]), r"networks\.vit_b\.input_shape: .*at least 2"),
+        (lambda data: network(data).update(input_shape=[0, 16]), r"networks\.vit_b\.input_shape\.0: .*equal to 1"),
+        (lambda data: network(data).update(spacing=-0.1), r"networks\.vit_b\.spacing: .*greater than 0"),
+        (lambda data: network(data).update(spacing=None), r"networks\.vit_b\.spacing must be a number"),
+        (lambda data: network(data).update(batch_size=0), r"networks\.vit_b\.batch_size: .*equal to 1"),
+        (lambda data: network(data).update(accumulation=-1), r"networks\.vit_b\.accumulation: .*equal to 1"),
+        (lambda data: network(data).update(learning_rate=0), r"networks\.vit_b\.learning_rate: .*greater than 0"),
+        (lambda data: network(data).update(weight_decay=-1), r"networks\.vit_b\.weight_decay: .*equal to 0"),
+        (lambda data: network(data)["lora"].update(rank=0), r"networks\.vit_b\.lora\.rank: .*equal to 1"),
+        (lambda data: network(data)["lora"].update(targets=[]), r"networks\.vit_b\.lora\.targets: .*at least 1"),
+        (lambda data: network(data).update(lora=None), r"networks\.vit_b\.lora must be given with"),
+        (lambda data: network(data).update(adaptation="full"), r"networks\.vit_b\.lora must not be given with"),
+        (lambda data: network(data).update(optimizer="sgd"), r"networks\.vit_b\.optimizer: .*'adamw' or 'muon'"),
+        (lambda data: network(data).update(checkpoint_blocks=1), r"networks\.vit_b\.checkpoint_blocks: .*boolean"),
+        (
+            lambda data: two_d(data).update(networks={"vit_t": network(data) | TINY}),
+            r"networks\.vit_t\.checkpoint_blocks must be false for vit_t",
         ),
     ],
 )
@@ -217,20 +222,64 @@ def test_missing_and_damaged_files(tmp_path):
 def test_inheritance_changes_only_what_is_given():
     plans = make_plans(
         **{
-            "2d_896": {"inherits_from": "2d", "networks": {"sam": {"input_shape": [896, 640], "spacing": 0.14}}},
-            "2d_bs4": {"inherits_from": "2d_896", "mirror_axes": [], "networks": {"sam": {"batch_size": 4}}},
+            "2d_896": {"inherits_from": "2d", "networks": {"vit_b": {"input_shape": [896, 640], "spacing": 0.14}}},
+            "2d_bs4": {"inherits_from": "2d_896", "mirror_axes": [], "networks": {"vit_b": {"batch_size": 4}}},
         }
     )
     base, middle, last = (plans.configuration(name) for name in ("2d", "2d_896", "2d_bs4"))
-    assert middle.networks["sam"] == make_network(input_shape=[896, 640], spacing=0.14)
-    assert last.networks["sam"] == make_network(input_shape=[896, 640], spacing=0.14, batch_size=4)
+    assert middle.networks["vit_b"] == make_network(input_shape=[896, 640], spacing=0.14)
+    assert last.networks["vit_b"] == make_network(input_shape=[896, 640], spacing=0.14, batch_size=4)
     assert (base.mirror_axes, middle.mirror_axes, last.mirror_axes) == ([0, 1], [0, 1], [])
-    assert base.networks["bundled"] == middle.networks["bundled"] == last.networks["bundled"]
-    assert base.networks["sam"] == make_network()
+    assert base.networks["small"] == middle.networks["small"] == last.networks["small"]
+    assert base.networks["vit_b"] == make_network()
+
+
+def test_a_configuration_may_leave_out_a_network():
+    plans = make_plans(**{"2d_sam": {"inherits_from": "2d", "networks": {"small": None}}})
+    assert list(plans.configuration("2d_sam").networks) == ["vit_b"]
+    with pytest.raises(UsageError, match="hold networks for vit_b, not for small") as caught:
+        plans.network(plans.configuration("2d_sam"), "small")
+    assert caught.value.hint == "plan for it: samunet_plan_experiment -d Dataset027_ACDC -encoder small"
+
+
+def older(data):
+    """The same plans as samunet 0.1.0 wrote them, with networks called by their kind."""
+    for configuration in data["configurations"].values():
+        networks = configuration.get("networks", {})
+        for name, kind in (("vit_b", "sam"), ("vit_h", "sam"), ("small", "bundled")):
+            if name in networks:
+                networks[kind] = networks.pop(name)
+
+
+def test_plans_of_0_1_0_are_read_with_encoders_as_names(path):
+    smaller = {"inherits_from": "2d", "networks": {"vit_b": {"input_shape": [896, 640]}}}
+    own = {"inherits_from": "2d_896", "mirror_axes": [], "networks": {"small": {"learning_rate": 5e-4}}}
+    larger = {"inherits_from": "2d", "networks": {"vit_h": {"encoder": "vit_h", "batch_size": 2}}}
+    new = make_plans(**{"2d_896": smaller, "mine": own, "no_networks": {"inherits_from": "2d"}})
+    new.write(path)
+    edit(path, older)
+    assert "bundled" in path.read_text()
+    assert read_plans(path) == new
+    assert read_plans(path).configuration("mine").networks["small"].learning_rate == 5e-4
+    edit(path, lambda data: data["configurations"].update(larger=larger))
+    edit(path, older)
+    networks = read_plans(path).configuration("larger").networks
+    assert networks["vit_h"] == make_network(encoder="vit_h", batch_size=2)
+    assert networks["vit_b"] == make_network()
+
+
+@pytest.mark.parametrize("networks", [{"sam": 5}, {"sam": {"batch_size": 2}}, {"sam": {"encoder": 5}}, 7])
+def test_damaged_plans_of_0_1_0_are_refused(path, networks):
+    edit(path, lambda data: data["configurations"].update(odd={"networks": networks, "inherits_from": "odd"}))
+    with pytest.raises(SamunetError, match="in a circle"):
+        read_plans(path)
+    edit(path, lambda data: data["configurations"].update(odd={"networks": networks}))
+    with pytest.raises(SamunetError, match="configuration 'odd'"):
+        read_plans(path)
 
 
 def test_inheritance_survives_the_file(tmp_path):
-    changes = {"inherits_from": "2d", "networks": {"sam": {"batch_size": 4}}}
+    changes = {"inherits_from": "2d", "networks": {"vit_b": {"batch_size": 4}}}
     plans = make_plans(**{"2d_bs4": changes})
     plans.write(tmp_path / "p.json")
     read = read_plans(tmp_path / "p.json")
@@ -245,7 +294,7 @@ def test_inheritance_survives_the_file(tmp_path):
         ({"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}, "in a circle: a -> b -> a"),
         ({"a": {"inherits_from": "2D"}}, "'a' inherits from '2D', which does not exist"),
         ({"a": {"inherits_from": ["2d"]}}, "inherits_from|inherits from"),
-        ({"a": {"inherits_from": "2d", "networks": {"sam": {"batch_size": 1.5}}}}, "'a'.*sam.batch_size.*integer"),
+        ({"a": {"inherits_from": "2d", "networks": {"vit_b": {"batch_size": 1.5}}}}, "'a'.*vit_b.batch_size.*integer"),
         ({"a": {"inherits_from": "2d", "netwroks": {}}}, "'a'.*netwroks.*Unexpected"),
     ],
 )

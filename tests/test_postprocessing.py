@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands import apply_postprocessing, determine_postprocessing
+from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.inference.postprocessing import (
@@ -101,7 +101,9 @@ def write_folder(folder, masks, description=None):
 def determine(tmp_path, masks, references, description):
     predictions = write_folder(tmp_path / "predictions", masks, description)
     labels = write_folder(tmp_path / "labels", references)
-    assert determine_postprocessing.main(["-i", str(predictions), "-ref", str(labels), "-np", "0"]) == 0
+    assert (
+        run_command("samunet_determine_postprocessing", ["-i", str(predictions), "-ref", str(labels), "-np", "0"]) == 0
+    )
     return predictions, json.loads((predictions / "postprocessing.json").read_text())
 
 
@@ -166,7 +168,7 @@ def test_pictures_and_many_classes(tmp_path):
     Image.fromarray(label).save(source / "a.png")
     Postprocessing((Step("last", (200,), (0,)),)).write(tmp_path / "steps.json")
     flags = ["-i", str(source), "-o", str(output), "-pp_json", str(tmp_path / "steps.json")]
-    assert apply_postprocessing.main(flags) == 0
+    assert run_command("samunet_apply_postprocessing", flags) == 0
     assert np.array_equal(np.asarray(Image.open(output / "a.png")), volume((200, (0, 4), (0, 4)))[0])
     large = np.zeros((2, 12, 12), np.uint16)
     large[:, :4, :4], large[:, 9:, 9:] = 300, 300
@@ -184,11 +186,13 @@ def test_wrong_usage_is_explained(tmp_path, capsys):
         (["-i", str(folder), "-o", str(tmp_path / "out")], "postprocessing.json does not exist"),
         (["-i", str(tmp_path / "none"), "-o", str(tmp_path / "out"), "-pp_json", str(steps)], "is not a folder"),
     ):
-        assert apply_postprocessing.main(flags) == 2
+        assert run_command("samunet_apply_postprocessing", flags) == 2
         assert expected in capsys.readouterr().err
     labels = write_folder(tmp_path / "labels", {"b": volume()})
-    assert determine_postprocessing.main(["-i", str(folder), "-ref", str(labels)]) == 1
+    assert run_command("samunet_determine_postprocessing", ["-i", str(folder), "-ref", str(labels)]) == 1
     assert "-dataset_json" in capsys.readouterr().err
     write_folder(tmp_path / "described", {"a": volume()}, {"labels": {"background": 0, "organ": 1}})
-    assert determine_postprocessing.main(["-i", str(tmp_path / "described"), "-ref", str(labels)]) == 1
+    assert (
+        run_command("samunet_determine_postprocessing", ["-i", str(tmp_path / "described"), "-ref", str(labels)]) == 1
+    )
     assert "has no label for 1 of 1 masks, such as a" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The commands of ``documentation/preparing_a_dataset.md``, run as they stand, make datasets that samunet accepts."""
+"""The commands of ``documentation/guide/prepare.md``, run as they stand, make datasets that samunet accepts."""
 
 import json
 import re
@@ -10,13 +10,13 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from samunet.commands.make_dataset import main
+from samunet.commands import run_command
 from samunet.dataset.description import description_from_json
 from samunet.dataset.layout import load_dataset
 from samunet.files import read_json
 from samunet.preprocessing.case import read_case
 
-PAGE = Path(__file__).parents[1] / "documentation" / "preparing_a_dataset.md"
+PAGE = Path(__file__).parents[1] / "documentation" / "guide" / "prepare.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^samunet_make_dataset (.*)$", TEXT, re.MULTILINE)
 
@@ -103,7 +103,7 @@ def test_every_command_is_tested():
 def test_worked_example(command, make_sources, name, channels, labels, samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_sources(tmp_path)
-    assert main(shlex.split(command)) == 0
+    assert run_command("samunet_make_dataset", shlex.split(command)) == 0
     dataset = load_dataset(name)
     assert dataset.description.channel_names == channels
     assert dataset.description.labels.names == labels
@@ -119,7 +119,7 @@ def test_the_regions_fit_the_tumours(samunet_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tumours(tmp_path)
     (command,) = (command for command in COMMANDS if "--name Tumour" in command)
-    assert main(shlex.split(command)) == 0
+    assert run_command("samunet_make_dataset", shlex.split(command)) == 0
     content = read_json(tmp_path / "raw" / "Dataset013_Tumour" / "dataset.json")
     (regions,) = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
     assert regions["channel_names"] == content["channel_names"]

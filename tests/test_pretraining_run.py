@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from samunet.commands.pretrain import main
+from samunet.commands import run_command
 from samunet.cores import FreeCores
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
@@ -55,7 +55,11 @@ def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
     assert (
-        main(f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3".split()) == 130
+        run_command(
+            "samunet_pretrain",
+            f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3".split(),
+        )
+        == 130
     )
     monkeypatch.undo()
     assert not (tmp_path / run.WEIGHTS_SO_FAR.format("small")).exists()
@@ -196,10 +200,10 @@ def test_wrong_usage(tmp_path, capsys):
     ):
         with pytest.raises(UsageError):
             options(**changes)
-    assert main(["--out", str(tmp_path), "--iterations", "1", "--objective", "x"]) == 2
-    assert main(["--out", str(tmp_path)]) == 2
+    assert run_command("samunet_pretrain", ["--out", str(tmp_path), "--iterations", "1", "--objective", "x"]) == 2
+    assert run_command("samunet_pretrain", ["--out", str(tmp_path)]) == 2
     (tmp_path / "file").touch()
-    assert main(["--out", str(tmp_path / "file"), "--iterations", "1"]) == 1
+    assert run_command("samunet_pretrain", ["--out", str(tmp_path / "file"), "--iterations", "1"]) == 1
     assert "--time_budget" in capsys.readouterr().err
 
 
@@ -224,7 +228,7 @@ def test_a_pretraining_starts_from_the_weights_of_another(four, tmp_path, capsys
     command = (
         f"--out {tmp_path} --checkpoint {source} --iterations 1 --batch_size 2 --image_size 32 -device cpu --lr 1e-9"
     )
-    assert main(command.split()) == 0
+    assert run_command("samunet_pretrain", command.split()) == 0
     assert f"--checkpoint {source} --final_decay" in capsys.readouterr().out
     weights = load_file(tmp_path / "small_latest.safetensors")
     for name, value in load_file(source).items():
@@ -232,9 +236,9 @@ def test_a_pretraining_starts_from_the_weights_of_another(four, tmp_path, capsys
     card = json.loads((tmp_path / "small_latest.json").read_text())
     assert card["images_seen"] == 2
     assert card["base"]["card"]["images_seen"] == json.loads((four / "small_latest.json").read_text())["images_seen"]
-    assert main(command.replace("--iterations 1", "--iterations 2").split()) == 0  # goes on
+    assert run_command("samunet_pretrain", command.replace("--iterations 1", "--iterations 2").split()) == 0  # goes on
     without = command.replace(f"--checkpoint {source} ", "").replace("--iterations 1", "--iterations 3")
-    assert main(without.split()) == 1
+    assert run_command("samunet_pretrain", without.split()) == 1
     said = capsys.readouterr().err
     assert "was begun with" in said
     assert "give the same --checkpoint" in said
@@ -247,7 +251,7 @@ def test_a_pretraining_starts_from_no_trained_fold(four, tmp_path, capsys):
     state[name] = state[name][:2].clone()
     save_file(state, tmp_path / "fold.safetensors")
     command = f"--out {tmp_path / 'out'} --checkpoint {tmp_path / 'fold.safetensors'} --iterations 1 -device cpu"
-    assert main(command.split()) == 1
+    assert run_command("samunet_pretrain", command.split()) == 1
     errors = capsys.readouterr().err
     assert "mask_tokens" in errors
     assert "samunet_pretrain wrote" in errors

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from samunet.commands import plan_and_preprocess, predict, train
+from samunet.commands import run_command
 from samunet.encoders import BUNDLED_WEIGHTS, encoder_facts
 from samunet.errors import SamunetError
 from samunet.models.pretrained import base_weights
@@ -56,9 +56,9 @@ def test_a_file_of_another_encoder_is_refused(weights):
 @pytest.mark.slow
 def test_train_and_predict_from_pretrained_weights(samunet_folders, tiny_dataset, weights, tmp_path, capsys):
     folder = tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     short = ["--iterations", "1", "--batch_size", "1", "-encoder", "small", "--checkpoint", str(weights)]
-    assert train.main(["998", "2d", "0", *short]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *short]) == 0
     errors = capsys.readouterr().err
     assert str(weights) in errors
     assert "random weights" not in errors
@@ -68,20 +68,23 @@ def test_train_and_predict_from_pretrained_weights(samunet_folders, tiny_dataset
     trained = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
     start = load_file(weights)["image_encoder.blocks.0.attn.qkv.weight"].float()
     assert torch.allclose(trained, start, atol=5e-3)
-    assert predict.main(["-i", str(folder / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", str(folder / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"])
+        == 0
+    )
     assert len(list((tmp_path / "preds").glob("*.nii.gz"))) == 2
 
 
 def test_random_weights_are_asked_for_and_kept_to(samunet_folders, tiny_dataset, capsys):
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     short = ["--iterations", "1", "--batch_size", "1", "-encoder", "small"]
-    assert train.main(["998", "2d", "0", *short, "--random_weights", "--checkpoint", "x.pth"]) == 2
-    assert train.main(["998", "2d", "0", *short, "--random_weights"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *short, "--random_weights", "--checkpoint", "x.pth"]) == 2
+    assert run_command("samunet_train", ["998", "2d", "0", *short, "--random_weights"]) == 0
     assert "starts from random weights" in capsys.readouterr().err
     fold = next((samunet_folders / "results").glob("*/samunetTrainer__*/fold_0"))
     assert "started_from" not in json.loads((fold / "run.json").read_text())
     started = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
     bundled = base_weights("small").state["image_encoder.blocks.0.attn.qkv.weight"].float()
     assert not torch.allclose(started, bundled, atol=5e-3)
-    assert train.main(["998", "2d", "0", "-encoder", "vit_b", "--random_weights"]) in (1, 2)
+    assert run_command("samunet_train", ["998", "2d", "0", "-encoder", "vit_b", "--random_weights"]) in (1, 2)

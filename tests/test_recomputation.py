@@ -10,7 +10,7 @@ from test_feature_cache import REDUCED, build, make_plan
 from test_plans import make_plans
 
 from samunet import api
-from samunet.commands import plan_and_preprocess
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.network.image_encoder import hold_frozen
@@ -142,15 +142,15 @@ def test_behind_features_that_are_known_blocks_run_twice():
 
 def edit(path, value):
     plans = json.loads(path.read_text())
-    plans["configurations"]["2d"]["networks"]["sam"]["checkpoint_blocks"] = value
+    plans["configurations"]["2d"]["networks"]["vit_b"]["checkpoint_blocks"] = value
     path.write_text(json.dumps(plans))
 
 
 def test_it_is_no_decision_that_a_model_depends_on():
     plain, twice, other = make_plans(), make_plans(), make_plans()
-    twice.configurations["2d"]["networks"]["sam"]["checkpoint_blocks"] = True
-    other.configurations["2d"]["networks"]["sam"]["batch_size"] = 2
-    assert twice.configuration("2d").networks["sam"].checkpoint_blocks
+    twice.configurations["2d"]["networks"]["vit_b"]["checkpoint_blocks"] = True
+    other.configurations["2d"]["networks"]["vit_b"]["batch_size"] = 2
+    assert twice.configuration("2d").networks["vit_b"].checkpoint_blocks
     assert _decisions(plain, "2d") == _decisions(twice, "2d") != _decisions(other, "2d")
 
 
@@ -160,7 +160,7 @@ def test_a_fold_goes_on_either_way_and_folds_may_differ(samunet_folders, tiny_da
     state = {name.removeprefix("head."): value for name, value in build(make_plan()).state_dict().items()}
     torch.save(state, tmp_path / "weights" / "sam_vit_b_01ec64.pth")
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998", "-encoder", "vit_b", "-image_size", "64"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998", "-encoder", "vit_b", "-image_size", "64"]) == 0
     options = {"iterations": 4, "batch_size": 2, "checkpoint_seconds": 1e-3}
 
     def train(fold=0, **more):

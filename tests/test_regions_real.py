@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from samunet import api
-from samunet.commands import plan_and_preprocess, predict, train
+from samunet.commands import run_command
 
 SOURCE = Path(__file__).parents[2] / "shared" / "data" / "Dataset103_BrainTumourExcerpt"
 NAME = "Dataset903_TumourRegions"
@@ -38,11 +38,14 @@ def values_of(file):
 @pytest.mark.skipif(not SOURCE.is_dir(), reason=f"the brain tumours are not at {SOURCE}")
 def test_regions_of_brain_tumours_are_learnt_and_painted_in_their_order(samunet_folders, tmp_path):
     dataset = make_dataset(samunet_folders / "raw")
-    assert plan_and_preprocess.main(["-d", "903", "-np", "0"]) == 0
-    assert train.main(["903", "2d", "all", "--iterations", "60", "--batch_size", "4", "-device", "cpu"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "903", "-np", "0"]) == 0
+    assert (
+        run_command("samunet_train", ["903", "2d", "all", "--iterations", "60", "--batch_size", "4", "-device", "cpu"])
+        == 0
+    )
     output = tmp_path / "preds"
     flags = ["--disable_tta", "--save_probabilities", "-device", "cpu"]
-    assert predict.main(["-i", str(dataset / "imagesTs"), "-o", str(output), *flags]) == 0
+    assert run_command("samunet_predict", ["-i", str(dataset / "imagesTs"), "-o", str(output), *flags]) == 0
 
     mask = values_of(output / f"{TEST_CASE}.nii.gz")
     image = values_of(dataset / "imagesTs" / f"{TEST_CASE}_0000.nii.gz")

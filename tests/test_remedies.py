@@ -2,7 +2,7 @@
 
 import pytest
 
-from samunet.commands.samunet import main
+from samunet.commands import run_command
 from samunet.dataset.cases import Case
 from samunet.dataset.outputs import finish
 from samunet.errors import SamunetError
@@ -11,7 +11,7 @@ from samunet.plans import plans_called
 
 
 def test_a_misspelt_command_with_arguments_is_named(capsys):
-    assert main(["trian", "021", "2d", "0", "--time_budget", "30s"]) == 2
+    assert run_command("samunet", ["trian", "021", "2d", "0", "--time_budget", "30s"]) == 2
     err = capsys.readouterr().err
     assert "there is no command trian" in err
     assert "did you mean samunet train?" in err

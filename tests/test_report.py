@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 from markupsafe import Markup
 
-from samunet.commands import evaluate_folder, plan_and_preprocess, predict, predict_from_modelfolder, report, train
+from samunet.commands import run_command
 from samunet.report.charts import strip_chart, training_curves
 from samunet.report.model import curves
 from samunet.report.page import Column, blocks, page, table
@@ -139,12 +139,12 @@ def trained(tmp_path_factory):
     labels = {"background": 0, EVIL: 1}
     description = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 15, "file_ending": ".nii.gz"}
     (raw / "dataset.json").write_text(json.dumps(description))
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     for fold in ("0", "1"):
-        assert train.main(["998", "2d", fold, "--iterations", "24", "--batch_size", "2"]) == 0
+        assert run_command("samunet_train", ["998", "2d", fold, "--iterations", "24", "--batch_size", "2"]) == 0
     preds = root / "preds"
     arguments = ["-i", str(raw / "imagesTs"), "-o", str(preds), "--save_uncertainty"]
-    assert predict.main(arguments) == 0
+    assert run_command("samunet_predict", arguments) == 0
     yield root, raw, preds
     patch.undo()
 
@@ -167,7 +167,10 @@ def test_prediction_goes_on_where_something_is_missing(trained, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in preds.glob("*.nii.gz")}
     (preds / "uncertainty" / "case_1_fold_disagreement.nii.gz").unlink()
     (preds / "uncertainty" / "case_2.json").unlink()
-    assert predict.main(["-i", str(raw / "imagesTs"), "-o", str(preds), "--save_uncertainty", "--c"]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", str(raw / "imagesTs"), "-o", str(preds), "--save_uncertainty", "--c"])
+        == 0
+    )
     after = {path.name: path.stat().st_mtime_ns for path in preds.glob("*.nii.gz")}
     assert {name for name in after if after[name] != before[name]} == {"case_1.nii.gz", "case_2.nii.gz"}
     with open(preds / "quality.csv", newline="") as stream:
@@ -178,7 +181,7 @@ def test_a_new_mask_takes_what_was_said_of_the_old_one_away(trained, tmp_path):
     _, raw, preds = trained
     shutil.copytree(preds, tmp_path / "preds")
     source = str(raw / "imagesTs" / "case_0_0000.nii.gz")
-    assert predict.main(["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    assert run_command("samunet_predict", ["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
     left = {path.name for path in (tmp_path / "preds" / "uncertainty").iterdir()}
     assert {name for name in left if name.startswith("case_0")} == set()
     assert {"case_1.json", "case_1_entropy.nii.gz", "case_2_fold_disagreement.nii.gz"} <= left
@@ -188,10 +191,10 @@ def test_a_new_mask_takes_what_was_said_of_the_old_one_away(trained, tmp_path):
 def test_a_new_mask_takes_the_probabilities_of_the_old_one_away(trained, tmp_path):
     _, raw, _ = trained
     arguments = ["-i", str(raw / "imagesTs"), "-o", str(tmp_path / "preds"), "--disable_tta"]
-    assert predict.main([*arguments, "--save_probabilities"]) == 0
+    assert run_command("samunet_predict", [*arguments, "--save_probabilities"]) == 0
     assert len(list((tmp_path / "preds").glob("*.npz"))) == 3
     source = str(raw / "imagesTs" / "case_2_0000.nii.gz")
-    assert predict.main(["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
+    assert run_command("samunet_predict", ["-i", source, "-o", str(tmp_path / "preds"), "--disable_tta"]) == 0
     assert sorted(path.name for path in (tmp_path / "preds").glob("*.npz")) == ["case_0.npz", "case_1.npz"]
 
 
@@ -214,7 +217,10 @@ def test_calibration_of_folds_is_used(trained):
 )
 def test_other_predictions_than_the_calibrated_one_have_no_predicted_dice(trained, tmp_path, flags, expected, capsys):
     _, raw, _ = trained
-    assert predict.main(["-i", str(raw / "imagesTs"), "-o", str(tmp_path), "--save_uncertainty", *flags]) == 0
+    assert (
+        run_command("samunet_predict", ["-i", str(raw / "imagesTs"), "-o", str(tmp_path), "--save_uncertainty", *flags])
+        == 0
+    )
     assert expected in capsys.readouterr().err
     quality = json.loads((tmp_path / "quality.json").read_text())
     assert [row["predicted_Dice"] for row in quality["cases"]] == [None] * 3
@@ -225,14 +231,14 @@ def test_single_file_with_uncertainty(trained, tmp_path):
     _, raw, _ = trained
     mask = tmp_path / "mask.nii.gz"
     source = str(raw / "imagesTs" / "case_0_0000.nii.gz")
-    assert predict.main(["-i", source, "-o", str(mask), "--save_uncertainty"]) == 0
+    assert run_command("samunet_predict", ["-i", source, "-o", str(mask), "--save_uncertainty"]) == 0
     assert (tmp_path / "uncertainty" / "case_0_entropy.nii.gz").is_file()
     assert (tmp_path / "quality.csv").read_text().splitlines()[1].startswith("case_0,")
 
 
 def test_report_of_a_cross_validation(trained, capsys):
     root, _, _ = trained
-    assert report.main(["998"]) == 0
+    assert run_command("samunet_report", ["998"]) == 0
     file = next((root / "results").glob("Dataset998_*/*/report.html"))
     assert str(file) in capsys.readouterr().err
     content = file.read_text()
@@ -245,7 +251,7 @@ def test_report_of_a_cross_validation(trained, capsys):
     order = re.findall(r"case_\d+", found.text.split("Cases, worst first")[2])[:6]
     dice = {name: value for fold in range(2) for name, value in validated(root, fold).items()}
     assert [dice[name] for name in order] == sorted(dice.values())
-    assert report.main([str(file.parent), "-n", "0", "-o", str(root / "short.html")]) == 0
+    assert run_command("samunet_report", [str(file.parent), "-n", "0", "-o", str(root / "short.html")]) == 0
     assert check_self_contained((root / "short.html").read_text()).tags.count("img") == 3
 
 
@@ -253,9 +259,9 @@ def test_report_of_a_model_from_within_its_folder(trained, tmp_path, monkeypatch
     root, _, _ = trained
     folder = next((root / "results").glob("Dataset998_*/samunetTrainer__*"))
     monkeypatch.chdir(folder)
-    assert report.main([".", "-n", "1", "-o", str(tmp_path / "inside.html")]) == 0
+    assert run_command("samunet_report", [".", "-n", "1", "-o", str(tmp_path / "inside.html")]) == 0
     shutil.copytree(folder, tmp_path / "acdc")
-    assert report.main([str(tmp_path / "acdc"), "-n", "1"]) == 0
+    assert run_command("samunet_report", [str(tmp_path / "acdc"), "-n", "1"]) == 0
     for file in (tmp_path / "inside.html", tmp_path / "acdc" / "report.html"):
         content = file.read_text()
         assert "Cross-validation of Dataset998_Tiny" in content
@@ -270,8 +276,8 @@ def validated(root, fold):
 
 def test_report_of_a_prediction(trained, tmp_path, capsys):
     _, raw, preds = trained
-    assert evaluate_folder.main([str(raw / "labelsTs"), str(preds)]) == 0
-    assert report.main([str(preds)]) == 0
+    assert run_command("samunet_evaluate_folder", [str(raw / "labelsTs"), str(preds)]) == 0
+    assert run_command("samunet_report", [str(preds)]) == 0
     found = check_self_contained((preds / "report.html").read_text())
     assert EVIL in found.text
     assert "fold disagreement" in found.text
@@ -285,11 +291,11 @@ def test_report_of_a_prediction(trained, tmp_path, capsys):
     (preds / "predict_from_raw_data_args.json").write_text(
         (preds / "predict_from_raw_data_args.json").read_text().replace(str(raw), "/elsewhere")
     )
-    assert report.main([str(preds)]) == 0
+    assert run_command("samunet_report", [str(preds)]) == 0
     found = check_self_contained((preds / "report.html").read_text())
     assert "--save_uncertainty" in found.text
     assert "add -i IMAGES" in found.text
-    assert report.main([str(preds), "-i", str(raw / "imagesTs")]) == 0
+    assert run_command("samunet_report", [str(preds), "-i", str(raw / "imagesTs")]) == 0
     assert check_self_contained((preds / "report.html").read_text()).tags.count("img") == 2 + 3
 
 
@@ -298,8 +304,8 @@ def test_report_of_a_prediction_by_a_renamed_model(trained, tmp_path):
     shutil.copytree(next((root / "results").glob("Dataset998_*/samunetTrainer__*")), tmp_path / "acdc")
     source = str(raw / "imagesTs" / "case_0_0000.nii.gz")
     arguments = ["-i", source, "-o", str(tmp_path / "preds"), "-m", str(tmp_path / "acdc"), "--disable_tta"]
-    assert predict_from_modelfolder.main(arguments) == 0
-    assert report.main([str(tmp_path / "preds")]) == 0
+    assert run_command("samunet_predict_from_modelfolder", arguments) == 0
+    assert run_command("samunet_report", [str(tmp_path / "preds")]) == 0
     assert "small enough to train in full" in (tmp_path / "preds" / "report.html").read_text()
 
 
@@ -310,7 +316,7 @@ def test_a_case_that_cannot_be_read_does_not_end_the_report(trained):
     content = file.read_bytes()
     file.write_bytes(content[:100])
     try:
-        assert report.main(["998", "-o", str(root / "broken.html")]) == 0
+        assert run_command("samunet_report", ["998", "-o", str(root / "broken.html")]) == 0
     finally:
         file.write_bytes(content)
     found = check_self_contained((root / "broken.html").read_text())
@@ -327,7 +333,7 @@ def test_a_case_that_cannot_be_read_does_not_end_the_report(trained):
     ],
 )
 def test_wrong_usage_is_explained(trained, arguments, status, expected, capsys):
-    assert report.main(arguments) == status
+    assert run_command("samunet_report", arguments) == status
     errors = capsys.readouterr().err
     assert expected in errors
     assert "Traceback" not in errors
@@ -338,7 +344,7 @@ def test_damaged_files_are_named(trained, name, tmp_path, capsys):
     _, _, preds = trained
     shutil.copytree(preds, tmp_path / "preds")
     (tmp_path / "preds" / name).write_text('{"a": 1}')
-    assert report.main([str(tmp_path / "preds")]) == 1
+    assert run_command("samunet_report", [str(tmp_path / "preds")]) == 1
     errors = capsys.readouterr().err
     assert name in errors
     assert "Traceback" not in errors
@@ -346,5 +352,5 @@ def test_damaged_files_are_named(trained, name, tmp_path, capsys):
 
 
 def test_a_folder_that_is_neither(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
+    assert run_command("samunet_report", [str(tmp_path)]) == 2
     assert "samunet_report preds" in capsys.readouterr().err

@@ -172,7 +172,7 @@ def test_an_ensemble_of_masks_in_two_orientations(tmp_path):
 
 
 def test_class_files_and_masks_of_a_new_dataset_are_turned(tmp_path, monkeypatch):
-    from samunet.commands.make_dataset import main
+    from samunet.commands import run_command
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "raw").mkdir()
@@ -183,8 +183,13 @@ def test_class_files_and_masks_of_a_new_dataset_are_turned(tmp_path, monkeypatch
         save(volume(VOXELS == 9), tmp_path / "masks" / f"{case}_tumour.nii.gz", "RAI")
         save(volume(VOXELS % 3), tmp_path / "whole" / f"{case}.nii.gz", "SPR")
     flags = ["--channel_names", "CT", "--labels", "liver", "tumour", "-np", "0"]
-    assert main(["scans", "masks/{case}_{class}.nii.gz", "--name", "Parts", "--id", "1", *flags]) == 0
-    assert main(["scans", "whole", "--name", "Whole", "--id", "2", *flags]) == 0
+    assert (
+        run_command(
+            "samunet_make_dataset", ["scans", "masks/{case}_{class}.nii.gz", "--name", "Parts", "--id", "1", *flags]
+        )
+        == 0
+    )
+    assert run_command("samunet_make_dataset", ["scans", "whole", "--name", "Whole", "--id", "2", *flags]) == 0
     parts, _ = read(Path("raw/Dataset001_Parts/labelsTr/anna.nii.gz"))
     whole, _ = read(Path("raw/Dataset002_Whole/labelsTr/anna.nii.gz"))
     assert np.array_equal(parts, (VOXELS == 5) + 2 * (VOXELS == 9))

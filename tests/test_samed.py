@@ -11,7 +11,7 @@ from scipy.ndimage import zoom
 from test_planner import describe, measure
 
 from samunet import api
-from samunet.commands import import_samed, merge_adapter
+from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
@@ -183,13 +183,13 @@ def test_recipe_in_the_plans():
     fingerprint, description = ct()
     planned = plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
     configuration = planned.configuration("2d")
-    network = configuration.networks["sam"]
+    network = configuration.networks["vit_b"]
     assert configuration.normalization == ["ct_to_0_1"]
     assert (network.recipe, network.input_shape, network.input_channels) == ("samed", [512, 512], "repeat")
     assert network.batch_size * network.accumulation == 24
     assert (network.learning_rate, network.weight_decay, network.head) == (5e-3, 0.1, "sam")
     assert (network.lora.rank, network.lora.alpha, network.lora.targets) == (4, 4, ["q", "v"])
-    assert configuration.networks["bundled"].recipe == "samunet"
+    assert configuration.networks["small"].recipe == "samunet"
     for options in ({"recipe": "samed", "encoder": "small"}, {"recipe": "sam"}):
         with pytest.raises(UsageError, match="-recipe"):
             plan("Dataset004_A", description, fingerprint, PlannerOptions(**options))
@@ -217,7 +217,7 @@ def test_input_is_seen_as_it_is(reduced, unit_range):
     """Whatever the channels' scheme and the base weights' own statistics."""
     fingerprint, description = ct()
     planned = plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
-    network = planned.configuration("2d").networks["sam"]
+    network = planned.configuration("2d").networks["vit_b"]
     model = build_model(
         network, num_outputs=3, num_channels=1, unit_range=[unit_range], base_state=reduced,
         pixel_statistics=([100.0, 110.0, 120.0], [50.0, 60.0, 70.0]),
@@ -237,7 +237,7 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
     file = tmp_path / "epoch_159.pth"
     content = samed_file(reduced, file, small=small)
     arguments = [str(file), "--encoder", "vit_b", "--image_size", str(SIZE), "--num_classes", str(CLASSES)]
-    assert import_samed.main(arguments) == 0
+    assert run_command("samunet_import_samed", arguments) == 0
     output = capsys.readouterr().out
     folder = ModelFolder(next((tmp_path / "results" / "Dataset900_SAMed").iterdir()))
     assert str(folder.path) in output
@@ -251,20 +251,20 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
         without = content | {"fati_qb": content["fati_qb"] * 0}
         plain = torch.cat([samed_logits(reduced, without, one.expand(1, 3, -1, -1)) for one in image])
         assert float((logits - plain).norm() / plain.norm()) > 1e-3
-    assert folder.configuration.networks["sam"].lora.decoder == small
+    assert folder.configuration.networks["vit_b"].lora.decoder == small
     run = folder.run("all")
     assert run["imported_from"]["file"] == "epoch_159.pth"
     assert run["base"]["file"] == "sam_vit_b_01ec64.pth"
     assert run["base"]["bytes"] == (tmp_path / "checkpoints" / "sam_vit_b_01ec64.pth").stat().st_size
     mask = Predictor.from_folder(folder.path).predict_array(np.full((1, 2, 40, 40), 50.0), (3.0, 1.0, 1.0))
     assert mask.shape == (2, 40, 40)
-    assert import_samed.main(arguments) == 1
+    assert run_command("samunet_import_samed", arguments) == 1
     assert "exists" in capsys.readouterr().err
 
     # The same model as a plain SAM checkpoint, which loads as one and gives the same logits.
     for name in ("merged.pth", "merged.safetensors"):
         path = tmp_path / name
-        assert merge_adapter.main(["900", "2d", "all", "-p", "samedPlans", "-o", str(path)]) == 0
+        assert run_command("samunet_merge_adapter", ["900", "2d", "all", "-p", "samedPlans", "-o", str(path)]) == 0
         state = load_sam_checkpoint(path) if path.suffix == ".pth" else read_tensors(path)
         vanilla = {name for name in reduced if ".output_hypernetworks_mlps." not in name}
         assert {name for name in state if ".output_hypernetworks_mlps." not in name} == vanilla
@@ -275,7 +275,10 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
             image = image.expand(-1, 3, -1, -1)
             merged = head(encoder.features(image), image)
         assert torch.allclose(F.interpolate(merged, (SIZE, SIZE), mode="bilinear"), logits, atol=1e-5)
-    assert merge_adapter.main(["900", "2d", "all", "-p", "samedPlans", "-o", str(tmp_path / "m.onnx")]) == 2
+    assert (
+        run_command("samunet_merge_adapter", ["900", "2d", "all", "-p", "samedPlans", "-o", str(tmp_path / "m.onnx")])
+        == 2
+    )
     assert ".safetensors" in capsys.readouterr().err
 
 

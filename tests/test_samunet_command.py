@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from samunet import __version__
-from samunet.commands import clean, info, samunet
+from samunet.commands import run_command
+from samunet.commands.samunet import command_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,20 +21,20 @@ ROOT = Path(__file__).parents[1]
 def test_every_console_script_can_be_called_with_a_blank():
     from test_documentation import SCRIPTS
 
-    assert {f"samunet_{name}" for name in samunet.command_names()} == set(SCRIPTS) - {"samunet"}
+    assert {f"samunet_{name}" for name in command_names()} == set(SCRIPTS) - {"samunet"}
 
 
 def test_dispatch(capsys):
     for words in (["train", "-h"], ["samunet_train", "-h"]):
-        assert samunet.main(words) == 0
+        assert run_command("samunet", words) == 0
         assert capsys.readouterr().out.startswith("usage: samunet_train ")
-    assert samunet.main(["--version"]) == 0
+    assert run_command("samunet", ["--version"]) == 0
     assert capsys.readouterr().out == f"samunet {__version__}\n"
-    assert samunet.main([]) == 0
+    assert run_command("samunet", []) == 0
     assert "evaluate_folder" in capsys.readouterr().out
-    assert samunet.main(["trian"]) == 2
+    assert run_command("samunet", ["trian"]) == 2
     assert "did you mean samunet train?" in capsys.readouterr().err
-    assert samunet.main(["train", "--tim", "5"]) == 2
+    assert run_command("samunet", ["train", "--tim", "5"]) == 2
     assert "samunet_train has no flag --tim" in capsys.readouterr().err
 
 
@@ -69,7 +70,7 @@ def model(samunet_folders):
 
 def test_info(model, samunet_folders, monkeypatch, capsys):
     monkeypatch.setenv("samunet_checkpoints", str(samunet_folders / "nowhere"))
-    assert info.main(["--json"]) == 0
+    assert run_command("samunet_info", ["--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["samunet"] == __version__
     assert found["machine"]["cores"] >= 1
@@ -84,14 +85,14 @@ def test_info(model, samunet_folders, monkeypatch, capsys):
         "stage": "trained", "plans": ["own"], "stored": ["own_2d"], "models": {model.name: folds},
         "bytes": 10 + 500 + 24500,
     }  # fmt: skip
-    assert info.main([]) == 0
+    assert run_command("samunet_info", []) == 0
     assert "samunetTrainer__own__2d: fold 0 trained; fold 1 begun, 24.5 kB" in capsys.readouterr().out
 
 
 def test_info_without_any_folder(monkeypatch, capsys):
     for name in ("samunet_raw", "nnUNet_raw", "samunet_preprocessed", "samunet_results"):
         monkeypatch.delenv(name, raising=False)
-    assert info.main([]) == 0
+    assert run_command("samunet_info", []) == 0
     assert "the environment variable samunet_results is not set" in capsys.readouterr().out
 
 
@@ -106,19 +107,19 @@ def test_clean(model, samunet_folders, capsys):
     raw = touch(samunet_folders / "raw" / "Dataset001_A" / ".tmp-3-abc")
     os.utime(raw, (0, 0))
     before = files(samunet_folders)
-    assert clean.main([]) == 0
+    assert run_command("samunet_clean", []) == 0
     told = capsys.readouterr().out
     assert files(samunet_folders) == before
     assert "10 kB can be freed, and nothing was removed\nnext: samunet_clean --yes\n" in told
-    assert clean.main(["--yes"]) == 0
+    assert run_command("samunet_clean", ["--yes"]) == 0
     gone = {"fold_0/checkpoint_latest.safetensors", "fold_0/features/ab/x.npy", ".tmp-1-abc"}
     assert before - files(samunet_folders) == {f"results/Dataset002_B/{model.name}/{name}" for name in gone}
-    assert clean.main(["--yes", "--validation_masks"]) == 0
+    assert run_command("samunet_clean", ["--yes", "--validation_masks"]) == 0
     assert files(samunet_folders) == before - {
         f"results/Dataset002_B/{model.name}/{name}" for name in (*gone, "fold_0/validation/case.nii.gz")
     }
     capsys.readouterr()
-    assert clean.main([]) == 0
+    assert run_command("samunet_clean", []) == 0
     assert capsys.readouterr().out == "there is nothing to remove\n"
 
 
@@ -126,7 +127,7 @@ def test_clean_leaves_a_fold_in_work_alone(model, capsys):
     from samunet.training.lock import training_lock
 
     with training_lock(model / "fold_0"):
-        assert clean.main(["--yes"]) == 0
+        assert run_command("samunet_clean", ["--yes"]) == 0
     assert (model / "fold_0" / "checkpoint_latest.safetensors").is_file()
 
 

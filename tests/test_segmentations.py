@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet.commands.make_dataset import main
+from samunet.commands import run_command
 from samunet.dataset.complete_check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.errors import SamunetError
@@ -67,7 +67,10 @@ def segmentation(path, segments, start=(0, 0, 0), shape=SHAPE, space="left-poste
 
 def make(*arguments, status=0):
     flags = ["--channel_names", "CT", "--name", "Toy", "--id", "12"]
-    assert main(["scans/{case}.nii.gz", "masks/{case}.seg.nrrd", *flags, *arguments]) == status
+    assert (
+        run_command("samunet_make_dataset", ["scans/{case}.nii.gz", "masks/{case}.seg.nrrd", *flags, *arguments])
+        == status
+    )
 
 
 def labels():
@@ -128,7 +131,7 @@ def test_a_segmentation_beside_its_image_is_no_image(work):
         scan(work / f"both/{case}.nrrd", seed)
         segmentation(work / f"both/{case}.seg.nrrd", [("liver", 1, 0, LIVER)])
     flags = ["--channel_names", "CT", "--name", "Toy", "--id", "12"]
-    assert main(["both/{case}.nrrd", "both/{case}.seg.nrrd", *flags]) == 0
+    assert run_command("samunet_make_dataset", ["both/{case}.nrrd", "both/{case}.seg.nrrd", *flags]) == 0
     names, read = labels()
     assert names.names == ("background", "liver")
     assert np.array_equal(read["b"], LIVER)
@@ -191,10 +194,10 @@ def test_mhd_images_and_masks_become_whole_files(work, capsys):
         sitk.WriteImage(mask, str(work / f"masks/{case}.mhd"))
     arguments = ["scans", "masks", "--channel_names", "CT", "--name", "Toy", "--id", "12"]
     (work / "scans/b.raw").rename(work / "b.raw")
-    assert main(arguments) == 1
+    assert run_command("samunet_make_dataset", arguments) == 1
     assert "b.mhd keeps its voxels in another file, b.raw, which is not beside it" in capsys.readouterr().err
     (work / "b.raw").rename(work / "scans/b.raw")
-    assert main(arguments) == 0
+    assert run_command("samunet_make_dataset", arguments) == 0
     _, read = labels()
     assert np.array_equal(read["b"], LIVER)
     dataset = read_dataset("Dataset012_Toy")

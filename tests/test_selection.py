@@ -1,6 +1,5 @@
 """From trained folds to the model that is handed on, by the commands that a user types."""
 
-import importlib
 import json
 import os
 import shlex
@@ -12,18 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import write_tiny_dataset
-from test_documentation import SCRIPTS
 
 from samunet import api
-from samunet.commands import (
-    accumulate_crossval_results,
-    determine_postprocessing,
-    ensemble,
-    find_best_configuration,
-    plan_and_preprocess,
-    predict,
-    train,
-)
+from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
@@ -64,13 +54,13 @@ def trained_once(tiny_encoder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         set_folders(patch, root)
         write_tiny_dataset(root, groups={f"case_{i}": f"patient_{i // 2}" for i in range(6)})
-        assert plan_and_preprocess.main(["-d", "998", "-image_size", "32"]) == 0
+        assert run_command("samunet_plan_and_preprocess", ["-d", "998", "-image_size", "32"]) == 0
         plans = root / "preprocessed" / "Dataset998_Tiny" / "samunetPlans.json"
         content = json.loads(plans.read_text())
         content["configurations"]["2d_unmirrored"] = {"inherits_from": "2d", "mirror_axes": []}
         plans.write_text(json.dumps(content))
         for configuration in ("2d", "2d_unmirrored"):
-            assert train.main(["998", configuration, *FOLDS, *SHORT]) == 0
+            assert run_command("samunet_train", ["998", configuration, *FOLDS, *SHORT]) == 0
     return root
 
 
@@ -97,7 +87,7 @@ def read_masks(folder):
 
 
 def run(words):
-    assert importlib.import_module(f"samunet.commands.{SCRIPTS[words[0]]}").main(words[1:]) == 0, words
+    assert run_command(words[0], words[1:]) == 0, words
 
 
 def dice_of(summary):
@@ -109,7 +99,7 @@ def test_folds_in_turn_are_resumed_and_tabled(trained, capsys):
     before = {path: path.read_bytes() for path in model.glob("fold_*/checkpoint_final.safetensors")}
     assert len(before) == 3
     (model / "fold_1" / "validation" / "summary.json").unlink()
-    assert train.main(["998", "2d", *FOLDS, *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", *FOLDS, *SHORT]) == 0
     captured = capsys.readouterr()
     assert "finished already: fold 0, 2" in captured.err
     assert {path: path.read_bytes() for path in before} == before
@@ -124,10 +114,10 @@ def test_folds_in_turn_are_resumed_and_tabled(trained, capsys):
 
 
 def test_the_next_step_names_the_folds_that_are_missing(trained, capsys):
-    assert train.main(["998", "2d", *FOLDS, *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", *FOLDS, *SHORT]) == 0
     assert capsys.readouterr().out.endswith("next: samunet_find_best_configuration 998\n")
     (model_of(trained) / "fold_2" / "checkpoint_final.safetensors").unlink()
-    assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT]) == 0
     lines = capsys.readouterr().out.splitlines()[-3:]
     assert lines[0] == "next: samunet_train Dataset998_Tiny 2d 2"
     assert lines[2] == "next: samunet_find_best_configuration 998"
@@ -136,7 +126,7 @@ def test_the_next_step_names_the_folds_that_are_missing(trained, capsys):
 def test_a_fold_does_not_depend_on_the_folds_before_it(trained):
     fold = model_of(trained) / "fold_2" / "checkpoint_final.safetensors"
     together = fold.read_bytes()
-    assert train.main(["998", "2d", "2", *SHORT, "--overwrite"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "2", *SHORT, "--overwrite"]) == 0
     assert fold.read_bytes() == together
 
 
@@ -146,7 +136,7 @@ def test_wrong_folds_are_refused_before_anything_is_trained(trained, capsys):
         (["0", "first"], "'first' is no fold"),
         (["0", "9"], "no fold 9"),
     ):
-        assert train.main(["998", "2d", *folds, *SHORT, "--overwrite"]) == 2
+        assert run_command("samunet_train", ["998", "2d", *folds, *SHORT, "--overwrite"]) == 2
         assert expected in capsys.readouterr().err
         assert (model_of(trained) / "fold_0" / "checkpoint_final.safetensors").is_file()
 
@@ -155,9 +145,9 @@ def test_wrong_folds_are_refused_before_anything_is_trained(trained, capsys):
 def test_one_fold_per_device(trained, tiny_encoder, monkeypatch, capfd):
     monkeypatch.setitem(ENCODERS, "small", tiny_encoder)  # new processes know no other
     model = model_of(trained)
-    assert train.main(["998", "2d", "0", "1", *SHORT, "--overwrite"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite"]) == 0
     before = [(model / f"fold_{fold}" / "checkpoint_final.safetensors").read_bytes() for fold in (0, 1)]
-    assert train.main(["998", "2d", "0", "1", *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 0
     after = [(model / f"fold_{fold}" / "checkpoint_final.safetensors").read_bytes() for fold in (0, 1)]
     assert after == before
     errors = capfd.readouterr().err
@@ -166,7 +156,7 @@ def test_one_fold_per_device(trained, tiny_encoder, monkeypatch, capfd):
     (trained / "preprocessed" / "Dataset998_Tiny" / "samunetPlans_2d" / "labels" / "case_0.b2nd").write_bytes(
         b"damaged"
     )
-    assert train.main(["998", "2d", *FOLDS, *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 1
+    assert run_command("samunet_train", ["998", "2d", *FOLDS, *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 1
     assert "case_0.b2nd are missing or damaged" in capfd.readouterr().err
 
 
@@ -174,19 +164,19 @@ def test_accumulated_folds(trained, capsys):
     model = model_of(trained)
     stale = model / "fold_0" / "validation" / "case_99.nii.gz"
     stale.write_bytes(next(stale.parent.glob("*.nii.gz")).read_bytes())
-    assert accumulate_crossval_results.main(["998"]) == 0
+    assert run_command("samunet_accumulate_crossval_results", ["998"]) == 0
     assert "Dice" in capsys.readouterr().out
     folder = model / "crossval_results_folds_0_1_2"
     assert sorted(read_masks(folder)) == [f"case_{i}.nii.gz" for i in range(6)]
     summary = json.loads((folder / "summary.json").read_text())
-    assert accumulate_crossval_results.main(["998", "--json"]) == 0
+    assert run_command("samunet_accumulate_crossval_results", ["998", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == summary
     expected = {}
     for fold in FOLDS:
         expected |= dice_of(json.loads((model / f"fold_{fold}" / "validation" / "summary.json").read_text()))
     assert dice_of(summary) == expected
     assert {"dataset.json", "plans.json"} <= {path.name for path in folder.iterdir()}
-    assert accumulate_crossval_results.main(["998", "-o", str(folder)]) == 2
+    assert run_command("samunet_accumulate_crossval_results", ["998", "-o", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err
 
 
@@ -203,25 +193,25 @@ def test_accumulated_tiff_volumes_keep_their_spacing(tmp_path, monkeypatch):
 
 def test_what_cannot_be_accumulated(trained, capsys):
     model = model_of(trained)
-    assert accumulate_crossval_results.main(["998", "-f", "all"]) == 2
+    assert run_command("samunet_accumulate_crossval_results", ["998", "-f", "all"]) == 2
     assert "trained on every case" in capsys.readouterr().err
-    assert accumulate_crossval_results.main(["998", "-c", "2d_other"]) == 2
+    assert run_command("samunet_accumulate_crossval_results", ["998", "-c", "2d_other"]) == 2
     assert "samunetTrainer__samunetPlans__2d_unmirrored" in capsys.readouterr().err
     split = json.loads((trained / "preprocessed" / "Dataset998_Tiny" / "splits_final.json").read_text())
     (model / "fold_1" / "validation" / f"{split[1]['val'][0]}.nii.gz").unlink()
-    assert accumulate_crossval_results.main(["998"]) == 1
+    assert run_command("samunet_accumulate_crossval_results", ["998"]) == 1
     assert "samunet_train Dataset998_Tiny 2d 1 --val" in capsys.readouterr().err
     (model / "fold_2" / "checkpoint_final.safetensors").unlink()
-    assert accumulate_crossval_results.main(["998"]) == 1
+    assert run_command("samunet_accumulate_crossval_results", ["998"]) == 1
     assert "samunet_train Dataset998_Tiny 2d 2" in capsys.readouterr().err
 
 
 def test_folds_are_not_accumulated_into_the_current_folder(trained, monkeypatch, capsys):
     (trained / "here").mkdir()
     monkeypatch.chdir(trained / "here")
-    assert accumulate_crossval_results.main(["998", "-o", "."]) == 2
+    assert run_command("samunet_accumulate_crossval_results", ["998", "-o", "."]) == 2
     assert "is the current folder" in capsys.readouterr().err
-    assert accumulate_crossval_results.main(["998", "-o", "new"]) == 0
+    assert run_command("samunet_accumulate_crossval_results", ["998", "-o", "new"]) == 0
     assert len(read_masks(trained / "here" / "new")) == 6
 
 
@@ -229,12 +219,12 @@ def test_a_fold_that_saw_its_validation_cases_does_not_count(trained, capsys):
     path = trained / "preprocessed" / "Dataset998_Tiny" / "splits_final.json"
     splits = json.loads(path.read_text())
     path.write_text(json.dumps([splits[1], splits[0], splits[2]]))
-    assert find_best_configuration.main(["998"]) == 1
+    assert run_command("samunet_find_best_configuration", ["998"]) == 1
     assert "was trained on 2 cases that splits_final.json has it validate" in capsys.readouterr().err
 
 
 def test_best_configuration(trained, capsys):
-    assert find_best_configuration.main(["998"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998"]) == 0
     results = trained / "results" / "Dataset998_Tiny"
     information = json.loads((results / "inference_information.json").read_text())
     names = {"samunetTrainer__samunetPlans__2d", "samunetTrainer__samunetPlans__2d_unmirrored"}
@@ -256,13 +246,13 @@ def test_best_configuration(trained, capsys):
     assert np.array_equal(np.mean(probable, 0).argmax(0), read_masks(results / "ensembles" / pair)[case])
     assert best["name"] in capsys.readouterr().out
     capsys.readouterr()
-    assert find_best_configuration.main(["998", "--json"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == information
 
 
 @pytest.mark.parametrize("flags", [["--disable_ensembling"], []])
 def test_the_instructions_run_as_printed(trained, flags, capsys):
-    assert find_best_configuration.main(["998", *flags]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", *flags]) == 0
     printed = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  samunet_")]
     text = (trained / "results" / "Dataset998_Tiny" / "inference_instructions.txt").read_text()
     commands = [line for line in text.splitlines() if line and not line.startswith("#")]
@@ -276,7 +266,7 @@ def test_an_ensemble_that_is_best(trained, monkeypatch, capsys):
     single = best._single
     monkeypatch.setattr(best, "_single", lambda *given: replace(single(*given), dice=single(*given).dice / 2))
     Postprocessing().write(model_of(trained) / "postprocessing.json")  # of an earlier choice
-    assert find_best_configuration.main(["998"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998"]) == 0
     results = trained / "results" / "Dataset998_Tiny"
     information = json.loads((results / "inference_information.json").read_text())
     chosen = information["best_model_or_ensemble"]
@@ -289,7 +279,10 @@ def test_an_ensemble_that_is_best(trained, monkeypatch, capsys):
         run(command)
     assert sorted(read_masks(trained / "predictions")) == ["test_0.nii.gz", "test_1.nii.gz"]
     capsys.readouterr()
-    assert predict.main(["-i", str(trained / "raw" / "Dataset998_Tiny" / "imagesTs"), "-o", "preds"]) == 2
+    assert (
+        run_command("samunet_predict", ["-i", str(trained / "raw" / "Dataset998_Tiny" / "imagesTs"), "-o", "preds"])
+        == 2
+    )
     assert "inference_instructions.txt" in capsys.readouterr().err
 
 
@@ -311,12 +304,12 @@ def test_prediction_applies_what_was_chosen(trained, capsys):
     two_organs = sitk.GetArrayFromImage(sitk.ReadImage(str(images / "test_0_0000.nii.gz")))
     sitk.WriteImage(sitk.GetImageFromArray(np.tile(two_organs, (1, 1, 2))), str(trained / "two_0000.nii.gz"))
     flags = ["-i", str(trained / "two_0000.nii.gz"), "-d", "998", "-c", "2d", "--disable_tta", "--save_uncertainty"]
-    assert predict.main([*flags, "-o", "before"]) == 0
+    assert run_command("samunet_predict", [*flags, "-o", "before"]) == 0
     steps = Postprocessing((foreground_step(LABELS),))
     steps.write(model / "postprocessing.json")
-    assert predict.main([*flags, "-o", "with"]) == 0
+    assert run_command("samunet_predict", [*flags, "-o", "with"]) == 0
     assert "postprocessing: only the largest component of foreground" in capsys.readouterr().err
-    assert predict.main([*flags, "-o", "without", "--disable_postprocessing"]) == 0
+    assert run_command("samunet_predict", [*flags, "-o", "without", "--disable_postprocessing"]) == 0
     before, processed, without = (read_masks(trained / name) for name in ("before", "with", "without"))
     (mask,) = before.values()
     assert np.array_equal(without["two.nii.gz"], mask)
@@ -331,20 +324,20 @@ def test_prediction_applies_what_was_chosen(trained, capsys):
         assert {**own, "millilitres": 0} == {**other, "millilitres": 0}
     # A fold's validation stays as the network left it: the choice is made on it.
     masks = read_masks(model / "fold_0" / "validation")
-    assert train.main(["998", "2d", "0", "--val"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "--val"]) == 0
     again = read_masks(model / "fold_0" / "validation")
     assert all(np.array_equal(again[name], masks[name]) for name in masks)
     (model / "postprocessing.json").write_text('{"steps": [{"rule": "erode"}]}')
-    assert predict.main([*flags, "-o", "with"]) == 1
+    assert run_command("samunet_predict", [*flags, "-o", "with"]) == 1
     assert "must be 'keep_largest_component'" in capsys.readouterr().err
 
 
 def test_prediction_takes_the_model_that_was_found_to_be_best(trained, capsys):
     source = str(trained / "raw" / "Dataset998_Tiny" / "imagesTs")
-    assert predict.main(["-i", source, "-o", "preds"]) == 2
-    assert find_best_configuration.main(["998", "-c", "2d_unmirrored"]) == 0
+    assert run_command("samunet_predict", ["-i", source, "-o", "preds"]) == 2
+    assert run_command("samunet_find_best_configuration", ["998", "-c", "2d_unmirrored"]) == 0
     capsys.readouterr()
-    assert predict.main(["-i", source, "-o", "preds"]) == 0
+    assert run_command("samunet_predict", ["-i", source, "-o", "preds"]) == 0
     errors = capsys.readouterr().err
     assert "2d_unmirrored (samunet_find_best_configuration chose it)" in errors
 
@@ -355,42 +348,42 @@ def test_folds_from_different_weights_are_not_averaged(trained, capsys):
         json.dumps(json.loads(path.read_text()) | {"base": {"file": "a.pth", "bytes": 1, "sha256": "0123"}})
     )
     source = str(trained / "raw" / "Dataset998_Tiny" / "imagesTs")
-    assert predict.main(["-i", source, "-o", "preds", "-d", "998", "-c", "2d"]) == 1
+    assert run_command("samunet_predict", ["-i", source, "-o", "preds", "-d", "998", "-c", "2d"]) == 1
     assert "fold 1" in capsys.readouterr().err
-    assert predict.main(["-i", source, "-o", "preds", "-d", "998", "-c", "2d", "-f", "0", "2"]) == 0
+    assert run_command("samunet_predict", ["-i", source, "-o", "preds", "-d", "998", "-c", "2d", "-f", "0", "2"]) == 0
 
 
 def test_only_what_is_finished_is_compared(trained, capsys):
     (model_of(trained, "2d_unmirrored") / "fold_2" / "checkpoint_final.safetensors").unlink()
-    assert find_best_configuration.main(["998"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998"]) == 0
     captured = capsys.readouterr()
     assert "left out: samunetTrainer__samunetPlans__2d_unmirrored: fold 2" in captured.err
     assert "samunet_train Dataset998_Tiny 2d_unmirrored 2" in captured.err
-    assert find_best_configuration.main(["998", "-c", "2d_unmirrored"]) == 1
-    assert find_best_configuration.main(["998", "-c", "3d_fullres"]) == 2
-    assert find_best_configuration.main(["998", "-c", "2d_unmirrored", "-f", "0", "1"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "-c", "2d_unmirrored"]) == 1
+    assert run_command("samunet_find_best_configuration", ["998", "-c", "3d_fullres"]) == 2
+    assert run_command("samunet_find_best_configuration", ["998", "-c", "2d_unmirrored", "-f", "0", "1"]) == 0
     for path in model_of(trained).glob("fold_*/validation/*.npz"):
         path.unlink()
     capsys.readouterr()
-    assert find_best_configuration.main(["998", "-f", "0", "1"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "-f", "0", "1"]) == 0
     assert "samunet_train Dataset998_Tiny 2d 0 1 --val --npz" in capsys.readouterr().err
 
 
 def test_earlier_results_can_be_kept(trained):
-    assert find_best_configuration.main(["998", "--disable_ensembling"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "--disable_ensembling"]) == 0
     summary = model_of(trained) / "crossval_results_folds_0_1_2" / "summary.json"
     before = summary.stat().st_mtime_ns
-    assert find_best_configuration.main(["998", "--disable_ensembling", "--no_overwrite"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "--disable_ensembling", "--no_overwrite"]) == 0
     assert summary.stat().st_mtime_ns == before
-    assert find_best_configuration.main(["998", "--disable_ensembling"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "--disable_ensembling"]) == 0
     assert summary.stat().st_mtime_ns != before
 
 
 def test_postprocessing_by_hand_is_what_find_best_chooses(trained):
-    assert find_best_configuration.main(["998", "-c", "2d", "--disable_dice_decoding"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "-c", "2d", "--disable_dice_decoding"]) == 0
     folder = model_of(trained) / "crossval_results_folds_0_1_2"
     labels = trained / "raw" / "Dataset998_Tiny" / "labelsTr"
-    assert determine_postprocessing.main(["-i", str(folder), "-ref", str(labels)]) == 0
+    assert run_command("samunet_determine_postprocessing", ["-i", str(folder), "-ref", str(labels)]) == 0
     by_hand = json.loads((folder / "postprocessing.json").read_text())
     assert by_hand == json.loads((model_of(trained) / "postprocessing.json").read_text())
 
@@ -399,27 +392,27 @@ def test_ensemble_of_two_predictions(trained, capsys):
     source = str(trained / "raw" / "Dataset998_Tiny" / "imagesTs")
     for name in ("2d", "2d_unmirrored"):
         flags = ["-i", source, "-o", name, "-d", "998", "-c", name, "--save_probabilities", "-f", "0"]
-        assert predict.main(flags) == 0
-    assert ensemble.main(["-i", "2d", "2d_unmirrored", "-o", "both", "--save_npz"]) == 0
+        assert run_command("samunet_predict", flags) == 0
+    assert run_command("samunet_ensemble", ["-i", "2d", "2d_unmirrored", "-o", "both", "--save_npz"]) == 0
     for case, mask in read_masks(trained / "both").items():
         name = case.replace(".nii.gz", ".npz")
         parts = [np.load(trained / folder / name)["probabilities"].astype(float) for folder in ("2d", "2d_unmirrored")]
         assert np.array_equal(np.mean(parts, 0).argmax(0), mask)
         assert np.allclose(np.load(trained / "both" / name)["probabilities"], np.mean(parts, 0), atol=1e-3)
     (trained / "2d_unmirrored" / "test_1.npz").unlink()
-    assert ensemble.main(["-i", "2d", "2d_unmirrored", "-o", "other"]) == 1
+    assert run_command("samunet_ensemble", ["-i", "2d", "2d_unmirrored", "-o", "other"]) == 1
     assert "test_1 lacks its mask or its probabilities" in capsys.readouterr().err
-    assert ensemble.main(["-i", "2d", "2d_unmirrored", "-o", "2d"]) == 2
-    assert ensemble.main(["-i", "2d", "-o", "other"]) == 2
+    assert run_command("samunet_ensemble", ["-i", "2d", "2d_unmirrored", "-o", "2d"]) == 2
+    assert run_command("samunet_ensemble", ["-i", "2d", "-o", "other"]) == 2
 
 
 def test_decoding_for_dice_is_applied_where_it_was_chosen(trained):
     images, model = trained / "raw" / "Dataset998_Tiny" / "imagesTs", model_of(trained)
     flags = ["-i", str(images), "-d", "998", "-c", "2d"]
-    assert predict.main([*flags, "-o", "plain", "--save_probabilities"]) == 0
+    assert run_command("samunet_predict", [*flags, "-o", "plain", "--save_probabilities"]) == 0
     Postprocessing((), "dice").write(model / "postprocessing.json")
     for extra in ([], ["--save_probabilities"]):
-        assert predict.main([*flags, "-o", "dice", *extra]) == 0
+        assert run_command("samunet_predict", [*flags, "-o", "dice", *extra]) == 0
         changed = 0
         for name, mask in read_masks(trained / "dice").items():
             probable = np.load(trained / "plain" / name.replace(".nii.gz", ".npz"))["probabilities"]
@@ -446,13 +439,13 @@ def test_decoding_for_dice_is_chosen_only_where_it_is_better(trained):
                 mask = sitk.GetImageFromArray(probable.argmax(0).astype(np.uint8))
                 mask.CopyInformation(image)
                 sitk.WriteImage(mask, str(file))
-        assert find_best_configuration.main(["998", "-c", "2d"]) == 0
+        assert run_command("samunet_find_best_configuration", ["998", "-c", "2d"]) == 0
         content = json.loads((model_of(trained) / "postprocessing.json").read_text())
         assert content["decoding"] == expected
         assert content["decisions"][0]["chosen"] == (expected == "dice")
         summary = json.loads(next(model_of(trained).glob("crossval*/postprocessed/summary.json")).read_text())
         assert summary["foreground_mean"]["Dice"] == 1
-    assert find_best_configuration.main(["998", "-c", "2d", "--disable_dice_decoding"]) == 0
+    assert run_command("samunet_find_best_configuration", ["998", "-c", "2d", "--disable_dice_decoding"]) == 0
     content = json.loads((model_of(trained) / "postprocessing.json").read_text())
     assert "decoding" not in content["decisions"][0]["step"]
 
@@ -472,9 +465,9 @@ def test_regions_and_an_ignore_label_all_the_way(samunet_folders, monkeypatch):
         unknown = sitk.GetImageFromArray(label)
         unknown.CopyInformation(image)
         sitk.WriteImage(unknown, str(file))
-    assert plan_and_preprocess.main(["-d", "998", "-image_size", "32"]) == 0
-    assert train.main(["998", "2d", "0", "1", *SHORT]) == 0
-    assert find_best_configuration.main(["998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998", "-image_size", "32"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT]) == 0
+    assert run_command("samunet_find_best_configuration", ["998"]) == 0
     results = samunet_folders / "results" / "Dataset998_Tiny"
     information = json.loads((results / "inference_information.json").read_text())
     assert set(information["best_model_or_ensemble"]["classes"]) == {"whole", "core"}

@@ -13,14 +13,7 @@ import SimpleITK as sitk
 from handed import CASES, NAME, make_model, small_encoder, small_sam
 
 from samunet import api
-from samunet.commands import (
-    export_model_to_zip,
-    install_pretrained_model_from_zip,
-    plan_and_preprocess,
-    predict,
-    predict_from_modelfolder,
-    train,
-)
+from samunet.commands import run_command
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
 from samunet.models.archive import open_archive
@@ -39,7 +32,7 @@ def model(samunet_folders, tiny_dataset, monkeypatch):
 
 
 def export(path, *flags):
-    return export_model_to_zip.main(["-d", "998", "-o", str(path), *flags])
+    return run_command("samunet_export_model_to_zip", ["-d", "998", "-o", str(path), *flags])
 
 
 def masks(folder):
@@ -61,21 +54,23 @@ def contents(archive):
 
 def test_masks_are_the_same_before_and_after_the_transfer(model, samunet_folders, tmp_path, monkeypatch, capsys):
     images = str(samunet_folders / "raw" / NAME / "imagesTs")
-    assert predict.main(["-i", images, "-o", str(tmp_path / "before"), "-d", "998"]) == 0
+    assert run_command("samunet_predict", ["-i", images, "-o", str(tmp_path / "before"), "-d", "998"]) == 0
     assert export(tmp_path / "model.zip", "-licence", "CC-BY-4.0") == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "model.zip")
     shutil.rmtree(samunet_folders / "results")
     (samunet_folders / "results").mkdir()
-    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 0
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip")]) == 0
     output = capsys.readouterr()
     assert output.out.strip() == str(samunet_folders / "results" / FOLDER)
     assert "licence: CC-BY-4.0" in output.err
-    assert predict.main(["-i", images, "-o", str(tmp_path / "after")]) == 0
+    assert run_command("samunet_predict", ["-i", images, "-o", str(tmp_path / "after")]) == 0
     shutil.move(samunet_folders / "results" / FOLDER, tmp_path / "any_name")
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path / "any_name")
-    assert predict_from_modelfolder.main(["-i", images, "-o", str(tmp_path / "moved"), "-m", "."]) == 0
+    assert (
+        run_command("samunet_predict_from_modelfolder", ["-i", images, "-o", str(tmp_path / "moved"), "-m", "."]) == 0
+    )
     before = masks(tmp_path / "before")
     assert_same(before, masks(tmp_path / "after"))
     assert_same(before, masks(tmp_path / "moved"))
@@ -212,14 +207,16 @@ def test_what_goes_in(model, samunet_folders, tmp_path, capsys):
 def test_installing_over_another_model(model, tmp_path, samunet_folders, capsys):
     assert export(tmp_path / "model.zip", "-f", "0") == 0
     mine = (model.fold(0) / "run.json").read_bytes()
-    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 1
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip")]) == 1
     message = capsys.readouterr().err
     assert "fold_0, fold_1" in message
     assert "--force" in message
     assert (model.fold(0) / "run.json").read_bytes() == mine
-    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip"), "--force"]) == 0
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip"), "--force"]) == 0
     assert not model.fold(1).exists()
-    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 0, "the same once more"
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip")]) == 0, (
+        "the same once more"
+    )
     assert "was there already" in capsys.readouterr().err
 
 
@@ -254,17 +251,17 @@ def test_the_receivers_choice_of_a_configuration_is_kept(model, tmp_path, capsys
     for name in ("inference_information.json", f"{ensemble}/postprocessing.json"):
         write_json(model.path.parent / name, {"of": "the receiver"})
     (model.path.parent / "inference_instructions.txt").unlink()
-    write_json(model.fold(0) / "run.json", {"family": "other"})
+    write_json(model.fold(0) / "run.json", {"encoder": "vit_h"})
     before = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
     capsys.readouterr()
-    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip"), "--force"]) == 0
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip"), "--force"]) == 0
     told = capsys.readouterr().err
     assert "inference_information.json" in told
     assert "kept as they are" in told
     after = {path: path.read_bytes() for path in model.path.parent.rglob("*.json") if model.path not in path.parents}
     assert after == before, "half of what belongs together would be worse than none"
     assert not (model.path.parent / "inference_instructions.txt").exists()
-    assert json.loads((model.fold(0) / "run.json").read_text())["family"] == "bundled"
+    assert json.loads((model.fold(0) / "run.json").read_text())["encoder"] == "small"
 
 
 def test_licence_travels_on(model, tmp_path, monkeypatch):
@@ -280,7 +277,7 @@ def test_base_weights_by_reference_and_whole(samunet_folders, tiny_dataset, tmp_
     tiny_dataset()
     make_model(samunet_folders, "vit_b")
     images = str(samunet_folders / "raw" / NAME / "imagesTs")
-    assert predict.main(["-i", images, "-o", str(tmp_path / "before"), "--disable_tta"]) == 0
+    assert run_command("samunet_predict", ["-i", images, "-o", str(tmp_path / "before"), "--disable_tta"]) == 0
     assert export(tmp_path / "reference.zip") == 0
     assert "--with_base" in capsys.readouterr().err
     assert export(tmp_path / "whole.zip", "--with_base") == 0
@@ -297,7 +294,7 @@ def test_base_weights_by_reference_and_whole(samunet_folders, tiny_dataset, tmp_
     for name in ("reference", "whole"):
         (folders[name],) = api.install_model(tmp_path / f"{name}.zip", tmp_path / name)
         arguments = ["-i", images, "-o", str(tmp_path / f"after {name}"), "-m", str(folders[name]), "--disable_tta"]
-        assert predict_from_modelfolder.main(arguments) == (1 if name == "reference" else 0)
+        assert run_command("samunet_predict_from_modelfolder", arguments) == (1 if name == "reference" else 0)
     message = capsys.readouterr().err
     assert weights.name in message
     assert "needs its base weights" in message
@@ -305,7 +302,7 @@ def test_base_weights_by_reference_and_whole(samunet_folders, tiny_dataset, tmp_
     (tmp_path / "away.pth").rename(weights.parent / "any_name.pth")
     arguments = [*arguments[:2], "-o", str(tmp_path / "after reference"), "-m", str(folders["reference"])]
     arguments.append("--disable_tta")
-    assert predict_from_modelfolder.main(arguments) == 0
+    assert run_command("samunet_predict_from_modelfolder", arguments) == 0
     assert_same(masks(tmp_path / "before"), masks(tmp_path / "after reference"))
     weights.parent.rename(tmp_path / "nothing here")
     predictor = api.Predictor.from_zip(tmp_path / "whole.zip", folds=[1])
@@ -319,20 +316,31 @@ def test_trained_folds_there_and_back(samunet_folders, tiny_dataset, tmp_path, m
     """What training writes, SAM's adapters among it, is all that prediction needs elsewhere."""
     small_sam(tmp_path, monkeypatch)
     images = str(tiny_dataset() / "imagesTs")
-    assert plan_and_preprocess.main(["-d", "998", "-encoder", "vit_b", "-image_size", "128", "-lora_rank", "2"]) == 0
+    assert (
+        run_command(
+            "samunet_plan_and_preprocess", ["-d", "998", "-encoder", "vit_b", "-image_size", "128", "-lora_rank", "2"]
+        )
+        == 0
+    )
     kinds, exact = ("final", "best"), ("--save_probabilities", "--disable_tta")
     for fold in ("0", "1"):
-        assert train.main(["998", "2d", fold, "--iterations", "4", "--batch_size", "2"]) == 0
+        assert run_command("samunet_train", ["998", "2d", fold, "--iterations", "4", "--batch_size", "2"]) == 0
     for kind in kinds:
-        assert predict.main(["-i", images, "-o", str(tmp_path / f"before {kind}"), "-chk", kind, *exact]) == 0
+        assert (
+            run_command("samunet_predict", ["-i", images, "-o", str(tmp_path / f"before {kind}"), "-chk", kind, *exact])
+            == 0
+        )
     assert export(tmp_path / "model.zip", "--with_base", "-chk", "final", "best") == 0
     for folder in ("raw", "preprocessed", "results", "checkpoints"):
         (samunet_folders / folder).rename(tmp_path / f"gone {folder}")
     images = images.replace("/raw/", "/gone raw/")
     monkeypatch.setenv("samunet_results", str(tmp_path / "new"))
-    assert install_pretrained_model_from_zip.main([str(tmp_path / "model.zip")]) == 0
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(tmp_path / "model.zip")]) == 0
     for kind in kinds:
-        assert predict.main(["-i", images, "-o", str(tmp_path / f"after {kind}"), "-chk", kind, *exact]) == 0
+        assert (
+            run_command("samunet_predict", ["-i", images, "-o", str(tmp_path / f"after {kind}"), "-chk", kind, *exact])
+            == 0
+        )
         paths = sorted((tmp_path / f"before {kind}").glob("*.npz"))
         assert len(paths) == 2
         for path in paths:

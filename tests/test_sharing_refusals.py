@@ -13,7 +13,7 @@ from handed import NAME, Forged, make_model, small_encoder
 from safetensors.torch import save
 
 from samunet import api
-from samunet.commands import install_pretrained_model_from_zip
+from samunet.commands import run_command
 from samunet.errors import SamunetError
 from samunet.files import file_hash
 
@@ -63,7 +63,7 @@ def refuse(archive, tmp_path, monkeypatch, capsys, *flags, status=1, model_is_wh
     monkeypatch.setenv("samunet_results", str(results))
     monkeypatch.chdir(work)
     before = listing(tmp_path)
-    assert install_pretrained_model_from_zip.main([str(archive), *flags]) == status
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(archive), *flags]) == status
     assert listing(tmp_path) == before
     message = capsys.readouterr().err
     assert "Traceback" not in message
@@ -213,7 +213,7 @@ def wrong_plans(forged):
 
 
 def run_of_another_network(forged):
-    forged.put(RUN, b'{"family": "other"}')
+    forged.put(RUN, b'{"encoder": "other"}')
 
 
 def run_with_odd_base(forged):
@@ -244,7 +244,7 @@ def huge_number(forged):
 
 def huge_input(forged):
     plans = json.loads(forged.members[PLANS])
-    plans["configurations"]["2d"]["networks"]["bundled"]["input_shape"] = [1_000_000, 1_000_000]
+    plans["configurations"]["2d"]["networks"]["small"]["input_shape"] = [1_000_000, 1_000_000]
     forged.put(PLANS, json.dumps(plans).encode())
 
 
@@ -284,7 +284,7 @@ WRONG = {
     pickle_as_json: "not a text file",
     deep_json: "nested too deeply",
     wrong_plans: "batch_size: Field required",
-    run_of_another_network: "family",
+    run_of_another_network: "encoder",
     run_with_odd_base: "base.file: Input should be a valid string",
 }
 
@@ -346,7 +346,7 @@ def test_too_little_space(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("samunet.sharing.install.shutil.disk_usage", lambda path: usage)
     small_encoder(monkeypatch)
     monkeypatch.setenv("samunet_results", str(tmp_path))
-    assert install_pretrained_model_from_zip.main([str(exported)]) == 1
+    assert run_command("samunet_install_pretrained_model_from_zip", [str(exported)]) == 1
     assert "GB" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -356,6 +356,9 @@ def test_interrupted_it_leaves_nothing(exported, tmp_path, monkeypatch, capsys):
 
     small_encoder(monkeypatch)
     monkeypatch.setattr(model_archive, "check_content", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert install_pretrained_model_from_zip.main([str(exported), "-o", str(tmp_path / "results")]) == 130
+    assert (
+        run_command("samunet_install_pretrained_model_from_zip", [str(exported), "-o", str(tmp_path / "results")])
+        == 130
+    )
     assert list((tmp_path / "results").iterdir()) == []
     assert "nothing was installed" in capsys.readouterr().err

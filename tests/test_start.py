@@ -8,7 +8,7 @@ import torch
 from test_adaptations import ALL_TARGETS, base_state, build, make_plan, trained_steps
 from test_adaptations import reduced as reduced_encoders
 
-from samunet.commands import plan_and_preprocess, train
+from samunet.commands import run_command
 from samunet.errors import SamunetError, UsageError
 from samunet.models.checkpoint import save_model
 from samunet.training.start import check_start, start_from
@@ -112,13 +112,15 @@ def test_from_fold_to_fold_as_a_user_types_it(samunet_folders, tiny_dataset, tmp
     tiny_dataset()
     common = ["-d", "998", "-encoder", "vit_b", "-image_size", "64"]
     short = ["--iterations", "2", "--batch_size", "2"]
-    assert plan_and_preprocess.main(common) == 0
-    assert train.main(["998", "2d", "0", *short]) == 0
+    assert run_command("samunet_plan_and_preprocess", common) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", *short]) == 0
     file = str(next((samunet_folders / "results").glob("*/*/fold_0/checkpoint_final.safetensors")))
     capsys.readouterr()
-    assert train.main(["998", "2d", "1", *short, "--pretrained", file]) == 0
+    assert run_command("samunet_train", ["998", "2d", "1", *short, "--pretrained", file]) == 0
     assert "of the LoRA" in capsys.readouterr().err
-    assert plan_and_preprocess.main([*common, "-lora_rank", "8", "-overwrite_plans_name", "wide"]) == 0
-    assert train.main(["998", "2d", "0", *short, "-p", "wide", "--pretrained", file]) == 1
+    assert (
+        run_command("samunet_plan_and_preprocess", [*common, "-lora_rank", "8", "-overwrite_plans_name", "wide"]) == 0
+    )
+    assert run_command("samunet_train", ["998", "2d", "0", *short, "-p", "wide", "--pretrained", file]) == 1
     assert "LoRA of rank 4, but the plans say 8" in capsys.readouterr().err
     assert not list((samunet_folders / "results").glob("*/samunetTrainer__wide__2d/fold_0/*"))

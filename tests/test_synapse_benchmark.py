@@ -251,7 +251,7 @@ def test_from_files_to_scores(tmp_path, sam_file, capsys):
     assert synapse.main(samed) == 0
     work = tmp_path / "work"
     plans = json.loads(next(work.glob("preprocessed/*/samedPlans.json")).read_text())
-    network = plans["configurations"]["2d"]["networks"]["sam"]
+    network = plans["configurations"]["2d"]["networks"]["vit_b"]
     assert plans["configurations"]["2d"]["normalization"] == ["nonorm"]
     assert plans["configurations"]["2d"]["mirror_axes"] == [0]
     assert (network["recipe"], network["adaptation"], network["encoder"]) == ("samed", "lora", "vit_b")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from samunet.commands import plan_and_preprocess, predict, train
+from samunet.commands import run_command
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
 from samunet.network.adapters import SplitQKV, add_lora, merge_lora
@@ -403,7 +403,7 @@ def planned(samunet_folders, tiny_dataset, monkeypatch):
     monkeypatch.setitem(ENCODERS, "vit_t", REDUCED)
     monkeypatch.setenv("samunet_checkpoints", str(samunet_folders / "weights"))
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998", "-encoder", "vit_t", "-image_size", "64"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998", "-encoder", "vit_t", "-image_size", "64"]) == 0
 
     def put_weights():
         (samunet_folders / "weights").mkdir(exist_ok=True)
@@ -418,18 +418,18 @@ TRAIN = ["998", "2d", "0", "-encoder", "vit_t", "--iterations", "3", "--batch_si
 
 def test_commands_plan_train_and_predict_with_it(planned, samunet_folders, capsys):
     capsys.readouterr()
-    assert train.main(TRAIN) == 1
+    assert run_command("samunet_train", TRAIN) == 1
     errors = capsys.readouterr().err
     assert VIT_T.checkpoint_url in errors
     assert str(samunet_folders / "weights" / "mobile_sam.pt") in errors
     planned()
-    assert train.main(TRAIN) == 0
+    assert run_command("samunet_train", TRAIN) == 0
     fold = next((samunet_folders / "results").glob("Dataset998_*/samunetTrainer__*/fold_0"))
     run = json.loads((fold / "run.json").read_text())
     assert (run["encoder"], run["base"]["file"]) == ("vit_t", "mobile_sam.pt")
     assert (fold / "adapter_final" / "adapter_model.safetensors").is_file()
     source, output = next((samunet_folders / "raw").glob("*/imagesTs")), samunet_folders / "predictions"
-    assert predict.main(["-i", str(source), "-o", str(output), "-d", "998", "-f", "0"]) == 0
+    assert run_command("samunet_predict", ["-i", str(source), "-o", str(output), "-d", "998", "-f", "0"]) == 0
     assert len(list(output.glob("*.nii.gz"))) == 2
 
 
@@ -437,9 +437,9 @@ def test_plans_edited_to_full_train_the_statistics(planned, samunet_folders):
     planned()
     path = next((samunet_folders / "preprocessed").glob("*/samunetPlans.json"))
     plans = json.loads(path.read_text())
-    plans["configurations"]["2d"]["networks"]["sam"] |= {"adaptation": "full", "lora": None}
+    plans["configurations"]["2d"]["networks"]["vit_t"] |= {"adaptation": "full", "lora": None}
     path.write_text(json.dumps(plans))
-    assert train.main(TRAIN) == 0
+    assert run_command("samunet_train", TRAIN) == 0
     file = next((samunet_folders / "results").glob("*/*/fold_0/checkpoint_final.safetensors"))
     counted = [value for name, value in load_file(file).items() if name.endswith("num_batches_tracked")]
     assert counted

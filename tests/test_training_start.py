@@ -13,9 +13,8 @@ import SimpleITK as sitk
 import torch
 
 from samunet import api
-from samunet.commands import add_cases, plan_and_preprocess
-from samunet.commands import train as train_command
-from samunet.errors import SamunetError
+from samunet.commands import run_command
+from samunet.errors import SamunetError, UsageError
 from samunet.training import run, trainer
 from samunet.training.trainer import Trainer
 
@@ -24,7 +23,7 @@ from samunet.training.trainer import Trainer
 def planned(samunet_folders, tiny_dataset, monkeypatch):
     """A tiny dataset, planned and preprocessed; nothing is trained and nothing validated."""
     tiny_dataset()
-    assert plan_and_preprocess.main(["-d", "998"]) == 0
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     monkeypatch.setattr(Trainer, "train", lambda self: None)
     monkeypatch.setattr(run, "_validate", lambda *arguments: None)
     return samunet_folders
@@ -96,12 +95,9 @@ def test_every_fold_counts_its_own_peak_memory(planned, monkeypatch):
     assert len(calls) == 2
 
 
-def test_a_configuration_that_is_another_for_sam_only_is_told(planned, caplog):
-    train(configuration="2d_448")
-    assert "with the encoder small, 2d_448 trains the same model as 2d" in caplog.text
-    caplog.clear()
-    train()
-    assert "the same model" not in caplog.text
+def test_a_configuration_of_sam_s_input_is_for_sam_only(planned):
+    with pytest.raises(UsageError, match="hold networks for vit_b, not for small"):
+        api.train(998, "2d_448", 0, api.TrainingOptions(iterations=4, encoder="small"), progress=False)
 
 
 def edit_label(raw):
@@ -165,7 +161,7 @@ def divided_patient(raw):
 def test_a_change_after_preprocessing_stops_the_training(planned, samunet_folders, capsys, change, said):
     raw = samunet_folders / "raw" / "Dataset998_Tiny"
     change(raw)
-    assert train_command.main(["998", "2d", "0", "--iterations", "1"]) == 1
+    assert run_command("samunet_train", ["998", "2d", "0", "--iterations", "1"]) == 1
     assert re.search(said, capsys.readouterr().err)
     assert not list((samunet_folders / "results").rglob("run.json"))
 
@@ -193,7 +189,7 @@ def test_added_cases_join_the_folds_and_removed_ones_leave(planned, samunet_fold
     plans, before = (folder / "samunetPlans.json").read_text(), json.loads((folder / "splits_final.json").read_text())
     add_case(raw)
     remove_case(raw)
-    assert add_cases.main(["-d", "998"]) == 0
+    assert run_command("samunet_add_cases", ["-d", "998"]) == 0
     after = json.loads((folder / "splits_final.json").read_text())
     home = next(fold for fold, split in enumerate(after) if "case_7" in split["val"])
     assert f"case_7: validated by fold {home}" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """From a raw dataset over five folds to a model that predicts the same elsewhere, by the commands that users type."""
 
-import importlib
 import json
 import os
 import shlex
@@ -8,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from handed import NAME, small_encoder, small_sam
-from test_documentation import SCRIPTS
 from test_sharing import assert_same, masks
+
+from samunet.commands import run_command
 
 FOLDS = ["0", "1", "2", "3", "4"]
 IDS = tuple(f"case_{index}" for index in range(10))
@@ -22,7 +22,7 @@ BUDGET = os.environ.get("SAMUNET_TEST_BUDGET")
 def run(command):
     """A command line as a shell runs it."""
     name, *words = shlex.split(command)
-    assert importlib.import_module(f"samunet.commands.{SCRIPTS[name]}").main(words) == 0, command
+    assert run_command(name, words) == 0, command
 
 
 def run_instructions(results, name):

@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 # The threads of torch's OpenMP (GNU's, on Linux) wait for each other in a loop that takes a core. Where another program
 # needs that core, a training step then takes many times as long. A short loop cost whole trainings nothing that could
-# be measured (documentation/benchmarks.md, Threads). Read when torch is loaded.
+# be measured (documentation/lab/notebook.md, Threads). Read when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -228,16 +228,14 @@ def _smooth_noise(random: np.random.Generator, shape: tuple[int, ...], knots: tu
 
 
 def _write(array: np.ndarray, spacing: tuple[float, ...], origin: tuple[float, ...], file: Path) -> None:
-    import SimpleITK as sitk
+    from samunet.imageio.itk import itk, written
 
-    image = sitk.GetImageFromArray(array)
+    image = itk().GetImageFromArray(array)
     image.SetSpacing(spacing[::-1])
     image.SetOrigin(origin)
     file.parent.mkdir(exist_ok=True)
-    try:
-        sitk.WriteImage(image, str(file), useCompression=True)
-    except RuntimeError as error:  # SimpleITK reports every failure so
-        raise SamunetError(f"could not write {file}", "free some space or choose another folder") from error
+    with written(image, file):
+        pass
 
 
 def _holds_phantoms(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from samunet.imageio.base import COPY_AGAIN
 _POINTER = b"version https://git-lfs.github.com/spec/"
 # Values of one image, all channels together; a whole-body CT has half a billion.
 _MOST_VALUES = 1 << 31
-# A step holds up to four copies of a case as float32 (documentation/architecture.md, "Memory").
+# A step holds up to four copies of a case as float32 (documentation/reference/architecture.md, "Memory").
 _BYTES_PER_VALUE = 4 * 4
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _GIGABYTE = 1e9

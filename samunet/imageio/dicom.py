@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_path
 from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_header
 from samunet.imageio.dicom_pixels import PixelReader
-from samunet.imageio.itk import itk, reason
+from samunet.imageio.itk import itk, written
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -77,12 +76,8 @@ def write_as_nifti(folder: Path, file: Path) -> None:
     Raises:
         SamunetError: As :func:`read_series`, or if the file cannot be written.
     """
-    image = read_series(folder)
-    try:
-        with atomic_path(file) as temporary:
-            itk().WriteImage(image, str(temporary), useCompression=True, imageIO="NiftiImageIO")
-    except RuntimeError as error:
-        raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error
+    with written(read_series(folder), file):
+        pass
 
 
 def count_components(folder: Path) -> int:

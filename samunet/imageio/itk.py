@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+from samunet.errors import SamunetError
+from samunet.files import atomic_path, check_room
+
+if TYPE_CHECKING:
+    from SimpleITK import Image
 
 # Naming the format makes ITK write under endings in capitals too.
 _FORMATS = {
@@ -24,6 +33,22 @@ def itk() -> ModuleType:
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK
+
+
+@contextmanager
+def written(image: Image, file: Path) -> Iterator[Path]:
+    """Write an image atomically in the format of the file's ending; yields the file before it gets its name.
+
+    Raises:
+        SamunetError: If it cannot be written, for example because the disk is full.
+    """
+    try:
+        with atomic_path(file) as temporary:
+            itk().WriteImage(image, str(temporary), useCompression=True, imageIO=itk_format(file))
+            check_room(temporary)  # ITK says nothing when a NIfTI file does not fit
+            yield temporary
+    except RuntimeError as error:
+        raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error
 
 
 def itk_format(file: Path) -> str:

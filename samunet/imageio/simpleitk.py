@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.files import atomic_path
 from samunet.imageio.base import (
     COPY_AGAIN,
     Geometry,
@@ -24,7 +23,7 @@ from samunet.imageio.base import (
 from samunet.imageio.dicom import count_components, read_series
 from samunet.imageio.gipl import count_gipl_channels, read_gipl
 from samunet.imageio.headers import geometry_of
-from samunet.imageio.itk import itk, itk_format, reason
+from samunet.imageio.itk import itk, itk_format, reason, written
 from samunet.imageio.meta import META_ENDINGS, count_meta_channels, join_meta, read_meta
 from samunet.imageio.nifti import (
     NIFTI_ENDINGS,
@@ -175,10 +174,6 @@ def _write(array: np.ndarray, file: Path, geometry: Geometry) -> None:
     image.SetSpacing(geometry.spacing[::-1][: geometry.dimension])
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
-    try:
-        with atomic_path(file) as temporary:
-            itk().WriteImage(image, str(temporary), useCompression=True, imageIO=itk_format(file))
-            if geometry.nrrd is not None and file.name.lower().endswith(".nrrd"):
-                restore_placement(temporary, geometry.nrrd)
-    except RuntimeError as error:
-        raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error
+    with written(image, file) as temporary:
+        if geometry.nrrd is not None and file.name.lower().endswith(".nrrd"):
+            restore_placement(temporary, geometry.nrrd)

@@ -137,7 +137,7 @@ class Predictor:
         folds = list(folds) if folds is not None else model.finished_folds(checkpoint)
         if not folds:
             raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
-        network = model.configuration.networks[model.run(folds[0])["family"]]
+        network = model.network(folds[0])
         postprocessing = None
         if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
             postprocessing = read_postprocessing(model.path / POSTPROCESSING_FILE)

@@ -65,7 +65,6 @@ class _Run(TypedDict, total=False):
     """What is read of a ``run.json``, which may be anybody's."""
 
     __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
-    family: str
     encoder: str
     configuration: str
     device: str
@@ -165,12 +164,13 @@ class ModelFolder:
         """
         path = self.fold(fold) / "run.json"
         run = read_run(path)
-        if run.get("family") not in self.configuration.networks:
-            raise SamunetError(
-                f"{path} does not say which of the plans' networks was trained (family)",
-                _AGAIN,
-            )
+        if run.get("encoder") not in self.configuration.networks:
+            raise SamunetError(f"{path} does not say which of the plans' networks was trained (encoder)", _AGAIN)
         return run
+
+    def network(self, fold: Fold) -> NetworkPlan:
+        """The plan of the network that a fold trained; errors as :meth:`run`."""
+        return self.configuration.networks[self.run(fold)["encoder"]]
 
     def finished_folds(self, checkpoint: str = "final") -> list[Fold]:
         """Folds that have the checkpoint; a final one exists only when training went to its end."""
@@ -188,10 +188,9 @@ class ModelFolder:
         from samunet.models.pretrained import base_weights
 
         run = self.run(fold)
-        encoder = self.configuration.networks[run["family"]].encoder
-        if encoder_facts(encoder).family == "bundled":  # its folds are whole
+        if not encoder_facts(run["encoder"]).is_sam:  # its folds are whole
             return None
-        return base_weights(encoder, run.get("base"), beside=self.path)
+        return base_weights(run["encoder"], run.get("base"), beside=self.path)
 
     def load(
         self, folds: Sequence[Fold], checkpoint: str = "final", dtype: torch.dtype | None = None
@@ -248,7 +247,7 @@ class ModelFolder:
                     f"fold {fold} of {self.path} was trained from other weights than fold {folds[0]}",
                     f"predict with one of them (-f {fold}), or train one anew with --overwrite",
                 )
-        network = self.configuration.networks[first["family"]]
+        network = self.configuration.networks[first["encoder"]]
         check_channels(self.configuration, self.description, self.path / "dataset.json")
         return build_network(self.configuration, network, self.description, self.base(folds[0]))
 
@@ -269,7 +268,7 @@ class ModelFolder:
 
 def _origin(run: dict) -> tuple:
     """What the folds of a model must have in common: network and base weights."""
-    return run["family"], (run.get("base") or {}).get("sha256")
+    return run["encoder"], (run.get("base") or {}).get("sha256")
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,25 @@ def is_available(facts: EncoderFacts, *, may_download: bool = True) -> bool:
     from samunet.network.checkpoints import find_checkpoint
 
     return find_checkpoint(facts) is not None or (may_download and downloads.can_download(facts))
+
+
+def automatic_encoder(encoders: Iterable[str], *, gpu: bool) -> tuple[str, str]:
+    """The planned encoder to train where nobody says which, and why: SAM's with a GPU and its weights, or the small.
+
+    Args:
+        encoders: Names, at least one.
+        gpu: Whether there is one.
+    """
+    names = list(encoders)
+    sam = next((name for name in names if encoder_facts(name).is_sam), None)
+    small = next((name for name in names if not encoder_facts(name).is_sam), None)
+    if sam is None or small is None:
+        return names[0], "the only one planned"
+    weights = is_available(encoder_facts(sam), may_download=gpu)
+    if gpu and weights:
+        return sam, f"there is a GPU and {sam}'s checkpoint; -encoder {small} for the small one"
+    lacking = [text for text, there in (("no GPU", gpu), (f"no checkpoint of {sam}", weights)) if not there]
+    return small, f"{' and '.join(lacking)}; -encoder {sam} would choose SAM"
 
 
 def base_weights(

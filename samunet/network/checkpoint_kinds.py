@@ -104,7 +104,7 @@ def _encoder(shapes: Shapes) -> str | None:
     patches = shapes.get("image_encoder.patch_embed.proj.weight")
     blocks = {match[1] for name in shapes if (match := re.match(r"image_encoder\.blocks\.(\d+)\.", name))}
     for name, facts in ENCODERS.items():
-        if facts.family == "sam" and patches and (patches[0], len(blocks)) == (facts.width, facts.depth):
+        if facts.is_sam and patches and (patches[0], len(blocks)) == (facts.width, facts.depth):
             return name
     return None
 

@@ -74,7 +74,7 @@ class ImageEncoder(ImageEncoderViT):
         self.gives_details = facts.convolutional_stem
         if facts.convolutional_stem:
             self.patch_embed = ConvolutionalStem(facts.patch_size, facts.width, facts.embedding)
-        if facts.family == "bundled":
+        if not facts.is_sam:
             self._initialise()
 
     def forward(self, image: Tensor) -> Tensor:

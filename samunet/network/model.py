@@ -42,7 +42,7 @@ class InputLayer(nn.Module):
         std = torch.tensor(facts.pixel_std)[indices] / 255
         sam_mean, sam_std = (torch.tensor(value)[indices] / 255 for value in (SAM_PIXEL_MEAN, SAM_PIXEL_STD))
         standard_mean, standard_std = (mean - sam_mean) / sam_std, std / sam_std
-        if facts.family == "bundled":  # it was pretrained on standardised scans
+        if not facts.is_sam:  # it was pretrained on standardised scans
             standard_mean, standard_std = torch.zeros_like(mean), torch.ones_like(std)
         unit = torch.tensor(unit_range)
         self.register_buffer("mean", torch.where(unit, mean, standard_mean).view(1, -1, 1, 1), persistent=False)
@@ -182,4 +182,4 @@ def build_model(
         add_encoder_adapters(encoder, plan.adapter)
     head.adapt(plan.lora, plan.adapter)
     input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
-    return SamunetModel(input_layer, encoder, head, has_base=base_state is not None and facts.family == "sam")
+    return SamunetModel(input_layer, encoder, head, has_base=base_state is not None and facts.is_sam)

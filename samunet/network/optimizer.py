@@ -15,7 +15,7 @@ from samunet.devices import fast_dtype
 _SEES_PIXELS = ("input_layer.", "image_encoder.patch_embed.")
 _MOMENTUM = 0.95
 # Root mean square of an update's entries, in learning rates. 0.2 makes Muon's updates as large as AdamW's (Liu et al.
-# 2025); in trainings of minutes three times as much won (documentation/benchmarks.md).
+# 2025); in trainings of minutes three times as much won (documentation/lab/notebook.md).
 _UPDATE_SIZE = 0.6
 # Quintic Newton-Schulz iteration (Jordan et al. 2024). Their five steps gave the same Dice as three, and took longer.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)

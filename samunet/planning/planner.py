@@ -35,6 +35,7 @@ from samunet.plans import (
     NetworkPlan,
     Plans,
     check_plans_name,
+    networks_by_encoder,
 )
 from samunet.preprocessing.case import stored_shape
 
@@ -129,11 +130,9 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     )
     mirrored, mirrored_why = mirrored_axes(description.labels, fingerprint, order)
     rotation, rotation_why = rules.rotation(extent, mirrored)
-    sam = options.encoder if options.encoder in _names("sam") else DEFAULT_SAM
-    networks = {
-        "sam": plan_network(encoder_facts(sam), slices, options),
-        "bundled": plan_network(encoder_facts(BUNDLED), slices, options),
-    }
+    sam = options.encoder if options.encoder not in ("auto", BUNDLED) else DEFAULT_SAM
+    own = {name: _meant_for(name, options) for name in (sam, BUNDLED)}
+    networks = {name: plan_network(encoder_facts(name), slices, given) for name, given in own.items()}
     configuration = ConfigurationPlan(
         data_identifier=f"{options.plans_name}_2d",
         spacing=spacing,
@@ -170,7 +169,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         foreground_intensity_properties_per_channel=fingerprint.foreground_intensity_properties_per_channel,
         gpu_memory_target_gb=options.gpu_memory_target_gb,
         encoder=options.encoder,
-        configurations={"2d": asdict(configuration), **_smaller_inputs(networks["sam"], slices, options)},
+        configurations={"2d": asdict(configuration), **_smaller_inputs(networks[sam], slices, own[sam])},
         why={"transpose_forward": order_why, "orientation": orientation_why},
     )
 
@@ -192,22 +191,20 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
     planned = {"2d", *(f"2d_{size}" for size in rules.SAM_INPUT_SIZES)}
     before = read_as(dict[str, Any], path, "remove it to have it made anew")
     own = as_kind(dict[str, dict[str, Any]], before.get("configurations", {}), f"{path}: configurations")
-    for name, configuration in own.items():
+    for name, configuration in networks_by_encoder(own).items():
         if name not in planned:
             plans.configurations[name] = configuration
 
 
 def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
-    """Plan one encoder family's network for the stored slices."""
+    """Plan the network with one encoder for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
-    asked = options.encoder == "auto" or encoder_facts(options.encoder).family == facts.family
-    meant = asked and (facts.family == "sam" or options.encoder != "auto")
-    flags = (options.adaptation, options.components, options.lora, options.adapter) if meant else ()
+    flags = options.adaptation, options.components, options.lora, options.adapter
     adapted, adaptation_why = rules.adaptation(facts, *flags)
     recipe, recipe_why = rules.recipe(options.recipe, facts)
     samed = recipe == "samed"
     predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=not samed)
-    size = rules.parse_image_size(options.image_size, facts) if asked else None
+    size = rules.parse_image_size(options.image_size, facts)
     size_why = "given by -image_size"
     if size is None:
         allowed = [
@@ -263,21 +260,30 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     )
 
 
+def _meant_for(encoder: str, options: PlannerOptions) -> PlannerOptions:
+    """The options as they concern one network: of another than was asked for, and of the small one with ``auto``,
+    the rules decide the adaptation.
+    """
+    if encoder == options.encoder or (options.encoder == "auto" and encoder != BUNDLED):
+        return options
+    size = options.image_size if options.encoder == "auto" else None
+    return replace(options, image_size=size, adaptation=None, components=None, lora=None, adapter=None)
+
+
 def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) -> dict[str, dict]:
     """Configurations ``2d_896`` and so on, below the default's size, that differ in what follows from the size."""
-    if options.encoder == BUNDLED:  # then these were meant for the small encoder
-        options = replace(options, adaptation=None, components=None, lora=None, adapter=None)
     smaller = {}
     for size in rules.SAM_INPUT_SIZES:
         if size >= max(sam.input_shape):
             continue
-        other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size, encoder=sam.encoder))
+        other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size))
         base = asdict(sam)
         changed = {key: value for key, value in asdict(other).items() if key != "why" and value != base[key]}
         why = {"input_shape": f"{size} px: less memory and time than 2d"}
         if "checkpoint_blocks" in changed:
             why["checkpoint_blocks"] = other.why["checkpoint_blocks"]
-        smaller[f"2d_{size}"] = {"inherits_from": "2d", "networks": {"sam": {**changed, "why": why}}}
+        networks = {sam.encoder: {**changed, "why": why}, BUNDLED: None}
+        smaller[f"2d_{size}"] = {"inherits_from": "2d", "networks": networks}
     return smaller
 
 
@@ -338,12 +344,6 @@ def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: 
     )
 
 
-def _names(family: str) -> list[str]:
-    from samunet.encoders import ENCODERS
-
-    return [name for name, facts in ENCODERS.items() if facts.family == family]
-
-
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
     check_plans_name(options.plans_name, "-overwrite_plans_name")
     obstacle = recipe_obstacle(options.recipe, description.labels)
@@ -354,7 +354,7 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
         )
     if options.encoder != "auto":
         encoder_facts(options.encoder)
-        if options.recipe == "samed" and encoder_facts(options.encoder).family != "sam":
+        if options.recipe == "samed" and not encoder_facts(options.encoder).is_sam:
             raise UsageError(
                 f"-recipe samed trains a pretrained SAM, which {options.encoder} is not",
                 "use -encoder vit_b, or leave out -recipe",

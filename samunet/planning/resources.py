@@ -2,7 +2,7 @@
 
 Memory is a sum of parts: weights with their gradients and optimizer, what blocks, neck and head keep for the backward
 pass, and what exists only for a moment. Work is counted as useful work: what is computed a second time to save memory
-counts once. ``documentation/benchmarks.md`` compares the sum with measured peaks.
+counts once. ``documentation/lab/notebook.md`` compares the sum with measured peaks.
 """
 
 from __future__ import annotations

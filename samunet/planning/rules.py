@@ -1,6 +1,6 @@
 """The planning rules. Each is one decision: plain values in, the decision and its reason out.
 
-``documentation/planning_rules.md`` lists them with their sources; change both together.
+``documentation/reference/planning_rules.md`` lists them with their sources; change both together.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def input_size(
             encoder it is not consulted.
         thinnest: Mean width of the thinnest class, as a share of the long side; consulted for the bundled encoder.
     """
-    if facts.family == "sam":
+    if facts.is_sam:
         size = allowed[0]
         native = "SAM's own size" if size == facts.native_size else "the largest that the memory target allows"
         return size, f"{size} px: {native} (enlarging a slice does no harm, reducing it does: SAMed)"
@@ -181,7 +181,7 @@ def adaptation(
         UsageError: If what was asked for does not fit together or the encoder.
     """
     asked = any(value is not None for value in (name, components, lora, adapter))
-    name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.family == "sam" else "full")
+    name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.is_sam else "full")
     _one_of("-adaptation", name, ("lora", "adapter", "full"))
     components = components or "encoder_decoder"
     _one_of("-components", components, ("encoder_decoder", "decoder"))
@@ -209,7 +209,7 @@ def adaptation(
 
 def head(facts: EncoderFacts) -> Decision:
     """SAM's own decoder for SAM's encoders (SAMed); with detail from the encoder for the small one."""
-    if facts.family == "sam":
+    if facts.is_sam:
         return "sam", "the decoder's pretrained weights are kept as they are (SAMed)"
     return (
         "detail",
@@ -219,7 +219,7 @@ def head(facts: EncoderFacts) -> Decision:
 
 def effective_batch(facts: EncoderFacts, input_shape: Sequence[int]) -> int:
     """Images per update: SAM's 12; of the small encoder 2 to 12, so that an update sees about 200,000 pixels."""
-    if facts.family == "sam":
+    if facts.is_sam:
         return _EFFECTIVE_BATCH
     fitting = _SMALL_STEP_PIXELS // math.prod(input_shape)
     return max(size for size in (12, 6, 4, 3, 2) if size <= max(2, fitting))
@@ -262,7 +262,7 @@ def learning_rate(
     if adaptation_name == "full" and components == "decoder":
         kind = "the decoder"
     elif adaptation_name == "full":
-        kind = "SAM in full" if facts.family == "sam" else "the small encoder"
+        kind = "SAM in full" if facts.is_sam else "the small encoder"
     base = _LEARNING_RATES[kind]
     rate = float(f"{base * math.sqrt(batch / _REFERENCE_BATCH):.2g}")
     return rate, f"{base:g} at a batch of {_REFERENCE_BATCH} for {kind}, scaled with the square root of the batch"
@@ -270,7 +270,7 @@ def learning_rate(
 
 def optimizer(facts: EncoderFacts, adaptation_name: str, components: str = "encoder_decoder") -> Decision:
     """AdamW, or Muon for the small encoder where all of it trains."""
-    if facts.family == "bundled" and adaptation_name == "full" and components == "encoder_decoder":
+    if not facts.is_sam and adaptation_name == "full" and components == "encoder_decoder":
         return "muon", "the small encoder, trained in full, learns more per update with Muon (measured)"
     return "adamw", "SAM's and SAMed's"
 
@@ -282,7 +282,7 @@ def recipe(name: str, facts: EncoderFacts) -> Decision:
         UsageError: If there is no such recipe.
     """
     _one_of("-recipe", name, tuple(RECIPES))
-    if name == "samed" and facts.family == "sam":
+    if name == "samed" and facts.is_sam:
         return "samed", (
             "given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on 0-1, "
             "AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)"

@@ -21,9 +21,9 @@ from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import list_cases, raw_dataset
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError
 from samunet.models.folder import build_network
-from samunet.models.pretrained import BaseWeights, base_weights, is_available
+from samunet.models.pretrained import BaseWeights, automatic_encoder, base_weights
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
@@ -56,7 +56,7 @@ class OwnImages:
 
     Args:
         dataset: Full name of a preprocessed dataset.
-        encoder: One of the plans' two; None for the one the plans were made for, and else for SAM's where there is a
+        encoder: One of the planned ones; None for the one the plans were made for, and else for SAM's where there is a
             GPU and its checkpoint, and for the small one where not.
         checkpoint: Base weights in SAM's layout instead of the published ones.
         configuration, plans_name: Whose normalisation, spacing and input are used.
@@ -214,19 +214,11 @@ def _network(
     plans: Plans, configuration: ConfigurationPlan, encoder: str | None, checkpoint: Path | None, device: str
 ) -> NetworkPlan:
     """The network whose encoder is to be trained."""
-    networks = {network.encoder: network for network in configuration.networks.values()}
-    sam, small = (configuration.networks[family].encoder for family in ("sam", "bundled"))
-    wanted = encoder or (sam if checkpoint else plans.encoder)
+    wanted = encoder or (configuration.default_sam if checkpoint else plans.encoder)
     if wanted == "auto":
-        gpu = resolve_device(device).type != "cpu"
-        wanted = sam if gpu and is_available(encoder_facts(sam)) else small
+        wanted, _ = automatic_encoder(configuration.networks, gpu=resolve_device(device).type != "cpu")
     encoder_facts(wanted)
-    if wanted not in networks:
-        raise UsageError(
-            f"these plans hold networks for {' and '.join(networks)}, not for {wanted}",
-            f"plan for it: samunet_plan_experiment -d {quoted(plans.dataset_name)} -encoder {quoted(wanted)}",
-        )
-    return networks[wanted]
+    return plans.network(configuration, wanted)
 
 
 def _training_images(

@@ -12,12 +12,12 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.outputs import PICTURE_MARK
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
+from samunet.inference.colour_table import PALETTE, colour_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from samunet.inference.colour_table import PALETTE, colour_of
 from samunet.plans import IntensityStatistics
 
 # M. Okabe and K. Ito's colours, which colour-blind people can tell apart, without black; yellow last, as white is near.

@@ -85,7 +85,7 @@ def export_onnx(
     (fold,) = parse_folds(model, [fold], checkpoint)
     (network,) = model.load([fold], checkpoint)  # in single precision, which a predictor may lower
     predictor = Predictor(
-        [network], model.plans, model.configuration, model.configuration.networks[model.run(fold)["family"]],
+        [network], model.plans, model.configuration, model.network(fold),
         model.description, PredictionOptions(device="cpu"), [fold],
     )  # fmt: skip
     windows = _real_windows(predictor, _cases(model, name, images))

@@ -60,12 +60,11 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
         there = ", ".join(path.parent.name for path in folder.parent.glob("samunetTrainer__*/plans.json")) or "none"
         raise UsageError(f"there is no trained model {folder.name} in {folder.parent} (models there: {there})")
     (loaded,) = model.load([fold], checkpoint)
-    run = model.run(fold)
-    network = model.configuration.networks[run["family"]]
+    network = model.network(fold)
     foreign = [
         what
         for what, there in (
-            (f"the encoder {network.encoder}, which is no SAM,", encoder_facts(network.encoder).family != "sam"),
+            (f"the encoder {network.encoder}, which is no SAM,", not encoder_facts(network.encoder).is_sam),
             ("bottleneck adapters, which cannot be folded into weights", network.adapter is not None),
             (f"the head {network.head!r}", network.head != "sam"),
             ("a projection of the input channels", network.input_channels == "projection"),

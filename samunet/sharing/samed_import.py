@@ -101,7 +101,7 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
     small = any(_DECODER_LORA.fullmatch(name) for name in given)
     plans = _plans(options, facts, LoraPlan(rank, rank, decoder=small))
     configuration = plans.configuration(CONFIGURATION)
-    network = configuration.networks["sam"]
+    network = configuration.networks[facts.name]
     base = base_weights(facts.name)
     model = build_network(configuration, network, description, base)
     names, wanted = _lora_names(facts, small), model.trained_state()
@@ -119,7 +119,6 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
             "configuration": CONFIGURATION,
             "fold": FOLD,
             "encoder": facts.name,
-            "family": "sam",
             "base": base.record,
             "imported_from": {"file": file.name, "sha256": file_hash(file)},
             "versions": {"samunet": __version__, "torch": torch.__version__},
@@ -245,21 +244,18 @@ def _dataset_json(options: SamedImport) -> dict:
 def _plans(options: SamedImport, facts: EncoderFacts, lora: LoraPlan) -> Plans:
     """Plans that prepare images as SAMed does: whole slices, scaled to the input, on 0-1, one channel three times."""
     why = {"adaptation": "imported from SAMed"}
-    networks = {}
-    for family, encoder, side in (("sam", facts, options.image_size), ("bundled", encoder_facts("small"), 224)):
-        sam = family == "sam"
-        estimate = resources.estimate(encoder, [side, side], "lora" if sam else "full")
-        networks[family] = NetworkPlan(
-            encoder=encoder.name, input_shape=[side, side], spacing=None, head="sam" if sam else "detail",
-            adaptation="lora" if sam else "full", lora=lora if sam else None, input_channels="repeat",
-            batch_size=4, accumulation=6, learning_rate=5e-3 if sam else 1e-3, weight_decay=0.1,
-            training_images={"cpu": 16_000, "gpu": 48_000}, memory_bytes=estimate.for_batch(4),
-            training_gflops=round(estimate.training_flops / 1e9, 1), recipe="samed" if sam else "samunet", why=why,
-        )  # fmt: skip
+    shape = [options.image_size, options.image_size]
+    estimate = resources.estimate(facts, shape, "lora")
+    network = NetworkPlan(
+        encoder=facts.name, input_shape=shape, spacing=None, head="sam", adaptation="lora", lora=lora,
+        input_channels="repeat", batch_size=4, accumulation=6, learning_rate=5e-3, weight_decay=0.1,
+        training_images={"cpu": 16_000, "gpu": 48_000}, memory_bytes=estimate.for_batch(4),
+        training_gflops=round(estimate.training_flops / 1e9, 1), recipe="samed", why=why,
+    )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier=f"{PLANS_NAME}_2d", spacing=None, median_shape=[1, options.image_size, options.image_size],
         normalization=["ct_to_0_1"], use_mask_for_norm=[False], mirror_axes=[], foreground_share=0.33,
-        networks=networks, why=why,
+        networks={facts.name: network}, why=why,
     )  # fmt: skip
     low, high = (float(value) for value in options.intensity_range)
     middle = (low + high) / 2

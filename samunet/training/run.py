@@ -24,7 +24,7 @@ from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
-from samunet.models.pretrained import BaseWeights, base_weights
+from samunet.models.pretrained import BaseWeights, automatic_encoder, base_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
@@ -45,7 +45,6 @@ _ENOUGH_OF_A_TRAINING = 0.1  # of the planned images
 
 @dataclass(frozen=True)
 class _Choice:
-    family: str
     network: NetworkPlan
     why: str
 
@@ -81,7 +80,6 @@ def train_fold(
     folder = model.fold(fold)
     run = read_run(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
     choice = _choose_network(plans, configuration, options, run)
-    _warn_of_a_twin(plans, configuration_name, choice.family)
     if options.feature_cache:
         check_frozen(choice.network)
     _check_agreement(dataset_name, source, fingerprint, configuration, choice.network, description)
@@ -106,7 +104,7 @@ def train_fold(
         if options.num_cases:
             log.info("%d training cases: %s", len(train), ", ".join(train))
         if not trained:
-            decisions = _decisions(plans, configuration_name)
+            decisions = _decisions(plans, configuration_name, choice.network.encoder)
             facts = _run_facts(choice, fold, dataset_name, configuration_name)
             trainer = Trainer(
                 folder=folder,
@@ -117,7 +115,7 @@ def train_fold(
                 train=stored[0],
                 validation=stored[1],
                 options=options,
-                identity=fingerprint_of(decisions, choice.family, description.labels, train),
+                identity=fingerprint_of(decisions, description.labels, train),
                 run=run | facts | {"training_cases": train, "training_data": data},
                 base=base,
                 progress=progress,
@@ -196,62 +194,30 @@ def _starting_weights(
 
 def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: TrainingOptions, run: dict) -> _Choice:
     """Which of the configuration's networks to train: as asked; as before; or by what this machine has."""
-    from samunet.models.pretrained import is_available
-
-    networks = configuration.networks
-    planned = {network.encoder: family for family, network in networks.items()}
-    sam = networks["sam"].encoder
-    wanted = options.encoder or run.get("encoder") or (sam if options.checkpoint else plans.encoder)
+    wanted = options.encoder or run.get("encoder")
+    wanted = wanted or (configuration.default_sam if options.checkpoint else plans.encoder)
     if wanted == "auto":
-        gpu = resolve_device(options.device).type != "cpu"
-        weights = is_available(encoder_facts(sam), may_download=gpu)
-        wanted = sam if gpu and weights else networks["bundled"].encoder
-        if wanted == sam:
-            why = f"there is a GPU and {sam}'s checkpoint; -encoder {networks['bundled'].encoder} for the small one"
-        else:
-            lacking = " and ".join(
-                text for text, there in (("no GPU", gpu), (f"no checkpoint of {sam}", weights)) if not there
-            )
-            why = f"{lacking}; -encoder {sam} would choose SAM"
+        wanted, why = automatic_encoder(configuration.networks, gpu=resolve_device(options.device).type != "cpu")
     else:
         encoder_facts(wanted)
         given = "for --checkpoint" if options.checkpoint else "as planned"
         why = "as asked" if options.encoder else "as this fold began" if run else given
-    if wanted not in planned:
-        raise UsageError(
-            f"these plans hold networks for {' and '.join(planned)}, not for {wanted}",
-            f"plan for it: samunet_plan_experiment -d {quoted(plans.dataset_name)} -encoder {quoted(wanted)}",
-        )
-    family = planned[wanted]
-    network = networks[family]
+    network = plans.network(configuration, wanted)
     if options.random_weights:
-        if encoder_facts(wanted).family == "sam" or network.adaptation != "full":
+        if encoder_facts(wanted).is_sam or network.adaptation != "full":
             raise UsageError(
                 f"{wanted} with adaptation {network.adaptation} cannot start from random weights: what is frozen would "
                 "stay random",
                 "leave out --random_weights, or train the small encoder in full: -encoder small",
             )
         why += ". It starts from random weights"
-    elif encoder_facts(wanted).family == "bundled" and not (run or options.checkpoint):
+    elif not encoder_facts(wanted).is_sam and not (run or options.checkpoint):
         why += ". It starts from the weights in the package"
     if options.batch_size:
         network = replace(network, batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
         network = replace(network, learning_rate=options.learning_rate)
-    return _Choice(family, network, f"{wanted} ({why})")
-
-
-def _warn_of_a_twin(plans: Plans, configuration_name: str, family: str) -> None:
-    """Some configurations differ for one of their networks only; with the other, the same is trained once more."""
-    if configuration_name == "2d" or "2d" not in plans.configurations:
-        return
-    first, this = (
-        replace(found, networks={family: found.networks[family]}, why={})
-        for found in (plans.configuration("2d"), plans.configuration(configuration_name))
-    )
-    if first == this:
-        encoder = this.networks[family].encoder
-        log.warning("with the encoder %s, %s trains the same model as 2d", encoder, configuration_name)
+    return _Choice(network, f"{wanted} ({why})")
 
 
 def _check_agreement(
@@ -286,8 +252,8 @@ def _check_other_folds(
     folder = model.fold(fold)
     others = _runs_of_other_folds(model, fold)
     begun = others or ((folder / "run.json").is_file() and not options.overwrite)
-    name = model.configuration_name
-    if begun and _decisions(model.plans, name) != _decisions(plans, name):
+    this = model.configuration_name, choice.network.encoder
+    if begun and _decisions(model.plans, *this) != _decisions(plans, *this):
         raise SamunetError(
             f"{model.path} was trained with other plans than {source / plans.plans_name}.json holds now",
             f"plan under another name (samunet_plan_experiment -d {quoted(source.name)} -overwrite_plans_name NAME) "
@@ -337,17 +303,16 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
     return runs
 
 
-def _decisions(plans: Plans, configuration_name: str) -> dict:
-    """All that a model of this configuration depends on: not other configurations, reasons, versions or memory."""
+def _decisions(plans: Plans, configuration_name: str, encoder: str) -> dict:
+    """All that a model depends on: not other configurations or networks, reasons, versions or memory."""
     configuration = plans.configuration(configuration_name)
     decisions = asdict(plans) | asdict(configuration)
     decisions["foreground_intensity_properties_per_channel"] = statistics_used(plans, configuration)
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
-    for network in decisions["networks"].values():
-        for key in ("why", "training_images", "memory_bytes", "training_gflops", "checkpoint_blocks"):
-            del network[key]
-    return decisions
+    network = decisions.pop("networks").get(encoder, {})
+    left_out = {"why", "training_images", "memory_bytes", "training_gflops", "checkpoint_blocks"}
+    return decisions | {"network": {key: value for key, value in network.items() if key not in left_out}}
 
 
 def _run_facts(choice: _Choice, fold: Fold, dataset_name: str, configuration_name: str) -> dict:
@@ -358,7 +323,6 @@ def _run_facts(choice: _Choice, fold: Fold, dataset_name: str, configuration_nam
         "configuration": configuration_name,
         "fold": fold,
         "encoder": choice.network.encoder,
-        "family": choice.family,
         "chosen_because": choice.why,
         "versions": {"samunet": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "machine": platform.machine(),
@@ -427,7 +391,7 @@ def _validate(
 def too_short_to_judge(model: ModelFolder, fold: Fold) -> str | None:
     """A sentence if a fold's training saw less than a tenth of the images that its plans train on; else None."""
     run = model.run(fold)
-    network = model.configuration.networks[run["family"]]
+    network = model.network(fold)
     seen = run.get("iterations", 0) * (run.get("setup") or {}).get("batch_size", 0)
     planned = network.training_images["cpu" if run.get("device") == "cpu" else "gpu"]
     if not seen or seen >= _ENOUGH_OF_A_TRAINING * planned:
