@@ -29,6 +29,7 @@ FLOORS = [
         "paths",
         "errors",
         "files",
+        "tables",
         "tensors",
         "locks",
         "interruption",

@@ -327,7 +327,7 @@ def test_a_case_that_cannot_be_read_does_not_end_the_report(trained):
     ("arguments", "status", "expected"),
     [
         (["5"], 2, "no dataset"),
-        (["998", "-c", "2d_448"], 1, "samunet_train Dataset998_Tiny 2d_448 0"),
+        (["998", "-c", "2d_448"], 2, "samunet_train Dataset998_Tiny 2d_448 0"),
         (["998", "-i", "images"], 2, "report of a prediction"),
         (["998", "-n", "-1"], 2, "must be 0 or more"),
     ],

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from samunet.commands.common import CommandParser, add_common_flags, run_command
 from samunet.commands.flags import add_window, window_of
-from samunet.errors import quoted
 from samunet.plans import DEFAULT_PLANS_NAME
 
 if TYPE_CHECKING:
@@ -63,10 +62,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _model(folder: Path, arguments: argparse.Namespace) -> ModelFolder:
-    from samunet import paths
     from samunet.dataset.layout import find_dataset
-    from samunet.errors import SamunetError, UsageError
-    from samunet.models.folder import ModelFolder, model_folder_name
+    from samunet.errors import UsageError
+    from samunet.models.choose import trained_model
+    from samunet.models.folder import ModelFolder
 
     if arguments.i is not None:
         raise UsageError("-i is for the report of a prediction", "give the folder that samunet_predict wrote")
@@ -77,16 +76,7 @@ def _model(folder: Path, arguments: argparse.Namespace) -> ModelFolder:
                 "give a dataset (samunet_report 027), a model's folder, or a folder of masks (samunet_report preds)",
             )
         return ModelFolder(Path(os.path.abspath(folder)))  # "." has no name
-    model = ModelFolder(
-        paths.results_folder() / find_dataset(arguments.source) / model_folder_name(arguments.p, arguments.c)
-    )
-    if not (model.path / "plans.json").is_file():
-        there = sorted(path.parent.name for path in model.path.parent.glob("samunetTrainer__*/plans.json"))
-        raise SamunetError(
-            f"there is no model {model.path.name} of {model.path.parent.name} (trained: {', '.join(there) or 'none'})",
-            f"train it: samunet_train {quoted(model.path.parent.name)} {quoted(arguments.c)} 0",
-        )
-    return model
+    return trained_model(find_dataset(arguments.source), arguments.c, arguments.p)
 
 
 def _count(text: str) -> int:

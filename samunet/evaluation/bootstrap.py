@@ -20,6 +20,10 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return "" if self.low is None else f"[{self.low:.4f}, {self.high:.4f}]"
 
+    def as_list(self) -> list[float] | None:
+        """As JSON has it."""
+        return None if self.low is None else list(self)
+
 
 def dice_table(summary: Mapping[str, Any]) -> np.ndarray:
     """Dice ``(cases, classes)`` of a ``summary.json``, in its orders; NaN where a case has no score for a class."""

@@ -27,6 +27,7 @@ from samunet.files import read_as
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
+from samunet.tables import number, text_table
 from samunet.workers import map_cases
 
 log = logging.getLogger(__name__)
@@ -260,18 +261,18 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
     cases = summary["metric_per_case"]
     names = {class_key(region): name for name, region in labels.foreground} if labels is not None else {}
     titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
-    width = max(len(title) for title in (*titles.values(), "class", "mean"))
-    lines = [f"{'class':<{width}}    Dice     std     IoU     std   cases"]
+    rows = []
     for label, title in titles.items():
         columns, scored = [], 0
         for key in ("Dice", "IoU"):
             values = _numbers(case["metrics"][label][key] for case in cases)
             scored = len(values)
-            columns += [mean_of(values), float(np.std(values)) if values else math.nan]
-        lines.append(f"{title:<{width}}" + "".join(_cell(value) for value in columns) + f"{scored:>8}")
+            columns += [number(mean_of(values)), number(np.std(values) if values else None)]
+        rows.append([title, *columns, str(scored)])
     mean = summary["foreground_mean"]
-    lines.append(f"{'mean':<{width}}{_cell(mean['Dice'])}{'':8}{_cell(mean['IoU'])}{'':8}{len(cases):>8}")
-    return "\n".join(lines + _worst_cases(cases, titles))
+    rows.append(["mean", number(mean["Dice"]), "", number(mean["IoU"]), "", str(len(cases))])
+    table = text_table(["class", "Dice", "std", "IoU", "std", "cases"], rows)
+    return "\n".join(table + _worst_cases(cases, titles))
 
 
 def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int = 3) -> list[str]:
@@ -337,10 +338,6 @@ def mean_of(values: Iterable[float | None]) -> float:
     """Mean of the values that are numbers; NaN if there is none."""
     numbers = _numbers(values)
     return float(np.mean(numbers)) if numbers else math.nan
-
-
-def _cell(value: float | None) -> str:
-    return f"{value:8.4f}" if _numbers([value]) else f"{'-':>8}"
 
 
 def _listed(names: list[str], most: int = 5) -> str:

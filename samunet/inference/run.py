@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ModelSelection:
     """What predicts: a model, which of its folds, and ``final`` or ``best``."""
 
     model: ModelFolder
@@ -60,7 +60,7 @@ def _is_file(output: Path) -> bool:
 
 
 def predict_found(
-    chosen: Chosen,
+    chosen: ModelSelection,
     found: dict[str, Case],
     failures: dict[str, SamunetError],
     output: Path,
@@ -129,7 +129,7 @@ def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list
 
 
 def _write_record(
-    chosen: Chosen, predictor: Predictor, output: Path, options: PredictionOptions, given: str
+    chosen: ModelSelection, predictor: Predictor, output: Path, options: PredictionOptions, given: str
 ) -> None:  # fmt: skip
     """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does), and a colour table."""
     path = chosen.model.path

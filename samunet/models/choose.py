@@ -1,9 +1,9 @@
-"""Finds the model a prediction is meant for, when the user names none or only part of it."""
+"""Choice of a trained model."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NotRequired  # pydantic needs these before Python 3.12
 
@@ -14,6 +14,7 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import UsageError, printable, quoted
 from samunet.files import read_as
 from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
+from samunet.plans import DEFAULT_PLANS_NAME
 
 # What samunet_find_best_configuration writes into a dataset's results.
 INFORMATION = "inference_information.json"
@@ -64,11 +65,8 @@ def choose_model(
     fitting = [model for model in trained if _fits(model, name, configuration, plans_name)]
     if not fitting:
         wanted = ", ".join(text for text in (name, plans_name, configuration) if text)
-        raise UsageError(
-            f"there is no trained model{' of ' + wanted if wanted else ''} in {results} "
-            f"({'trained: ' + ', '.join(_title(model) for model in trained) if trained else 'nothing is trained yet'})",
-            "train one first, for example: samunet_train 027 2d 0",
-        )
+        what = f"of {wanted} in {results}" if wanted else f"in {results}"
+        raise not_trained(what, map(_title, trained), "train one first, for example: samunet_train 027 2d 0")
     if len(fitting) == 1:
         return fitting[0], "the only trained model" if len(trained) == 1 else "the only one that fits"
     named = _dataset_in(source.resolve())
@@ -97,6 +95,43 @@ def choose_model(
     raise UsageError(f"{several}:\n{commands}")
 
 
+def trained_model(dataset: str, configuration: str, plans_name: str) -> ModelFolder:
+    """A model that was at least begun.
+
+    Raises:
+        UsageError: If there is none; says which there are, and how to train it.
+    """
+    results = paths.results_folder() / dataset
+    model = ModelFolder(results / model_folder_name(plans_name, configuration))
+    if not (model.path / "plans.json").is_file():
+        plans = [] if plans_name == DEFAULT_PLANS_NAME else ["-p", plans_name]
+        command = shlex.join(["samunet_train", dataset, configuration, "0", *plans])
+        there = [found.path.name for found in model_folders(results)]
+        raise not_trained(f"{model.path.name} of {dataset}", there, f"train it: {command}")
+    return model
+
+
+def not_trained(what: str, trained: Iterable[str], remedy: str | None = None) -> UsageError:
+    """The error for a model that is asked for and not there; ``trained`` are the ones that are."""
+    there = ", ".join(trained)
+    return UsageError(
+        f"there is no trained model {what} ({f'trained: {there}' if there else 'nothing is trained yet'})", remedy
+    )
+
+
+def fold_names(folds: Sequence[Fold]) -> list[Fold]:
+    """Folds as they are named everywhere: numbers, or ``all``.
+
+    Raises:
+        UsageError: If one is named twice: it would count twice in a mean.
+    """
+    names: list[Fold] = [int(fold) if str(fold).isdecimal() else fold for fold in folds]
+    twice = next((fold for fold in names if names.count(fold) > 1), None)
+    if twice is not None:
+        raise UsageError(f"fold {twice} is named twice", "name every fold once")
+    return names
+
+
 def _recorded_choice(results: Path) -> list[str]:
     """Folder names of the model or models that were found to be best; empty if nothing was recorded."""
     if not (results / INFORMATION).is_file():
@@ -110,15 +145,12 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
     """Folds to use: those asked for, or all that are finished.
 
     Raises:
-        UsageError: If one asked for is not finished, or named twice: it would count twice in the mean.
+        UsageError: If one asked for is not finished, or named twice.
     """
     finished = model.finished_folds(checkpoint)
     if not folds:
         return finished
-    wanted: list[Fold] = [int(fold) if str(fold).isdigit() else fold for fold in folds]
-    twice = next((fold for fold in wanted if wanted.count(fold) > 1), None)
-    if twice is not None:
-        raise UsageError(f"fold {twice} is named twice", "name every fold once")
+    wanted = fold_names(folds)
     missing = [fold for fold in wanted if not (model.fold(fold) / f"checkpoint_{checkpoint}.safetensors").is_file()]
     if missing:
         raise UsageError(

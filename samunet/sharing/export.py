@@ -17,7 +17,7 @@ from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import atomic_path, file_hash, parse_json, to_json
 from samunet.models.archive import open_archive
-from samunet.models.choose import parse_folds
+from samunet.models.choose import not_trained, parse_folds
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.models.manifest import (
     FILE_NAME,
@@ -152,8 +152,9 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
                 selections.append(Selection(model, folds, checkpoints, options.with_case_ids, options.with_masks))
                 continue
         elif options.strict:
-            raise UsageError(
-                f"there is no trained model {folder} in {results} with the checkpoints asked for (trained: {there})",
+            raise not_trained(
+                f"{folder} in {results} with the checkpoints asked for",
+                trained,
                 f"train it: samunet_train {quoted(results.name)} {quoted(configuration)} 0, or leave it out "
                 "with --not_strict",
             )
