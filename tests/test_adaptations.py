@@ -283,6 +283,21 @@ def test_adapter_stands_where_gu_et_al_put_it():
         assert torch.allclose(out_keys, reference.norm4(t + bottleneck(shared, t)), atol=1e-4)
 
 
+def test_tinyvits_adapter_gets_tokens_before_the_norm_of_the_mlp():
+    """Gu et al.: ``x + mlp(x) + 0.5 * adapter(x)``, where TinyViT's ``mlp`` begins with its norm."""
+    block = build(make_plan("vit_t", "adapter")).image_encoder.layers[2].blocks[1].eval()
+    torch.nn.init.normal_(block.mlp.adapter.up.weight)
+    plain = build(make_plan("vit_t", "full")).image_encoder.layers[2].blocks[1].eval()
+    features = torch.randn(1, 160, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = features.permute(0, 2, 3, 1)
+        x = plain.local_conv((tokens + plain.attn(tokens)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        down, up = block.mlp.adapter.down, block.mlp.adapter.up
+        beside = F.linear(F.gelu(F.linear(x, down.weight, down.bias)), up.weight, up.bias)
+        expected = (x + plain.mlp(x) + 0.5 * beside).permute(0, 3, 1, 2)
+        assert torch.allclose(block(features), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_rslora_and_alpha_scale_as_published():
     for settings, scale in (({"alpha": 8}, 8 / 4), ({"alpha": 8, "rslora": True}, 8 / 4**0.5)):
         part = build(make_plan(**settings)).image_encoder.base_model.model.blocks[0].attn.qkv.q

@@ -39,8 +39,8 @@ class Bottleneck(nn.Module):
 def add_encoder_adapters(encoder: nn.Module, plan: AdapterPlan) -> None:
     """Freeze ``encoder`` and put two adapters into each planned block, in place.
 
-    One follows the attention's output projection, with a skip; one works beside the MLP on the same normalised
-    tokens, halved.
+    One follows the attention's output projection, with a skip; one works beside the MLP, halved, on the MLP's input:
+    in SAM tokens that were normalised before, in TinyViT, whose MLP holds its own norm, tokens before that.
     """
     encoder.requires_grad_(False)
     blocks = list(attention_blocks(encoder).values())
@@ -88,6 +88,4 @@ def _add_of_output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> 
 
 
 def _add_beside_mlp(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    # TinyViT's MLP holds its own norm; SAM's comes before it.
-    tokens = module.norm(inputs[0]) if hasattr(module, "norm") else inputs[0]
-    return output + _MLP_SCALE * module.adapter(tokens)
+    return output + _MLP_SCALE * module.adapter(inputs[0])

@@ -37,7 +37,7 @@ _BYTES_PER_OUTPUT = 24
 # Of TinyViT, in 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention,
 # where everything trains also of a convolutional one, and per attention score; per token and channel on both sides of a
 # step to the next stage. Measured: bytes that exist for a moment, per token and channel of the first stage.
-_VALUES_PER_TOKEN = {"full": 20.0, "lora": 12.1, "adapter": 14.3}
+_VALUES_PER_TOKEN = {"full": 20.0, "lora": 12.1, "adapter": 13.0}
 _VALUES_PER_TOKEN_CONVOLVED = 27
 _VALUES_PER_SCORE = {"full": 3, "lora": 1, "adapter": 1}
 _VALUES_PER_TOKEN_BETWEEN = 2.5
