@@ -27,6 +27,7 @@ from samunet.models.pretrained import BASE_FOLDER
 
 _BLOCK = 1 << 20
 _MOST_FILES = 5000
+_LONGEST_ENTRY = 1100  # bytes in the directory
 _MOST_FOLDERS = 8  # in each other
 _MOST_UNPACKED = 20  # times the archive's size; models hardly pack
 _ALWAYS = 1 << 26  # bytes that may be unpacked whatever the archive's size
@@ -143,6 +144,7 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
         raise UsageError(f"{path} {what}", "give the zip that samunet_export_model_to_zip wrote")
     with ExitStack() as stack:
         with _reading(path):  # and not the caller's block, whose errors are its own
+            _check_directory(path)
             opened = stack.enter_context(zipfile.ZipFile(path))
             _check_cost(path, opened.infolist())
             members = [member for member in opened.infolist() if not member.is_dir() or _problem(member)]
@@ -157,16 +159,32 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
         yield ModelArchive(path, manifest, opened)
 
 
+def _check_directory(path: Path) -> None:
+    """Refuse too many files before the zip's directory is read, which takes memory and time for each.
+
+    The end of a zip says how many there are and how long the directory is; the count may lie, the length may not.
+    """
+    with open(path, "rb") as stream:
+        end = zipfile._EndRecData(stream)
+    if end and (
+        end[zipfile._ECD_ENTRIES_TOTAL] > _MOST_FILES or end[zipfile._ECD_SIZE] > _MOST_FILES * _LONGEST_ENTRY
+    ):
+        raise _too_many(path, end[zipfile._ECD_ENTRIES_TOTAL])
+
+
 def _check_cost(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Refuse what would cost more time or space than any model does."""
-    unpacked = sum(member.file_size for member in members)
-    problem = None
     if len(members) > _MOST_FILES:
-        problem = f"has {len(members)} files, and a model has at most {_MOST_FILES}"
-    elif unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS:
-        problem = f"would unpack to {unpacked / 1e9:.1f} GB, far more than a model of its size does"
-    if problem:
-        raise SamunetError(f"{path} {problem}", _REFUSED)
+        raise _too_many(path, len(members))
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS:
+        raise SamunetError(
+            f"{path} would unpack to {unpacked / 1e9:.1f} GB, far more than a model of its size does", _REFUSED
+        )
+
+
+def _too_many(path: Path, number: int) -> SamunetError:
+    return SamunetError(f"{path} has {number} files, and a model has at most {_MOST_FILES}", _REFUSED)
 
 
 @contextmanager

@@ -31,7 +31,6 @@ from samunet.models.manifest import (
 from samunet.models.pretrained import BASE_FOLDER, published_as
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.sharing.contents import Selection, dataset_files
-from samunet.sharing.private import case_names
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +87,13 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
     name = find_dataset(dataset)
     selections = _selections(paths.results_folder() / name, options)
     items: dict[str, Path | bytes] = {}
-    models, cases = [], set()
+    models = []
     for selection in selections:
         folder = selection.model.path
         items |= {f"{name}/{folder.name}/{path}": content for path, content in selection.files()}
         models.append(_entry(selection))
-        cases |= case_names(folder)
     folds = {entry.folder: entry.folds for entry in models}
-    shared = dataset_files(paths.results_folder() / name, folds, options.with_case_ids, cases)
+    shared = dataset_files(paths.results_folder() / name, folds, options.with_case_ids)
     items |= {f"{name}/{path}": content for path, content in shared}
     raw = selections[0].model.description.raw
     with atomic_path(output) as temporary, TemporaryDirectory(dir=output.parent, prefix=".tmp-") as scratch:
