@@ -53,7 +53,6 @@ def mean_interval(dice: np.ndarray, patients: Sequence[str]) -> Interval:
 
     Args:
         dice: ``(cases, classes)``, NaN where there is no score.
-        patients: Of every case.
     """
     return _percentiles(_resampled(dice, patients))
 

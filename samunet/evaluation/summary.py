@@ -177,9 +177,7 @@ def evaluate_folder(
         file_ending: The dataset's, such as ``.nii.gz``; chooses the reader of files that have it.
         reader_override: Name of the reader, if not the one that belongs to the ending.
         cases: Score these cases only; by default every case that has a reference.
-        num_workers: Worker processes; 0 means this one.
         allow_missing: Leave out references that have no prediction instead of stopping.
-        failures: See :func:`evaluate_files`.
         tolerate_geometry: See :func:`read_pair`.
 
     Returns:

@@ -24,9 +24,6 @@ class Observer(Protocol):
 
     For every batch of windows :meth:`on_fold` is called for each fold, then :meth:`on_batch`; :meth:`on_band` for every
     band of logits that is done.
-
-    Attributes:
-        labels: The dataset's.
     """
 
     labels: Labels
@@ -297,7 +294,6 @@ def decode(logits: Tensor, labels: Labels) -> Tensor:
 
     Args:
         logits: ``(outputs, height, width)``.
-        labels: The dataset's.
 
     Returns:
         ``(height, width)`` integer.

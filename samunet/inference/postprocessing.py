@@ -124,7 +124,6 @@ def class_step(labels: Labels, index: int) -> Step:
     it. Here they become what is painted where this region, and all that lie in it, are not.
 
     Args:
-        labels: The dataset's.
         index: Of the class or region in ``labels.foreground``.
     """
     name, region = labels.foreground[index]

@@ -236,8 +236,6 @@ class Predictor:
 
         Args:
             cases: From :func:`samunet.dataset.layout.list_cases`.
-            output: Folder for the masks; made if missing.
-            progress: Whether to show a progress bar.
             own: The folder is this program's own, such as a fold's validation: it is not checked, and masks of another
                 model are made again.
 

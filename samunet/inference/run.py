@@ -79,7 +79,6 @@ def predict_found(
         options: How to predict.
         part: ``(index, number)`` of the share of the cases.
         given: The input as it was given, for the record beside the masks.
-        progress: Whether to show a progress bar.
 
     Returns:
         Names of the cases predicted now.

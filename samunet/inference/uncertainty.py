@@ -47,7 +47,6 @@ class CaseUncertainty:
     size of one batch of windows, or with several planes of some of the volume's logits.
 
     Args:
-        labels: The dataset's.
         shape: ``(z, y, x)`` of the maps.
         num_folds: How many models.
     """

@@ -166,9 +166,7 @@ def _check_directory(path: Path) -> None:
     """
     with open(path, "rb") as stream:
         end = zipfile._EndRecData(stream)
-    if end and (
-        end[zipfile._ECD_ENTRIES_TOTAL] > _MOST_FILES or end[zipfile._ECD_SIZE] > _MOST_FILES * _LONGEST_ENTRY
-    ):
+    if end and (end[zipfile._ECD_ENTRIES_TOTAL] > _MOST_FILES or end[zipfile._ECD_SIZE] > _MOST_FILES * _LONGEST_ENTRY):
         raise _too_many(path, end[zipfile._ECD_ENTRIES_TOTAL])
 
 

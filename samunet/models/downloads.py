@@ -57,7 +57,6 @@ def download(
         folder: Where to; None for the checkpoints folder.
         url: Another source of the same file.
         force: Replace the file if it is there. Without it, the file that is there is verified.
-        progress: Whether to show a progress bar.
 
     Returns:
         The file.

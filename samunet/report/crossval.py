@@ -33,7 +33,6 @@ def crossval_report(model: ModelFolder, pictures: int, window: tuple[float, floa
     """The page, from the validations that the folds have finished.
 
     Args:
-        model: The model's folder.
         pictures: How many of the worst cases to show.
         window: Intensities shown black and white; None for the plans' percentiles of CT, the slices' own of others.
 

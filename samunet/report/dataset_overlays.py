@@ -36,14 +36,12 @@ def plot_overlays(
     """Write ``CASE.png`` for every training case: up to three of its slices with the label on them.
 
     Args:
-        dataset: Its id or name.
         output: Folder for the pictures; made if missing.
         configuration: None shows the raw files; else the slices that preprocessing stored for it.
         plans_name: Of the stored slices.
         channel: Which one is shown; None for the first, or for colour where there are the three of a picture.
         intensity: How strongly classes are filled, 0 to 1.
         overwrite: Replace pictures of these names that this program did not write.
-        num_workers: Worker processes; 0 means this one.
         window: Intensities shown black and white; None for the plans' percentiles of CT that was planned, and for
             the 1st and 99th percentile of the slices of others.
 

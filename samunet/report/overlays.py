@@ -25,7 +25,6 @@ class CaseFigure:
     """A case to show.
 
     Attributes:
-        name: Of the case.
         caption: What to say of it.
         images: Its image files.
         mask: The prediction.
@@ -46,7 +45,6 @@ def overlay(case: CaseFigure, description: Description, window: tuple[float, flo
 
     Args:
         case: To show.
-        description: Of the dataset.
         window: Intensities shown black and white; None for percentiles of the slices shown.
     """
     reader = reader_for(description.file_ending, description.reader_override)

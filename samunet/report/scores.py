@@ -22,7 +22,6 @@ class CaseScore:
     """A case with its scores.
 
     Attributes:
-        name: Of the case.
         fold: That predicted it; empty for a prediction by several.
         metrics: By class, as in ``summary.json``.
         mask, reference: The files.

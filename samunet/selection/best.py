@@ -61,13 +61,11 @@ def find_best_configuration(
     ``samunet_predict`` finds it.
 
     Args:
-        dataset: Its id or name.
         configurations, plans_names: Which; None for all that are trained. One that is named must be finished.
         folds: Which; None for all of the dataset.
         ensembling: Whether pairs are looked at; they need ``--npz`` in training.
         dice_decoding: Whether masks of the highest expected Dice are tried for the best; also needs ``--npz``.
         overwrite: False keeps cross-validation results that are there already.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         The content of ``inference_information.json``.
@@ -111,9 +109,7 @@ def _choose_postprocessing(
     Args:
         best: The best.
         own: The validation cases of each of its models.
-        dataset: With the references.
         dice_decoding: Whether masks of the highest expected Dice are tried.
-        num_workers: Worker processes.
     """
     model = best.models[0]
     labels, decoded = model.description.labels, None

@@ -62,11 +62,9 @@ def accumulate_crossval_results(
     """Gather the validation masks of a model's folds in one folder, and score them together.
 
     Args:
-        dataset: Its id or name.
         configuration, plans_name: Which model.
         folds: Which; None for all folds of the dataset.
         output: Where to; None for ``crossval_results_folds_0_1_2_3_4`` in the model's folder, which is replaced.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         The content of ``summary.json`` there.

@@ -59,9 +59,6 @@ def try_dice_decoding(
         model: Its first model.
         cases: Of each of its models the cases of the cross-validation.
         dice: ``(cases, classes)`` of its masks by argmax.
-        patients: Of every case.
-        dataset: The raw dataset.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         None where probabilities are missing.

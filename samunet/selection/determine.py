@@ -63,7 +63,6 @@ def determine_postprocessing(
         dataset_json: None for the one in ``predictions``.
         keep_masks: Also write the postprocessed masks and their ``summary.json`` to ``postprocessed`` there.
         tolerate_geometry: Compare voxels as they lie, with a warning, where origin or direction differ.
-        num_workers: Worker processes; 0 means this one.
 
     Raises:
         UsageError: If the masks lie in a raw dataset, or ``postprocessed`` holds masks that this program did not write.
@@ -103,7 +102,6 @@ def choose(
         pairs: Masks and references.
         labels: What the masks hold.
         description: How to read the references.
-        num_workers: Worker processes; 0 means this one.
         tolerate_geometry: See :func:`determine_postprocessing`; preprocessing has accepted a dataset's own labels.
     """
     reader = reader_for(description.file_ending, description.reader_override)

@@ -44,7 +44,6 @@ class ExportOptions:
 
     Attributes:
         configurations: Empty for all that are trained with these plans.
-        plans_name: Of the plans.
         folds: Empty for all that are finished.
         checkpoints: ``final``, ``best`` or both.
         strict: Whether a configuration or fold that was asked for and is not trained is an error, or left out.
@@ -71,7 +70,6 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
     """Write trained models of a dataset into a zip that :func:`samunet.sharing.install.install_model` takes.
 
     Args:
-        dataset: Its id or name.
         output: The file to write, ``.zip``.
         options: What goes into it.
 
