@@ -1,4 +1,4 @@
-"""A model as a zip: reading one that someone else made, without believing a word of it.
+"""Models as zips: reading one that someone else made, without believing a word of it.
 
 Nothing is taken out of an archive before every name in it has been checked, and nothing that was taken out counts
 before its size and hash are the manifest's and its content is what its ending says. No kind of file among those allowed
@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from samunet import paths
 from samunet.dataset.mask_files import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
-from samunet.files import JSON_BYTES, make_folder
-from samunet.models.check import check_content, check_model
+from samunet.files import JSON_BYTES, make_folder, read_json
+from samunet.models.folder import ModelFolder
 from samunet.models.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
 from samunet.models.pretrained import BASE_FOLDER
 
@@ -88,7 +88,7 @@ class ModelArchive:
             manifest = self._zip.read(FILE_NAME)
         (folder / FILE_NAME).write_bytes(manifest)
         try:
-            check_model(folder, model)
+            _check_opens(folder, model)
         except SamunetError as error:
             message = error.message.replace(str(folder), model.folder)
             raise SamunetError(f"{self.path}: {message}", _REFUSED) from error
@@ -100,7 +100,7 @@ class ModelArchive:
             for block in self._blocks(name):
                 stream.write(block)
         try:
-            check_content(target)
+            _check_content(target)
         except SamunetError as error:
             raise SamunetError(f"{self._where(name)} {error.message}", _REFUSED) from error
 
@@ -301,3 +301,46 @@ def _check_model(path: Path, manifest: Manifest, model: ModelEntry) -> None:
         problem = f"{missing[0]} is missing"
     if problem:
         raise SamunetError(f"{path}: {problem}", _REFUSED)
+
+
+def _check_content(file: Path) -> None:
+    """Whether a tensor or JSON file is what its ending says.
+
+    Raises:
+        SamunetError: If not; what is to be said after the file's name.
+    """
+    if file.name.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        from samunet.tensors import check_numbers
+
+        try:
+            with safe_open(file, "pt") as stream:
+                for name in stream.keys():  # noqa: SIM118 (it is no dict)
+                    check_numbers({name: stream.get_tensor(name)}, "it")
+        except SamunetError:
+            raise
+        except Exception as error:  # the border to a stranger's file
+            raise SamunetError(f"is not in safetensors' format: {error}") from error
+    elif file.name.endswith(".json"):
+        try:
+            read_json(file)
+        except SamunetError as error:
+            raise SamunetError(error.message.removeprefix(f"{file} ")) from error
+
+
+def _check_opens(folder: Path, entry: ModelEntry) -> None:
+    """Read everything of a model but its tensors, as prediction would.
+
+    Raises:
+        SamunetError: If a file does not hold what it should.
+    """
+    model = ModelFolder(folder, entry.folder)
+    channels = len(model.description.channel_names)
+    if len(model.configuration.normalization) != channels:
+        raise SamunetError(
+            f"{entry.folder}: its plans are for {len(model.configuration.normalization)} channels, its "
+            f"dataset.json has {channels}"
+        )
+    for fold in entry.folds:
+        model.run(fold)
