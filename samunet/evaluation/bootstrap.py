@@ -1,4 +1,4 @@
-"""How far a mean Dice may be trusted: intervals by resampling patients."""
+"""Confidence intervals of a mean Dice, by resampling patients."""
 
 from __future__ import annotations
 

@@ -11,16 +11,14 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-    Required,  # pydantic needs these before Python 3.12
-)
+from typing import Any, Required
 
 import numpy as np
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.mask_files import mask_files
+from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.files import read_as
@@ -301,11 +299,11 @@ def _find_cases(
     wanted = sorted(referenced if cases is None else set(cases))
     unknown = [case for case in wanted if case not in referenced]
     if unknown:
-        raise SamunetError(f"no reference in {references} for {_listed(unknown)}")
+        raise SamunetError(f"no reference in {references} for {shortened(unknown)}")
     missing = [case for case in wanted if case not in predicted]
     surplus = sorted(predicted.keys() - referenced.keys())
     if surplus and cases is None:
-        log.warning("not scored, since %s has no reference for them: %s", references, _listed(surplus))
+        log.warning("not scored, since %s has no reference for them: %s", references, shortened(surplus))
     found = [case for case in wanted if case in predicted]
     if not found:
         raise SamunetError(
@@ -314,11 +312,11 @@ def _find_cases(
         )
     if missing and not allow_missing:
         raise SamunetError(
-            f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {_listed(missing)}",
+            f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {shortened(missing)}",
             "predict these cases, or leave them out with --chill",
         )
     if missing:
-        log.warning("not scored, since %s has no prediction for them: %s", predictions, _listed(missing))
+        log.warning("not scored, since %s has no prediction for them: %s", predictions, shortened(missing))
     return {case: (predicted[case], referenced[case]) for case in found}
 
 
@@ -336,7 +334,3 @@ def mean_of(values: Iterable[float | None]) -> float:
     """Mean of the values that are numbers; NaN if there is none."""
     numbers = _numbers(values)
     return float(np.mean(numbers)) if numbers else math.nan
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""From probabilities to label values, without torch."""
+"""Label values from probabilities, without torch."""
 
 from __future__ import annotations
 

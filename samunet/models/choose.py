@@ -14,7 +14,6 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import UsageError, printable, quoted
 from samunet.files import read_as
 from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
-from samunet.plans import DEFAULT_PLANS_NAME
 
 # What samunet_find_best_configuration writes into a dataset's results.
 INFORMATION = "inference_information.json"
@@ -91,7 +90,7 @@ def choose_model(
             )
         )
         several += f", or predict with the ensemble that was found to be best, {how}"
-    commands = "\n".join(f"  {_command(model, source)}" for model in left)
+    commands = "\n".join(f"  {shlex.join(prediction_command(model, source, 'preds'))}" for model in left)
     raise UsageError(f"{several}:\n{commands}")
 
 
@@ -104,10 +103,8 @@ def trained_model(dataset: str, configuration: str, plans_name: str) -> ModelFol
     results = paths.results_folder() / dataset
     model = ModelFolder(results / model_folder_name(plans_name, configuration))
     if not (model.path / "plans.json").is_file():
-        plans = [] if plans_name == DEFAULT_PLANS_NAME else ["-p", plans_name]
-        command = shlex.join(["samunet_train", dataset, configuration, "0", *plans])
         there = [found.path.name for found in model_folders(results)]
-        raise not_trained(f"{model.path.name} of {dataset}", there, f"train it: {command}")
+        raise not_trained(f"{model.path.name} of {dataset}", there, f"train it: {model.training_command([0])}")
     return model
 
 
@@ -155,18 +152,16 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
     if missing:
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
-            f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{quoted(_dataset(model))} {quoted(model.configuration_name)} {quoted(missing[0])}",
+            f"use -f {' '.join(map(str, finished))}, or train it: {model.training_command(missing[:1])}",
         )
     return wanted
 
 
 def _fits(model: ModelFolder, dataset: str | None, configuration: str | None, plans_name: str | None) -> bool:
-    _, model_plans, model_configuration = model.path.name.split("__")
     return (
         dataset in (None, model.path.parent.name)
-        and configuration in (None, model_configuration)
-        and plans_name in (None, model_plans)
+        and configuration in (None, model.configuration_name)
+        and plans_name in (None, model.plans_name)
     )
 
 
@@ -180,13 +175,7 @@ def _title(model: ModelFolder) -> str:
     return f"{model.path.parent.name}/{model.path.name}"
 
 
-def _dataset(model: ModelFolder) -> str:
-    # A model's folder may lie anywhere.
-    name = model.path.parent.name
-    return name if paths.DATASET_NAME.match(name) else model.plans.dataset_name
-
-
-def _command(model: ModelFolder, source: Path) -> str:
-    _, plans_name, configuration = model.path.name.split("__")
-    words = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", _dataset(model)]
-    return shlex.join([*words, "-c", configuration, "-p", plans_name])
+def prediction_command(model: ModelFolder, source: Path | str, output: str) -> list[str]:
+    """The words of the command that predicts with a model."""
+    words = ["samunet_predict", "-i", str(source), "-o", output, "-d", model.dataset_name]
+    return [*words, "-c", model.configuration_name, "-p", model.plans_name]

@@ -8,6 +8,7 @@ results/DatasetXXX_Name/samunetTrainer__PLANS__CONFIGURATION/
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +24,12 @@ from typing import (
 from annotated_types import Len
 from typing_extensions import TypedDict
 
+from samunet import paths
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError
 from samunet.files import read_as, read_json, restore_folders
-from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 from samunet.preprocessing.run import check_channels
 
@@ -147,6 +149,23 @@ class ModelFolder:
             f"rename it, for example to {model_folder_name('samunetPlans', '2d')}: plans' name and configuration",
         )
 
+    @property
+    def plans_name(self) -> str:
+        """Name of the plans."""
+        parts = (self.name or self.path.name).split("__")
+        return parts[1] if len(parts) == 3 else self.plans.plans_name
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset; a model's folder may lie anywhere."""
+        name = self.path.parent.name
+        return name if paths.DATASET_NAME.match(name) else self.plans.dataset_name
+
+    def training_command(self, folds: Sequence[Fold], *flags: str) -> str:
+        """What to type to train these folds."""
+        words = ["samunet_train", self.dataset_name, self.configuration_name, *map(str, folds), *flags]
+        return shlex.join(words + (["-p", self.plans_name] if self.plans_name != DEFAULT_PLANS_NAME else []))
+
     @cached_property
     def configuration(self) -> ConfigurationPlan:
         """The configuration's plan."""
@@ -232,8 +251,7 @@ class ModelFolder:
             finished = ", ".join(map(str, self.finished_folds(checkpoint))) or "none"
             raise SamunetError(
                 f"fold {fold} of {self.path} has no {file.name} (folds that have one: {finished})",
-                f"finish its training: samunet_train {quoted(self.plans.dataset_name)} "
-                f"{quoted(self.configuration_name)} {quoted(fold)}",
+                f"finish its training: {self.training_command([fold])}",
             )
         return file
 

@@ -1,4 +1,4 @@
-"""The frozen base of a network: which file it comes from, and how that file is found again."""
+"""Pretrained weights: the file that a network begins with, found again by its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of every training case with its label, to look a dataset through before training."""
+"""Pictures of all training cases with their labels."""
 
 from __future__ import annotations
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import (
-    Any,
-    NotRequired,  # pydantic needs these before Python 3.12
-)
+from typing import Any, NotRequired
 
 from markupsafe import Markup
 from typing_extensions import TypedDict

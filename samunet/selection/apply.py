@@ -1,4 +1,4 @@
-"""Applies chosen postprocessing to a folder of masks."""
+"""Postprocessing of a folder of masks."""
 
 from __future__ import annotations
 

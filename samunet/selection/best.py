@@ -31,7 +31,6 @@ from samunet.selection.crossval import (
     not_validated,
     out_of_fold,
     patients_of,
-    training_command,
     unfinished,
 )
 from samunet.selection.decoding import try_dice_decoding
@@ -131,24 +130,19 @@ def _finished_models(
 ) -> list[ModelFolder]:
     """The models to compare, in the order of their names."""
     trained = model_folders(paths.results_folder() / dataset_name)
-    parts = {model.path: model.path.name.split("__")[1:] for model in trained}
-    for flag, wanted, place in (("-p", plans_names, 0), ("-c", configurations, 1)):
-        unknown = [one for one in wanted or () if one not in {part[place] for part in parts.values()}]
+    asked = trained
+    for flag, wanted, name in (("-p", plans_names, "plans_name"), ("-c", configurations, "configuration_name")):
+        unknown = [one for one in wanted or () if one not in {getattr(model, name) for model in trained}]
         if unknown:
             raise not_trained(f"with {flag} {unknown[0]} of {dataset_name}", [model.path.name for model in trained])
-    asked = [
-        model
-        for model in trained
-        if (plans_names is None or parts[model.path][0] in plans_names)
-        and (configurations is None or parts[model.path][1] in configurations)
-    ]
+        asked = [model for model in asked if wanted is None or getattr(model, name) in wanted]
     finished, commands = [], []
     for model in asked:
         missing = unfinished(model, folds)
         if not missing:
             finished.append(model)
             continue
-        command = training_command(model, missing)
+        command = model.training_command(missing)
         commands.append(command)
         lacking = f"{model.path.name}: {not_validated(missing)}"
         if configurations is not None:
@@ -175,7 +169,7 @@ def _candidate(
     first, own = models[0], cases[models[0].path]
     name, home, folder = first.path.name, first.path, crossval_folder(first, folds)
     if len(models) > 1:
-        names = ["__".join(model.path.name.split("__")[1:]) for model in models]
+        names = [f"{model.plans_name}__{model.configuration_name}" for model in models]
         name = f"ensemble___{'___'.join(names)}___{'_'.join(map(str, folds))}"
         home = folder = first.path.parent / "ensembles" / name
     summary = _kept(folder, own, overwrite)
@@ -218,7 +212,7 @@ def _can_average(pair: Sequence[ModelFolder], folds: Sequence[int], cases: dict[
         if without:
             log.warning(
                 "no ensembles with %s: %d of its validation cases have no probabilities (%s)",
-                model.path.name, len(without), training_command(model, folds, "--val", "--npz"),
+                model.path.name, len(without), model.training_command(folds, "--val", "--npz"),
             )  # fmt: skip
             return False
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,13 +167,6 @@ def not_validated(folds: Sequence[Fold]) -> str:
     return f"fold{'s' * several} {', '.join(map(str, folds))} {'are' if several else 'is'} not trained and validated"
 
 
-def training_command(model: ModelFolder, folds: Sequence[Fold], *flags: str) -> str:
-    """What to type to train these folds."""
-    _, plans_name, configuration = model.path.name.split("__")
-    words = ["samunet_train", model.path.parent.name, configuration, *map(str, folds), *flags]
-    return shlex.join(words + (["-p", plans_name] if plans_name != DEFAULT_PLANS_NAME else []))
-
-
 def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, splits: Splits) -> dict[str, OutOfFold]:
     """Every case that the folds validate, by name.
 
@@ -186,7 +178,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
     """
     missing = unfinished(model, folds)
     if missing:
-        raise SamunetError(f"{model.path}: {not_validated(missing)}", training_command(model, missing))
+        raise SamunetError(f"{model.path}: {not_validated(missing)}", model.training_command(missing))
     cases: dict[str, OutOfFold] = {}
     _warn_of_changes(model, folds, dataset)
     for fold in folds:
@@ -196,7 +188,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
             raise SamunetError(
                 f"fold {fold} of {model.path} was trained on {len(seen)} cases that splits_final.json has it validate, "
                 f"such as {seen[0]}",
-                f"the splits changed since: {training_command(model, [fold], '--overwrite')}",
+                f"the splits changed since: {model.training_command([fold], '--overwrite')}",
             )
         folder = model.fold(fold) / "validation"
         own = {
@@ -208,7 +200,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
         if lacking:
             raise SamunetError(
                 f"{folder} lacks {len(lacking)} of {len(own)} masks, such as that of {lacking[0]}",
-                training_command(model, [fold], "--val"),
+                model.training_command([fold], "--val"),
             )
         twice = sorted(own.keys() & cases.keys())
         if twice:
@@ -227,7 +219,7 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
     changed = changed_since(dataset, stored)
     if changed:
         log.warning("%s (to train on them: samunet_preprocess, then %s)",
-            changed, training_command(model, folds, "--overwrite"))  # fmt: skip
+            changed, model.training_command(folds, "--overwrite"))  # fmt: skip
     for fold in folds:
         run = model.run(fold)
         trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}
@@ -235,7 +227,7 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
         if len(trained) == len(run.get("training_cases", [])) and not same:
             log.warning(
                 "fold %s was trained on other images or labels than are stored now: %s",
-                fold, training_command(model, [fold], "--overwrite"),
+                fold, model.training_command([fold], "--overwrite"),
             )  # fmt: skip
 
 

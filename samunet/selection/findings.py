@@ -22,6 +22,7 @@ from samunet.evaluation.bootstrap import (
 from samunet.inference.decoding import ARGMAX
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing
+from samunet.models.choose import prediction_command
 from samunet.models.folder import TRAINER_NAME, ModelFolder
 from samunet.selection.determine import PostprocessingChoice
 from samunet.tables import number, text_table
@@ -191,11 +192,8 @@ def prediction_commands(
 
 
 def _predict(model: ModelFolder, folds: Sequence[int], source: Path | str, output: str) -> list[str]:
-    _, plans_name, configuration = model.path.name.split("__")
-    words = ["samunet_predict", "-i", str(source), "-o", output, "-d", model.path.parent.name]
-    return [*words, "-c", configuration, "-p", plans_name, "-f", *map(str, folds)]
+    return [*prediction_command(model, source, output), "-f", *map(str, folds)]
 
 
 def _identity(model: ModelFolder) -> dict[str, str]:
-    _, plans_name, configuration = model.path.name.split("__")
-    return {"configuration": configuration, "trainer": TRAINER_NAME, "plans_identifier": plans_name}
+    return {"configuration": model.configuration_name, "trainer": TRAINER_NAME, "plans_identifier": model.plans_name}

@@ -1,4 +1,4 @@
-"""Writes trained models into one zip: a manifest with hashes, the folds' files, base weights by reference or whole."""
+"""Export of trained models into one zip with a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installs a model that somebody handed on: every file is checked first, and then all of it appears at once."""
+"""Installation of an exported model: every file is checked, and then all of it appears at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained fold as an ONNX graph for programs without PyTorch, compared with it on real slices before it counts."""
+"""ONNX export of a trained fold, compared with PyTorch on real slices."""
 
 from __future__ import annotations
 

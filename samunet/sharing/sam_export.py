@@ -1,4 +1,4 @@
-"""A trained fold as a plain SAM checkpoint, for programs that know SAM and not samunet."""
+"""Export of a trained fold as a plain SAM checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of SAMed and SAMed_s (Zhang & Liu 2023), as model folders to predict with.
+"""Import of checkpoints of SAMed and SAMed_s (Zhang & Liu 2023).
 
 SAMed's files hold LoRA of the image encoder and the whole prompt encoder and mask decoder. Those of SAMed_s hold LoRA
 of the decoder's transformer in place of the transformer, which is the base's.
