@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from samunet.commands import run_command
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.dataset.splits import make_splits
 from samunet.imageio.registry import reader_for

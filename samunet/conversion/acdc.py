@@ -14,7 +14,7 @@ from pathlib import Path
 from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.source import FileSource
-from samunet.dataset.below import entries
+from samunet.dataset.cases import entries
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 

@@ -16,7 +16,7 @@ from samunet.conversion.coding import Coding
 from samunet.conversion.inspection import Finding
 from samunet.conversion.masks import RawMask, read_mask
 from samunet.conversion.source import FileSource
-from samunet.dataset.complete_check import count_values
+from samunet.dataset.check import count_values
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.same_grid import Grid, difference, turn_between, turned

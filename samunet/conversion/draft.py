@@ -14,8 +14,9 @@ from samunet.conversion.channels import decide_channels, decide_file_ending, wro
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
 from samunet.conversion.inspection import Finding, inspect_all
 from samunet.conversion.source import Source
-from samunet.dataset.cases import duplicate, unusable_names
+from samunet.dataset.cases import duplicate
 from samunet.dataset.description import description_from_json
+from samunet.dataset.names import unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.nrrd import NRRD_ENDINGS
@@ -224,9 +225,9 @@ def _may_have_segments(source: Source) -> bool:
 
 def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
     """Cases that would be written to the same files, on this system or on another."""
-    files: dict[str, list[str]] = {}
+    files: dict[str, list[Path]] = {}
     for source in sources:
-        files.setdefault(source.name, []).append(str(source.files[0]))
+        files.setdefault(source.name, []).append(source.files[0])
     same = [duplicate(name, found) for name, found in files.items() if len(found) > 1]
     return same + unusable_names(files)
 

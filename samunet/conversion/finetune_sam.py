@@ -14,9 +14,9 @@ from pathlib import Path
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.groups import group_by_pattern
 from samunet.conversion.source import FileSource
+from samunet.dataset.cases import name_below
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.registry import ending_of
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def _names(images: list[Path]) -> dict[Path, str]:
     if not images:
         return {}
     common = os.path.commonpath([image.parent for image in images])
-    stems = {image: os.path.relpath(image, common).replace(os.sep, "_") for image in images}
-    return {image: stem[: -len(ending_of(image) or "") or None] for image, stem in stems.items()}
+    return {image: name_below(Path(common), image) for image in images}
 
 
 def _twice(rows: dict[str, list[tuple[Path, Path]]]) -> list[Problem]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from samunet.conversion.masks import RawMask
 from samunet.conversion.source import Source
-from samunet.dataset.complete_check import count_values, grid_differences, unusable
+from samunet.dataset.check import count_values, grid_differences, unusable
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry

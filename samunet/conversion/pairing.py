@@ -10,8 +10,8 @@ from pathlib import Path
 from samunet.conversion.class_files import ClassFilesSource
 from samunet.conversion.patterns import Match, find_matches, is_pattern, names_in, other_classes
 from samunet.conversion.source import FileSource
-from samunet.dataset.below import files_below, name_below
-from samunet.dataset.cases import case_and_channel, channel_gaps, duplicate, unusable_names
+from samunet.dataset.cases import channel_gaps, duplicate, files_below, group, name_below
+from samunet.dataset.names import case_and_channel, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS, ending_of
@@ -95,7 +95,7 @@ def find_pairs(
     if masks is not None:
         problems += _unpaired(by_case, masks_of)
         problems += [
-            replace(duplicate(case, [str(match.file) for match in matches]), fix=_MASK_HINT)
+            duplicate(case, [match.file for match in matches], _MASK_HINT)
             for case, matches in masks_of.items()
             if len(matches) > 1 and matches[0].label is None
         ]
@@ -207,14 +207,9 @@ def _bring_together(
 
 def _by_case(matches: Sequence[Match]) -> tuple[dict[str, list[Match]], list[Problem]]:
     """Files of every case in the order of channels."""
-    cases: dict[str, dict[int | None, Match]] = {}
-    problems = []
-    for match in matches:
-        first = cases.setdefault(match.case, {}).setdefault(match.channel, match)
-        if first is not match:
-            problems.append(duplicate(match.case, [str(first.file), str(match.file)]))
-    ordered = {case: sorted(cases[case].values(), key=lambda match: match.channel or 0) for case in sorted(cases)}
-    return ordered, problems
+    of_file = {match.file: match for match in matches}
+    cases, problems = group((match.case, match.channel, match.file) for match in matches)
+    return {case: [of_file[file] for file in files.values()] for case, files in cases.items()}, problems
 
 
 def _incomplete(cases: dict[str, list[Match]], channels: Sequence[str]) -> list[Problem]:

@@ -19,7 +19,7 @@ import numpy as np
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.masks import RawMask
 from samunet.conversion.source import Source
-from samunet.dataset.below import entries
+from samunet.dataset.cases import entries
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, Geometry, Image, stack_channels, to_label

@@ -16,8 +16,8 @@ from typing import Any, Required
 import numpy as np
 from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
+from samunet.dataset.cases import mask_files
 from samunet.dataset.labels import Labels
-from samunet.dataset.mask_files import mask_files
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou

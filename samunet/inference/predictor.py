@@ -25,7 +25,7 @@ from samunet.evaluation.summary import class_key
 from samunet.evaluation.uncertainty_files import KINDS, case_file, delete_stale, map_file
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
-from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
+from samunet.imageio.registry import image_reader_for, mask_ending
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.intensities import IntensityWatch
@@ -87,7 +87,7 @@ class Predictor:
         self.network = network
         self.description = description
         self.options = options
-        self.reader = reader_for(description.file_ending, description.reader_override)
+        self.reader = description.reader
         self.postprocessing = postprocessing or Postprocessing()
         self.intensities = IntensityWatch()
         device = resolve_device(options.device)

@@ -10,10 +10,9 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet import paths
-from samunet.dataset.cases import Case
+from samunet.dataset.cases import Case, mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import list_cases
-from samunet.dataset.mask_files import mask_files
 from samunet.dataset.outputs import ARGUMENTS
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.quality_table import ClassQuality, Quality, read_quality

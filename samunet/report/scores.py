@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import case_stem
 from samunet.evaluation.summary import class_key, mean_of, read_summary
-from samunet.imageio.registry import ending_of
 from samunet.report.charts import strip_chart
 from samunet.report.page import Column, picture, score, scores, table
 
@@ -48,8 +48,7 @@ def read_scores(file: Path, fold: str = "") -> list[CaseScore]:
     cases = []
     for case in read_summary(file)["metric_per_case"]:
         mask = file.parent / Path(case.get("prediction_file", "")).name
-        name = mask.name.removesuffix(ending_of(mask) or mask.suffix)
-        cases.append(CaseScore(name, fold, case["metrics"], mask, Path(case.get("reference_file", ""))))
+        cases.append(CaseScore(case_stem(mask), fold, case["metrics"], mask, Path(case.get("reference_file", ""))))
     return cases
 
 

@@ -17,7 +17,6 @@ from samunet.errors import SamunetError, quoted
 from samunet.evaluation.bootstrap import dice_table
 from samunet.evaluation.summary import read_summary
 from samunet.files import write_json, write_text
-from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import DICE
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.models.choose import INFORMATION, INSTRUCTIONS, not_trained
@@ -177,7 +176,7 @@ def _candidate(
         summary = accumulate(first, folds, own, dataset, num_workers=num_workers)
     elif summary is None:
         labels, description = first.description.labels, dataset.description
-        reader = reader_for(description.file_ending, description.reader_override)
+        reader = description.reader
 
         def average(files: dict[str, Path]) -> None:
             parts = {

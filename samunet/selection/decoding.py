@@ -13,7 +13,6 @@ import numpy as np
 
 from samunet.dataset.layout import Dataset
 from samunet.evaluation.bootstrap import dice_table, difference_interval, mean_dice
-from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import DICE
 from samunet.models.folder import ModelFolder
 from samunet.selection.crossval import OutOfFold
@@ -67,7 +66,7 @@ def try_dice_decoding(
         return None
     labels, description = model.description.labels, dataset.description
     target = folder / FOLDER
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
 
     def decode(files: dict[str, Path]) -> None:
         averaged = {

@@ -19,7 +19,6 @@ from samunet.evaluation.bootstrap import class_means, mean_dice
 from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.evaluation.summary import read_pair
 from samunet.imageio.base import Reader
-from samunet.imageio.registry import reader_for
 from samunet.inference.postprocessing import FILE_NAME, Postprocessing, Step, class_step, foreground_step
 from samunet.selection.apply import write_postprocessed
 from samunet.selection.masks import Pairs, copy_beside, description_beside, masks_in, write_scored
@@ -104,7 +103,7 @@ def choose(
         description: How to read the references.
         tolerate_geometry: See :func:`determine_postprocessing`; preprocessing has accepted a dataset's own labels.
     """
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
     count = len(labels.foreground)
     singles = [(class_step(labels, index), index) for index in range(count)] if count > 1 else []
     # What a class loses goes to the background, so that classes do not touch each other and are tried in one pass over
@@ -137,7 +136,7 @@ def write_chosen(
     tolerate_geometry: bool = True,
 ) -> None:
     """Write the masks of ``source`` with the chosen steps, and their ``summary.json``, to ``postprocessed`` in it."""
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
 
     def postprocess(files: dict[str, Path]) -> None:
         write_postprocessed(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from samunet.dataset.cases import MASK_ENDINGS, mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.labels import Labels
-from samunet.dataset.mask_files import MASK_ENDINGS, mask_files
 from samunet.errors import SamunetError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, atomic_path, read_json, write_json
