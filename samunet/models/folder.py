@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from samunet.models.pretrained import BaseWeights
+    from samunet.models.pretrained import PretrainedWeights
     from samunet.network.model import SamunetModel
 
 TRAINER_NAME = "samunetTrainer"
@@ -198,18 +198,18 @@ class ModelFolder:
         numbered: list[Fold] = [int(name) for name in names if name.isdigit()]
         return numbered or [name for name in names if name == "all"]
 
-    def base(self, fold: Fold) -> BaseWeights | None:
+    def base(self, fold: Fold) -> PretrainedWeights | None:
         """The frozen base weights that a fold needs; None if it has them all.
 
         Raises:
             SamunetError: If they are missing, or others than in training.
         """
-        from samunet.models.pretrained import base_weights
+        from samunet.models.pretrained import pretrained_weights
 
         run = self.run(fold)
         if not encoder_facts(run["encoder"]).is_sam:  # its folds are whole
             return None
-        return base_weights(run["encoder"], run.get("base"), beside=self.path)
+        return pretrained_weights(run["encoder"], run.get("base"), beside=self.path)
 
     def load(
         self, folds: Sequence[Fold], checkpoint: str = "final", dtype: torch.dtype | None = None
@@ -321,7 +321,7 @@ def build_network(
     configuration: ConfigurationPlan,
     network: NetworkPlan,
     description: Description,
-    base: BaseWeights | None,
+    base: PretrainedWeights | None,
 ) -> SamunetModel:
     """Build the network for a dataset, ready to train or to be filled from a checkpoint."""
     from samunet.network.model import build_model

@@ -23,7 +23,7 @@ from samunet.inference.predictor import Predictor
 from samunet.interruption import StopRequest
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network
-from samunet.models.pretrained import BaseWeights
+from samunet.models.pretrained import PretrainedWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
@@ -84,7 +84,7 @@ class Trainer:
         options: TrainingOptions,
         identity: str,
         run: dict,
-        base: BaseWeights | None = None,
+        base: PretrainedWeights | None = None,
         progress: bool = True,
     ) -> None:
         self.folder = folder
