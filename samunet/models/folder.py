@@ -318,10 +318,7 @@ def open_model_folder(path: str | Path) -> ModelFolder:
 
 
 def build_network(
-    configuration: ConfigurationPlan,
-    network: NetworkPlan,
-    description: Description,
-    base: PretrainedWeights | None,
+    configuration: ConfigurationPlan, network: NetworkPlan, description: Description, base: PretrainedWeights | None
 ) -> SamunetModel:
     """Build the network for a dataset, ready to train or to be filled from a checkpoint."""
     from samunet.network.model import build_model
