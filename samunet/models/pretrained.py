@@ -106,7 +106,7 @@ def pretrained_weights(
     if recorded:
         _check_statistics(record, recorded, pixel_statistics)
         return PretrainedWeights(state, record | recorded)
-    published = _published(record["sha256"])
+    published = published_as(record["sha256"])
     if given:
         record["path"] = str(given)
         log.info(
@@ -128,11 +128,6 @@ def recorded_file(recorded: dict, beside: Path) -> Path:
     return _copy(recorded, beside) or _find_recorded(recorded, None, False, False)
 
 
-def published_as(recorded: dict) -> EncoderFacts | None:
-    """What is known of recorded base weights that somebody published: address and licence."""
-    return _published(recorded["sha256"])
-
-
 def _copy(recorded: dict, beside: Path | None) -> Path | None:
     """The copy of the base in a model's folder, where it is whole."""
     copy = recorded.get("copy")
@@ -144,7 +139,7 @@ def _copy(recorded: dict, beside: Path | None) -> Path | None:
 
 def _record(path: Path, facts: EncoderFacts, named: EncoderFacts | None) -> dict:
     sha256 = file_hash(path)
-    statistics = named or _published(sha256) or facts
+    statistics = named or published_as(sha256) or facts
     return {
         "file": path.name,
         "bytes": path.stat().st_size,
@@ -165,7 +160,8 @@ def _check_statistics(record: dict, recorded: dict, asked: str | None) -> None:
         )
 
 
-def _published(sha256: str) -> EncoderFacts | None:
+def published_as(sha256: str) -> EncoderFacts | None:
+    """What is known of weights that somebody published: address and licence."""
     return next((facts for facts in CHECKPOINTS.values() if facts.checkpoint_sha256 == sha256), None)
 
 
@@ -206,7 +202,7 @@ def _find_recorded(recorded: dict, given: Path | None, may_download: bool, progr
     for path in candidates:
         if path is not None and _has_content(path, recorded):
             return path
-    published = _published(recorded["sha256"])
+    published = published_as(recorded["sha256"])
     if published and may_download and not (folder / published.checkpoint_file).exists():
         return downloads.download(published, progress=progress)
     names = [name for name, facts in CHECKPOINTS.items() if facts is published]

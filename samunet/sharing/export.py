@@ -182,7 +182,7 @@ def _entry(selection: Selection) -> ModelEntry:
     runs = [model.run(fold) for fold in selection.folds]
     base = None
     if recorded := runs[0].get("base"):
-        published = published_as(recorded)
+        published = published_as(recorded["sha256"])
         base = BaseReference(
             file=recorded["file"],
             bytes=recorded["bytes"],
