@@ -26,6 +26,7 @@ FLOORS = [
     {
         "plans",
         "encoders",
+        "recipes",
         "paths",
         "errors",
         "files",

@@ -389,7 +389,10 @@ def test_errors_beside_an_archive_are_not_its_own(model, tmp_path):
 
 
 def test_archives_with_several_models_are_asked_which(model, samunet_folders, tmp_path):
-    shutil.copytree(model.path, model.path.with_name("samunetTrainer__samunetPlans__2d_448"))
+    other = shutil.copytree(model.path, model.path.with_name("samunetTrainer__samunetPlans__2d_448"))
+    plans = json.loads((other / "plans.json").read_text())
+    plans["configurations"]["2d_448"] = plans["configurations"]["2d"]
+    write_json(other / "plans.json", plans)
     assert export(tmp_path / "model.zip") == 0
     with pytest.raises(UsageError, match=r"2 models.*2d, 2d_448"):
         api.Predictor.from_zip(tmp_path / "model.zip")

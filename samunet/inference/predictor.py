@@ -43,6 +43,7 @@ from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
 from samunet.preprocessing.planes import Plane
+from samunet.recipes import recipe_facts
 from samunet.workers import naming_the_case
 
 _AS_PLANNED = PredictionOptions()
@@ -109,8 +110,8 @@ class Predictor:
 
     @property
     def _averages(self) -> bool:
-        """Whether over mirrored or shifted inputs, or planes; SAMed does not."""
-        return self.options.tta and self.network.recipe != "samed"
+        """Whether over mirrored or shifted inputs, or planes."""
+        return self.options.tta and recipe_facts(self.network.recipe).averages
 
     @classmethod
     @with_arguments
