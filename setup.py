@@ -69,7 +69,6 @@ setup(
         "batchgenerators>=0.25",
         "acvl-utils>=0.2.3",
         "blosc2>=4.14.1",
-        "connected-components-3d>=3.10",
         "SimpleITK>=2.3",
         "nibabel>=5.2",  # NIfTI headers, whose orientation SimpleITK does not restore bit for bit
         "numpy>=1.26",

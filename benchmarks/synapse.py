@@ -29,7 +29,6 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +128,7 @@ def _values_as_they_are(plans: Plans) -> Plans:
     configurations = {name: dict(configuration) for name, configuration in plans.configurations.items()}
     why = configurations["2d"]["why"] | {"normalization": "HU from -125 to 275 are on 0-1 already, as in SAMed"}
     configurations["2d"] |= {"normalization": ["nonorm"], "why": why}
-    return replace(plans, configurations=configurations)
+    return plans.changed(configurations=configurations)
 
 
 def _train(arguments: argparse.Namespace) -> Path:

@@ -120,6 +120,12 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(path.read_text(encoding="utf-8")), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_repository_that_are_named_exist(page):
+    named = re.findall(r"`((?:samunet|tests|tools|benchmarks|documentation)/[\w/.]*)`", without_fences(PAGES[page]))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_readme_is_a_page():
     assert len(PAGES["README.md"].splitlines()) <= 100
 

@@ -129,12 +129,10 @@ def add_showing(parser: argparse.ArgumentParser) -> None:
 
 def show_plans(plans, arguments: argparse.Namespace) -> None:
     """Print :class:`samunet.plans.Plans` where ``--json`` asks for them; say that nothing was written where so."""
-    from dataclasses import asdict
-
     from samunet.files import to_json
 
     if arguments.json:
-        print(to_json(asdict(plans)))
+        print(to_json(plans.model_dump()))
     if arguments.dry_run:
         print("nothing was written: run the command again without --dry_run", file=sys.stderr)
 
@@ -220,7 +218,7 @@ def planner_options(arguments: argparse.Namespace):
 
 def _lora(arguments: argparse.Namespace):
     """The :class:`samunet.plans.LoraPlan` that the flags ask for; None if none of them is given."""
-    from samunet.plans import LoraPlan
+    from samunet.plans import LoraPlan, plan_of_flags
 
     given = {
         "rank": arguments.lora_rank,
@@ -232,18 +230,18 @@ def _lora(arguments: argparse.Namespace):
         "rslora": arguments.rslora or None,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    return LoraPlan(**given) if given else None
+    return plan_of_flags(LoraPlan, "-lora", given) if given else None
 
 
 def _adapter(arguments: argparse.Namespace):
-    from samunet.plans import AdapterPlan
+    from samunet.plans import AdapterPlan, plan_of_flags
 
     given = {
         "reduction": arguments.adapter_reduction,
         "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks),
     }
     given = {key: value for key, value in given.items() if value is not None}
-    return AdapterPlan(**given) if given else None
+    return plan_of_flags(AdapterPlan, "-adapter", given) if given else None
 
 
 def _targets(words: list[str]) -> list[str]:

@@ -219,8 +219,8 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
     stored = stored_files(source, dataset.cases)
     changed = changed_since(dataset, stored)
     if changed:
-        log.warning("%s (to train on them: samunet_preprocess, then %s)",
-            changed, model.training_command(folds, "--overwrite"))  # fmt: skip
+        log.warning("%s (to train on them: samunet_add_cases -d %s, then %s)",
+            changed, paths.number_in(dataset.name), model.training_command(folds, "--overwrite"))  # fmt: skip
     for fold in folds:
         run = model.run(fold)
         trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}

@@ -224,7 +224,7 @@ def _facts(model: ModelFolder, fold: Fold, predictor: Predictor) -> dict:
             "normalization": configuration.normalization,
             "use_mask_for_norm": configuration.use_mask_for_norm,
             "intensities": {
-                channel: vars(statistics)
+                channel: statistics.model_dump()
                 for channel, statistics in predictor.plans.foreground_intensity_properties_per_channel.items()
             },
         },
