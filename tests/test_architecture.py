@@ -33,7 +33,7 @@ FLOORS = [
         "tables",
         "tensors",
         "locks",
-        "interruption",
+        "signals",
         "workers",
         "devices",
         "cores",
