@@ -41,7 +41,7 @@ def report(
         The file.
 
     Raises:
-        UsageError: If ``source`` is none of the three, the model is not trained, or ``output`` is no place for a report.
+        UsageError: If ``source`` is none of the three or not trained, or ``output`` is no place for a report.
         SamunetError: If a file is missing or damaged.
     """
     folder = Path(str(source))
