@@ -12,7 +12,6 @@ from test_plans import make_plans
 from samunet import api
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
-from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.network.image_encoder import hold_frozen
 from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training import trainer
@@ -46,7 +45,7 @@ def images(height=240, width=256):
 
 def pair(plan):
     """Two networks of the same values; the second computes its blocks twice."""
-    once, twice = (build(replace(plan, checkpoint_blocks=flag)).train() for flag in (False, True))
+    once, twice = (build(plan.changed(checkpoint_blocks=flag)).train() for flag in (False, True))
     twice.load_state_dict(once.state_dict())
     return once, twice
 
@@ -123,23 +122,6 @@ def test_without_gradients_nothing_runs_twice():
     assert runs == [3, 3, 3, 3]
 
 
-def test_behind_features_that_are_known_blocks_run_twice():
-    plain, model = pair(make_plan(**LATE))
-    runs = count_runs(model)
-    gradients = []
-    for one in (plain, model):
-        prefix = FrozenPrefix(one.image_encoder, embedding_only=True)
-        prepared = one.input_layer(images(64, 64))
-        logits = one(images(64, 64), encode=lambda image, prefix=prefix: prefix.finish(prefix.features(image)))
-        assert torch.equal(prefix.finish(prefix.features(prepared)).embedding, one.image_encoder(prepared))
-        runs[:] = [0] * 4
-        logits.square().mean().backward()
-        gradients.append([parameter.grad for parameter in one.image_encoder.parameters() if parameter.requires_grad])
-    assert runs == [0, 0, 1, 1]
-    for one, other in zip(*gradients):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-8)
-
-
 def edit(path, value):
     plans = json.loads(path.read_text())
     plans["configurations"]["2d"]["networks"]["vit_b"]["checkpoint_blocks"] = value
@@ -196,8 +178,8 @@ def test_intensities_count_only_where_the_normalisation_uses_them(scheme, counts
     plans = make_plans()
     plans.configurations["2d"]["normalization"] = [scheme] * len(plans.configurations["2d"]["normalization"])
     grown = {
-        channel: replace(values, mean=values.mean + 1)
+        channel: values.changed(mean=values.mean + 1)
         for channel, values in plans.foreground_intensity_properties_per_channel.items()
     }
-    other = replace(plans, foreground_intensity_properties_per_channel=grown)
+    other = plans.changed(foreground_intensity_properties_per_channel=grown)
     assert (_decisions(plans, "2d") != _decisions(other, "2d")) is counts

@@ -13,6 +13,7 @@ from typing import Literal
 
 from samunet.encoders import EncoderFacts, Stage, encoder_facts
 from samunet.plans import Blocks, NetworkPlan, adapted_blocks
+from samunet.recipes import recipe_facts
 
 _HEAD_PARAMETERS = 4_200_000
 _TRANSFORMER_PARAMETERS = 3_291_264  # of the head's, where they are frozen
@@ -134,7 +135,7 @@ def step_bytes(
     predicted = estimate(
         facts, network.input_shape, network.adaptation, network.components, blocks,
         reduction=reduction, device=device, checkpoint_blocks=network.checkpoint_blocks,
-        num_outputs=num_outputs, upsampled=network.recipe != "samed",
+        num_outputs=num_outputs, upsampled=recipe_facts(network.recipe).upsampled,
     )  # fmt: skip
     return predicted.for_batch(batch)
 

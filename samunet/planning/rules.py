@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,7 +15,8 @@ import numpy as np
 from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
-from samunet.plans import LORA_TARGETS, AdapterPlan, LoraPlan, adaptation_problems
+from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
+from samunet.recipes import check_recipe_name
 
 Decision = tuple  # (value, reason)
 
@@ -35,7 +35,6 @@ _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
 SAMED_INPUT_SIZE = 512
-RECIPES = ("samunet", "samed")
 # At a batch of 24. Decoder and LoRA: SAMed. Adapters: Gu et al.
 _LEARNING_RATES = {"lora": 5e-3, "the decoder": 5e-3, "adapter": 1e-3, "the small encoder": 1e-3, "SAM in full": 3e-4}
 _REFERENCE_BATCH = 24
@@ -187,16 +186,9 @@ def adaptation(
     _one_of("-components", components, ("encoder_decoder", "decoder"))
     if name == "lora":
         lora = lora or LoraPlan()
-        lora = replace(lora, decoder=lora.decoder or components == "decoder")
-        for target in lora.targets:
-            _one_of("-lora_targets", target, LORA_TARGETS)
-        for flag, value in (("-lora_rank", lora.rank), ("-lora_alpha", lora.alpha)):
-            if value < 1:
-                raise UsageError(f"{flag} must be 1 or more, got {value}")
+        lora = lora.changed(decoder=lora.decoder or components == "decoder")
     if name == "adapter":
         adapter = adapter or AdapterPlan()
-        if adapter.reduction < 1:
-            raise UsageError(f"-adapter_reduction must be 1 or more, got {adapter.reduction}")
     for key, problem in adaptation_problems(facts.name, name, components, lora, adapter):
         raise UsageError(f"{key} {problem}", "change or leave out -adaptation and the flags that belong to it")
     chosen = {"adaptation": name, "components": components, "lora": lora, "adapter": adapter}
@@ -281,13 +273,15 @@ def recipe(name: str, facts: EncoderFacts) -> Decision:
     Raises:
         UsageError: If there is no such recipe.
     """
-    _one_of("-recipe", name, tuple(RECIPES))
+    check_recipe_name(name)
     if name == "samed" and facts.is_sam:
         return "samed", (
             "given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on 0-1, "
             "AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)"
         )
-    return "samunet", "the default" if name == "samunet" else f"SAMed trains a pretrained SAM, not {facts.name}"
+    if name == "samed":
+        return "samunet", f"SAMed trains a pretrained SAM, not {facts.name}"
+    return name, "the default" if name == "samunet" else "given by -recipe"
 
 
 def training_images(num_slices: int) -> Decision:

@@ -1,4 +1,4 @@
-"""A trained fold as a plain SAM checkpoint, for programs that know SAM and not samunet."""
+"""Export of a trained fold as a plain SAM checkpoint."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from samunet.dataset.outputs import check_new_file
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
-from samunet.models.folder import Fold, ModelFolder, model_folder_name
+from samunet.models.choose import not_trained
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.recipes import recipe_facts
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,9 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     check_new_file(output)
     folder = model.path
     if not (folder / "plans.json").is_file():
-        there = ", ".join(path.parent.name for path in folder.parent.glob("samunetTrainer__*/plans.json")) or "none"
-        raise UsageError(f"there is no trained model {folder.name} in {folder.parent} (models there: {there})")
+        raise not_trained(
+            f"{folder.name} in {folder.parent}", [found.path.name for found in model_folders(folder.parent)]
+        )
     (loaded,) = model.load([fold], checkpoint)
     network = model.network(fold)
     foreign = [
@@ -86,7 +89,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     with atomic_path(output) as temporary:
         _write(state, temporary)
     log.info("%d tensors written to %s", len(state), output)
-    if network.recipe == "samed":
+    if recipe_facts(network.recipe).values_as_they_are:
         log.info("its input: values on 0-1, without a mean and deviation (SAMed)")
     return output
 

@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from samunet import __version__, paths
@@ -24,7 +24,7 @@ from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
-from samunet.models.pretrained import BaseWeights, automatic_encoder, base_weights
+from samunet.models.pretrained import PretrainedWeights, automatic_encoder, pretrained_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
@@ -32,11 +32,14 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of,
 from samunet.preprocessing.normalize import statistics_used
 from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.sources import check_cases
-from samunet.training.cached_model import check_frozen
+from samunet.preprocessing.store import StoredCase
+from samunet.training.feature_cache import check_frozen
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
+from samunet.training.recipes import load_recipe
 from samunet.training.start import check_start
 from samunet.training.trainer import Trainer
+from samunet.training.unlabelled import stored_test_images
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def train_fold(
     raw = raw_dataset(dataset_name)
     if raw is not None:
         check_cases(raw, fingerprint.cases)
-    train, validation = _cases_of(fold, source, fingerprint, description, raw, options)
+    train, rest, validation = _cases_of(fold, source, fingerprint, description, raw, options)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
     run = read_run(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
@@ -89,14 +92,17 @@ def train_fold(
         if options.pretrained and not trained:
             check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
         dataset = _dataset_to_validate(dataset_name, validation) if validation else None
-        base, stored = None, ()
+        base, stored, unlabelled = None, (), {}
         if not trained:  # before anything is written or, with --overwrite, removed
             resolve_device(options.device)
+            recipe = load_recipe(choice.network.recipe)
             stored = [
                 stored_cases(source, plans, configuration, description, names, raw) for names in (train, validation)
             ]
             data = content_hash(stored_files(source / configuration.data_identifier, train))
             _check_same_data(folder, run, data)
+            if recipe.unlabelled:
+                unlabelled = _unlabelled(source, plans, configuration, description, rest, raw, progress)
             base = _starting_weights(model, fold, choice, options, run, progress)
         _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
@@ -117,6 +123,7 @@ def train_fold(
                 options=options,
                 identity=fingerprint_of(decisions, description.labels, train),
                 run=run | facts | {"training_cases": train, "training_data": data},
+                unlabelled=unlabelled,
                 base=base,
                 progress=progress,
             )
@@ -137,15 +144,35 @@ def _cases_of(
     description: Description,
     raw: Dataset | None,
     options: TrainingOptions,
-) -> tuple[list[str], list[str]]:
-    """Names of the cases to train on, fewer where that is asked for, and of those to validate."""
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of the cases to train on, of those left out where fewer are asked for, and of those to validate."""
     names = sorted(fingerprint.cases)
     groups = raw.description.groups if raw and raw.description.groups is not None else description.groups
     splits = load_or_make_splits(source, names, groups, raw.folder if raw else None)
-    train, validation = fold_cases(splits, fold, names)
-    if options.num_cases:
-        train = few_cases(train, options.num_cases, options.seed, patients(names, groups))
-    return train, validation
+    every, validation = fold_cases(splits, fold, names)
+    train = few_cases(every, options.num_cases, options.seed, patients(names, groups)) if options.num_cases else every
+    return train, [name for name in every if name not in train], validation
+
+
+def _unlabelled(
+    source: Path,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    description: Description,
+    rest: list[str],
+    raw: Dataset | None,
+    progress: bool,
+) -> dict[str, StoredCase]:
+    """Images whose labels are not read: of imagesTs, and the fold's training cases that ``--num_cases`` leaves out."""
+    found = stored_cases(source, plans, configuration, description, rest, raw, images_only=True) if rest else {}
+    found |= stored_test_images(source, plans, configuration, description, progress=progress)
+    if not found:
+        raise UsageError(
+            f"the recipe learns from images without labels as well, and {source.name} has none",
+            f"put some into {paths.raw_folder() / source.name / 'imagesTs'}, or train on fewer cases: --num_cases N",
+        )
+    log.info("%d images without labels", len(found))
+    return found
 
 
 def _check_same_data(folder: Path, run: dict, data: str) -> None:
@@ -176,13 +203,13 @@ def _is_validated(folder: Path) -> bool:
 
 def _starting_weights(
     model: ModelFolder, fold: Fold, choice: _Choice, options: TrainingOptions, run: dict, progress: bool
-) -> BaseWeights | None:
+) -> PretrainedWeights | None:
     """What the network starts from: as the fold or the other folds began, else as asked; None for random weights."""
     recorded = run.get("base") or run.get("started_from")
     if options.random_weights or (run and not recorded):
         return None
     recorded = recorded or _base_of_other_folds(model, fold, choice.network.encoder)
-    return base_weights(
+    return pretrained_weights(
         choice.network.encoder,
         recorded,
         options.checkpoint,
@@ -214,9 +241,9 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     elif not encoder_facts(wanted).is_sam and not (run or options.checkpoint):
         why += ". It starts from the weights in the package"
     if options.batch_size:
-        network = replace(network, batch_size=options.batch_size, accumulation=1)
+        network = network.changed(batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
-        network = replace(network, learning_rate=options.learning_rate)
+        network = network.changed(learning_rate=options.learning_rate)
     return _Choice(network, f"{wanted} ({why})")
 
 
@@ -306,7 +333,7 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
 def _decisions(plans: Plans, configuration_name: str, encoder: str) -> dict:
     """All that a model depends on: not other configurations or networks, reasons, versions or memory."""
     configuration = plans.configuration(configuration_name)
-    decisions = asdict(plans) | asdict(configuration)
+    decisions = plans.model_dump() | configuration.model_dump()
     decisions["foreground_intensity_properties_per_channel"] = statistics_used(plans, configuration)
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
