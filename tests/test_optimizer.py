@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from samunet.encoders import ENCODERS
-from samunet.network.build_encoder import build_encoder
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
 from samunet.network.model import InputLayer, SamunetModel
 from samunet.network.optimizer import Muon, adamw, build_optimizer, orthogonal

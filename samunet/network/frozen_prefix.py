@@ -44,7 +44,7 @@ class FrozenPrefix:
     """The parts of an encoder that come before the first one with a parameter that trains.
 
     Args:
-        encoder: From :func:`samunet.network.build_encoder.build_encoder`, perhaps with LoRA or adapters.
+        encoder: From :func:`samunet.network.encoders.build_encoder`, perhaps with LoRA or adapters.
         embedding_only: Whether the head wants nothing but the encoder's last output.
     """
 
@@ -61,7 +61,7 @@ class FrozenPrefix:
         return run(self._parts[: self.count], (image,))
 
     def finish(self, state: State):
-        """The encoder's :class:`~samunet.network.image_encoder.Features`, from :meth:`features`."""
+        """The encoder's :class:`~samunet.network.encoders.Features`, from :meth:`features`."""
         return self._encoder.collect(run(self._parts[self.count :], state))
 
     def digest(self) -> str:

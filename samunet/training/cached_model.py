@@ -19,9 +19,9 @@ from torch import Tensor
 
 from samunet.encoders import encoder_facts
 from samunet.errors import UsageError
+from samunet.network.encoders import Features
 from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.network.heads import DetailHead
-from samunet.network.image_encoder import Features
 from samunet.network.model import SamunetModel
 from samunet.plans import NetworkPlan, fingerprint_of
 from samunet.preprocessing.grid import SliceGrid

@@ -24,7 +24,7 @@ from samunet.interruption import StopRequest
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network
 from samunet.models.pretrained import BaseWeights
-from samunet.network.image_encoder import hold_frozen
+from samunet.network.encoders import hold_frozen
 from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
