@@ -1,6 +1,7 @@
 # make demo   builds an environment and runs the whole pipeline on example data it makes itself
 # make test   builds an environment and runs the tests (test-fast: without the slow ones; test-long: those of minutes)
 # make lint   checks style
+# make figures   draws the pictures of the documentation
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # Two processes with a thread each do more than one with two. The files stay whole: their tests share trainings.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --durations 15
 
-.PHONY: demo test test-fast test-long lint clean
+.PHONY: demo test test-fast test-long lint figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/samunet_demo
@@ -25,6 +26,11 @@ test-long: $(VENV)/.installed
 lint: $(VENV)/.linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Those of results need samunet_raw, samunet_preprocessed and samunet_results with fold 0 of 004 and 101, and a Chromium.
+figures: $(VENV)/.installed
+	for figure in flow network rooms; do $(BIN)/python tools/figures/$$figure.py || exit 1; done
+	for figure in strip predicted_dice report; do $(BIN)/python tools/figures/$$figure.py || exit 1; done
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -21,7 +21,6 @@ from pathlib import Path
 
 PLANS = {
     "decoder": ["-components", "decoder"],
-    "lora_last_half": ["-lora_blocks", "last_half"],
 }
 CASES, SLICES, SIDE = 4, 4, 96
 LIMIT = 10**10

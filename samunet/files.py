@@ -267,14 +267,14 @@ def read_as(kind: Any, path: Path, hint: str = _RESTORE) -> Any:
     return as_kind(kind, read_json(path, hint), str(path), hint)
 
 
-def as_kind(kind: Any, data: Any, where: str, hint: str = _RESTORE) -> Any:
+def as_kind(kind: Any, data: Any, where: str, hint: str | dict[str, str] = _RESTORE) -> Any:
     """JSON's content as a type says it.
 
     Args:
         kind: What pydantic knows: a dataclass, a ``TypedDict``, ``dict[str, int]``.
         data: As read.
         where: The file, for messages.
-        hint: What to do where it does not fit.
+        hint: What to do where it does not fit; or that by key.
 
     Raises:
         SamunetError: Naming the file, and the key that is missing, unknown or of another type.
@@ -287,8 +287,11 @@ def as_kind(kind: Any, data: Any, where: str, hint: str = _RESTORE) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        got = "" if first["type"] == "missing" else f", got {str(first['input'])[:60]!r}"
-        raise SamunetError(f"{where}: {key}: {first['msg']}{got}", hint) from None
+        got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+        if isinstance(hint, dict):
+            hint = hint.get(str(next(iter(first["loc"]), "")), _RESTORE)
+        text = first["msg"].removeprefix("Value error, ")
+        raise SamunetError(f"{where}: {key}: {text}{got}", hint) from None
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Interval, Le, Len
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import as_kind, read_as, write_json
+from samunet.recipes import RECIPES, is_recipe_name, recipe_facts
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
@@ -120,7 +121,8 @@ class NetworkPlan:
         memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
         training_gflops: Predicted work per training image, in 10^9 floating-point operations, none counted twice.
         components: What is adapted: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
-        recipe: How the network is trained: ``samunet``, or ``samed`` (SAMed's loss, schedule and input range).
+        recipe: How the network is trained: ``samunet``, ``samed`` (SAMed's loss, schedule and input range), or one of
+            somebody's own, ``package.module:Class``.
         checkpoint_blocks: Whether the encoder's blocks are computed a second time in the backward pass instead of
             keeping what it needs (activation checkpointing). Changes memory and time, not the result.
         why: Reasons.
@@ -143,7 +145,7 @@ class NetworkPlan:
     training_gflops: float
     adapter: AdapterPlan | None = None
     components: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
-    recipe: Literal["samunet", "samed"] = "samunet"
+    recipe: str = "samunet"
     checkpoint_blocks: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
     why: dict[str, str] = field(default_factory=dict)
@@ -368,9 +370,8 @@ def plans_called(name: str, folder: Path) -> Plans:
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """A short hash of plain data or dataclasses, to notice that something changed."""
-    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    """A short hash of plain data and of dataclasses anywhere in it, to notice that something changed."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
 
 
 def adaptation_problems(
@@ -409,7 +410,9 @@ def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> I
         yield "planes", f"must begin with [0, 1, 2], got {planes}"
     if len(planes) > 1 and not physical:
         yield "planes", "must be [[0, 1, 2]] without physical spacing"
-    if len(planes) > 1 and any(network.recipe == "samed" for network in configuration.networks.values()):
+    if len(planes) > 1 and any(
+        not recipe_facts(network.recipe).averages for network in configuration.networks.values()
+    ):
         yield "planes", "must be [[0, 1, 2]] with the recipe samed"
 
 
@@ -424,6 +427,8 @@ def _network_contradictions(name: str, network: NetworkPlan, physical: bool) -> 
     yield from adaptation_problems(
         network.encoder, network.adaptation, network.components, network.lora, network.adapter
     )
+    if not is_recipe_name(network.recipe):
+        yield "recipe", f"must be one of {', '.join(RECIPES)} or package.module:Class, got {network.recipe!r}"
     if network.checkpoint_blocks and facts and facts.stages:
         yield "checkpoint_blocks", f"must be false for {network.encoder}, whose blocks keep what they compute"
     if (network.spacing is None) == physical:

@@ -27,6 +27,7 @@ FLOORS = [
     {
         "plans",
         "encoders",
+        "recipes",
         "paths",
         "errors",
         "files",

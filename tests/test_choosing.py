@@ -17,7 +17,7 @@ from step_memory import network_plan  # noqa: E402
 ROW = re.compile(r"^\| (\w+) \| (\w+) \| (\w+) \| ([\d,]+) \| ([\d.]+) \|", re.MULTILINE)
 ROWS = {
     tuple(match[:3]): (int(match[3].replace(",", "")), float(match[4]))
-    for match in ROW.findall((ROOT / "documentation" / "guide" / "choose.md").read_text(encoding="utf-8"))
+    for match in ROW.findall((ROOT / "documentation" / "results" / "speed.md").read_text(encoding="utf-8"))
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from samunet.commands import run_command
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.dataset.splits import load_or_make_splits
 from samunet.imageio.registry import reader_for

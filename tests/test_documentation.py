@@ -3,9 +3,11 @@
 import argparse
 import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def test_every_argument_is_documented(command):
 def test_flags_named_anywhere_exist():
     known = set().union(*(options_of(parser_of(command)) for command in SCRIPTS))
     # These name flags of nnU-Net that samunet refuses, and flags of the benchmarks' scripts.
-    without = re.compile(r"documentation/(guide/(nnunet_flags|choose)|reference/bundled_weights|results/.*|lab/.*)\.md")
+    without = re.compile(r"documentation/(guide/nnunet_flags|results/.*|lab/.*)\.md")
     for name in (page for page in PAGES if not without.fullmatch(page)):
         spans = re.findall(r"`(-[^`]*)`", without_fences(PAGES[name]))
         unknown = {flag for span in spans for flag in FLAG.findall(span)} - known
@@ -118,6 +120,44 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(path.read_text(encoding="utf-8")), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_repository_that_are_named_exist(page):
+    named = re.findall(r"`((?:samunet|tests|tools|benchmarks|documentation)/[\w/.]*)`", without_fences(PAGES[page]))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_readme_is_a_page():
+    assert len(PAGES["README.md"].splitlines()) <= 100
+
+
+FIGURES = sorted((ROOT / "documentation" / "figures").iterdir())
+SCRIPTS_OF_FIGURES = sorted((ROOT / "tools" / "figures").glob("*.py"))
+
+
+def test_every_picture_has_a_script_and_every_script_a_picture():
+    assert {path.stem for path in FIGURES} == {path.stem for path in SCRIPTS_OF_FIGURES} - {"svg"}
+    makefile = (ROOT / "Makefile").read_text()
+    lists = re.findall(r"for figure in ([\w ]+);", makefile)
+    assert sorted(" ".join(lists).split()) == [path.stem for path in FIGURES]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda path: path.name)
+def test_pictures_are_small_and_linked(figure):
+    assert figure.stat().st_size < 300_000
+    assert any(f"figures/{figure.name})" in text for text in PAGES.values())
+
+
+@pytest.mark.parametrize("figure", [path.stem for path in FIGURES if path.suffix == ".svg"])
+def test_drawings_are_what_their_scripts_draw(figure, tmp_path, monkeypatch):
+    """Of the rooms, for one, which are those of tests/test_architecture.py: otherwise run ``make figures``."""
+    monkeypatch.syspath_prepend(ROOT / "tools" / "figures")
+    svg = importlib.import_module("svg")
+    monkeypatch.setattr(svg, "FIGURES", tmp_path)
+    runpy.run_path(str(ROOT / "tools" / "figures" / f"{figure}.py"), run_name="__main__")
+    drawn = (ROOT / "documentation" / "figures" / f"{figure}.svg").read_text(encoding="utf-8")
+    assert (tmp_path / f"{figure}.svg").read_text(encoding="utf-8") == drawn
+
+
 def test_readme_links_every_page_of_the_documentation():
     assert [page for page in PAGES if page.startswith("documentation/") and f"({page})" not in PAGES["README.md"]] == []
 
@@ -150,12 +190,28 @@ def test_json_examples_are_valid(page, block):
         assert description_from_json(content, page).labels.num_outputs > 0
 
 
-def test_every_planning_rule_has_a_row():
+def test_every_planning_rule_has_a_section_with_rule_reason_and_source():
     files = [ROOT / "samunet" / "planning" / name for name in ("rules.py", "planes.py")]
     nodes = [node for file in files for node in ast.parse(file.read_text()).body]
     rules = [node.name for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    rows = [line for line in PAGES["documentation/reference/planning_rules.md"].splitlines() if line.startswith("| ")]
-    assert [rule for rule in rules if not any(f"`{rule}`" in row.split(" | ")[0] for row in rows)] == []
+    page = section(PAGES["documentation/reference/planning_rules.md"], "The rules")
+    sections = {re.search(r"^`(\w+)`$", text, re.MULTILINE)[1]: text for text in page.split("\n### ")[1:]}
+    assert [rule for rule in rules if rule not in sections] == []
+    words = ("**Rule.**", "**Why.**", "**Source.**")
+    assert [rule for rule, text in sections.items() if not all(word in text for word in words)] == []
+
+
+@pytest.mark.parametrize(
+    ("heading", "name"),
+    [("The dataset", "Plans"), ("A configuration", "ConfigurationPlan"), ("A network", "NetworkPlan")],
+)
+def test_every_field_of_plans_has_a_row(heading, name):
+    from samunet import plans
+
+    rows = section(PAGES["documentation/reference/plans.md"], heading).splitlines()
+    documented = {field for row in rows if row[:3] == "| `" for field in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    fields = {field for field in getattr(plans, name).__annotations__ if not field.startswith("_")}
+    assert documented - {"inherits_from"} == fields
 
 
 API_PAGE = PAGES["documentation/reference/python_api.md"]

@@ -17,20 +17,17 @@ from samunet import api
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
-from samunet.network.frozen_prefix import FrozenPrefix
+from samunet.inference import predictor
 from samunet.network.model import build_model
-from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
+from samunet.plans import AdapterPlan, NetworkPlan
 from samunet.training import feature_cache, trainer
-from samunet.training.cached_model import choose_variants, images_per_variant
-from samunet.training.feature_cache import FeatureCache
+from samunet.training.feature_cache import CachedEncoder, FeatureCache, choose_variants, images_per_variant
 from samunet.training.options import parse_size
 from samunet.training.state import LATEST
-from samunet.training.variants import image_keys
 
 REDUCED = {"width": 48, "depth": 4, "heads": 3, "global_blocks": (1, 3), "native_size": 256}
 PLANS = {
     "decoder": ["-components", "decoder"],
-    "late": ["-lora_blocks", "last_half"],
     "everywhere": [],
 }
 PATTERN = np.arange(100, dtype=np.float32).reshape(10, 10)
@@ -63,53 +60,38 @@ def build(plan):
     return model
 
 
-@pytest.mark.parametrize(
-    ("plan", "frozen", "total"),
-    [
-        (make_plan(adaptation="adapter", adapter=AdapterPlan(), components="decoder"), 6, 6),
-        (make_plan(adaptation="lora", lora=LoraPlan(blocks="last_half")), 3, 6),
-        (make_plan(adaptation="lora", lora=LoraPlan(blocks=[3])), 4, 6),
-        (make_plan(adaptation="adapter", adapter=AdapterPlan(blocks=[1, 2])), 2, 6),
-        (make_plan(adaptation="lora", lora=LoraPlan()), 1, 6),
-        (make_plan(), 0, 6),
-        # One stem, 2 + 2 + 6 + 2 blocks, 3 ways to the next grid, one neck; the first attention block is the fourth.
-        (make_plan("vit_t", adaptation="lora", lora=LoraPlan()), 4, 17),
-        (make_plan("vit_t", adaptation="lora", lora=LoraPlan(blocks="last_half")), 10, 17),
-        (make_plan("small", adaptation="adapter", adapter=AdapterPlan(), components="decoder", head="detail"), 4, 4),
-    ],
-    ids=["decoder", "lora late", "lora last", "adapter list", "lora all", "full", "tinyvit", "tinyvit late", "small"],
-)
-def test_encoder_is_its_frozen_part_and_the_rest(plan, frozen, total):
-    model = build(plan).train()
-    prefix = FrozenPrefix(model.image_encoder)
-    assert (prefix.count, prefix.total) == (frozen, total)
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    state = prefix.features(image)
-    assert not any(tensor.requires_grad for tensor in state)
-    found, expected = prefix.finish(state), model.image_encoder.features(image)
-    assert torch.equal(found.embedding, expected.embedding)
-    for one, other in ((found.taps, expected.taps), (found.details, expected.details)):
-        assert len(one) == len(other)
-        assert all(map(torch.equal, one, other))
-    assert [len(expected.taps), len(expected.details)] == {"vit_b": [1, 0], "vit_t": [0, 0], "small": [0, 3]}[
-        plan.encoder
-    ]
-    alone = FrozenPrefix(model.image_encoder, embedding_only=True)
-    assert len(alone.features(image)) == 1
-    assert torch.equal(alone.finish(alone.features(image)).embedding, expected.embedding)
+@pytest.mark.parametrize("encoder", ["vit_b", "vit_t", "small"])
+def test_features_are_those_of_the_encoder(tmp_path, encoder):
+    head = "detail" if encoder == "small" else "sam"
+    plan = make_plan(encoder, adaptation="adapter", adapter=AdapterPlan(), components="decoder", head=head)
+    model, loader = build(plan).train(), make_loader()
+    loader.network = plan
+    cached = CachedEncoder(model, loader, tmp_path / "features", 10**8, dtype=None, draws=None)
+    prepared = model.input_layer(torch.randn(3, 1, 64, 64, generator=torch.Generator().manual_seed(0)))
+    expected = [model.image_encoder.features(image[None]) for image in prepared]
+    for _ in range(2):  # computed, then read
+        found = cached(prepared)
+        assert not found.embedding.requires_grad
+        assert torch.equal(found.embedding, torch.cat([one.embedding for one in expected]))
+        for kind in ("taps", "details"):
+            parts = list(zip(*(getattr(one, kind) for one in expected)))
+            assert len(getattr(found, kind)) == (len(parts) if head == "detail" else 0)
+            assert all(torch.equal(got, torch.cat(part)) for got, part in zip(getattr(found, kind), parts))
+    assert (cached.computed, cached.read) == (3, 3)
+    assert len(found.details) == (3 if encoder == "small" else 0)
 
 
 def test_digest_tells_every_frozen_value_and_no_trained_one():
-    model = build(make_plan(adaptation="lora", lora=LoraPlan(blocks="last_half")))
-    before = FrozenPrefix(model.image_encoder).digest()
+    model = build(make_plan(adaptation="adapter", adapter=AdapterPlan(), components="decoder"))
+    before = feature_cache._digest(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 1
-    assert FrozenPrefix(model.image_encoder).digest() == before
+    assert feature_cache._digest(model) == before
     with torch.no_grad():
-        model.image_encoder.get_base_model().blocks[1].attn.rel_pos_h[0, 0] += 1
-    assert FrozenPrefix(model.image_encoder).digest() != before
+        model.image_encoder.blocks[1].attn.rel_pos_h[0, 0] += 1
+    assert feature_cache._digest(model) != before
 
 
 @pytest.mark.parametrize("ignore", [None, 3])
@@ -125,11 +107,11 @@ def test_a_slice_comes_in_so_many_variants(ignore):
     images = 5 + 2 + 4 if ignore is None else 2 + 1
     assert images_per_variant(loader) == images
     batch = loader.batch(0)
-    assert set(batch["key"]) == set(image_keys(batch["data"]))
-    labels = {key: label.tobytes() for key, label in zip(batch["key"], batch["seg"])}
-    assert all(labels[key] == label.tobytes() for key, label in zip(batch["key"], batch["seg"]))
-    assert 0.5 * images * 3 < len(set(batch["key"])) <= images * 3
-    assert len(set(batch["key"]) | set(loader.batch(1)["key"])) <= images * 3
+    keys, later = ([image.tobytes() for image in one["data"]] for one in (batch, loader.batch(1)))
+    labels = {key: label.tobytes() for key, label in zip(keys, batch["seg"])}
+    assert all(labels[key] == label.tobytes() for key, label in zip(keys, batch["seg"]))
+    assert 0.5 * images * 3 < len(set(keys)) <= images * 3
+    assert len({*keys, *later}) <= images * 3
     # Which slices are drawn, and around which class, is as it was: so is the share of foreground.
     has_class = [np.mean([(label == 1).any() for label in one["seg"]]) for one in (plain, batch)]
     assert abs(has_class[0] - has_class[1]) < 0.1
@@ -269,9 +251,22 @@ def run(name, monkeypatch, **options):
 def only_variants(self):
     """In place of a cache: the same images, and every one computed from its beginning."""
     self.loader.variants = 1
+    encode = self.model.image_encoder.features
+
+    class Nothing:
+        def __call__(self, prepared):
+            return encode(prepared)
+
+        def close(self):
+            return {}
+
+        def saved_seconds(self, images, draws):
+            return 0.0
+
+    return Nothing()
 
 
-@pytest.mark.parametrize("name", ["decoder", "late"])
+@pytest.mark.parametrize("name", ["decoder"])
 def test_losses_are_those_without_a_cache(planned, name, monkeypatch):
     monkeypatch.setattr(trainer, "fast_dtype", lambda device, input_shape: None)
     folder, cached = run(name, monkeypatch, feature_cache=10**8, iterations=16)
@@ -284,15 +279,16 @@ def test_losses_are_those_without_a_cache(planned, name, monkeypatch):
     assert len(set(cached)) == 16
 
 
-@pytest.mark.parametrize("name", [pytest.param("decoder", marks=pytest.mark.slow), "late"])
+@pytest.mark.parametrize("name", ["decoder"])
 def test_losses_in_half_precision_are_those_of_the_same_weights_without_a_cache(planned, name, monkeypatch):
     monkeypatch.setattr(trainer, "fast_dtype", lambda device, input_shape: torch.bfloat16)
+    monkeypatch.setattr(predictor, "fast_dtype", lambda device, input_shape: torch.bfloat16)
     step, pairs = trainer.Trainer._step, []
 
     def paired(self, batch):
         images, labels = torch.from_numpy(batch["data"]), torch.from_numpy(batch["seg"])
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            plain = float(self.loss(self.model(images).float(), labels))
+            plain = float(self.recipe.loss(self.model(images).float(), labels))
         pairs.append((step(self, batch), plain))
         return pairs[-1][0]
 
@@ -305,9 +301,9 @@ def test_losses_in_half_precision_are_those_of_the_same_weights_without_a_cache(
 
 @pytest.mark.slow
 def test_the_limit_and_a_full_disk_change_no_digit(planned, monkeypatch):
-    whole, losses = run("late", monkeypatch, feature_cache=10**8)
+    whole, losses = run("decoder", monkeypatch, feature_cache=10**8)
     expected = (whole / "checkpoint_final.safetensors").read_bytes()
-    assert run("late", monkeypatch, feature_cache=40_000)[1] == losses
+    assert run("decoder", monkeypatch, feature_cache=40_000)[1] == losses
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
 
     def refuse(*args):
@@ -315,12 +311,12 @@ def test_the_limit_and_a_full_disk_change_no_digit(planned, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache, "atomic_path", refuse)
-        assert run("late", monkeypatch, feature_cache=10**8)[1] == losses
+        assert run("decoder", monkeypatch, feature_cache=10**8)[1] == losses
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
 
 
 def test_a_killed_training_goes_on_from_its_cache(planned, monkeypatch, capsys):
-    whole, _ = run("late", monkeypatch, feature_cache=10**8)
+    whole, _ = run("decoder", monkeypatch, feature_cache=10**8)
     expected = (whole / "checkpoint_final.safetensors").read_bytes()
     step, calls = trainer.Trainer._step, []
 
@@ -334,16 +330,29 @@ def test_a_killed_training_goes_on_from_its_cache(planned, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            api.train(998, "2d", 0, api.TrainingOptions(**options, overwrite=True), "late", progress=False)
+            api.train(998, "2d", 0, api.TrainingOptions(**options, overwrite=True), "decoder", progress=False)
     assert (whole / LATEST).is_file()
     assert len(list((whole / "features").glob("*.npy"))) > 0
     capsys.readouterr()
-    assert run_command("samunet_train", ["998", "2d", "0", "-p", "late", "--iterations", "6", "--batch_size", "2"]) == 1
+    assert (
+        run_command("samunet_train", ["998", "2d", "0", "-p", "decoder", "--iterations", "6", "--batch_size", "2"]) == 1
+    )
     assert "variants 1 (now None)" in capsys.readouterr().err
-    arguments = ["998", "2d", "0", "-p", "late", "--iterations", "6", "--batch_size", "2", "--feature_cache", "100MB"]
+    arguments = [
+        "998",
+        "2d",
+        "0",
+        "-p",
+        "decoder",
+        "--iterations",
+        "6",
+        "--batch_size",
+        "2",
+        "--feature_cache",
+        "100MB",
+    ]
     assert run_command("samunet_train", arguments) == 0
     messages = capsys.readouterr().err
-    assert "3 of the encoder's 6 parts are frozen" in messages
     assert "images in 1 variants each" in messages
     assert (whole / "checkpoint_final.safetensors").read_bytes() == expected
     assert not (whole / "features").exists()
@@ -355,7 +364,7 @@ def test_plans_without_a_frozen_part_are_refused_before_anything_is_lost(planned
     before = (folder / "checkpoint_final.safetensors").read_bytes()
     common = ["998", "2d", "0", "-p", "everywhere", "--overwrite"]
     assert run_command("samunet_train", [*common, "--feature_cache", "1GB"]) == 2
-    assert "from its first block on (lora)" in capsys.readouterr().err
+    assert "these plans train the encoder (lora)" in capsys.readouterr().err
     assert run_command("samunet_train", [*common, "--feature_cache", "plenty"]) == 2
     assert "'plenty' is no size" in capsys.readouterr().err
     assert (folder / "checkpoint_final.safetensors").read_bytes() == before

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from PIL import Image as pillow
 
 from samunet.commands import run_command
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.layout import find_dataset, read_dataset
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

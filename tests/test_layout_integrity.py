@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
+from samunet.dataset.cases import mask_files
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import Case, find_dataset, list_cases, load_dataset
-from samunet.dataset.mask_files import mask_files
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import reader_for
 

@@ -44,7 +44,7 @@ class CaseInMemory(StoredCase):
 
 def make_loader(
     foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None,
-    masked=False, **changes,
+    masked=False, slices=1, **changes,
 ):  # fmt: skip
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
@@ -57,7 +57,7 @@ def make_loader(
         networks={"bundled": network}, **changes,
     )  # fmt: skip
     cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
-    return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore)
+    return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore, slices=slices)
 
 
 def test_batches_depend_on_seed_iteration_and_index_alone():

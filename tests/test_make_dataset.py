@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from samunet.commands import run_command
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.dataset.splits import make_splits
 from samunet.imageio.registry import reader_for
@@ -460,7 +460,7 @@ def test_a_failure_while_writing_leaves_what_was_there(existing, stop, monkeypat
     before, real = tree("../raw"), write.write_case
 
     def fail(finding, *rest):
-        if finding.source.name == "b1":
+        if finding.case.name == "b1":
             raise stop("disk")
         real(finding, *rest)
 
@@ -740,3 +740,15 @@ def test_patients_without_any_match_are_named(caplog):
     Path("patients/p5/seg.nii.gz").rename("patients/p5/Seg.nii.gz")
     make(*VOLUMES)
     assert "left out, since nothing in them matches patients/{case}/t1.nii.gz: p5" in caplog.text
+
+
+@pytest.mark.parametrize("call", [("slices", "masks"), ("slices/{case}/*", "masks/{case}.png")])
+def test_one_mask_for_many_images_is_explained(call, capsys):
+    for number in range(3):
+        save(picture(number), f"slices/anna/{number}.png")
+    save(MASK, "masks/anna.png")
+    make(*call, status=1)
+    message = capsys.readouterr().err
+    assert "anna" in message
+    assert "slices under one mask, save them as one volume" in message
+    assert "write {channel}" in message

@@ -1,16 +1,19 @@
 """The optimizers: what each of them trains, Muon beside PyTorch's own, and a checkpoint of it."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
 from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
 from samunet.network.model import InputLayer, SamunetModel
 from samunet.network.optimizer import Muon, adamw, build_optimizer, orthogonal
+from samunet.training.recipes import Recipe
 from samunet.training.state import Progress, load_latest, save_latest
 
 muon = partial(build_optimizer, "muon")
@@ -157,14 +160,19 @@ def test_frozen_weights_are_in_neither():
     assert [len(group["params"]) for group in muon(model, 0.1, 0.1).param_groups] == [2, 0, 1]
 
 
+def recipe_of(model):
+    labels = Labels.from_json({"background": 0, "organ": 1})
+    return Recipe(model, SimpleNamespace(recipe="samunet"), labels)
+
+
 def test_goes_on_exactly_from_a_checkpoint(tmp_path):
     model, other = twins()
     whole = stepped(model, muon(model, 0.01, 0.1), range(5))
     optimizer = muon(other, 0.01, 0.1)
     stepped(other, optimizer, range(3))
-    save_latest(tmp_path, other, optimizer, Progress(iteration=3, setup={"seed": 1}))
+    save_latest(tmp_path, recipe_of(other), optimizer, Progress(iteration=3, setup={"seed": 1}))
     later, _ = twins()
     optimizer = muon(later, 0.01, 0.1)
-    assert load_latest(tmp_path, later, optimizer, {"seed": 1}).iteration == 3
+    assert load_latest(tmp_path, recipe_of(later), optimizer, {"seed": 1}).iteration == 3
     for one, two in zip(stepped(later, optimizer, range(3, 5)), whole, strict=True):
         assert torch.equal(one, two)

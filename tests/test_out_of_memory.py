@@ -13,6 +13,7 @@ from samunet.errors import SamunetError
 from samunet.inference import predictor as predictor_module
 from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.predictor import Prediction, Predictor
+from samunet.training.recipes import Batch, Recipe
 from samunet.training.trainer import Trainer
 
 
@@ -26,12 +27,14 @@ class Small(nn.Module):
         self.most = most
         self.failed: list[weakref.ref] = []
 
-    def forward(self, image, upsample=True):
+    def forward(self, image, upsample=True, encode=None):
         assert all(reference() is None for reference in self.failed)
         return self.take("network", image * self.weight)
 
     def sums(self, logits, target):
-        return torch.stack([(self.take("loss", logits) * target).sum(), torch.tensor(float(len(target)))])
+        return torch.stack(
+            [(self.take("loss", logits).flatten() * target.flatten()).sum(), torch.tensor(float(len(target)))]
+        )
 
     def value(self, sums):
         return sums[0] / sums[1]
@@ -43,14 +46,16 @@ class Small(nn.Module):
         return logits
 
 
+class Learning(Recipe):
+    def build_loss(self):
+        return self.model
+
+
 def small_trainer(most, where="network"):
     trainer = Trainer.__new__(Trainer)
-    trainer.model = Small(most, where)
-    trainer.cached, trainer.samed, trainer.dtype = None, False, None
-    trainer.device = torch.device("cpu")
-    trainer.optimizer = torch.optim.SGD(trainer.model.parameters())
+    trainer.recipe = Learning(Small(most, where), SimpleNamespace(recipe="samunet"), None)
+    trainer.optimizer = torch.optim.SGD(trainer.recipe.model.parameters())
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    trainer.loss = trainer.model
     trainer.micro_batch = 8
     return trainer
 
@@ -58,19 +63,20 @@ def small_trainer(most, where="network"):
 @pytest.mark.parametrize("where", ["network", "loss"])
 def test_a_step_that_does_not_fit_is_freed_and_computed_in_parts(where, caplog):
     trainer = small_trainer(2, where)
-    images, labels = torch.arange(8.0).reshape(8, 1), torch.ones(8, 1)
+    images, labels = torch.arange(8.0).reshape(8, 1, 1, 1), torch.ones(8, 1, 1)
     with caplog.at_level(logging.WARNING):
-        loss = trainer._backward(images, labels)
+        loss = trainer._backward(Batch(images, labels))
     assert trainer.micro_batch == 2
-    assert len(trainer.model.failed) == 2
+    assert len(trainer.recipe.model.failed) == 2
     assert [record.args for record in caplog.records] == [(4,), (2,)]
     assert loss == pytest.approx(2 * 3.5)
-    assert float(trainer.model.weight.grad) == pytest.approx(3.5)  # nothing is left of the tries that failed
+    assert float(trainer.recipe.model.weight.grad) == pytest.approx(3.5)  # nothing is left of the tries that failed
 
 
 def test_a_single_image_that_does_not_fit_is_an_error():
+    images = torch.ones(8, 1, 1, 1)
     with pytest.raises(SamunetError, match="a single image does not fit") as caught:
-        small_trainer(most=0)._backward(torch.ones(8, 1), torch.ones(8, 1))
+        small_trainer(most=0)._backward(Batch(images, images))
     assert "2d_448" in caught.value.hint
 
 

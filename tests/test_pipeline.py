@@ -116,6 +116,19 @@ def test_planning_without_writing(planned, samunet_folders, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_ct_is_trained_with_its_statistics(samunet_folders, tiny_dataset):
+    """Only CT and its kin keep intensity statistics in what a fold is identified by."""
+    tiny_dataset(channel_names={"0": "CT"})
+    assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "--iterations", "1", "--batch_size", "2"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "1", "--iterations", "1", "--batch_size", "2"]) == 0
+    plans_file = next((samunet_folders / "preprocessed").glob("*/samunetPlans.json"))
+    plans = json.loads(plans_file.read_text())
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1.0
+    plans_file.write_text(json.dumps(plans))
+    assert run_command("samunet_train", ["998", "2d", "2", "--iterations", "1", "--batch_size", "2"]) == 1
+
+
 def test_next_lines_run_as_they_are(samunet_folders, tiny_dataset, tmp_path, monkeypatch, capsys):
     def next_line():
         command = re.search(r"^next: (samunet_.*)$", capsys.readouterr().out, re.MULTILINE)[1]

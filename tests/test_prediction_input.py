@@ -36,7 +36,7 @@ def write(path, channels=1):
     return path
 
 
-def write_series(folder, slices=3):
+def write_series(folder, slices=3, patient=""):
     folder.mkdir(parents=True)
     before = locale.setlocale(locale.LC_ALL)
     for index in range(slices):
@@ -45,7 +45,7 @@ def write_series(folder, slices=3):
         tags = {
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0020|000e": "1.2.3.4", "0020|000d": "1.2.3", "0008|0060": "CT",
             "0020|0032": f"0\\0\\{2 * index}", "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(index),
-            "0008|0018": f"1.2.3.4.{index + 1}",
+            "0008|0018": f"1.2.3.4.{index + 1}", "0010|0020": patient,
         }  # fmt: skip
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
@@ -240,3 +240,34 @@ def test_what_is_left_out_is_named(tmp_path, caplog):
     (tmp_path / "d.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
     with pytest.raises(SamunetError, match=r"links that lead nowhere: .*d\.nii\.gz -> .*gone\.nii\.gz"):
         list_cases(tmp_path, model())
+
+
+def test_a_broken_link_is_a_case_that_fails(tmp_path):
+    write(tmp_path / "a_0000.nii.gz")
+    (tmp_path / "d_0000.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    failures = {}
+    assert list(list_cases(tmp_path, model(), failures)) == ["a"]
+    assert list(failures) == ["d"]
+    assert "links that lead nowhere: " in failures["d"].message
+    (tmp_path / "a_0000.nii.gz").unlink()
+    with pytest.raises(SamunetError, match="links that lead nowhere"):
+        list_cases(tmp_path, model(), {})
+
+
+def test_labels_are_not_predicted(tmp_path):
+    write(tmp_path / "imagesTr" / "a_0000.nii.gz")
+    write(tmp_path / "labelsTr" / "a.nii.gz")
+    with pytest.raises(UsageError, match=r"(?s)labelsTr holds labels, not images.*-i .*/imagesTr"):
+        list_cases(tmp_path / "labelsTr", model())
+
+
+def test_a_series_is_called_alike_whichever_folder_is_given(tmp_path):
+    write_series(tmp_path / "anna" / "axial", patient="anna")
+    write_series(tmp_path / "anna" / "coronal", patient="anna")
+    expected = ["anna_axial", "anna_coronal"]
+    assert list(list_cases(tmp_path, model())) == expected
+    assert list(list_cases(tmp_path / "anna", model())) == expected
+    assert list(list_cases(tmp_path / "anna" / "axial", model())) == expected[:1]
+    assert list(list_cases([tmp_path / "anna" / name for name in ("coronal", "axial")], model())) == expected
+    write_series(tmp_path / "bert" / "axial")  # whose folder is not known
+    assert list(list_cases(tmp_path / "bert", model())) == ["axial"]

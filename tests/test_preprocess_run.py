@@ -11,6 +11,7 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import load_dataset, read_dataset
 from samunet.errors import SamunetError
+from samunet.paths import number_in
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.run import preprocess_dataset, stored_cases
 from samunet.preprocessing.sources import changed_files, file_facts
@@ -205,7 +206,7 @@ def test_stored_cases_of_files_that_changed_are_not_opened(raw, folder, file, lo
     (raw / file).write_bytes(content)
     with pytest.raises(SamunetError, match=f"the files of 1 cases changed after preprocessing: {file}") as caught:
         opened(folder, CONFIGURATION, list(CASES))
-    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p samunetPlans -c 2d"
+    assert caught.value.hint == f"samunet_add_cases -d {number_in(NAME)} stores and measures them again"
     assert set(opened(folder, CONFIGURATION, ["a", "c"])) == {"a", "c"}
     description = load_dataset(NAME).description
     assert set(stored_cases(folder, PLANS, CONFIGURATION, description, list(CASES), None)) == set(CASES)

@@ -13,7 +13,6 @@ from samunet import api
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.network.encoders import hold_frozen
-from samunet.network.frozen_prefix import FrozenPrefix
 from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training import trainer
 from samunet.training.run import _decisions
@@ -121,23 +120,6 @@ def test_without_gradients_nothing_runs_twice():
     model.requires_grad_(False)  # as an exported graph has it
     assert not model(images(64, 64)).requires_grad
     assert runs == [3, 3, 3, 3]
-
-
-def test_behind_features_that_are_known_blocks_run_twice():
-    plain, model = pair(make_plan(**LATE))
-    runs = count_runs(model)
-    gradients = []
-    for one in (plain, model):
-        prefix = FrozenPrefix(one.image_encoder, embedding_only=True)
-        prepared = one.input_layer(images(64, 64))
-        logits = one(images(64, 64), encode=lambda image, prefix=prefix: prefix.finish(prefix.features(image)))
-        assert torch.equal(prefix.finish(prefix.features(prepared)).embedding, one.image_encoder(prepared))
-        runs[:] = [0] * 4
-        logits.square().mean().backward()
-        gradients.append([parameter.grad for parameter in one.image_encoder.parameters() if parameter.requires_grad])
-    assert runs == [0, 0, 1, 1]
-    for one, other in zip(*gradients):
-        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-8)
 
 
 def edit(path, value):

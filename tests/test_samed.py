@@ -27,7 +27,7 @@ from samunet.network.sam_modules import ImageEncoderViT
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.sharing.samed_import import SamedImport, _check, _dataset_json
 from samunet.tensors import read_tensors
-from samunet.training.samed import SamedLoss, reduce_target
+from samunet.training.recipes.samed import SamedLoss, reduce_target, samed_rate
 from samunet.training.schedule import Budget
 
 CLASSES = 3  # without background
@@ -168,11 +168,11 @@ def test_schedule_is_samed_s():
         used.append(rate)
         decayed = (1 - (iteration - 250) / (14_720 * 200 / 160)) ** 0.9
         rate = (iteration + 1) / 250 if iteration < 250 else decayed
-    ours = [budget.samed_learning_rate_factor(iteration, 0) for iteration in range(14_720)]
+    ours = [samed_rate(budget, iteration, 0) for iteration in range(14_720)]
     assert np.allclose(ours, used)
     timed = Budget(seconds=100)
-    assert timed.samed_learning_rate_factor(9, 5) == 1
-    assert timed.samed_learning_rate_factor(9, 100) == pytest.approx((1 - 0.95 / 1.25) ** 0.9)
+    assert samed_rate(timed, 9, 5) == 1
+    assert samed_rate(timed, 9, 100) == pytest.approx((1 - 0.95 / 1.25) ** 0.9)
 
 
 def ct():

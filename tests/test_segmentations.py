@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 
 from samunet.commands import run_command
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.layout import read_dataset
 from samunet.errors import SamunetError
 from samunet.imageio.registry import reader_for

@@ -51,7 +51,10 @@ def test_given_groups_win_over_names():
 def test_no_groups_are_inferred_without_repeated_patients_or_from_few():
     assert infer_groups([f"hippocampus_{index:03d}" for index in range(20)]) is None
     assert infer_groups([f"p{index}_1" for index in range(20)]) is None
-    assert infer_groups([f"p{index}_{frame}" for index in range(4) for frame in "12"]) is None
+    assert infer_groups([f"{part}_{index}" for part in ("train", "test", "val") for index in range(9)]) is None
+    assert infer_groups([f"BRATS{year}_{index}" for year in (20, 21) for index in range(9)]) is None
+    few = [f"P{index}_{frame}" for index in (1, 2) for frame in "12"]
+    assert infer_groups(few) == {name: name[:2] for name in few}
     assert infer_groups(["p1_1", "p1_2", "p2_1", "p3_1", "p4_1", "p5_1"]) is not None
     assert infer_groups(["p1_1", "p1_2", "p2_1", "p3_1", "p4_1", "p5_1", "plain"]) is None
 
@@ -239,9 +242,10 @@ def test_cases_in_no_fold_are_reported(tmp_path, caplog):
         ([{"train": ["a", "b"], "val": ["b"]}], "fold 0 both trains and validates on 1 cases: b"),
         ([{"train": ["a"], "val": ["z"]}], "fold 0 has 1 cases that the dataset lacks: z"),
         ([{"train": ["a"], "val": []}], "fold 0 has no cases to validate on"),
-        ([{"train": ["a"]}], "must be a list of"),
-        ([{"train": ["a"], "val": "b"}], "must be a list of"),
-        ({"train": ["a"], "val": ["b"]}, "must be a list of"),
+        ([{"train": ["a"]}], r"0\.val: Field required\n.*a list of"),
+        ([{"train": ["a"], "val": "b"}], r"0\.val: .*valid array, got 'b'\n.*a list of"),
+        ([{"train": ["a"], "val": ["b"], "test": []}], r"0\.test: .*not permitted.*\n.*a list of"),
+        ({"train": ["a"], "val": ["b"]}, r"the whole file: .*valid array.*\n.*a list of"),
     ],
 )
 def test_wrong_split_files_are_refused(tmp_path, content, message):

@@ -1,16 +1,20 @@
 """Checkpoints of a running training, with a network of one layer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
+from samunet.models import checkpoint
 from samunet.models.checkpoint import save_model
 from samunet.training import state
 from samunet.training.divergence import loss_error
+from samunet.training.recipes import Recipe
 from samunet.training.state import LATEST, Progress, load_latest, save_latest
 
 
@@ -27,6 +31,11 @@ def training():
     return model, torch.optim.AdamW(model.parameters())
 
 
+def recipe_of(model, optimizer):
+    labels = Labels.from_json({"background": 0, "organ": 1})
+    return Recipe(model, SimpleNamespace(recipe="samunet"), labels), optimizer
+
+
 @pytest.fixture
 def stepped():
     """A network and its optimizer after one step."""
@@ -37,11 +46,11 @@ def stepped():
 
 
 def test_nothing_of_a_restored_optimizer_lies_in_the_file(tmp_path, stepped, monkeypatch):
-    save_latest(tmp_path, *stepped, Progress(setup={"seed": 1}))
+    save_latest(tmp_path, *recipe_of(*stepped), Progress(setup={"seed": 1}))
     read = load_file(tmp_path / LATEST)
     monkeypatch.setattr(state, "read_tensors", lambda path: read)
     model, optimizer = training()
-    load_latest(tmp_path, model, optimizer, {"seed": 1})
+    load_latest(tmp_path, *recipe_of(model, optimizer), {"seed": 1})
     in_file = {tensor.untyped_storage().data_ptr() for tensor in read.values()}
     moments = [value for values in optimizer.state.values() for value in values.values()]
     assert len(moments) == 6
@@ -52,21 +61,21 @@ def test_nothing_of_a_restored_optimizer_lies_in_the_file(tmp_path, stepped, mon
 
 def test_checkpoints_from_before_the_scaler_was_kept_can_be_read(tmp_path, stepped):
     progress = Progress(iteration=7, setup={"seed": 1}, scaler={"scale": 1024.0})
-    save_latest(tmp_path, *stepped, progress)
-    assert load_latest(tmp_path, *training(), {"seed": 1}) == progress
+    save_latest(tmp_path, *recipe_of(*stepped), progress)
+    assert load_latest(tmp_path, *recipe_of(*training()), {"seed": 1}) == progress
     older = {key: value for key, value in vars(progress).items() if key != "scaler"}
     save_file(load_file(tmp_path / LATEST), tmp_path / LATEST, {"progress": json.dumps(older)})
-    restored = load_latest(tmp_path, *training(), {"seed": 1})
+    restored = load_latest(tmp_path, *recipe_of(*training()), {"seed": 1})
     assert (restored.iteration, restored.scaler) == (7, {})
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_no_numbers_are_never_written(tmp_path, stepped, value, monkeypatch):
-    monkeypatch.setattr(state, "save_adapters", lambda *arguments: None)  # this network has none
+    monkeypatch.setattr(checkpoint, "save_adapters", lambda *arguments: None)  # this network has none
     model, optimizer = stepped
     for kind in ("final", "best"):
         save_model(tmp_path, model, kind)
-    save_latest(tmp_path, model, optimizer, Progress(setup={"seed": 1}))
+    save_latest(tmp_path, *recipe_of(model, optimizer), Progress(setup={"seed": 1}))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) == 3
     with torch.no_grad():
@@ -74,7 +83,7 @@ def test_weights_that_are_no_numbers_are_never_written(tmp_path, stepped, value,
     for save in (
         lambda: save_model(tmp_path, model, "final"),
         lambda: save_model(tmp_path, model, "best"),
-        lambda: save_latest(tmp_path, model, optimizer, Progress()),
+        lambda: save_latest(tmp_path, *recipe_of(model, optimizer), Progress()),
     ):
         with pytest.raises(SamunetError, match="made the weights infinite, for example weight"):
             save()
@@ -100,8 +109,8 @@ def test_the_cause_of_a_lost_loss_is_not_guessed(stepped):
 
 @pytest.mark.parametrize("progress", ['{"iteration": "x"}', "[]", "{", "null"])
 def test_progress_that_is_none_is_refused(tmp_path, stepped, progress):
-    save_latest(tmp_path, *stepped, Progress(setup={"seed": 1}))
+    save_latest(tmp_path, *recipe_of(*stepped), Progress(setup={"seed": 1}))
     save_file(load_file(tmp_path / LATEST), tmp_path / LATEST, {"progress": progress})
     with pytest.raises(SamunetError, match="checkpoint_latest") as error:
-        load_latest(tmp_path, *training(), {"seed": 1})
+        load_latest(tmp_path, *recipe_of(*training()), {"seed": 1})
     assert "--overwrite" in error.value.hint

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from samunet.dataset.labels import Labels
 from samunet.network.model import build_model
 from samunet.plans import NetworkPlan
 from samunet.training.loss import SegmentationLoss, soft_dice
-from samunet.training.samed import SamedLoss
+from samunet.training.recipes import Batch, Recipe
+from samunet.training.recipes.samed import SamedLoss
 from samunet.training.trainer import Trainer
 
 ONE_CLASS = Labels.from_json({"background": 0, "organ": 1})
@@ -28,10 +30,18 @@ LOSSES = {
 }
 
 
+class Learning(Recipe):
+    def __init__(self, model, loss, samed=False):
+        self.given = loss
+        super().__init__(model, SimpleNamespace(recipe="samed" if samed else "samunet"), None)
+
+    def build_loss(self):
+        return self.given
+
+
 def trainer_of(model, loss, most, samed=False):
     trainer = Trainer.__new__(Trainer)
-    trainer.model, trainer.loss, trainer.micro_batch = model, loss, most
-    trainer.cached, trainer.samed, trainer.dtype, trainer.device = None, samed, None, torch.device("cpu")
+    trainer.recipe, trainer.micro_batch = Learning(model, loss, samed), most
     trainer.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
     return trainer
@@ -40,7 +50,7 @@ def trainer_of(model, loss, most, samed=False):
 def step(model, loss, most, images, labels, samed=False):
     """The loss and the gradients of one update, by the names of the trained tensors."""
     model = copy.deepcopy(model)
-    value = trainer_of(model, loss, most, samed)._backward(images, labels)
+    value = trainer_of(model, loss, most, samed)._backward(Batch(images, labels))
     return value, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -57,7 +67,7 @@ class Convolutions(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, outputs, 3, padding=1))
 
-    def forward(self, images, upsample=True):
+    def forward(self, images, upsample=True, encode=None):
         logits = self.layers(images)
         return logits if upsample else nn.functional.avg_pool2d(logits, 4)
 
@@ -126,10 +136,10 @@ def test_batch_statistics_move_once_an_update():
     """Of a normalisation that trains: the pass that only collects sums leaves its running mean alone."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.5), nn.Conv2d(1, 2, 1))
-    model.forward = lambda images, upsample=True: nn.Sequential.forward(model, images)
+    model.forward = lambda images, upsample=True, encode=None: nn.Sequential.forward(model, images)
     images = torch.full((2, 1, 4, 4), 8.0) + torch.randn(2, 1, 4, 4)
     trainer = trainer_of(model, SegmentationLoss(ONE_CLASS), most=1)
-    value = trainer._backward(images, torch.randint(0, 2, (2, 4, 4)))
+    value = trainer._backward(Batch(images, torch.randint(0, 2, (2, 4, 4))))
     assert math.isfinite(value)
     expected = 0.25 * 0 + 0.25 * float(images[0].mean()) + 0.5 * float(images[1].mean())
     assert float(model[0].running_mean) == pytest.approx(expected, rel=1e-5)
@@ -144,14 +154,14 @@ def test_running_out_of_memory_changes_no_result(monkeypatch):
     expected_value, expected = step(model, loss, 8, images, labels)
     forward = Convolutions.forward
 
-    def too_large(self, part, upsample=True):
+    def too_large(self, part, upsample=True, encode=None):
         if len(part) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return forward(self, part, upsample)
 
     monkeypatch.setattr(Convolutions, "forward", too_large)
     trainer = trainer_of(copy.deepcopy(model), loss, 8)
-    assert trainer._backward(images, labels) == pytest.approx(expected_value, rel=1e-5)
+    assert trainer._backward(Batch(images, labels)) == pytest.approx(expected_value, rel=1e-5)
     assert trainer.micro_batch == 2
-    gradients = {name: p.grad for name, p in trainer.model.named_parameters()}
+    gradients = {name: p.grad for name, p in trainer.recipe.model.named_parameters()}
     assert_same_gradients(gradients, expected, tolerance=1e-5)

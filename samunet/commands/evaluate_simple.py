@@ -55,8 +55,8 @@ def _label(text: str) -> int:
 
 def _file_ending(folder: Path) -> str:
     """The one image ending that the files in ``folder`` have."""
-    from samunet.dataset.cases import ending_in, visible
-    from samunet.dataset.mask_files import MASK_ENDINGS
+    from samunet.dataset.cases import MASK_ENDINGS, visible
+    from samunet.dataset.names import ending_in
     from samunet.errors import SamunetError, UsageError
 
     if not folder.is_dir():

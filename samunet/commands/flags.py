@@ -112,7 +112,10 @@ def add_adaptation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-adapter_reduction", type=int, metavar="N", help="channels by bottleneck channels (default: 4)")
     group.add_argument("-adapter_blocks", nargs="+", metavar="B", help="as -lora_blocks")
     group.add_argument(
-        "-recipe", default="samunet", metavar="NAME", help="samunet (default) or samed: train as SAMed does"
+        "-recipe",
+        default="samunet",
+        metavar="NAME",
+        help="samunet (default), samed: train as SAMed does, or your own: package.module:Class",
     )
 
 

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--feature_cache",
         metavar="SIZE",
-        help="keep what frozen blocks compute on disk, up to SIZE, e.g. 20GB",
+        help="keep what a frozen encoder computes on disk, up to SIZE, e.g. 20GB",
     )
     parser.add_argument("--num_cases", type=int, metavar="N", help="train on N of the fold's cases, drawn by the seed")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")

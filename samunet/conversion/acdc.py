@@ -11,10 +11,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from samunet.conversion.case import Case
 from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.source import FileSource
-from samunet.dataset.below import entries
+from samunet.dataset.cases import entries
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 
@@ -51,8 +51,8 @@ def draft_of_acdc(name: str, folder: Path, options: Options) -> Draft:
     return make_draft(name, training, test, options, problems=problems, keys={"phases": phases}, where=str(folder))
 
 
-def _cases(folder: Path, masks_needed: bool, phases: dict[str, str], problems: list[Problem]) -> list[FileSource]:
-    sources = []
+def _cases(folder: Path, masks_needed: bool, phases: dict[str, str], problems: list[Problem]) -> list[Case]:
+    cases = []
     patients = [entry for entry in entries(folder) if entry.is_dir() and re.fullmatch(r"patient\d+", entry.name)]
     for patient in patients:
         try:
@@ -70,8 +70,8 @@ def _cases(folder: Path, masks_needed: bool, phases: dict[str, str], problems: l
                 problems.append(Problem("frames are missing:", case, f"{patient} lacks {listed} ({phase})", fix))
                 continue
             phases[case] = phase
-            sources.append(FileSource(case, (image,), mask, patient.name))
-    return sources
+            cases.append(Case(case, (image,), mask, patient.name))
+    return cases
 
 
 def _frames(patient: Path) -> dict[str, int]:

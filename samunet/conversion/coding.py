@@ -1,13 +1,14 @@
-"""What the values of masks mean: which raw value or colour becomes which class, and what classes are called."""
+"""Values of masks and the classes that they become: numbers, colours, a threshold, names of structures."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from samunet.conversion.masks import RawMask, RawValue
 from samunet.errors import SamunetError, UsageError
 
 # A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.
@@ -21,13 +22,13 @@ _SMOOTHED = (
 
 @dataclass(frozen=True)
 class CodingOptions:
-    """What the user says about the values of masks.
+    """The user's answers about the values of masks.
 
     Attributes:
         labels: Names of the classes 1, 2, ...; None for names made up here.
         remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
         threshold: Values above it are class 1; None if not asked for.
-        known: Raw value to name, where a file of the dataset tells it; then nothing is decided.
+        known: Raw value to name, where a file of the dataset has them; then nothing is decided.
         class_files: Whether each class has a file of its own; ``labels`` are then known.
         paint_in_order: Whether later classes may then cover earlier ones.
         as_colours: Whether masks are read as colours even if they have a palette or are grey.
@@ -44,37 +45,40 @@ class CodingOptions:
 
 @dataclass(frozen=True)
 class Coding:
-    """How masks are turned into labels.
+    """The classes that raw values become.
 
     Attributes:
         names: Of the classes in the order of their values, background first.
         classes: Raw value to class.
         coloured: Whether raw values are colours.
         threshold: Values above it are class 1 instead; None for the values themselves.
-        meanings: What raw values mean where they are no values of a file; see :mod:`samunet.conversion.class_files`.
     """
 
     names: tuple[str, ...]
-    classes: dict[int, int]
+    classes: dict[RawValue, int]
     coloured: bool = False
     threshold: float | None = None
-    meanings: Mapping[int, str] = field(default_factory=dict)
 
-    def apply(self, values: np.ndarray, where: str) -> np.ndarray:
-        """Classes of raw values ``(z, y, x)``, in the same shape; worked out slice by slice to save memory.
+    def apply(self, mask: RawMask, where: str) -> np.ndarray:
+        """Classes of a mask, ``(z, y, x)``; worked out slice by slice to save memory.
 
         Raises:
             SamunetError: If a value has no class; ``where`` names the mask.
         """
-        raw = np.array(sorted(self.classes), np.int64)
-        classes = np.array([self.classes[value] for value in raw.tolist()], np.int32)
-        labels = np.empty(values.shape, np.int32)
-        for slice_, label in zip(values, labels):
+        known = self.classes
+        if mask.segments is not None:
+            raws = {number: mask.raw(number) for number in range(len(mask.segments))}
+            known = {number: self.classes[raw] for number, raw in raws.items() if raw in self.classes}
+        raw = np.array(sorted(known), np.int64)
+        classes = np.array([known[value] for value in raw.tolist()], np.int32)
+        labels = np.empty(mask.values.shape, np.int32)
+        for slice_, label in zip(mask.values, labels):
             places = np.minimum(np.searchsorted(raw, slice_), len(raw) - 1)
             wrong = slice_[raw[places] != slice_]
             if wrong.size:
                 raise SamunetError(
-                    f"{where} has the value {self.show(int(wrong[0]))}, which has no class: the file has changed",
+                    f"{where} has the value {self.show(mask.raw(int(wrong[0])))}, which has no class: the file has "
+                    "changed",
                     "run the same command again",
                 )
             label[...] = classes[places]
@@ -83,12 +87,17 @@ class Coding:
     @property
     def changed(self) -> bool:
         """Whether labels have other values than the masks."""
-        return self.coloured or self.threshold is not None or any(raw != new for raw, new in self.classes.items())
+        other = (
+            self.show(raw) != (self.names[new] if new else "nothing") if isinstance(raw, tuple) else raw != new
+            for raw, new in self.classes.items()
+        )
+        return self.coloured or any(other) or (self.threshold is not None and () not in self.classes)
 
-    def show(self, value: int) -> str:
+    def show(self, value: RawValue) -> str:
         """A raw value as a person writes it."""
-        if self.meanings:
-            return self.meanings.get(value, str(value))
+        if isinstance(value, tuple):
+            of_name = {name: self.classes.get((name,), 0) for name in value}
+            return " over ".join(sorted(value, key=lambda name: -of_name[name])) or "nothing"
         if self.threshold is not None:
             return f"> {self.threshold:g}" if value else f"<= {self.threshold:g}"
         return shown(value, self.coloured)
@@ -148,11 +157,11 @@ def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple
     Raises:
         UsageError: If a class has none, or what is given is no colour.
     """
-    lacking = [name for name in labels if name not in colours]
-    if lacking:
+    missing = [name for name in labels if name not in colours]
+    if missing:
         raise UsageError(
-            f"--labels gives colours, but none for {', '.join(lacking)}",
-            f"give every class one, for example {lacking[0]}=red or {lacking[0]}=#ff0000",
+            f"--labels gives colours, but none for {', '.join(missing)}",
+            f"give every class one, for example {missing[0]}=red or {missing[0]}=#ff0000",
         )
     for name, colour in colours.items():
         if _rgb(colour) is None:
@@ -185,31 +194,48 @@ def decide_coding(
         SamunetError: If values are not understood; the hint says what to type for what they may mean.
         UsageError: If the options do not fit the values.
     """
-    values = sorted(set(values))
+    values, labels, remap = sorted(set(values)), options.labels, options.remap
     if options.known is not None:
         return _known(values, options.known)
     if options.threshold is not None:
-        if options.remap is not None:
+        if remap is not None:
             raise UsageError("--threshold makes one class of all that is brighter", "leave out --remap")
         if values == [0]:
             raise SamunetError(
                 f"no mask has anything above --threshold {options.threshold:g}: all would be empty",
                 "give a lower one: white is 255 in some files and 1 in others",
             )
-        return _named({0: 0, 1: 1}, options.labels, False, options.threshold, exact=True)
+        return _named({0: 0, 1: 1}, labels, False, options.threshold, exact=True)
     if values == [0]:
         raise SamunetError("all masks are empty: 0 everywhere", "are these the folders with the masks?")
-    if options.remap:
-        classes = _as_asked(values, options.remap, coloured)
-    elif options.remap is not None or coloured or values in ([0, _WHITE], [_WHITE]):
-        classes = _in_order(values, coloured)
-        if coloured and options.remap is None and len(values) > _MANY:
-            raise SamunetError(f"masks have {len(values)} different colours: {_some(values, True)}", _SMOOTHED)
-        if coloured and options.remap is None and options.labels is not None and len(set(values) - {0}) > 1:
-            raise _whose_colours([value for value in values if value], options.labels, voxels or {})
+    smoothed = len(values) > _MANY and (coloured or values[-1] == _WHITE) and remap is None
+    if smoothed:
+        what = "colours" if coloured else f"values from {values[0]} to 255, as smoothed or compressed ones have"
+        raise SamunetError(
+            f"masks have {len(values)} different {what}" + (f": {_some(values, True)}" if coloured else ""),
+            _SMOOTHED if coloured else f"{_SMOOTHED}. If they really are classes, add --remap",
+        )
+    if remap:
+        classes = _as_asked(values, remap, coloured)
+    elif 0 not in values and values != [_WHITE]:
+        raise _no_background(values, coloured)
+    elif remap is None and coloured and labels is not None and len(set(values) - {0}) > 1:
+        raise _whose_colours([value for value in values if value], labels, voxels or {})
+    elif remap is not None or coloured or values in ([0, _WHITE], [_WHITE]):
+        classes = {0: 0} | {value: place for place, value in enumerate((value for value in values if value), 1)}
+    elif labels is not None and values[0] >= 0 and values[-1] <= len(labels):
+        classes = {value: value for value in range(len(labels) + 1)}
+    elif values == list(range(len(values))):
+        classes = {value: value for value in values}
     else:
-        classes = _as_they_are(values, options.labels)
-    return _named(classes, options.labels, coloured, None, exact=coloured or options.remap is not None)
+        raise SamunetError(
+            f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
+            f"to number them in this order: --remap; to choose: for example --remap {values[-1]}={len(values) - 1}; "
+            "for classes that occur in no mask: name all of them with --labels (the last may be called ignore, for "
+            "voxels that nobody annotated)"
+            + ("; for black and white that was smoothed: --threshold 127" if values[-1] == _WHITE else ""),
+        )
+    return _named(classes, labels, coloured, None, exact=coloured or remap is not None)
 
 
 def _known(values: list[int], names: Mapping[int, str]) -> Coding:
@@ -225,27 +251,25 @@ def _known(values: list[int], names: Mapping[int, str]) -> Coding:
 
 def _as_asked(values: list[int], remap: Sequence[tuple[str, int]], coloured: bool) -> dict[int, int]:
     asked = {_raw_value(old, coloured): new for old, new in remap}
-    lacking = [value for value in asked if value not in values]
-    if lacking:
+    missing = [value for value in asked if value not in values]
+    if missing:
         raise SamunetError(
-            f"{'--labels or --remap' if coloured else '--remap'} names {_some(lacking, coloured)}, which no mask has",
+            f"{'--labels or --remap' if coloured else '--remap'} names {_some(missing, coloured)}, which no mask has",
             f"the masks have {_some(values, coloured)}",
         )
-    rest = [value for value in values if value not in asked]
-    if coloured and set(rest) - {0}:
+    rest = [value for value in values if value and value not in asked]
+    if coloured and rest:
         raise SamunetError(
-            f"--labels or --remap gives no class to the colours {_some([value for value in rest if value], True)}",
+            f"--labels or --remap gives no class to the colours {_some(rest, True)}",
             "name every colour but black; black, or what is called background, is 0",
         )
     return {value: asked.get(value, value) for value in values}
 
 
 def _raw_value(text: str, coloured: bool) -> int:
-    number = re.fullmatch(r"-?\d+", text)
-    colour = _rgb(text)
-    if coloured and colour is not None:
+    if coloured and (colour := _rgb(text)) is not None:
         return colour
-    if number and (not coloured or int(text) == 0):
+    if re.fullmatch(r"-?\d+", text) and (not coloured or int(text) == 0):
         return int(text)
     wanted = "colours, so write '#ff0000=1' or 255,0,0=1" if coloured else "numbers, so write 4=3"
     raise UsageError(f"--remap: {text!r} is no value of these masks", f"they hold {wanted}")
@@ -283,52 +307,25 @@ def _whose_colours(colours: Sequence[int], labels: Sequence[str], voxels: Mappin
     names = [*labels, *(f"class_{place}" for place in range(len(labels) + 1, len(often) + 1))]
     example = " ".join(f"{name}={shown(colour, True)}" for name, colour in zip(names, often))
     remap = " ".join(f"'{shown(colour, True)}={place}'" for place, colour in enumerate(often, 1))
-    listed = ", ".join(found[:12]) + (f", ... ({len(found)} in all)" if len(found) > 12 else "")
     return SamunetError(
-        f"masks have {len(often)} colours besides black, and nothing says which is {' or '.join(labels[:2])}: {listed}",
+        f"masks have {len(often)} colours besides black, and nothing says which is {' or '.join(labels[:2])}: "
+        f"{_listed(found)}",
         f"say it, each name with its own colour: --labels {example} (CSS names will do as well: {labels[0]}=red); or "
         f"number them: --remap {remap}",
     )
 
 
-def _in_order(values: list[int], coloured: bool) -> dict[int, int]:
-    if 0 not in values and values != [_WHITE]:
-        first, *others = values
-        example = " ".join(f"'{shown(value, coloured)}={place}'" for place, value in enumerate([first, *others[:2]]))
-        raise SamunetError(
-            f"no mask has {'black (#000000)' if coloured else '0'}, so the background is not known; there are "
-            f"{_some(values, coloured)}",
-            f"say which value is 0, for example --remap {example}" + (" ..." if len(others) > 2 else ""),
-        )
-    return {0: 0} | {value: place for place, value in enumerate((value for value in values if value != 0), 1)}
-
-
-def _as_they_are(values: list[int], labels: Sequence[str] | None) -> dict[int, int]:
-    top = values[-1]
-    if len(values) > _MANY and top == _WHITE:
-        raise SamunetError(
-            f"masks have {len(values)} different values from {values[0]} to 255, as smoothed or compressed ones have",
-            f"{_SMOOTHED}. If they really are classes, add --remap",
-        )
-    if 0 not in values:
-        keep = " ".join(f"{value}={value}" for value in values[:3])
-        shift = " ".join(f"{value}={place}" for place, value in enumerate(values[:3]))
-        raise SamunetError(
-            f"no mask has the value 0, which is the background; there are {_some(values, False)}",
-            f"if {values[0]} is the background: --remap {shift}; if every voxel belongs to a class: --remap {keep}"
-            + (" ..." if len(values) > 3 else ""),
-        )
-    if labels is not None and values[0] >= 0 and top <= len(labels):
-        return {value: value for value in range(len(labels) + 1)}
-    if values != list(range(top + 1)):
-        smoothed = "; for black and white that was smoothed: --threshold 127" if top == _WHITE else ""
-        raise SamunetError(
-            f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
-            "to number them in this order: --remap; to choose: for example "
-            f"--remap {top}={len(values) - 1}; for classes that occur in no mask: name all of them with --labels (the "
-            f"last may be called ignore, for voxels that nobody annotated){smoothed}",
-        )
-    return {value: value for value in values}
+def _no_background(values: Sequence[int], coloured: bool) -> SamunetError:
+    zero = "black (#000000)" if coloured else "the value 0"
+    first = [f"'{shown(value, coloured)}={{}}'" if coloured else f"{value}={{}}" for value in values[:3]]
+    more = " ..." if len(values) > 3 else ""
+    shift = " ".join(text.format(place) for place, text in enumerate(first))
+    keep = " ".join(text.format(place) for place, text in enumerate(first, 1))
+    return SamunetError(
+        f"no mask has {zero}, which is the background; there are {_some(values, coloured)}",
+        f"if {shown(values[0], coloured)} is the background: --remap {shift}{more}; if every voxel belongs to a class: "
+        f"--remap {keep}{more}",
+    )
 
 
 def _named(
@@ -337,23 +334,27 @@ def _named(
     """Names for the classes, which must be 0, 1, 2, ...; ``exact``: with as many names as classes occur."""
     number = max(classes.values())
     gaps = sorted(set(range(number + 1)) - set(classes.values()) - {0})
+    listed = [f"{shown(raw, coloured)}={new}" for raw, new in classes.items()]
     if gaps or number == 0:
-        listed = ", ".join(f"{shown(raw, coloured)}={new}" for raw, new in list(classes.items())[:8])
         what = f"no value becomes {_some(gaps, False)}" if gaps else "there is nothing but background"
         raise UsageError(
-            f"classes must be 0, 1, 2, ... without gaps, but {what}: {listed}", "number them anew with --remap OLD=NEW"
+            f"classes must be 0, 1, 2, ... without gaps, but {what}: {_listed(listed)}",
+            "number them anew with --remap OLD=NEW",
         )
     if labels is None:
         labels = ["foreground"] if number == 1 else [f"class_{place}" for place in range(1, number + 1)]
     if len(labels) < number or (exact and len(labels) > number):
         raise UsageError(
             f"--labels gives {len(labels)} names ({', '.join(labels)}), but there are {number} classes: "
-            + ", ".join(f"{shown(raw, coloured)} becomes {new}" for raw, new in list(classes.items())[:8] if new),
+            f"{_listed(listed)}",
             "name every class but the background, in the order of their values",
         )
     return Coding(("background", *labels), classes, coloured, threshold)
 
 
 def _some(values: Sequence[int], coloured: bool) -> str:
-    listed = [shown(value, coloured) for value in values]
-    return ", ".join(listed) if len(listed) <= 12 else f"{', '.join(listed[:10])}, ... ({len(listed)} in all)"
+    return _listed([shown(value, coloured) for value in values])
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts) if len(texts) <= 12 else f"{', '.join(texts[:10])}, ... ({len(texts)} in all)"

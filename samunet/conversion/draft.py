@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samunet.conversion import class_files, segmentations
+from samunet.conversion import structures
+from samunet.conversion.case import Case, Inspection, inspect_all
 from samunet.conversion.channels import decide_channels, decide_file_ending, wrong_channels
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
-from samunet.conversion.inspection import Finding, inspect_all
-from samunet.conversion.source import Source
-from samunet.dataset.cases import duplicate, unusable_names
+from samunet.conversion.masks import RawValue
+from samunet.dataset.cases import duplicate
 from samunet.dataset.description import description_from_json
+from samunet.dataset.names import unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.nrrd import NRRD_ENDINGS
@@ -65,8 +66,8 @@ class Draft:
     """
 
     name: str
-    training: list[Finding]
-    test: list[Finding]
+    training: list[Inspection]
+    test: list[Inspection]
     channel_names: tuple[str, ...]
     coding: Coding
     file_ending: str
@@ -77,7 +78,7 @@ class Draft:
     @property
     def groups(self) -> dict[str, str] | None:
         """Training case to patient; None unless every case has one."""
-        groups = {finding.source.name: finding.source.group for finding in self.training}
+        groups = {found.case.name: found.case.group for found in self.training}
         return None if None in groups.values() else groups
 
     def description(self, command: str) -> dict[str, Any]:
@@ -100,12 +101,10 @@ class Draft:
         lines += [f"  {what:<14}{text}" for what, text in self._facts() if text]
         width = max(14, *(len(self.coding.show(raw)) for raw in self.coding.classes))
         lines += ["", f"  {'in the masks':>{width}}  {'class':>5}  {'cases':>6}  {'voxels':>14}  {'share':>8}  name"]
-        voxels, cases = Counter(), Counter()
-        for finding in self.training:
-            voxels.update(finding.values)
-            cases.update(finding.values.keys())
+        voxels = _voxels(self.training)
+        cases = Counter(value for found in self.training for value in found.values)
         total = max(sum(voxels.values()), 1)
-        for raw, new in sorted(self.coding.classes.items(), key=lambda pair: pair[::-1][0]):
+        for raw, new in sorted(self.coding.classes.items(), key=lambda pair: pair[1]):
             lines.append(
                 f"  {self.coding.show(raw):>{width}}  {new:>5}  {cases[raw]:>6}  {voxels[raw]:>14}  "
                 f"{voxels[raw] / total:>8.3%}  {self.coding.names[new]}"
@@ -113,21 +112,21 @@ class Draft:
         return "\n".join(lines)
 
     def _facts(self) -> list[tuple[str, str]]:
-        names = [finding.source.name for finding in self.training]
+        names = [found.case.name for found in self.training]
         facts = [("training", f"{len(names)} cases: {shortened(names)}")]
         if self.test:
-            with_mask = sum(finding.source.mask_name is not None for finding in self.test)
-            listed = shortened([finding.source.name for finding in self.test])
+            with_mask = sum(found.case.mask_name is not None for found in self.test)
+            listed = shortened([found.case.name for found in self.test])
             facts.append(("test", f"{len(self.test)} cases, {with_mask} with masks: {listed}"))
         facts.append(("channels", ", ".join(self.channel_names)))
-        facts.append(("shape", _range([finding.shape for finding in self.training], "{:.0f}")))
-        spacings = [finding.geometry.spacing for finding in self.training if finding.geometry.physical]
+        facts.append(("shape", _range([found.shape for found in self.training], "{:.0f}")))
+        spacings = [found.geometry.spacing for found in self.training if found.geometry.physical]
         facts.append(("spacing", f"{_range(spacings, '{:.3g}')} mm" if spacings else "none"))
-        files = Counter(_form(file) for one in self.training for file in one.source.files[:1])
+        files = Counter(_form(file) for one in self.training for file in one.case.files[:1])
         facts.append(("images", ", ".join(f"{number} {ending}" for ending, number in files.most_common(4))))
         if self.options.coding.class_files:
-            sources = [finding.source for finding in self.training]
-            facts.append(("class files", class_files.describe(sources, self.coding.names[1:])))
+            cases = [found.case for found in self.training]
+            facts.append(("class files", structures.describe(cases, self.coding.names[1:])))
         facts.append(("labels", f"written as {self.file_ending}"))
         if self.groups:
             sizes = Counter(self.groups.values())
@@ -141,8 +140,8 @@ class Draft:
 
 def make_draft(
     name: str,
-    training: Sequence[Source],
-    test: Sequence[Source],
+    training: Sequence[Case],
+    test: Sequence[Case],
     options: Options,
     *,
     problems: Sequence[Problem] = (),
@@ -167,66 +166,62 @@ def make_draft(
             the masks are not understood.
         UsageError: If the options do not fit the data.
     """
-    training, test = (sorted(sources, key=lambda source: source.name) for sources in (training, test))
+    training, test = (sorted(cases, key=lambda case: case.name) for cases in (training, test))
+    coding = options.coding
     problems = list(dict.fromkeys([*problems, *_names_that_clash(training), *_names_that_clash(test)]))
     if not training:
         raise_problems(problems, where)
         raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
-    painted = options.coding.class_files or any(_may_have_segments(source) for source in training)
-    if options.coding.paint_in_order and not painted:
+    named = coding.class_files or any((case.mask_name or "").lower().endswith(NRRD_ENDINGS) for case in training)
+    if coding.paint_in_order and not named:
         raise UsageError(
             "--paint_in_order says which of several files covers the others, but masks are one file per case",
             "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
         )
-    # Cases without mask are reported already; their images need not be read for it.
-    complete = [source for source in training if source.mask_name is not None]
     found, found_test = inspect_all(
-        complete,
+        # Cases without mask are reported already; their images need not be read for it.
+        [case for case in training if case.mask_name is not None],
         test,
-        threshold=options.coding.threshold,
+        threshold=coding.threshold,
         tolerate_geometry=options.tolerate_geometry,
-        as_colours=options.coding.as_colours,
+        as_colours=coding.as_colours,
         num_workers=options.workers,
         progress=options.progress,
     )
     everything = found + found_test
-    problems += [problem for finding in everything for problem in finding.problems]
-    named = any(finding.segments for finding in everything)
-    if not options.coding.paint_in_order:
-        problems += segmentations.overlaps(everything)
-        if options.coding.class_files:
-            problems += class_files.overlaps(everything, options.coding.labels)
-    sound = [finding for finding in everything if finding.geometry is not None]
+    problems += [problem for one in everything for problem in one.problems]
+    if not coding.paint_in_order:
+        problems += structures.overlaps(everything, coding)
     raise_problems(problems, where)
     for problem in problems:
         log.warning("%s: %s (%s)", problem.where, problem.text, problem.fix)
+    sound = [one for one in everything if one.geometry is not None]
     channel_names = decide_channels(sound, options.channel_names)
     raise_problems(wrong_channels(sound, channel_names), where)
-    voxels = Counter()
-    for finding in everything:
-        voxels.update(finding.values)
-    if options.coding.class_files:
-        coding = class_files.decide_painting(voxels, options.coding.labels, options.coding.threshold)
-    elif named and options.coding.known is None and options.coding.threshold is None:
-        coding = segmentations.decide_segments(everything, options.coding)
+    if coding.class_files or (any(one.segments for one in everything) and coding.known is coding.threshold is None):
+        decided = structures.decide_structures(everything, coding)
     else:
-        coding = decide_coding(voxels, any(finding.coloured for finding in everything), options.coding, voxels)
+        voxels = _voxels(everything)
+        decided = decide_coding(voxels, any(one.coloured for one in everything), coding, voxels)
     draft = Draft(
-        name, found, found_test, channel_names, coding, decide_file_ending(sound), keys or {}, splits, options
+        name, found, found_test, channel_names, decided, decide_file_ending(sound), keys or {}, splits, options
     )  # fmt: skip
     description_from_json(draft.description(""), where)
     return draft
 
 
-def _may_have_segments(source: Source) -> bool:
-    return (source.mask_name or "").lower().endswith(NRRD_ENDINGS)
+def _voxels(found: Iterable[Inspection]) -> Counter[RawValue]:
+    voxels = Counter()
+    for one in found:
+        voxels.update(one.values)
+    return voxels
 
 
-def _names_that_clash(sources: Sequence[Source]) -> list[Problem]:
+def _names_that_clash(cases: Sequence[Case]) -> list[Problem]:
     """Cases that would be written to the same files, on this system or on another."""
-    files: dict[str, list[str]] = {}
-    for source in sources:
-        files.setdefault(source.name, []).append(str(source.files[0]))
+    files: dict[str, list[Path]] = {}
+    for case in cases:
+        files.setdefault(case.name, []).append(case.files[0])
     same = [duplicate(name, found) for name, found in files.items() if len(found) > 1]
     return same + unusable_names(files)
 

@@ -11,12 +11,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.conversion.case import Case
 from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.groups import group_by_pattern
-from samunet.conversion.source import FileSource
+from samunet.conversion.pairing import group_by_pattern
+from samunet.dataset.cases import name_below
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.registry import ending_of
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,15 @@ def draft_of_lists(name: str, lists: Lists, options: Options, patient_pattern: s
     }
     names = _names([image for found in rows.values() for image, _ in found])
     problems += _twice(rows)
-    sources = {
-        part: [FileSource(names[image], (image,), mask) for image, mask in found] for part, found in rows.items()
-    }
-    training = [*sources["train"], *sources["val"]]
+    cases = {part: [Case(names[image], (image,), mask) for image, mask in found] for part, found in rows.items()}
+    training = [*cases["train"], *cases["val"]]
     if patient_pattern is not None:
         training = group_by_pattern(training, patient_pattern)
     splits = None
-    if sources["train"] and sources["val"]:
-        splits = [{part: sorted(source.name for source in sources[part]) for part in ("train", "val")}]
+    if cases["train"] and cases["val"]:
+        splits = [{part: sorted(case.name for case in cases[part]) for part in ("train", "val")}]
     return make_draft(
-        name, training, sources["test"], options, problems=problems, splits=splits, where=str(lists.train)
+        name, training, cases["test"], options, problems=problems, splits=splits, where=str(lists.train)
     )  # fmt: skip
 
 
@@ -106,8 +104,7 @@ def _names(images: list[Path]) -> dict[Path, str]:
     if not images:
         return {}
     common = os.path.commonpath([image.parent for image in images])
-    stems = {image: os.path.relpath(image, common).replace(os.sep, "_") for image in images}
-    return {image: stem[: -len(ending_of(image) or "") or None] for image, stem in stems.items()}
+    return {image: name_below(Path(common), image) for image in images}
 
 
 def _twice(rows: dict[str, list[tuple[Path, Path]]]) -> list[Problem]:

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from samunet.conversion.class_files import ClassFilesSource, check_names
 from samunet.conversion.coding import CodingOptions, colours_of
 from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.groups import group_by_pattern
-from samunet.conversion.pairing import Pairs, find_pairs
+from samunet.conversion.pairing import Pairs, find_pairs, group_by_pattern
 from samunet.conversion.patterns import names_in
 from samunet.dataset.problems import shortened
 from samunet.errors import UsageError
@@ -59,11 +57,15 @@ def draft_of_folders(
             )
         coding = replace(coding, remap=colours_of(coding.labels or (), given), as_colours=True)
     options = replace(options, coding=coding)
-    _check_coding(coding)
-    texts = [given.get(name, name) for name in coding.labels or ()] if coding.class_files else ()
+    if coding.class_files and coding.remap is not None:
+        raise UsageError(
+            "--remap numbers the values of masks, but with {class} each class has a file of its own",
+            "leave out --remap: classes are numbered in the order of --labels",
+        )
+    texts = {name: given.get(name, name) for name in coding.labels or ()} if coding.class_files else {}
     training = find_pairs(images, masks, channel_texts, texts)
     _check_classes(masks, training, options.coding)
-    test = Pairs([], [], [])
+    test = Pairs([], [], [], [], 0)
     if test_images is not None:
         test = find_pairs(test_images, test_masks, channel_texts, texts, training.naming)
     others = training.other_classes + test.other_classes
@@ -73,11 +75,11 @@ def draft_of_folders(
     ignored = [file for file in training.ignored + test.ignored if not _states_spacing(file)]
     if ignored:
         log.warning("left alone, since they are no images: %s", shortened([str(file) for file in ignored]))
-    sources = training.sources
+    cases = training.cases
     if patient_pattern is not None:
-        sources = group_by_pattern(sources, patient_pattern)
+        cases = group_by_pattern(cases, patient_pattern)
     problems = training.problems + [replace(problem, kind=f"test {problem.kind}") for problem in test.problems]
-    return make_draft(name, sources, test.sources, options, problems=problems, where=images)
+    return make_draft(name, cases, test.cases, options, problems=problems, where=images)
 
 
 def _check(images: str, masks: str, test_images: str | None, test_masks: str | None) -> None:
@@ -98,24 +100,11 @@ def _check(images: str, masks: str, test_images: str | None, test_masks: str | N
         )
 
 
-def _check_coding(coding: CodingOptions) -> None:
-    if coding.class_files:
-        if coding.remap is not None:
-            raise UsageError(
-                "--remap numbers the values of masks, but with {class} each class has a file of its own",
-                "leave out --remap: classes are numbered in the order of --labels",
-            )
-        check_names(coding.labels or ())
-        return
-
-
 def _check_classes(masks: str, training: Pairs, coding: CodingOptions) -> None:
     if not coding.class_files:
         return
-    found = {
-        label for source in training.sources if isinstance(source, ClassFilesSource) for label, _ in source.class_files
-    }
-    lacking = [name for label, name in enumerate(coding.labels, 1) if label not in found]
+    found = {name for case in training.cases for name, _ in case.class_files}
+    lacking = [name for name in coding.labels if name not in found]
     if lacking:
         others = shortened([str(file) for file in training.other_classes]) or "none"
         raise UsageError(

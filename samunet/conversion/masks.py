@@ -1,25 +1,34 @@
-"""Masks as people draw them: numbers, palettes, black and white, colours. Here they are read as they are coded."""
+"""Masks as people draw them: numbers, palettes, black and white, colours, named structures, a file for each class."""
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from samunet.dataset.check import count_values
+from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry, to_label
 from samunet.imageio.nrrd import NRRD_ENDINGS, read_nrrd
 from samunet.imageio.pictures import PICTURE_GEOMETRY
 from samunet.imageio.registry import READERS, ending_of, image_reader_for
-from samunet.imageio.segments import Segment, drawn, segments_of
+from samunet.imageio.same_grid import Grid, difference, turn_between, turned
+from samunet.imageio.segments import Segment, drawn, on_grid, segments_of
 
-# Codes of segments' names lie above the numbers of classes.
-_FIRST, _CODE = 1 << 30, (1 << 30) - 1
 _LOSSY = (".jpg", ".jpeg")
 _JPEG_START = b"\xff\xd8"
 _LOSSLESS = "export the masks again without loss, as PNG; converting this file keeps its wrong values"
+
+
+_ONE_VALUE = (
+    "if all that is drawn in it is the class, as with numbered lesions: --threshold 0; if it was smoothed: --threshold "
+    "127; a mask that holds several classes is named without {class}"
+)
+
+RawValue = int | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,14 @@ class RawMask:
     """A mask before its values have been given a meaning.
 
     Attributes:
-        values: ``(z, y, x)`` integers: numbers, or colours as 65536 red + 256 green + blue.
+        values: ``(z, y, x)`` integers: numbers, colours as 65536 red + 256 green + blue, or places in ``segments``.
         geometry: Of the file.
         coloured: Whether ``values`` are colours.
         palette: Colour of every index that occurs, if the file has a palette and ``values`` are its indices.
         parts: The files that ``values`` were joined of, and their geometries; none where it is one file.
         below: Files in which something is drawn, but nothing above the threshold; with their highest value.
-        segments: The named segments that each value but 0 stands for, where the file names such.
+        segments: The named structures that each value stands for, several where they overlap; the first has none. None
+            where values speak for themselves.
     """
 
     values: np.ndarray
@@ -42,7 +52,11 @@ class RawMask:
     palette: dict[int, int] = field(default_factory=dict)
     parts: tuple[tuple[Path, Geometry], ...] = ()
     below: dict[Path, float] = field(default_factory=dict)
-    segments: dict[int, tuple[Segment, ...]] = field(default_factory=dict)
+    segments: list[tuple[Segment, ...]] | None = None
+
+    def raw(self, value: int) -> RawValue:
+        """A value as it is compared between cases: the number or colour, or the names of the structures."""
+        return value if self.segments is None else tuple(sorted(one.name for one in self.segments[value]))
 
 
 def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None = None) -> RawMask:
@@ -80,15 +94,68 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
 
 
 def _read_nrrd(file: Path) -> RawMask:
-    """A label map, or a segmentation of 3D Slicer's: its values are then codes of the segments' names."""
+    """A label map, or a segmentation of 3D Slicer's, whose structures have names."""
     nrrd = read_nrrd(file)
     segments = segments_of(nrrd.keys, len(nrrd.voxels), file)
     if not segments:
         return RawMask(to_label(nrrd.voxels, file), nrrd.geometry)
     numbers, meanings = drawn(nrrd.voxels, segments, file)
-    codes = [zlib.crc32("\0".join(sorted(one.name for one in found)).encode()) & _CODE | _FIRST for found in meanings]
-    values = np.array([code if found else 0 for code, found in zip(codes, meanings)], np.int32)[numbers]
-    return RawMask(values, nrrd.geometry, segments={code: found for code, found in zip(codes, meanings) if found})
+    if meanings[0]:
+        numbers, meanings = numbers + 1, [(), *meanings]
+    return RawMask(numbers.astype(np.int32), nrrd.geometry, segments=meanings)
+
+
+def join_class_files(files: Sequence[tuple[str, Path]], threshold: float | None) -> RawMask:
+    """The masks of a case that has a file for each class, joined; colours are told apart from black alone.
+
+    Args:
+        files: Class and file.
+        threshold: See :func:`read_mask`.
+
+    Raises:
+        SamunetError: If a file cannot be read, has several values besides 0, or another shape than the first.
+    """
+    order = list(dict.fromkeys(name for name, _ in files))
+    values, first, parts, below = None, None, [], {}
+    meanings: dict[tuple[Segment, ...], int] = {(): 0}
+    for name, file in files:
+        mask = read_mask(file, threshold=threshold)
+        own, inside = Grid(file, mask.values.shape, mask.geometry), _inside(mask, file)
+        if first is None:
+            first, values = own, np.zeros(own.shape, np.int32)
+        # Where it cannot be turned to the first's grid, its own place is compared with the image's.
+        found, turn = difference(own, first), turn_between(own, first)
+        if found is not None and found.kind == "shape":
+            raise SamunetError(found.text, found.fix)
+        inside = inside if turn is None else turned(inside, turn)
+        segment = Segment(name, order.index(name) + 1, 0)
+        before = values[inside]
+        table = np.arange(len(meanings), dtype=np.int32)
+        for number, there in enumerate(list(meanings)):
+            if segment not in there and (before == number).any():
+                table[number] = meanings.setdefault((*there, segment), len(meanings))
+        values[inside] = table[before]
+        parts.append((file, mask.geometry if turn is None else first.geometry))
+        below |= mask.below
+    return RawMask(values, parts[0][1], parts=tuple(parts), below=below, segments=list(meanings))
+
+
+def _inside(mask: RawMask, file: Path) -> np.ndarray:
+    found = [value for value in count_values(mask.values) if value]
+    if len(found) > 1:
+        listed = shortened([f"#{value:06x}" if mask.coloured else str(value) for value in found])
+        raise SamunetError(
+            f"{file} is the file of one class, but has {len(found)} values besides 0: {listed}", _ONE_VALUE
+        )
+    return mask.values != 0
+
+
+def drawn_on(mask: RawMask, shape: tuple[int, ...], geometry: Geometry) -> RawMask:
+    """A segmentation, which Slicer crops to what is drawn, on the grid of its image; other masks as they are."""
+    if mask.segments is None or mask.parts or mask.values.shape == shape:
+        return mask
+    values = on_grid(mask.values, mask.geometry, shape, geometry)
+    return mask if values is None else replace(mask, values=values, geometry=geometry)
 
 
 def _refuse_jpeg(file: Path) -> None:

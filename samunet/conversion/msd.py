@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from samunet.conversion.case import Case
 from samunet.conversion.coding import CodingOptions
 from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.source import FileSource
-from samunet.dataset.below import entries
-from samunet.dataset.cases import channel_gaps, group_by_case
+from samunet.dataset.cases import channel_gaps, entries, group
+from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
@@ -60,13 +60,13 @@ def draft_of_msd(name: str, folder: Path, options: Options) -> Draft:
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
             raise _wrong_list(folder, "training", entry)
         image, label = (_existing(folder, entry[key], problems) for key in ("image", "label"))
-        training.append(FileSource(_stem(image), (image,), label))
+        training.append(Case(case_stem(image), (image,), label))
     for entry in _listed(content, "test", folder):
         path = entry["image"] if isinstance(entry, dict) and "image" in entry else entry
         if not isinstance(path, str):
             raise _wrong_list(folder, "test", entry)
         image = _existing(folder, path, problems)
-        test.append(FileSource(_stem(image), (image,), None))
+        test.append(Case(case_stem(image), (image,), None))
     return _draft(name, folder, content, training, test, problems, options)
 
 
@@ -86,11 +86,11 @@ def draft_of_old_nnunet(name: str, folder: Path, options: Options) -> Draft:
     training = _v1_cases(folder, "Tr", problems)
     test = _v1_cases(folder, "Ts", problems)
     channels = len(options.channel_names)
-    for source in (*training, *test):
-        if len(source.images) not in (1, channels):
+    for case in (*training, *test):
+        if len(case.images) not in (1, channels):
             fix = f"dataset.json has the channels {', '.join(options.channel_names)}: add the files, or remove the case"
-            detail = f"{source.name} has {len(source.images)}"
-            problems.append(Problem(f"{channels} channels expected:", source.name, detail, fix))
+            detail = f"{case.name} has {len(case.images)}"
+            problems.append(Problem(f"{channels} channels expected:", case.name, detail, fix))
     return _draft(name, folder, content, training, test, problems, options)
 
 
@@ -98,8 +98,8 @@ def _draft(
     name: str,
     folder: Path,
     content: dict[str, Any],
-    training: Sequence[FileSource],
-    test: Sequence[FileSource],
+    training: Sequence[Case],
+    test: Sequence[Case],
     problems: Sequence[Problem],
     options: Options,
 ) -> Draft:
@@ -167,24 +167,19 @@ def _existing(folder: Path, path: Any, problems: list[Problem]) -> Path:
     return file
 
 
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _v1_cases(folder: Path, part: str, problems: list[Problem]) -> list[FileSource]:
-    images, wrong, unnumbered = group_by_case(entries(folder / f"images{part}"), [_ENDING])
-    problems += wrong + channel_gaps(images)
+def _v1_cases(folder: Path, part: str, problems: list[Problem]) -> list[Case]:
+    files = [file for file in entries(folder / f"images{part}") if file.name.endswith(_ENDING)]
+    keys = {file: case_and_channel(case_stem(file)) for file in files}
+    images, wrong = group((*key, file) for file, key in keys.items() if key)
+    problems += wrong + unusable_names(images) + channel_gaps(images)
     hint = "images of nnU-Net v1 are called case_0000.nii.gz, case_0001.nii.gz, ..."
-    problems += [Problem("names without channel number:", file.name, file.name, hint) for file in unnumbered]
-    labels = {
-        file.name.removesuffix(_ENDING): file
-        for file in entries(folder / f"labels{part}")
-        if file.name.endswith(_ENDING)
-    }
+    problems += [
+        Problem("names without channel number:", file.name, file.name, hint) for file in files if not keys[file]
+    ]
+    found = [file for file in entries(folder / f"labels{part}") if file.name.endswith(_ENDING)]
+    labels = {case_stem(file): file for file in found}
     fix = "add the other one, or remove it"
     if part == "Tr":
-        problems += [
-            Problem("images without label:", name, name, fix) for name in images if name not in labels
-        ]  # fmt: skip
+        problems += [Problem("images without label:", name, name, fix) for name in images if name not in labels]
     problems += [Problem("labels without image:", name, name, fix) for name in labels if name not in images]
-    return [FileSource(name, tuple(files.values()), labels.get(name)) for name, files in images.items()]
+    return [Case(name, tuple(files.values()), labels.get(name)) for name, files in images.items()]

@@ -1,17 +1,17 @@
-"""Which mask belongs to which image, by the names of files."""
+"""Pairs of images and masks, and their patients, by the names of files."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samunet.conversion.class_files import ClassFilesSource
+from samunet.conversion.case import Case
 from samunet.conversion.patterns import Match, find_matches, is_pattern, names_in, other_classes
-from samunet.conversion.source import FileSource
-from samunet.dataset.below import files_below, name_below
-from samunet.dataset.cases import case_and_channel, channel_gaps, duplicate, unusable_names
+from samunet.dataset.cases import channel_gaps, duplicate, files_below, group, name_below
+from samunet.dataset.names import case_and_channel, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS, ending_of
@@ -24,9 +24,18 @@ _PATTERN_HINT = (
     "'masks/{case}_seg.nii.gz'; and where each class has a file of its own, with {class} where its name stands: "
     "'masks/{class}/{case}.png' --labels liver tumour"
 )
+_SEVERAL_IMAGES = (
+    "a case is one image with one mask. Where the files are its channels, write {channel} for what tells them apart; "
+    "where they are slices under one mask, save them as one volume, such as .nii.gz; where each has a mask of its own: "
+    "'images/{patient}/{case}.png' 'masks/{patient}/{case}.png'"
+)
 _MASK_HINT = (
     "keep one of the files; or, where they are of different classes, put {class} where the name of the class stands"
 )
+
+_PATIENT_HINT = r"for cases called p07_left and p07_right: --patient_pattern 'p\d+' or --patient_pattern '^[^_]+'"
+
+log = logging.getLogger(__name__)
 
 _Key = tuple[str, int | None]
 _Naming = Callable[[str], _Key]
@@ -34,25 +43,25 @@ _Naming = Callable[[str], _Key]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Cases found.
+    """Cases found, and what was not understood.
 
     Attributes:
-        sources: Sorted by name.
+        cases: Sorted by name.
         problems: Images without masks, masks without images, names that clash.
         ignored: Files in the folders that are no images.
         other_classes: Files that the pattern of masks describes, of classes that are not named.
         naming: How names of images were read, as an index of ways; for more images of the same kind.
     """
 
-    sources: list[FileSource]
+    cases: list[Case]
     problems: list[Problem]
     ignored: list[Path]
-    other_classes: list[Path] = field(default_factory=list)
-    naming: int = 0
+    other_classes: list[Path]
+    naming: int
 
 
 def find_pairs(
-    images: str, masks: str | None, channels: Sequence[str], classes: Sequence[str] = (), naming: int = 0
+    images: str, masks: str | None, channels: Sequence[str], classes: Mapping[str, str], naming: int = 0
 ) -> Pairs:
     """Find cases.
 
@@ -64,7 +73,7 @@ def find_pairs(
         images: A folder, or a pattern; see :func:`samunet.conversion.patterns.find_matches`.
         masks: The same; None for test images without reference.
         channels: What may stand for ``{channel}`` in the pattern of images.
-        classes: What may stand for ``{class}`` in the pattern of masks.
+        classes: Name to what stands for it as ``{class}`` in the pattern of masks.
         naming: Without masks: how names are read, as found with others that have masks.
 
     Raises:
@@ -74,7 +83,7 @@ def find_pairs(
     _check_places(images, masks)
     others: list[Path] = []
     found, ignored = _find(images, masks, channels)
-    reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [], classes)
+    reference, ignored_masks = ([], []) if masks is None else _find(masks, images, [], list(classes.values()))
     if masks is not None:
         _refuse_dicom(reference)
         # {case}.nrrd stands for case.seg.nrrd, too, which lies beside it.
@@ -84,7 +93,7 @@ def find_pairs(
         found, reference, naming = _bring_together(found, reference, is_pattern(images), is_pattern(masks))
     elif not is_pattern(images):
         found = _rename(found, _IMAGE_NAMINGS[naming])
-    by_case, problems = _by_case(found)
+    by_case, problems = _by_case(found, is_pattern(images))
     if "channel" in names_in(images):
         problems += _incomplete(by_case, channels)
     else:
@@ -95,22 +104,22 @@ def find_pairs(
     if masks is not None:
         problems += _unpaired(by_case, masks_of)
         problems += [
-            replace(duplicate(case, [str(match.file) for match in matches]), fix=_MASK_HINT)
+            duplicate(case, [match.file for match in matches], _MASK_HINT)
             for case, matches in masks_of.items()
             if len(matches) > 1 and matches[0].label is None
         ]
-    sources = [_source(case, matches, masks_of.get(case, [])) for case, matches in by_case.items()]
-    return Pairs(sources, problems + unusable_names(by_case), ignored + ignored_masks, others, naming)
+    cases = [_case(case, matches, masks_of.get(case, []), list(classes)) for case, matches in by_case.items()]
+    return Pairs(cases, problems + unusable_names(by_case), ignored + ignored_masks, others, naming)
 
 
-def _source(case: str, images: Sequence[Match], masks: Sequence[Match]) -> FileSource:
-    files, patient = tuple(match.file for match in images), images[0].patient
-    if not masks:
-        return FileSource(case, files, None, patient)
-    if masks[0].label is None:
-        return FileSource(case, files, masks[0].file, patient)
-    of_class = tuple(sorted((match.label + 1, match.file) for match in masks))
-    return ClassFilesSource(case, files, of_class[0][1], patient, of_class)
+def _case(name: str, images: Sequence[Match], masks: Sequence[Match], classes: Sequence[str]) -> Case:
+    case = Case(name, tuple(match.file for match in images), None, images[0].patient)
+    if masks and masks[0].label is None:
+        return replace(case, mask=masks[0].file)
+    return replace(
+        case,
+        class_files=tuple((classes[label], file) for label, file in sorted((one.label, one.file) for one in masks)),
+    )
 
 
 def _refuse_dicom(masks: Sequence[Match]) -> None:
@@ -198,6 +207,12 @@ def _bring_together(
             renamed, renamed_masks = _rename(images, image_naming), _rename(masks, mask_naming)
             if {match.case for match in renamed} & {match.case for match in renamed_masks}:
                 return renamed, renamed_masks, index
+    folders = {match.file.parent.name for match in images}
+    if not images_fixed and {match.case for match in masks} <= folders:
+        raise SamunetError(
+            f"there is one mask for each folder of images, such as {masks[0].file} for {masks[0].case}/",
+            _SEVERAL_IMAGES,
+        )
     raise SamunetError(
         f"no mask has the name of an image: images are {shortened([match.case for match in images[:3]])}, masks are "
         f"{shortened([match.case for match in masks[:3]])}",
@@ -205,16 +220,13 @@ def _bring_together(
     )
 
 
-def _by_case(matches: Sequence[Match]) -> tuple[dict[str, list[Match]], list[Problem]]:
+def _by_case(matches: Sequence[Match], by_pattern: bool) -> tuple[dict[str, list[Match]], list[Problem]]:
     """Files of every case in the order of channels."""
-    cases: dict[str, dict[int | None, Match]] = {}
-    problems = []
-    for match in matches:
-        first = cases.setdefault(match.case, {}).setdefault(match.channel, match)
-        if first is not match:
-            problems.append(duplicate(match.case, [str(first.file), str(match.file)]))
-    ordered = {case: sorted(cases[case].values(), key=lambda match: match.channel or 0) for case in sorted(cases)}
-    return ordered, problems
+    of_file = {match.file: match for match in matches}
+    cases, problems = group((match.case, match.channel, match.file) for match in matches)
+    if by_pattern:
+        problems = [replace(problem, fix=_SEVERAL_IMAGES) for problem in problems]
+    return {case: [of_file[file] for file in files.values()] for case, files in cases.items()}, problems
 
 
 def _incomplete(cases: dict[str, list[Match]], channels: Sequence[str]) -> list[Problem]:
@@ -240,3 +252,39 @@ def _unpaired(images: dict[str, list[Match]], masks: dict[str, list[Match]]) -> 
         for case, matches in masks.items()
         if case not in images
     ]
+
+
+def group_by_pattern(cases: Sequence[Case], pattern: str) -> list[Case]:
+    """Tell the patient of every case from its name.
+
+    Args:
+        cases: Of all patients.
+        pattern: Regular expression that is searched in the names. What its first parentheses enclose, or without
+            parentheses all that it matches, is the patient.
+
+    Raises:
+        UsageError: If it is no regular expression, matches the name of a case not at all or with nothing, or the
+            cases have patients already.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--patient_pattern: {pattern!r} is no regular expression: {error}", _PATIENT_HINT) from None
+    if any(case.group is not None for case in cases):
+        raise UsageError("--patient_pattern and {patient} both tell the patient", "leave one of them out")
+    found = {case.name: _group(expression.search(case.name)) for case in cases}
+    lacking = [name for name, group in found.items() if not group]
+    if lacking:
+        what = "no case" if len(lacking) == len(found) else f"{len(lacking)} of {len(found)} cases not"
+        raise UsageError(f"--patient_pattern {pattern!r} matches {what}: {shortened(lacking)}", _PATIENT_HINT)
+    if len(set(found.values())) == 1 and len(found) > 1:
+        log.warning(
+            "--patient_pattern %r gives all %d cases to one patient, so no folds are possible", pattern, len(found)
+        )
+    return [replace(case, group=found[case.name]) for case in cases]
+
+
+def _group(match: re.Match[str] | None) -> str | None:
+    if match is None:
+        return None
+    return match[1] if match.re.groups else match[0]

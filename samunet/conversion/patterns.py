@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samunet.dataset.below import files_below
+from samunet.dataset.cases import files_below
 from samunet.dataset.problems import shortened
 from samunet.errors import UsageError
 

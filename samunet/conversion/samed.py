@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from samunet.conversion.case import Case
 from samunet.conversion.draft import Draft, Options, make_draft
 from samunet.conversion.masks import RawMask
-from samunet.conversion.source import Source
-from samunet.dataset.below import entries
+from samunet.dataset.cases import entries
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
 from samunet.imageio.base import COPY_AGAIN, Geometry, Image, stack_channels, to_label
@@ -30,46 +30,35 @@ _FORM = "it must have the arrays image and label of one shape, as SAMed's prepro
 
 
 @dataclass(frozen=True)
-class ArraySource(Source):
-    """A case that is a stack of ``.npz`` slices, or one HDF5 volume.
+class StackedCase(Case):
+    """A case that is a stack of ``.npz`` slices, or one HDF5 volume; its files hold image and label.
 
     Attributes:
-        name: Of the case.
-        parts: Its files, in the order of slices.
-        spacing: Millimetres ``(z, y, x)``, which the files do not tell.
-        group: None: a case is a patient.
+        spacing: Millimetres ``(z, y, x)``, which the files do not have.
     """
 
-    name: str
-    parts: tuple[Path, ...]
-    spacing: tuple[float, float, float]
-    group: str | None = None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """See :class:`Source`."""
-        return self.parts
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
     def kind(self) -> str:
-        """See :class:`Source`."""
+        """See :class:`Case`."""
         return "volume"
 
     @property
     def mask_name(self) -> str | None:
-        """See :class:`Source`."""
-        return self.parts[0].name
+        """See :class:`Case`."""
+        return self.images[0].name
 
     def read_image(self) -> Image:
-        """See :class:`Source`."""
-        return stack_channels([(self.parts[0], self._stacked("image")[None], self._geometry)])
+        """See :class:`Case`."""
+        return stack_channels([(self.images[0], read_stack(self.images, "image")[None], self._geometry)])
 
     def read_mask(self, *, as_colours: bool, threshold: float | None) -> RawMask:
-        """See :class:`Source`."""
-        return RawMask(to_label(self._stacked("label")[None], self.parts[0]), self._geometry)
+        """See :class:`Case`."""
+        return RawMask(to_label(read_stack(self.images, "label")[None], self.images[0]), self._geometry)
 
     def write_image(self, folder: Path, geometry: Geometry) -> None:
-        """As NIfTI with 32-bit numbers, which does not say which way the axes run: the source does not either."""
+        """As NIfTI with 32-bit numbers and no orientation, which the files do not have either."""
         from nibabel import Nifti1Image, save
 
         image = Nifti1Image(self.read_image().array[0].T, None)
@@ -83,19 +72,26 @@ class ArraySource(Source):
         identity = tuple(np.eye(3).ravel().tolist())
         return Geometry(self.spacing, True, (0.0, 0.0, 0.0), identity, dimension=3, placed=False)
 
-    def _stacked(self, key: str) -> np.ndarray:
-        """``(z, y, x)``; image and label are checked against each other file by file."""
-        slices = []
-        for file in self.parts:
-            arrays = _read_h5(file) if file.name.endswith(_H5_ENDINGS) else _read_npz(file)
-            slices.append(arrays[key])
-            if slices[0].shape[1:] != slices[-1].shape[1:]:
-                raise SamunetError(
-                    f"{file} has slices of {slices[-1].shape[1:]} pixels, but {self.parts[0].name} has "
-                    f"{slices[0].shape[1:]}",
-                    "all slices of a case must have one shape",
-                )
-        return np.concatenate(slices)
+
+def read_stack(files: Sequence[Path], key: str) -> np.ndarray:
+    """``image`` or ``label`` of a case, ``(z, y, x)``; both are checked against each other file by file.
+
+    Args:
+        files: ``.npz`` slices in their order, or one HDF5 volume.
+        key: Which of the two.
+
+    Raises:
+        SamunetError: If a file cannot be read or has another form, or slices differ in shape.
+    """
+    slices = []
+    for file in files:
+        slices.append((_read_h5(file) if file.name.endswith(_H5_ENDINGS) else _read_npz(file))[key])
+        if slices[0].shape[1:] != slices[-1].shape[1:]:
+            raise SamunetError(
+                f"{file} has slices of {slices[-1].shape[1:]} pixels, but {files[0].name} has {slices[0].shape[1:]}",
+                "all slices of a case must have one shape",
+            )
+    return np.concatenate(slices)
 
 
 def draft_of_samed(
@@ -126,14 +122,14 @@ def draft_of_samed(
         )
     spacing = tuple(float(side) for side in spacing)
     training = [
-        ArraySource(case, tuple(files), spacing)
+        StackedCase(case, tuple(files), spacing=spacing)
         for case, files in _by_case(_files(root_path, (".npz",), list_dir, "train.txt")).items()
     ]
     test = []
     if volume_path is not None:
         _h5py()
         volumes = _files(volume_path, _H5_ENDINGS, list_dir, "test_vol.txt")
-        test = [ArraySource(stem, (file,), spacing) for stem, file in volumes.items()]
+        test = [StackedCase(stem, (file,), spacing=spacing) for stem, file in volumes.items()]
     return make_draft(name, training, test, options, where=str(root_path))
 
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samunet import paths
+from samunet.conversion.case import Case, Inspection, mask_for
 from samunet.conversion.coding import Coding
 from samunet.conversion.draft import Draft
-from samunet.conversion.inspection import Finding, mask_for
-from samunet.conversion.source import Source
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_folder, make_folder, write_json
 from samunet.imageio.registry import reader_for
@@ -93,7 +92,7 @@ def write_dataset(draft: Draft, command: str) -> Path:
             What was there before stays.
     """
     target = check_target(draft.name, overwrite=True)
-    _refuse_own_source([finding.source for finding in (*draft.training, *draft.test)], target)
+    _refuse_own_source([found.case for found in (*draft.training, *draft.test)], target)
     with atomic_folder(target) as folder:
         for findings, part in ((draft.training, "Tr"), (draft.test, "Ts")):
             _write_cases(findings, part, folder, draft)
@@ -104,12 +103,12 @@ def write_dataset(draft: Draft, command: str) -> Path:
     return target
 
 
-def _refuse_own_source(sources: Sequence[Source], target: Path) -> None:
+def _refuse_own_source(cases: Sequence[Case], target: Path) -> None:
     folder = target.resolve()
     inside = [
         file
-        for source in sources
-        for file in source.files
+        for case in cases
+        for file in case.files
         if folder in file.resolve().parents or folder in (file.parent.resolve(), *file.parent.resolve().parents)
     ]
     if inside:
@@ -118,14 +117,14 @@ def _refuse_own_source(sources: Sequence[Source], target: Path) -> None:
         )
 
 
-def _write_cases(findings: Sequence[Finding], part: str, folder: Path, draft: Draft) -> None:
+def _write_cases(findings: Sequence[Inspection], part: str, folder: Path, draft: Draft) -> None:
     if not findings:
         return
     images, labels = make_folder(folder / f"images{part}"), folder / f"labels{part}"
-    if any(finding.source.mask_name is not None for finding in findings):
+    if any(found.case.mask_name is not None for found in findings):
         make_folder(labels)
-    jobs = [(finding, images, labels, draft.file_ending, draft.coding) for finding in findings]
-    names = [finding.source.name for finding in findings]
+    jobs = [(found, images, labels, draft.file_ending, draft.coding) for found in findings]
+    names = [found.case.name for found in findings]
     options = draft.options
     for _ in map_cases(
         write_case, names, jobs, num_workers=options.workers, description=f"Writing {part}", progress=options.progress
@@ -134,14 +133,13 @@ def _write_cases(findings: Sequence[Finding], part: str, folder: Path, draft: Dr
         os.utime(folder)
 
 
-def write_case(finding: Finding, images: Path, labels: Path, ending: str, coding: Coding) -> None:
+def write_case(found: Inspection, images: Path, labels: Path, ending: str, coding: Coding) -> None:
     """Write the image and the label of one case."""
-    finding.source.write_image(images, finding.geometry)
-    if finding.source.mask_name is None:
+    found.case.write_image(images, found.geometry)
+    if found.case.mask_name is None:
         return
-    values = mask_for(finding, coding.coloured, coding.threshold)
-    label = coding.apply(values, finding.source.mask_name)
-    reader_for(ending).write_label(label, labels / f"{finding.source.name}{ending}", finding.geometry)
+    label = coding.apply(mask_for(found, coding.coloured, coding.threshold), found.case.mask_name)
+    reader_for(ending).write_label(label, labels / f"{found.case.name}{ending}", found.geometry)
 
 
 def _warn_of_splits(name: str) -> None:

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
 
 from samunet.errors import SamunetError, printable
+from samunet.files import as_kind
 
 _EXAMPLE = 'write "labels": {"background": 0, "first structure": 1, "second structure": 2}'
 MOST_CLASSES = 1000
@@ -75,8 +78,8 @@ class Labels:
             SamunetError: If the background is missing or not 0, values are not 0, 1, 2, ... without gaps, there is no
                 foreground, the ignore label is not the highest value, or the order of regions is missing or wrong.
         """
-        where = f"{where}: labels"
         given = _as_tuples(data, where)
+        where = f"{where}: labels"
         if given.get("background") != (0,):
             value = given.get("background")
             got = f"got {_listed(given)}" if value is None else f"it has the value {_shown(value)}"
@@ -133,38 +136,43 @@ class Labels:
 def _as_tuples(data: Any, where: str) -> dict[str, tuple[int, ...]]:
     """Every label's values as a tuple."""
     if not isinstance(data, dict) or not data:
-        raise SamunetError(f"{where} must be an object that maps names to values, got {data!r:.200}", _EXAMPLE)
+        raise SamunetError(f"{where}: labels must be an object that maps names to values, got {data!r:.200}", _EXAMPLE)
     if len(data) > MOST_CLASSES:
         raise SamunetError(
-            f"{where} has {len(data)} classes, and a network can have {MOST_CLASSES}",
+            f"{where}: labels has {len(data)} classes, and a network can have {MOST_CLASSES}",
             "leave out or join classes, in dataset.json and in the label files",
         )
     if all(isinstance(value, str) for value in data.values()) and all(name.strip().isdecimal() for name in data):
         raise SamunetError(
-            f"{where} map values to names, as in the Medical Segmentation Decathlon and nnU-Net v1",
+            f"{where}: labels map values to names, as in the Medical Segmentation Decathlon and nnU-Net v1",
             f"turn them round: {_EXAMPLE}",
         )
-    regions = {}
-    for name, value in data.items():
-        values = [_without_quotes(item) for item in (value if isinstance(value, list) else [value])]
-        if not values or any(isinstance(item, bool) or not isinstance(item, int) for item in values):
-            raise SamunetError(
-                f'{where}: "{name}" has the value {value!r:.200}, it must be an integer, or a list of integers for a '
-                "region",
-                _EXAMPLE,
-            )
-        if len(set(values)) < len(values):
-            raise SamunetError(f'{where}: "{name}" lists a value twice: {value}', _REGIONS_EXAMPLE)
-        if printable(name) != name:
-            raise SamunetError(
-                f"{where}: the name {printable(name)} has characters that cannot be seen", "write it with letters"
-            )
-        regions[name] = tuple(sorted(values))
-    return regions
+    several = any(isinstance(value, list) and len(value) > 1 for value in data.values())
+    hint = _REGIONS_EXAMPLE if several else _EXAMPLE
+    return as_kind(dict[str, dict[_Name, _Region]], {"labels": data}, where, hint)["labels"]
+
+
+def _region(value: Any) -> list[int]:
+    """The values of a class or region, sorted; ``"1"`` means 1."""
+    values = [_without_quotes(item) for item in (value if isinstance(value, list) else [value])]
+    if not values or any(type(item) is not int for item in values):
+        raise ValueError("must be an integer, or a list of integers for a region")
+    if len(set(values)) < len(values):
+        raise ValueError("lists a value twice")
+    return sorted(values)
+
+
+def _visible(name: str) -> str:
+    if printable(name) != name:
+        raise ValueError("the name has characters that cannot be seen: write it with letters")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_visible)]
+_Region = Annotated[tuple[int, ...], BeforeValidator(_region)]
 
 
 def _without_quotes(value: Any) -> Any:
-    """``"1"`` means 1."""
     return int(value) if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,5}\s*", value) else value
 
 

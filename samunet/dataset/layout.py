@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from samunet import paths
 from samunet.dataset.cases import Case, Dataset
+from samunet.dataset.check import name_problems
 from samunet.dataset.description import read_description
-from samunet.dataset.integrity import name_problems
 from samunet.dataset.prediction_input import list_cases
 from samunet.dataset.problems import raise_problems
 from samunet.dataset.training_files import find_training_cases

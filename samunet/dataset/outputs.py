@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.dataset.cases import visible
+from samunet.dataset.names import case_stem
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, make_folder, read_as, read_json, write_json
@@ -93,7 +94,7 @@ def check_folder(
     there = [file.name for file in visible(output) if file.is_file()]
     images = [name for name in there if ending_of(Path(name))]
     recorded = [file.stem for file in (output / RECORD).glob("*.json")]
-    cases = {name[: -len(ending)] for name in (*images, *recorded) if (ending := ending_of(Path(name)))}
+    cases = {case_stem(Path(name)) for name in (*images, *recorded) if ending_of(Path(name))}
     arrays = [name for name in there if name.endswith(".npz") and name.removesuffix(".npz") not in cases]
     unknown = [] if old else [name for name in images if _known(output / name) is None] + arrays
     if unknown:

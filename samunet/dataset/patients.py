@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-MIN_PLAIN_GROUPS = 5  # fewer are more likely a name's first part, such as train_ and test_
+MIN_PLAIN_GROUPS = 5  # fewer are more likely a name's first part, such as train_ and test_, unless they are numbered
+_NUMBERED = re.compile(r"(?:.*\D)?(\d{1,3})[a-z]?", re.IGNORECASE)  # P1, case003
 
 _END = r"(?=[_\-. ]|$)"
 _NUMBER = r"[_\-. ]?\d+[a-z]?"
@@ -52,7 +53,8 @@ def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
 
     Returns:
         Case to patient; None unless some have more than one case, and there are two patients or more. (Of the form
-        ``<patient>_<frame>`` five or more: ``hippocampus_001`` gives one patient, which no dataset means.)
+        ``<patient>_<frame>`` five or more, unless patients are numbered as ``P1_2`` is: ``hippocampus_001`` gives one
+        patient, which no dataset means.)
     """
     marked = {name: _patient(name) for name in case_names}
     sizes = Counter(marked.values())
@@ -62,7 +64,11 @@ def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
         return None
     groups = {name: name.rsplit("_", 1)[0] for name in case_names}
     sizes = Counter(groups.values())
-    return groups if len(sizes) >= MIN_PLAIN_GROUPS and max(sizes.values()) > 1 else None
+    numbered = [match for match in map(_NUMBERED.fullmatch, sizes) if match]
+    # Numbers that all are higher may be years, as in BraTS20 and BraTS21.
+    few = len(sizes) > 1 and len(numbered) == len(sizes) and min(int(match[1]) for match in numbered) < 10
+    enough = len(sizes) >= MIN_PLAIN_GROUPS or few
+    return groups if enough and max(sizes.values()) > 1 else None
 
 
 def _patient(name: str) -> str:

@@ -1,31 +1,40 @@
-"""Which images are to be predicted, and what their cases are called."""
+"""Images to be predicted, and the names of their cases."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samunet.dataset.below import files_below, name_below
-from samunet.dataset.cases import Case, case_and_channel, duplicate, unusable_names, visible
-from samunet.dataset.channels import channel_problem, count_channels, number_problem
+from samunet.dataset.cases import (
+    Case,
+    Files,
+    channel_problem,
+    count_channels,
+    duplicate,
+    files_below,
+    group,
+    name_below,
+    number_problem,
+    refuse_broken,
+    visible,
+)  # fmt: skip
 from samunet.dataset.description import Description
-from samunet.dataset.names import one_spelling
+from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.dataset.training_files import image_endings
-from samunet.errors import SamunetError, UsageError
-from samunet.imageio.base import Reader
-from samunet.imageio.registry import ending_of, image_reader_for, is_dicom_folder, reader_for
+from samunet.errors import SamunetError, UsageError, quoted
+from samunet.imageio.registry import ending_of, image_reader_for, is_dicom_folder
 
 log = logging.getLogger(__name__)
 
 Source = Path | Sequence[Path | Sequence[Path]]
+Failures = dict[str, SamunetError] | None
 
 
-def list_cases(
-    source: Source, description: Description, failures: dict[str, SamunetError] | None = None
-) -> dict[str, Case]:
+def list_cases(source: Source, description: Description, failures: Failures = None) -> dict[str, Case]:
     """The cases to predict, without labels, sorted by name.
 
     A case's name is its files' name without ending and channel number: ``scan`` for ``scan_0000.nii.gz`` and, where one
@@ -42,29 +51,29 @@ def list_cases(
             wrong with it, and left out; unless no case would remain.
 
     Raises:
-        UsageError: If a path does not exist, or nothing is given.
+        UsageError: If a path does not exist, nothing is given, or labels are given in place of images.
         SamunetError: If nothing matches, two files would be the same case, or a case has not the model's channels; at
             most five offenders are listed.
     """
-    preferred = reader_for(description.file_ending, description.reader_override)
     if isinstance(source, (str, Path)):
         path = _existing(source)
         if path.is_dir():
-            return _cases(
-                _images_of(path, description), path, description, preferred, failures, beside=False, root=path
-            )
+            _refuse_labels(path)
+            broken: list[Path] = []
+            found = _images_of(path, description, broken)
+            return _cases(found, path, description, failures, root=path, broken=broken)
         found, where = [path], path
     elif not source:
         raise UsageError("there is nothing to predict: the list of files is empty")
     elif all(isinstance(item, (str, Path)) for item in source):
         found, where = [_existing(item) for item in source], Path(source[0]).parent
     else:
-        return _cases_as_given(source, description, preferred, failures)
+        return _cases_as_given(source, description, failures)
     for path in found:
         if path.is_dir() and not is_dicom_folder(path):
             raise UsageError(f"{path} is a folder, but no DICOM series", "give a folder of images alone: -i imagesTs")
-        image_reader_for(path, preferred)  # raises for a file that nothing reads
-    return _cases(found, where, description, preferred, failures, beside=True)
+        image_reader_for(path, description.reader)  # raises for a file that nothing reads
+    return _cases(found, where, description, failures)
 
 
 def as_paths(source: Any) -> Any:
@@ -98,9 +107,21 @@ def _existing(item: str | Path) -> Path:
     return path
 
 
-def _images_of(folder: Path, description: Description) -> list[Path]:
-    """The files and DICOM series in a folder; those of the training's kind alone if there are some."""
-    below = files_below(folder)
+def _refuse_labels(folder: Path) -> None:
+    real = folder.resolve()
+    images = real.with_name(real.name.replace("labels", "images"))
+    if real.name in ("labelsTr", "labelsTs") and images.is_dir():
+        raise UsageError(f"{folder} holds labels, not images", f"give the images: -i {quoted(images)}")
+
+
+def _images_of(folder: Path, description: Description, broken: list[Path]) -> list[Path]:
+    """The files and DICOM series in a folder; only those of the training's kind if there are some.
+
+    Links that lead nowhere and may be images are put into ``broken``.
+    """
+    links: list[Path] = []
+    below = files_below(folder, broken=links)
+    broken += [link for link in links if ending_of(link) or not link.suffix]
     images = [file for file in below if file.parent == folder and file.is_file() and ending_of(file)]
     endings = image_endings(description)
     like_training = [image for image in images if ending_of(image) in endings]
@@ -114,12 +135,14 @@ def _images_of(folder: Path, description: Description) -> list[Path]:
         "files that are no images": [
             one for one in below if one.is_file() and not ending_of(one) and one.suffix.lower() != ".json"
         ],
+        "links that lead nowhere": [link for link in links if link not in broken],
     }
     for what, files in left_out.items():
         if files and chosen:
             listed = shortened([file.relative_to(folder).as_posix() for file in files])
             log.warning("%s: %d %s are left out: %s", folder, len(files), what, listed)
     if not chosen:
+        refuse_broken(links)
         names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in visible(folder)]
         got = f"it holds {shortened(names)}" if names else "it is empty"
         raise SamunetError(f"{folder} has no images: {got}", prediction_hint(description))
@@ -130,89 +153,78 @@ def _cases(
     found: Sequence[Path],
     where: Path,
     description: Description,
-    preferred: Reader,
-    failures: dict[str, SamunetError] | None,
+    failures: Failures,
     *,
-    beside: bool,
     root: Path | None = None,
+    broken: Sequence[Path] = (),
 ) -> dict[str, Case]:
-    grouped, problems = _grouped(found, len(description.channel_names), preferred, beside, root)
-    problems += unusable_names(grouped)
+    """Cases of files whose names say which belong together; ``root``: the folder that was given, if it was one."""
+    grouped, problems = _grouped(found, description, root)
     hint = prediction_hint(description)
-    wrong = {
-        name: channel_problem(name, files, description, preferred, hint, thorough=True)
-        for name, files in grouped.items()
-    }
-    cases = {name: Case(name, tuple(grouped[name].values()), None) for name in sorted(grouped)}
-    return _without_failures(cases, wrong, problems, failures, where)
+    wrong = {name: channel_problem(name, grouped[name], description, hint, thorough=True) for name in grouped}
+    for link in broken:
+        stem = name_below(root, link)
+        parsed = case_and_channel(stem)
+        name = parsed[0] if parsed and (parsed[1] == 0 or len(description.channel_names) > 1) else stem
+        fix = "is the disk it leads to there? Correct the link, or remove it to leave this case out"
+        wrong[name] = Problem("links that lead nowhere:", name, f"{link} -> {os.readlink(link)}", fix)
+    cases = {name: Case(name, tuple(files.values()), None) for name, files in grouped.items()}
+    return _without_failures(cases, wrong, problems + unusable_names(grouped), failures, where)
 
 
 def _without_failures(
     cases: dict[str, Case],
-    wrong: dict[str, Problem | None],
+    wrong: Mapping[str, Problem | None],
     problems: list[Problem],
-    failures: dict[str, SamunetError] | None,
+    failures: Failures,
     where: Path | str,
 ) -> dict[str, Case]:
     """The cases that can be predicted; ``wrong`` is about one case each, ``problems`` about which file is whose."""
     bad = {name: problem for name, problem in wrong.items() if problem}
-    if failures is None or len(bad) == len(cases):
+    if failures is None or not cases.keys() - bad.keys():
         problems, bad = problems + list(bad.values()), {}
     raise_problems(problems, where)
     for name, problem in bad.items():
         failures[name] = SamunetError(f"case {name}: {problem.text}", problem.fix or None)
-    return {name: case for name, case in cases.items() if name not in bad}
+    return {name: cases[name] for name in sorted(cases) if name not in bad}
 
 
-def _grouped(
-    found: Sequence[Path], channels: int, preferred: Reader, beside: bool, root: Path | None
-) -> tuple[dict[str, dict[int, Path]], list[Problem]]:
+def _grouped(found: Sequence[Path], description: Description, root: Path | None) -> tuple[Files, list[Problem]]:
     """Files by case and channel number.
 
     The four digits at the end of a name need not be a channel's number: where a case would lack channel 0000 and each
     of its files holds all channels, they belong to the name (``frame_0017.png``).
     """
-    numbered: dict[str, dict[int, Path]] = {}
-    plain: list[Path] = []
-    problems: list[Problem] = []
-    for path in sorted(dict.fromkeys(found)):
-        parsed = case_and_channel(_stem(path, root))
-        if parsed is None:
-            plain.append(path)
-            continue
-        name, channel = parsed
-        first = numbered.setdefault(name, {}).setdefault(channel, path)
-        if first is not path:
-            problems.append(duplicate(name, _told_apart(first, path)))
+    channels, reader = len(description.channel_names), description.reader
+    stems = {path: _name(path, root) for path in sorted(dict.fromkeys(found))}
+    keys = {path: case_and_channel(stem) for path, stem in stems.items()}
+    numbered, problems = group((*key, path) for path, key in keys.items() if key)
+    plain = [(stem, 0, path) for path, stem in stems.items() if keys[path] is None]
     for name, files in list(numbered.items()):
-        if beside and channels > 1:
-            _add_channels_beside(name, files, channels, preferred)
-        if 0 not in files and (channels == 1 or all(count_channels(f, preferred) == channels for f in files.values())):
-            plain += numbered.pop(name).values()
-    for path in plain:
-        name = _stem(path, root)
-        first = numbered.setdefault(name, {0: path}).get(0, path)
-        if first is not path:
-            problems.append(duplicate(name, _told_apart(first, path)))
-    return {name: dict(sorted(files.items())) for name, files in sorted(numbered.items())}, problems
+        if root is None and channels > 1:
+            _add_channels_beside(name, files, description)
+        if 0 not in files and (
+            channels == 1 or all(count_channels(file, reader) == channels for file in files.values())
+        ):
+            plain += [(stems[path], 0, path) for path in numbered.pop(name).values()]
+    as_numbered = [(name, channel, path) for name, files in numbered.items() for channel, path in files.items()]
+    grouped, twice = group(as_numbered + plain)
+    return grouped, problems + twice
 
 
-def _add_channels_beside(name: str, files: dict[int, Path], channels: int, preferred: Reader) -> None:
+def _add_channels_beside(name: str, files: dict[int | None, Path], description: Description) -> None:
     """Complete a case of which some channels are given with those that lie in the same folder."""
-    given = next(iter(files.values()))
-    if set(files) == set(range(channels)) or count_channels(given, preferred) == channels:
+    channels, given = len(description.channel_names), next(iter(files.values()))
+    if set(files) == set(range(channels)) or count_channels(given, description.reader) == channels:
         return
     for path in visible(given.parent):
-        parsed = case_and_channel(_stem(path)) if ending_of(path) or path.is_dir() else None
+        parsed = case_and_channel(case_stem(path)) if ending_of(path) or path.is_dir() else None
         if parsed and parsed[0] == name and parsed[1] < channels and (path.is_dir() == given.is_dir()):
             files.setdefault(parsed[1], path)
 
 
 def _cases_as_given(
-    source: Sequence[Path | Sequence[Path]],
-    description: Description,
-    preferred: Reader,
-    failures: dict[str, SamunetError] | None,
+    source: Sequence[Path | Sequence[Path]], description: Description, failures: Failures
 ) -> dict[str, Case]:
     """Cases of which each one's files are listed."""
     cases: dict[str, Case] = {}
@@ -223,26 +235,17 @@ def _cases_as_given(
         files = tuple(_existing(path) for path in ([item] if isinstance(item, (str, Path)) else item))
         if not files:
             raise UsageError("a case without files was given", hint)
-        parsed = case_and_channel(_stem(files[0]))
+        name = _name(files[0])
+        parsed = case_and_channel(name)
         # Of a single file, only 0000 is surely a channel's number.
-        name = parsed[0] if parsed and (len(files) > 1 or parsed[1] == 0) else _stem(files[0])
+        name = parsed[0] if parsed and (len(files) > 1 or parsed[1] == 0) else name
         if name in cases:
-            problems.append(duplicate(name, _told_apart(cases[name].images[0], files[0])))
+            problems.append(duplicate(name, [cases[name].images[0], files[0]]))
         cases[name] = Case(name, files, None)
-        wrong[name] = number_problem(name, files, description, preferred, hint, thorough=True)
-    cases = {name: cases[name] for name in sorted(cases)}
+        wrong[name] = number_problem(name, files, description, hint, thorough=True)
     return _without_failures(cases, wrong, problems + unusable_names(cases), failures, "the cases given")
 
 
-def _stem(path: Path, root: Path | None = None) -> str:
+def _name(path: Path, root: Path | None = None) -> str:
     """The name of a file or folder without its ending; below ``root``, with those of the folders between."""
-    if root is not None and path != root:
-        return name_below(root, path)
-    ending = None if path.is_dir() else ending_of(path)
-    name = path.resolve().name if path.name in ("", "..") else path.name[: -len(ending)] if ending else path.name
-    return one_spelling(name)
-
-
-def _told_apart(first: Path, second: Path) -> list[str]:
-    """Names of two files; with their folders if the names are the same."""
-    return [first.name, second.name] if first.name != second.name else [str(first), str(second)]
+    return name_below(path.parent if root is None or path == root else root, path)

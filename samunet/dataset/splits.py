@@ -7,16 +7,18 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
+from typing_extensions import TypedDict
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import one_spelling
 from samunet.dataset.patients import patients
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.files import read_json, write_json
+from samunet.files import read_as, write_json
 from samunet.paths import number_in
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,13 @@ NUM_FOLDS = 5
 _SEED = 12345  # nnU-Net's: the same cases give the same folds there and here
 
 Splits = list[dict[str, list[str]]]
+_Cases = list[Annotated[str, AfterValidator(one_spelling)]]
+
+
+class _Split(TypedDict):
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+    train: _Cases
+    val: _Cases
 
 
 def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> tuple[Splits, str]:
@@ -122,9 +131,7 @@ def read_splits(path: Path) -> Splits:
     Raises:
         SamunetError: If it is missing or malformed.
     """
-    splits = read_json(path)
-    _check_form(splits, path)
-    return splits
+    return read_as(list[_Split], path, _hint(path))
 
 
 def join_folds(
@@ -151,11 +158,10 @@ def join_folds(
     """
     path, names = folder / FILE_NAME, sorted(case_names)
     given = _given(raw_folder)
-    splits = read_json(path) if path.is_file() else []
-    if not splits or not isinstance(splits, list) or not all(map(_is_split, splits)):
-        load_or_make_splits(folder, names, groups, raw_folder)  # makes them, or says what is wrong
+    splits = read_splits(path) if path.is_file() else []
+    if not splits:
+        load_or_make_splits(folder, names, groups, raw_folder)
         return {}
-    splits = [{part: [*map(one_spelling, split[part])] for part in split} for split in splits]
     known = {name for split in splits for part in split.values() for name in part}
     kept = [{part: [name for name in split[part] if name in set(names)] for part in split} for split in splits]
     new = [name for name in names if name not in known]
@@ -336,9 +342,8 @@ def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dic
 
 
 def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
-    splits = read_json(path)
+    splits = read_splits(path)
     _check_splits(splits, set(case_names), path)
-    splits = [{part: [*map(one_spelling, split[part])] for part in split} for split in splits]
     used = {name for split in splits for part in split.values() for name in part}
     unused = sorted(set(case_names) - used)
     if splits and unused:
@@ -349,14 +354,21 @@ def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
     return splits
 
 
+def _hint(path: Path) -> str:
+    return (
+        'it is a list of {"train": [case, ...], "val": [case, ...]}: correct the file, or delete it to have new folds '
+        f"made: rm {quoted(path)}"
+    )
+
+
 def _as_sets(splits: Splits) -> list[tuple[set[str], set[str]]]:
     return [(set(split["train"]), set(split["val"])) for split in splits]
 
 
-def _check_splits(splits: Any, known: set[str], path: Path) -> None:
-    hint = _check_form(splits, path)
+def _check_splits(splits: Splits, known: set[str], path: Path) -> None:
+    hint = _hint(path)
     for fold, split in enumerate(splits):
-        train, validation = ({*map(one_spelling, split[part])} for part in ("train", "val"))
+        train, validation = set(split["train"]), set(split["val"])
         if not train or not validation:
             raise SamunetError(f"{path}: fold {fold} has no cases to {'validate' if train else 'train'} on", hint)
         overlap, unknown = sorted(train & validation), sorted((train | validation) - known)
@@ -369,19 +381,3 @@ def _check_splits(splits: Any, known: set[str], path: Path) -> None:
                 f"{path}: fold {fold} has {len(unknown)} cases that the dataset lacks: {', '.join(unknown[:5])}",
                 "if they were removed on purpose, samunet_add_cases leaves all others in their folds; or " + hint,
             )
-
-
-def _check_form(splits: Any, path: Path) -> str:
-    """Returns what to do where the file is wrong."""
-    hint = f"correct the file, or delete it to have new folds made: rm {quoted(path)}"
-    if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
-        raise SamunetError(f'{path} must be a list of {{"train": [case, ...], "val": [case, ...]}}', hint)
-    return hint
-
-
-def _is_split(split: Any) -> bool:
-    return (
-        isinstance(split, dict)
-        and set(split) == {"train", "val"}
-        and all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in split.values())
-    )

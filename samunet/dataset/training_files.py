@@ -1,4 +1,4 @@
-"""Which files belong to the training cases: imagesTr and labelsTr, or the files that dataset.json lists."""
+"""Files of the training cases: imagesTr and labelsTr, or the files that dataset.json lists."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from samunet.dataset.cases import Case, duplicate, ending_in, group_by_case, unusable_names, visible
-from samunet.dataset.channels import channel_problem, number_problem
+from samunet.dataset.cases import Case, channel_problem, group, number_problem, visible
 from samunet.dataset.description import CaseFiles, Description
-from samunet.dataset.names import one_spelling
+from samunet.dataset.names import case_and_channel, ending_in, one_spelling, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import printable
-from samunet.imageio.base import Reader
 from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import IN_ONE_FILE, reader_for
+from samunet.imageio.registry import IN_ONE_FILE
 
 Found = tuple[dict[str, Case], list[Problem]]
 
@@ -24,60 +22,55 @@ _UNSET = re.compile(r"\$\{?(\w+)\}?")
 
 
 def find_training_cases(folder: Path, description: Description) -> Found:
-    """The training cases of a dataset, sorted by name, and what is wrong with their files' names.
+    """The training cases of a dataset, sorted by name, and the errors in their files' names.
 
     Args:
         folder: The dataset's.
-        description: Tells endings and channels, and the files if it lists them.
+        description: Has endings and channels, and the files if it lists them.
     """
     if description.files is not None:
         return _listed_cases(folder, description)
     found, problems = find_images(folder / "imagesTr", description)
-    labels, twice = _labels_by_case(folder / "labelsTr", description.file_ending)
+    labels, twice = _labels(folder / "labelsTr", description.file_ending)
     cases = {name: Case(name, images, labels.get(name)) for name, images in found.items()}
-    problems += twice
-    return cases, problems + _label_problems(folder / "labelsTr", cases, labels, description.file_ending)
+    return cases, problems + twice + _label_problems(folder / "labelsTr", cases, labels, description.file_ending)
 
 
 def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple[Path, ...]], list[Problem]]:
-    """The images of imagesTr or imagesTs by case, and what is wrong with their names and numbers of channels."""
+    """The images of imagesTr or imagesTs by case, and the errors in their names and numbers of channels."""
+    hint, ending = naming_hint(description), description.file_ending
     if not folder.is_dir():
-        hint = naming_hint(description)
         return {}, [Problem("missing folder:", folder.name, f"the folder {folder.name} is missing", hint)]
-    reader, ending = reader_for(description.file_ending, description.reader_override), description.file_ending
-    listed, broken = _without_broken(folder)
-    files = [entry for entry in listed if entry.is_file()]
+    there = visible(folder)
+    listed = [entry for entry in there if entry.exists()]
     # Of a header with separate voxels a change of the voxels would go unnoticed; samunet_make_dataset joins them.
     endings = [one for one in image_endings(description) if one not in IN_ONE_FILE]
-    grouped, problems, unnumbered = group_by_case(files, endings)
-    problems += broken
+    found = {
+        file: case_and_channel(file.name.removesuffix(own))
+        for file in listed
+        if file.is_file() and (own := ending_in(file.name, endings))
+    }
+    grouped, problems = group((*key, file) for file, key in found.items() if key)
+    problems += unusable_names(grouped)
+    fix = "is the disk it leads to there? Correct the link, or remove it"
+    problems += [
+        Problem("links that lead nowhere:", entry.name, f"{folder.name}/{entry.name} -> {os.readlink(entry)}", fix)
+        for entry in there
+        if not entry.exists()
+    ]
     if grouped:
         problems += _left_alone(folder, listed, endings)
-    hint = naming_hint(description)
     # Pictures of another kind may lie beside the images (previews, for one) as long as they are not called like them.
     problems += [
         Problem("names without channel number:", file.name, file.name, hint)
-        for file in unnumbered
-        if file.name.casefold().endswith(ending.casefold())
+        for file, key in found.items()
+        if key is None and file.name.casefold().endswith(ending.casefold())
     ]
     if not grouped and not problems:
+        files = [file for file in listed if file.is_file()]
         problems.append(Problem("no images:", folder.name, _no_images(folder, files, ending), hint))
-    for name, channels in grouped.items():
-        wrong = channel_problem(name, channels, description, reader, hint, thorough=False)
-        problems += [wrong] if wrong else []
-    return {name: tuple(channels.values()) for name, channels in grouped.items()}, problems
-
-
-def _without_broken(folder: Path) -> tuple[list[Path], list[Problem]]:
-    """What a folder holds, and the links in it that lead nowhere."""
-    found = visible(folder)
-    fix = "is the disk it leads to there? Correct the link, or remove it"
-    broken = [
-        Problem("links that lead nowhere:", entry.name, f"{folder.name}/{entry.name} -> {os.readlink(entry)}", fix)
-        for entry in found
-        if not entry.exists()
-    ]
-    return [entry for entry in found if entry.exists()], broken
+    wrong = [channel_problem(name, files, description, hint, thorough=False) for name, files in grouped.items()]
+    return {name: tuple(files.values()) for name, files in grouped.items()}, problems + [one for one in wrong if one]
 
 
 def _left_alone(folder: Path, listed: list[Path], endings: Sequence[str]) -> list[Problem]:
@@ -96,9 +89,8 @@ def _left_alone(folder: Path, listed: list[Path], endings: Sequence[str]) -> lis
 
 def image_endings(description: Description) -> tuple[str, ...]:
     """Endings that images of a dataset may have: those of its reader, and of all pictures if it holds pictures."""
-    reader = reader_for(description.file_ending, description.reader_override)
     pictures = NaturalImageReader().image_endings
-    endings = reader.image_endings
+    endings = description.reader.image_endings
     if description.reader_override is None and set(endings) & set(pictures):
         endings += pictures
     return tuple(dict.fromkeys(endings))
@@ -116,12 +108,13 @@ def naming_hint(description: Description) -> str:
 def _listed_cases(folder: Path, description: Description) -> Found:
     cases: dict[str, Case] = {}
     problems: list[Problem] = []
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader, names = description.reader, description.channel_names
     for name, files in description.files.items():
         cases[name] = case = _listed_case(name, files, folder)
-        wrong = [problem for path in (*case.images, case.label) if path for problem in _missing(name, path, folder)]
-        if not wrong:
-            problem = _listed_channels(name, case, description, reader)
+        wrong = [_missing(name, path, folder) for path in (*case.images, case.label) if path and not path.exists()]
+        if not wrong and len(case.images) != len(names):
+            fix = f'list one file for each channel ({", ".join(names)}) in "images" of dataset.json'
+            problem = number_problem(name, case.images, description, fix, thorough=False)
             wrong = [problem] if problem else []
         if case.label is None:
             fix = f'give it one in the key dataset of dataset.json: "{name}": {{"images": [...], "label": "..."}}'
@@ -140,32 +133,17 @@ def _listed_case(name: str, files: CaseFiles, folder: Path) -> Case:
     return Case(name, tuple(map(resolved, files.images)), None if files.label is None else resolved(files.label))
 
 
-def _listed_channels(name: str, case: Case, description: Description, reader: Reader) -> Problem | None:
-    expected = len(description.channel_names)
-    if len(case.images) == expected:
-        return None
-    fix = f'list one file for each channel ({", ".join(description.channel_names)}) in "images" of dataset.json'
-    return number_problem(name, case.images, description, reader, fix, thorough=False)
-
-
-def _missing(name: str, path: Path, folder: Path) -> list[Problem]:
-    if path.exists():
-        return []
+def _missing(name: str, path: Path, folder: Path) -> Problem:
     unset = _UNSET.search(str(path))
     fix = f"export {unset[1]}=..." if unset else f"correct the key dataset of {folder / 'dataset.json'}"
     reason = f" (the variable {unset[1]} is not set)" if unset else ""
-    return [Problem("files that do not exist:", name, f"{path} of {name}{reason}", fix)]
+    return Problem("files that do not exist:", name, f"{path} of {name}{reason}", fix)
 
 
-def _labels_by_case(folder: Path, ending: str) -> tuple[dict[str, Path], list[Problem]]:
-    labels: dict[str, Path] = {}
-    problems = []
-    for file in visible(folder):
-        if file.name.casefold().endswith(ending.casefold()):
-            name = one_spelling(file.name[: -len(ending)])
-            if labels.setdefault(name, file) is not file:
-                problems.append(duplicate(name, [labels[name].name, file.name]))
-    return labels, problems
+def _labels(folder: Path, ending: str) -> tuple[dict[str, Path], list[Problem]]:
+    files = [file for file in visible(folder) if file.name.casefold().endswith(ending.casefold())]
+    found, twice = group((one_spelling(file.name[: -len(ending)]), None, file) for file in files)
+    return {name: files[None] for name, files in found.items()}, twice
 
 
 def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path], ending: str) -> list[Problem]:
@@ -184,9 +162,10 @@ def _label_problems(folder: Path, cases: dict[str, Case], labels: dict[str, Path
         if case.label is None
     ]
     fix = "add the images to imagesTr, or remove the label"
-    surplus = {name: file for name, file in labels.items() if name not in cases}
     return problems + [
-        Problem("labels without image:", name, printable(file.name), fix) for name, file in surplus.items()
+        Problem("labels without image:", name, printable(file.name), fix)
+        for name, file in labels.items()
+        if name not in cases
     ]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import check_place, check_replaced
 from samunet.errors import UsageError
 from samunet.evaluation.distances import surface_scores
@@ -22,7 +23,7 @@ from samunet.evaluation.metrics import confusion_counts, dice, iou
 from samunet.evaluation.summary import class_key, mean_of, read_pair, regions_of
 from samunet.files import csv_text, write_json, write_text
 from samunet.imageio.base import Geometry, Reader
-from samunet.imageio.registry import ending_of, reader_for
+from samunet.imageio.registry import reader_for
 from samunet.workers import map_cases
 
 KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
@@ -63,9 +64,8 @@ def detailed_case(
             "VolumeDifference_ml": difference * voxel,
             "RelativeVolumeDifference": difference / count.n_ref if count.n_ref else math.nan,
         }
-    ending = ending_of(prediction_file) or prediction_file.suffix
     return {
-        "case": prediction_file.name[: -len(ending)] if ending else prediction_file.name,
+        "case": case_stem(prediction_file),
         "unit": "mm" if geometry.physical else "px",
         "metrics": metrics,
         "prediction_file": str(prediction_file),

@@ -9,7 +9,7 @@ from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.evaluation.predicted_dice import WORST_SHARE, Calibration, read_calibration
-from samunet.evaluation.uncertainty_files import FOLDER, case_file, read_case
+from samunet.evaluation.uncertainty_files import case_file, measured_cases, read_case
 from samunet.files import csv_text, write_json, write_text
 
 _AGAIN = "remove it and predict the case again"
@@ -28,7 +28,7 @@ def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | Non
     Returns:
         The content of ``quality.json``.
     """
-    found = sorted(path.stem for path in (masks / FOLDER).glob("*.json") if not path.name.startswith("."))
+    found = measured_cases(masks)
     if cases is not None:
         found = [name for name in cases if name in set(found)]
     seen = {name: _read(case_file(masks, name)) for name in found}

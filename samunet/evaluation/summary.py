@@ -19,8 +19,8 @@ from typing import (
 import numpy as np
 from typing_extensions import TypedDict
 
+from samunet.dataset.cases import mask_files
 from samunet.dataset.labels import Labels
-from samunet.dataset.mask_files import mask_files
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.files import read_as

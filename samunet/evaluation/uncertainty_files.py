@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import (
     Any,
@@ -14,12 +15,24 @@ from samunet.files import read_as
 
 FOLDER = "uncertainty"
 KINDS = ("entropy", "fold_disagreement")
+_LIKE_A_MAP = re.compile(rf"_({'|'.join(KINDS)})(_case)*$")
 TABLES = ("quality.csv", "quality.json")
 
 
 def case_file(masks: Path, case: str) -> Path:
-    """What speaks against every class of a case, as JSON; ``masks`` is the folder of its mask."""
-    return masks / FOLDER / f"{case}.json"
+    """What speaks against every class of a case, as JSON; ``masks`` is the folder of its mask.
+
+    A case that is called like another one's map, ``p1_entropy``, gets ``p1_entropy_case.json``: a TIFF map has its
+    spacing in ``p1_entropy.json``.
+    """
+    return masks / FOLDER / f"{case}{'_case' * bool(_LIKE_A_MAP.search(case))}.json"
+
+
+def measured_cases(masks: Path) -> list[str]:
+    """Names of the cases that have a :func:`case_file`, sorted."""
+    stems = [file.stem for file in (masks / FOLDER).glob("*.json") if not file.name.startswith(".")]
+    cases = {stem.removesuffix("_case") if _LIKE_A_MAP.search(stem) else stem for stem in stems}
+    return sorted(case for case in cases if case_file(masks, case).stem in stems)
 
 
 class _Doubt(TypedDict):

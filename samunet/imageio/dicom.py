@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_header
+from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_dataset, read_header
 from samunet.imageio.dicom_pixels import PixelReader
 from samunet.imageio.itk import itk, written
 
@@ -44,6 +44,18 @@ def is_dicom_folder(path: Path) -> bool:
     """Whether a path is a folder that directly holds a DICOM file, told by its content. Subfolders do not count."""
     path = Path(path)
     return path.is_dir() and any(file.is_file() and is_dicom(file) for file in _visible(path))
+
+
+def patient_id(folder: Path) -> str:
+    """The patient's ID in the first file of a DICOM series; empty if there is none."""
+    file = next(
+        (file for file in _visible(folder) if file.is_file() and file.name != "DICOMDIR" and is_dicom(file)), None
+    )
+    try:
+        tags = {} if file is None else read_dataset(file, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(tags.get("PatientID") or "").strip()
+    except (SamunetError, ValueError):
+        return ""
 
 
 def read_series(folder: Path) -> sitk.Image:

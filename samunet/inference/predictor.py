@@ -25,7 +25,7 @@ from samunet.evaluation.summary import class_key
 from samunet.evaluation.uncertainty_files import KINDS, case_file, forget, map_file
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
-from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
+from samunet.imageio.registry import image_reader_for, mask_ending
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.intensities import IntensityWatch
@@ -43,6 +43,7 @@ from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
 from samunet.preprocessing.planes import Plane
+from samunet.recipes import recipe_facts
 from samunet.workers import naming_the_case
 
 _AS_PLANNED = PredictionOptions()
@@ -87,7 +88,7 @@ class Predictor:
         self.network = network
         self.description = description
         self.options = options
-        self.reader = reader_for(description.file_ending, description.reader_override)
+        self.reader = description.reader
         self.postprocessing = postprocessing or Postprocessing()
         self.intensities = IntensityWatch()
         device = resolve_device(options.device)
@@ -109,8 +110,8 @@ class Predictor:
 
     @property
     def _averages(self) -> bool:
-        """Whether over mirrored or shifted inputs, or planes; SAMed does not."""
-        return self.options.tta and self.network.recipe != "samed"
+        """Whether over mirrored or shifted inputs, or planes."""
+        return self.options.tta and recipe_facts(self.network.recipe).averages
 
     @classmethod
     @with_arguments

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.dataset.cases import Case, visible
+from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import condition, read_record
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
@@ -129,7 +130,7 @@ def refuse_a_mix(found: Sorted, output: Path, made: dict[str, Any] | None) -> No
     again = {case.name for case in found.todo}
     for mask in visible(output) if made else []:
         record = read_record(mask) if mask.is_file() and ending_of(mask) else None
-        name = mask.name[: -len(ending_of(mask) or "")]
+        name = case_stem(mask)
         different = _differences(record.get("made") or {}, made) if record and "file" in record else []
         if different and name not in again:
             otherwise[name] = different

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from samunet import paths
-from samunet.dataset.mask_files import MASK_ENDINGS
+from samunet.dataset.cases import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import JSON_BYTES, make_folder
 from samunet.models.check import check_content, check_model

@@ -16,6 +16,7 @@ from samunet.network.checkpoints import load_base
 from samunet.network.encoders import Features, build_encoder
 from samunet.network.heads import SamHead, build_head
 from samunet.plans import NetworkPlan
+from samunet.recipes import recipe_facts
 
 
 class InputLayer(nn.Module):
@@ -165,7 +166,7 @@ def build_model(
     facts = encoder_facts(plan.encoder)
     if pixel_statistics:
         facts = replace(facts, pixel_mean=tuple(pixel_statistics[0]), pixel_std=tuple(pixel_statistics[1]))
-    if plan.recipe == "samed":  # its networks see every channel's values as they are
+    if recipe_facts(plan.recipe).values_as_they_are:
         facts = replace(facts, pixel_mean=(0.0, 0.0, 0.0), pixel_std=(255.0, 255.0, 255.0))
         unit_range = [True] * num_channels
     encoder = build_encoder(facts, checkpoint_blocks=plan.checkpoint_blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from samunet import paths
-from samunet.dataset.complete_check import complete_check
+from samunet.dataset.check import complete_check
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset, read_dataset
 from samunet.dataset.splits import load_or_make_splits, lopsided_folds

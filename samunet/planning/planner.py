@@ -18,7 +18,6 @@ from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import UsageError, check_number
 from samunet.files import as_kind, read_as
-from samunet.imageio.registry import reader_for
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
@@ -158,7 +157,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         dataset_name=dataset_name,
         plans_name=options.plans_name,
         samunet_version=__version__,
-        image_reader=reader_for(description.file_ending, description.reader_override).name,
+        image_reader=description.reader.name,
         physical_spacing=physical,
         original_median_spacing=[median[axis] for axis in order],
         original_median_shape=[

@@ -15,6 +15,7 @@ from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.network.adaptations import ADAPTATIONS, adaptation_settings
 from samunet.network.encoders import KeptValues, architecture
 from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan, adapted_blocks
+from samunet.recipes import recipe_facts
 
 _HEAD_PARAMETERS = 4_200_000
 _TRANSFORMER_PARAMETERS = 3_291_264  # of the head's, where they are frozen
@@ -124,7 +125,7 @@ def step_bytes(
     predicted = estimate(
         encoder_facts(network.encoder), network.input_shape, network.adaptation, network.components,
         adaptation_settings(network), device=device, checkpoint_blocks=network.checkpoint_blocks,
-        num_outputs=num_outputs, upsampled=network.recipe != "samed",
+        num_outputs=num_outputs, upsampled=recipe_facts(network.recipe).upsampled,
     )  # fmt: skip
     return predicted.for_batch(batch)
 

@@ -18,6 +18,7 @@ from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
 from samunet.network.adaptations import ADAPTATIONS
 from samunet.plans import LORA_TARGETS, AdapterPlan, LoraPlan, adaptation_problems
+from samunet.recipes import check_recipe_name
 
 Decision = tuple  # (value, reason)
 
@@ -36,7 +37,6 @@ _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
 SAMED_INPUT_SIZE = 512
-RECIPES = ("samunet", "samed")
 _REFERENCE_BATCH = 24
 _CHANNEL_SCHEMES = {
     "ct": "ct",
@@ -275,13 +275,15 @@ def recipe(name: str, facts: EncoderFacts) -> Decision:
     Raises:
         UsageError: If there is no such recipe.
     """
-    _one_of("-recipe", name, tuple(RECIPES))
+    check_recipe_name(name)
     if name == "samed" and facts.is_sam:
         return "samed", (
             "given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on 0-1, "
             "AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)"
         )
-    return "samunet", "the default" if name == "samunet" else f"SAMed trains a pretrained SAM, not {facts.name}"
+    if name == "samed":
+        return "samunet", f"SAMed trains a pretrained SAM, not {facts.name}"
+    return name, "the default" if name == "samunet" else "given by -recipe"
 
 
 def training_images(num_slices: int) -> Decision:

@@ -10,7 +10,7 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry, Image
-from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.plans import ConfigurationPlan, Plans
 from samunet.preprocessing.crop import Box, bounding_box, content_mask, crop, uncrop
@@ -89,7 +89,7 @@ def read_case(
         SamunetError: If a file cannot be read, the number of channels is wrong, grids differ, or the label has unknown
             values.
     """
-    preferred = reader_for(description.file_ending, description.reader_override)
+    preferred = description.reader
     image = image_reader_for(case.images[0], preferred).read_image(
         case.images, channels=len(description.channel_names), tolerate_geometry=tolerate_geometry
     )

@@ -11,7 +11,7 @@ import numpy as np
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
-from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.plans import Plans
 from samunet.report.case_overlay import ct_window, draw_overlay, is_colour
@@ -48,7 +48,7 @@ def overlay(case: Shown, description: Description, window: tuple[float, float] |
         description: Of the dataset.
         window: Intensities shown black and white; None for percentiles of the slices shown.
     """
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
     try:
         read = image_reader_for(case.images[0], reader).read_image(case.images, tolerate_geometry=True)
         image, place = read.array, Grid(case.images[0], read.array.shape[1:], read.geometry)

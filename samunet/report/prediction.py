@@ -14,7 +14,7 @@ from typing import (
 from typing_extensions import TypedDict
 
 from samunet import __version__, paths
-from samunet.dataset.cases import Case
+from samunet.dataset.cases import Case, mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import list_cases
 from samunet.dataset.outputs import ARGUMENTS
@@ -22,7 +22,6 @@ from samunet.errors import SamunetError, UsageError, quoted
 from samunet.evaluation.summary import class_key
 from samunet.evaluation.uncertainty_files import map_file
 from samunet.files import read_as, read_json
-from samunet.imageio.registry import ending_of
 from samunet.models.folder import ModelFolder
 from samunet.plans import Plans, read_plans
 from samunet.report.html import cards, heading, long_table, page, tag
@@ -121,11 +120,7 @@ class _Quality(TypedDict):
 def _read(folder: Path) -> _Predicted:
     arguments = read_as(_Arguments, folder / ARGUMENTS, "predict again, or restore the file")
     description = description_from_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
-    masks = {}
-    for file in sorted(folder.iterdir()):
-        ending = ending_of(file)
-        if ending and file.is_file() and not file.name.startswith("."):
-            masks[file.name[: -len(ending)]] = file
+    masks = mask_files(folder)
     if not masks:
         raise SamunetError(f"{folder} holds no masks", f"predict first: samunet_predict -i IMAGES -o {quoted(folder)}")
     file = folder / "quality.json"

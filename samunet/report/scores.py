@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import case_stem
 from samunet.evaluation.summary import class_key, mean_of, read_summary
-from samunet.imageio.registry import ending_of
 from samunet.report.charts import strip_chart
 from samunet.report.html import Html, long_table, picture, table
 
@@ -132,9 +132,7 @@ def numbers(cases: Sequence[Scored], key: str, metric: str) -> list[float]:
 
 def _scored(case: dict[str, Any], folder: Path, fold: str) -> Scored:
     mask = folder / Path(case.get("prediction_file", "")).name
-    ending = ending_of(mask) or mask.suffix
-    name = mask.name[: -len(ending)] if ending else mask.name
-    return Scored(name, fold, case["metrics"], mask, Path(case.get("reference_file", "")))
+    return Scored(case_stem(mask), fold, case["metrics"], mask, Path(case.get("reference_file", "")))
 
 
 def _cell(value: float | None) -> str:

@@ -57,7 +57,7 @@ def apply_postprocessing(
     reader = None
     if dataset_json is not None or (source / "dataset.json").is_file():
         description = description_beside(source, Path(dataset_json) if dataset_json is not None else None)
-        reader = reader_for(description.file_ending, description.reader_override)
+        reader = description.reader
     claim_folder(output)
     failures: dict[str, SamunetError] = {}
     files = {name: (path, output / path.name) for name, path in masks.items()}

@@ -26,7 +26,6 @@ from samunet.evaluation.bootstrap import (
 )
 from samunet.evaluation.summary import read_summary
 from samunet.files import atomic_folder, write_json, write_text
-from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import DICE
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.models.choose import INFORMATION, INSTRUCTIONS
@@ -268,7 +267,7 @@ def _pair(
     summary = _kept(folder, first, overwrite)
     if summary is None:
         labels, description = pair[0].description.labels, dataset.description
-        reader = reader_for(description.file_ending, description.reader_override)
+        reader = description.reader
         with atomic_folder(folder) as temporary:
             files = {
                 case: ([one.probabilities, second[case].probabilities], one.mask, temporary / one.mask.name)

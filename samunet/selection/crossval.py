@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from samunet import paths
+from samunet.dataset.cases import with_sidecar
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
-from samunet.dataset.mask_files import with_sidecar
+from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import check_place
 from samunet.dataset.patients import patients
 from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits
@@ -46,7 +47,7 @@ class OutOfFold:
     @property
     def probabilities(self) -> Path:
         """Where ``--npz`` keeps what the mask was made from; may not exist."""
-        return self.mask.parent / f"{self.mask.name.removesuffix(mask_ending(self.mask))}.npz"
+        return self.mask.parent / f"{case_stem(self.mask)}.npz"
 
 
 def accumulate_crossval_results(
@@ -247,8 +248,8 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
     stored = stored_files(source, dataset.cases)
     changed = changed_since(dataset, stored)
     if changed:
-        log.warning("%s (to train on them: samunet_preprocess, then %s)",
-            changed, training_command(model, folds, "--overwrite"))  # fmt: skip
+        log.warning("%s (to train on them: samunet_add_cases -d %s, then %s)",
+            changed, paths.number_in(dataset.name), training_command(model, folds, "--overwrite"))  # fmt: skip
     for fold in folds:
         run = model.run(fold)
         trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}

@@ -14,7 +14,6 @@ from samunet.dataset.layout import Dataset
 from samunet.evaluation.bootstrap import dice_table, difference_interval, mean_dice
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, write_json
-from samunet.imageio.registry import reader_for
 from samunet.inference.decoding import DICE
 from samunet.models.folder import ModelFolder
 from samunet.selection.crossval import OutOfFold, write_model_facts
@@ -75,7 +74,7 @@ def try_dice_decoding(
             name: ([own[name].probabilities for own in cases], case.mask, temporary / case.mask.name)
             for name, case in cases[0].items()
         }
-        reader = reader_for(description.file_ending, description.reader_override)
+        reader = description.reader
         ensemble_files(files, labels, reader, False, num_workers, DICE)
         pairs = {name: (mask, cases[0][name].reference) for name, (_, _, mask) in files.items()}
         summary = evaluate_files(

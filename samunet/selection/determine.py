@@ -19,7 +19,6 @@ from samunet.evaluation.metrics import confusion_counts, dice
 from samunet.evaluation.summary import evaluate_files, read_pair
 from samunet.files import atomic_folder, write_json
 from samunet.imageio.base import Reader
-from samunet.imageio.registry import reader_for
 from samunet.inference.postprocessing import FILE_NAME, Postprocessing, Step, class_step, foreground_step
 from samunet.selection.apply import write_postprocessed
 from samunet.selection.masks import copy_beside, description_beside, masks_in
@@ -108,7 +107,7 @@ def choose(
         num_workers: Worker processes; 0 means this one.
         tolerate_geometry: See :func:`determine_postprocessing`; preprocessing has accepted a dataset's own labels.
     """
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
     count = len(labels.foreground)
     singles = [(class_step(labels, index), index) for index in range(count)] if count > 1 else []
     # What a class loses goes to the background, so that classes do not touch each other and are tried in one pass over
@@ -141,7 +140,7 @@ def write_chosen(
     tolerate_geometry: bool = True,
 ) -> None:
     """Write the masks of ``source`` with the chosen steps, and their ``summary.json``, to ``postprocessed`` in it."""
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
     target = source / FOLDER
     with atomic_folder(target) as folder:
         files = {name: (mask, folder / mask.name) for name, (mask, _) in pairs.items()}

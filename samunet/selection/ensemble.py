@@ -15,7 +15,7 @@ from samunet.dataset.outputs import begin, check_folder, claim_folder, finish
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.files import atomic_path, make_folder
 from samunet.imageio.base import Reader
-from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.inference.decoding import ARGMAX, average
 from samunet.selection.masks import copy_beside, description_beside, masks_in
@@ -74,7 +74,7 @@ def ensemble(
                 f"probabilities ({len(different)} in all)",
                 _SAVE,
             )
-    reader = reader_for(description.file_ending, description.reader_override)
+    reader = description.reader
     files = {name: ([own[name] for own in probable], mask, output / mask.name) for name, mask in masks.items()}
     check_folder(output, folders, [mask.name for mask in masks.values()], overwrite=overwrite)
     claim_folder(output)

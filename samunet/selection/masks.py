@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from samunet.dataset.cases import MASK_ENDINGS, mask_files
 from samunet.dataset.description import Description, description_from_json
-from samunet.dataset.mask_files import MASK_ENDINGS, mask_files
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from samunet.dataset.mask_files import mask_files, with_sidecar
+from samunet.dataset.cases import mask_files, with_sidecar
 from samunet.errors import SamunetError
 from samunet.files import read_as, read_json, to_json
 from samunet.models.choose import INFORMATION, INSTRUCTIONS, Information

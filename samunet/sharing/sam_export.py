@@ -13,6 +13,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
 from samunet.models.folder import Fold, ModelFolder, model_folder_name
 from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.recipes import recipe_facts
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     with atomic_path(output) as temporary:
         _write(state, temporary)
     log.info("%d tensors written to %s", len(state), output)
-    if network.recipe == "samed":
+    if recipe_facts(network.recipe).values_as_they_are:
         log.info("its input: values on 0-1, without a mean and deviation (SAMed)")
     return output
 

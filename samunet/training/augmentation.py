@@ -78,7 +78,7 @@ class AffineWindowTransform(AbstractTransform):
 class MaskOutsideTransform(AbstractTransform):
     """Puts values outside the nonzero mask back to 0 after intensity changes (nnU-Net's last step).
 
-    The mask is told from ``seg``, which has one label for all channels, or one for each.
+    The mask is told from ``seg``, which has one label for all channels, or one for each so many of them.
 
     Args:
         channels: Channels to mask.
@@ -89,8 +89,9 @@ class MaskOutsideTransform(AbstractTransform):
 
     def __call__(self, **data_dict):
         outside = data_dict["seg"] == OUTSIDE
+        channels = data_dict["data"].shape[1]
         for channel in self.channels:
-            data_dict["data"][:, channel][outside[:, channel if outside.shape[1] > 1 else 0]] = 0
+            data_dict["data"][:, channel][outside[:, channel * outside.shape[1] // channels]] = 0
         return data_dict
 
 

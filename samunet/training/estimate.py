@@ -12,6 +12,7 @@ from samunet.inference.views import SHIFTED_VIEWS
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.planes import Plane
 from samunet.preprocessing.store import StoredCase
+from samunet.recipes import recipe_facts
 from samunet.training.monitoring import number_of_checks, windows_of
 from samunet.training.schedule import Budget, format_duration
 
@@ -82,7 +83,7 @@ class Costs:
 
 def passes_to_predict(case: StoredCase, configuration: ConfigurationPlan, network: NetworkPlan) -> int:
     """Windows that pass the network when a trained fold predicts a case, over all its views and planes."""
-    if network.recipe == "samed":
+    if not recipe_facts(network.recipe).averages:
         return windows_of(case, network)
     planes = configuration.planes
     views = 2 ** len(configuration.mirror_axes)

@@ -1,4 +1,4 @@
-"""Draws training batches from stored slices: item ``index`` of batch ``iteration`` depends on the seed alone."""
+"""Training batches from stored slices: item ``index`` of batch ``iteration`` depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.planes import Plane
 from samunet.preprocessing.store import StoredCase
 from samunet.training.augmentation import seeded, training_transforms
-from samunet.training.variants import image_keys, place_in_slice, variant_key
 from samunet.workers import interrupts_held, prepare_worker
 
 Batch = dict[str, np.ndarray]
@@ -39,10 +38,12 @@ class SliceLoader(SlimDataLoaderBase):
         seed: With iteration and index, all that randomness depends on.
         first: Iteration of the first batch.
         ignore: Label value of voxels without annotation; with one, every window is centred on an annotated voxel.
+        slices: Neighbouring slices that an item holds, an odd number; beyond the volume its last slice stands in.
+        unlabelled: Stored images whose labels are not read; batches then have as many items of them as well.
 
     Attributes:
-        variants: None, or how many windows and augmentations a slice comes in; see :mod:`samunet.training.variants`.
-            Batches then have ``key`` as well, a hash of every image.
+        variants: None, or how many windows and augmentations a slice comes in, so that features of it can be used
+            again. A class on which a window is centred has variants of its own.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class SliceLoader(SlimDataLoaderBase):
         seed: int,
         first: int = 0,
         ignore: int | None = None,
+        slices: int = 1,
+        unlabelled: dict[str, StoredCase] | None = None,
     ) -> None:
         super().__init__(cases, batch_size)
         self.cases = cases
@@ -64,18 +67,25 @@ class SliceLoader(SlimDataLoaderBase):
         self.seed = seed
         self.next_iteration = first
         self.ignore = ignore
+        self.slices = slices
+        self.labelled, self.unlabelled, self.first_index = True, None, 0
+        if unlabelled:
+            self.unlabelled = SliceLoader(unlabelled, configuration, network, batch_size, seed, slices=slices)
+            self.unlabelled.labelled, self.unlabelled.first_index = False, batch_size
         self.variants: int | None = None
         masked = [channel for channel, used in enumerate(configuration.use_mask_for_norm) if used]
         self.masks_neighbours = self.neighbours and bool(masked)
         if self.masks_neighbours:
             masked = [0, 1, 2]
+        channels = 3 if self.neighbours else len(configuration.use_mask_for_norm)
+        masked = [channel + one * channels for one in range(slices) for channel in masked]
         self.planes = [Plane.of(axes) for axes in configuration.planes]
         self.transforms = [
             training_transforms(
                 network.input_shape,
                 plane.mirrored(configuration.mirror_axes),
                 masked,
-                per_channel=not self.neighbours,
+                per_channel=not self.neighbours and slices == 1,
                 rotation=configuration.rotation,
                 ignore=ignore,
             )
@@ -88,11 +98,17 @@ class SliceLoader(SlimDataLoaderBase):
         return self.batch(self.next_iteration - 1)
 
     def batch(self, iteration: int) -> Batch:
-        """Batch number ``iteration``: ``data`` ``(b, channels, H, W)`` float32, ``seg`` ``(b, H, W)`` int64."""
-        items = [self._item(iteration, index) for index in range(self.batch_size)]
+        """Batch number ``iteration``: ``data`` ``(b, channels, H, W)`` float32, ``seg`` ``(b, H, W)`` int64.
+
+        With several ``slices``, ``(b, slices, channels, H, W)`` and ``(b, slices, H, W)``. With ``unlabelled`` cases,
+        ``unlabelled`` as ``data``.
+        """
+        items = [self._item(iteration, self.first_index + index) for index in range(self.batch_size)]
         seg = np.concatenate([item["seg"] for item in items]).astype(np.int64)
         batch = {"data": np.concatenate([item["data"] for item in items]), "seg": np.maximum(seg, 0)}
-        return batch if self.variants is None else batch | {"key": image_keys(batch["data"])}
+        if self.unlabelled:
+            batch["unlabelled"] = self.unlabelled.batch(iteration)["data"]
+        return batch
 
     def _item(self, iteration: int, index: int) -> Batch:
         draw = np.random.default_rng((self.seed, iteration, index))
@@ -102,24 +118,40 @@ class SliceLoader(SlimDataLoaderBase):
         depth, height, width = case.shape
         grid = SliceGrid.of((height, width), case.spacing, self.network.spacing, self.network.input_shape)
         centre, value, key = None, None, (self.seed, iteration, index)
-        places = self.places(case, draw.random() < self.foreground_share)
+        places = self.places(case, draw.random() < self.foreground_share) if self.labelled else {}
         if places:
             value = int(draw.choice(sorted(places)))
             z, *centre = (int(place) for place in places[value][draw.integers(len(places[value]))])
         else:
             z = int(draw.integers(depth))
         if self.variants is not None:
-            around = value if grid.is_free() else None
-            key = variant_key(self.seed, number, side, z, around, int(draw.integers(self.variants)))
+            around = value + 1 if value is not None and grid.is_free() else 0
+            key = (self.seed, number, side, z, around, int(draw.integers(self.variants)))
             draw = np.random.default_rng(key)
-            centre = centre and place_in_slice(places[value], z, draw)
+            if centre:  # another place of the same slice, which depends on the variant
+                inside = places[value][places[value][:, 0] == z]
+                centre = [int(position) for position in inside[draw.integers(len(inside)), 1:]]
         start = _window_start(grid, centre, draw)
-        image = slice_with_context(case.image, z, depth, self.neighbours)
-        # Each neighbour is masked by its own label, as it was normalised.
-        label = slice_with_context(lambda first, last: case.label(first, last)[None], z, depth, self.masks_neighbours)
+        slab = [min(max(z + shift, 0), depth - 1) for shift in range(-(self.slices // 2), self.slices // 2 + 1)]
+        images = [slice_with_context(case.image, one, depth, self.neighbours) for one in slab]
+        labels = [self._label(case, one, images[0].shape[1:]) for one in slab]
         with seeded(*key):
-            item = self.transforms[side](data=image[None], seg=label[None], window=grid.window(start))
-        return item | {"seg": item["seg"][:, len(label) // 2]}
+            item = self.transforms[side](
+                data=np.concatenate(images)[None], seg=np.concatenate(labels)[None], window=grid.window(start)
+            )
+        image, label = item["data"], item["seg"]
+        if self.slices == 1:
+            return {"data": image, "seg": label[:, len(labels[0]) // 2]}
+        slabs = (1, self.slices, -1, *image.shape[2:])
+        return {"data": image.reshape(slabs), "seg": label.reshape(slabs)[:, :, len(labels[0]) // 2]}
+
+    def _label(self, case: StoredCase, z: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Label of a slice, ``(1, y, x)``; where neighbours are masked, each by its own, as it was normalised."""
+        if not self.labelled:
+            return np.zeros((3 if self.masks_neighbours else 1, *shape), np.int16)
+        return slice_with_context(
+            lambda first, last: case.label(first, last)[None], z, case.shape[0], self.masks_neighbours
+        )
 
     def places(self, case: StoredCase, foreground: bool) -> dict[int, np.ndarray]:
         """Places by class, of which one becomes the centre; none where any slice and window will do.

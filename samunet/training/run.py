@@ -32,11 +32,14 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of,
 from samunet.preprocessing.normalize import statistics_used
 from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.sources import check_cases
-from samunet.training.cached_model import check_frozen
+from samunet.preprocessing.store import StoredCase
+from samunet.training.feature_cache import check_frozen
 from samunet.training.lock import training_lock
 from samunet.training.options import TrainingOptions
+from samunet.training.recipes import load_recipe
 from samunet.training.start import check_start
 from samunet.training.trainer import Trainer
+from samunet.training.unlabelled import stored_test_images
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def train_fold(
     raw = raw_dataset(dataset_name)
     if raw is not None:
         check_cases(raw, fingerprint.cases)
-    train, validation = _cases_of(fold, source, fingerprint, description, raw, options)
+    train, rest, validation = _cases_of(fold, source, fingerprint, description, raw, options)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration_name))
     folder = model.fold(fold)
     run = read_run(folder / "run.json") if (folder / "run.json").is_file() and not options.overwrite else {}
@@ -89,14 +92,17 @@ def train_fold(
         if options.pretrained and not trained:
             check_start(options.pretrained, choice.network, folder, overwrite=options.overwrite)
         dataset = _dataset_to_validate(dataset_name, validation) if validation else None
-        base, stored = None, ()
+        base, stored, unlabelled = None, (), {}
         if not trained:  # before anything is written or, with --overwrite, removed
             resolve_device(options.device)
+            recipe = load_recipe(choice.network.recipe)
             stored = [
                 stored_cases(source, plans, configuration, description, names, raw) for names in (train, validation)
             ]
             data = content_hash(stored_files(source / configuration.data_identifier, train))
             _check_same_data(folder, run, data)
+            if recipe.unlabelled:
+                unlabelled = _unlabelled(source, plans, configuration, description, rest, raw, progress)
             base = _starting_weights(model, fold, choice, options, run, progress)
         _prepare_folder(model, fold, plans, description, source, options.overwrite)
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
@@ -117,6 +123,7 @@ def train_fold(
                 options=options,
                 identity=fingerprint_of(decisions, description.labels, train),
                 run=run | facts | {"training_cases": train, "training_data": data},
+                unlabelled=unlabelled,
                 base=base,
                 progress=progress,
             )
@@ -137,15 +144,35 @@ def _cases_of(
     description: Description,
     raw: Dataset | None,
     options: TrainingOptions,
-) -> tuple[list[str], list[str]]:
-    """Names of the cases to train on, fewer where that is asked for, and of those to validate."""
+) -> tuple[list[str], list[str], list[str]]:
+    """Names of the cases to train on, of those left out where fewer are asked for, and of those to validate."""
     names = sorted(fingerprint.cases)
     groups = raw.description.groups if raw and raw.description.groups is not None else description.groups
     splits = load_or_make_splits(source, names, groups, raw.folder if raw else None)
-    train, validation = fold_cases(splits, fold, names)
-    if options.num_cases:
-        train = few_cases(train, options.num_cases, options.seed, patients(names, groups))
-    return train, validation
+    every, validation = fold_cases(splits, fold, names)
+    train = few_cases(every, options.num_cases, options.seed, patients(names, groups)) if options.num_cases else every
+    return train, [name for name in every if name not in train], validation
+
+
+def _unlabelled(
+    source: Path,
+    plans: Plans,
+    configuration: ConfigurationPlan,
+    description: Description,
+    rest: list[str],
+    raw: Dataset | None,
+    progress: bool,
+) -> dict[str, StoredCase]:
+    """Images whose labels are not read: of imagesTs, and the fold's training cases that ``--num_cases`` leaves out."""
+    found = stored_cases(source, plans, configuration, description, rest, raw, images_only=True) if rest else {}
+    found |= stored_test_images(source, plans, configuration, description, progress=progress)
+    if not found:
+        raise UsageError(
+            f"the recipe learns from images without labels as well, and {source.name} has none",
+            f"put some into {paths.raw_folder() / source.name / 'imagesTs'}, or train on fewer cases: --num_cases N",
+        )
+    log.info("%d images without labels", len(found))
+    return found
 
 
 def _check_same_data(folder: Path, run: dict, data: str) -> None:

@@ -1,4 +1,4 @@
-"""How long a training lasts and how its learning rate goes: warm-up, then polynomial decay to zero."""
+"""Length and learning rate of a training: warm-up, then polynomial decay to zero."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from samunet.errors import UsageError
 
-_WARM_UP_ITERATIONS = 250
-_WARM_UP_SHARE = 0.05
-_POWER = 0.9
-_SAMED_END = 1.25  # SAMed plans 200 epochs and stops after 160
+WARM_UP_ITERATIONS = 250
+WARM_UP_SHARE = 0.05
+POWER = 0.9
 _NUMBER = r"(\d+(?:\.\d+)?)\s*"
 _DURATION = re.compile(rf"(?:{_NUMBER}h)?\s*(?:{_NUMBER}m(?:in)?)?\s*(?:{_NUMBER}s(?:ec)?)?|{_NUMBER}", re.ASCII)
 
@@ -34,30 +33,14 @@ class Budget:
     def learning_rate_factor(self, iteration: int, elapsed: float) -> float:
         """Multiplier of the peak learning rate: linear warm-up over 250 iterations or 5 %, then power-0.9 decay."""
         progress = self.progress(iteration, elapsed)
-        warm_up = _WARM_UP_SHARE
+        warm_up = WARM_UP_SHARE
         if self.iterations:
-            warm_up = min(warm_up, _WARM_UP_ITERATIONS / self.iterations)
+            warm_up = min(warm_up, WARM_UP_ITERATIONS / self.iterations)
             if progress < warm_up:
                 return (iteration + 1) / (warm_up * self.iterations + 1)
         elif progress < warm_up:
             return max(progress / warm_up, 0.01)
-        return ((1 - progress) / (1 - warm_up)) ** _POWER
-
-    def samed_learning_rate_factor(self, iteration: int, elapsed: float) -> float:
-        """SAMed's multiplier: warm-up over 250 iterations, power-0.9 decay to a zero that lies a quarter past the end.
-
-        A training of fewer iterations ends within the warm-up. Under a budget of time the warm-up takes 5 % of it.
-        """
-        if not self.iterations:
-            progress = self.progress(iteration, elapsed)
-            if progress < _WARM_UP_SHARE:
-                return max(progress / _WARM_UP_SHARE, 0.01)
-            return (1 - (progress - _WARM_UP_SHARE) / _SAMED_END) ** _POWER
-        # There the rate is set after an update, for the next one; so the first two updates share theirs.
-        before = max(iteration - 1, 0)
-        if before < _WARM_UP_ITERATIONS:
-            return (before + 1) / _WARM_UP_ITERATIONS
-        return (1 - (before - _WARM_UP_ITERATIONS) / (_SAMED_END * self.iterations)) ** _POWER
+        return ((1 - progress) / (1 - warm_up)) ** POWER
 
 
 def parse_duration(text: str) -> float:

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from samunet.errors import SamunetError
 from samunet.files import as_kind, parse_json
 from samunet.models.checkpoint import check_trained
-from samunet.network.model import SamunetModel
 from samunet.tensors import read_tensors, write_tensors
+from samunet.training.recipes import Recipe
 
 LATEST = "checkpoint_latest.safetensors"
 
@@ -42,16 +42,18 @@ class Progress:
     losses: list[float] = field(default_factory=list)
 
 
-def save_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, progress: Progress) -> None:
+def save_latest(folder: Path, recipe: Recipe, optimizer: Optimizer, progress: Progress) -> None:
     """Write one file from which the training goes on exactly: trained tensors, the optimizer's moments, progress."""
-    check_trained(model.trained_state(), folder)
-    tensors = {f"model.{name}": value for name, value in model.trained_state().items()}
+    trained, further = recipe.model.trained_state(), recipe.state()
+    check_trained(trained | further, folder)
+    tensors = {f"model.{name}": value for name, value in trained.items()}
+    tensors |= {f"recipe.{name}": value for name, value in further.items()}
     for index, (_, state) in enumerate(_optimizer_items(optimizer)):
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     write_tensors(folder / LATEST, tensors, {"progress": json.dumps(vars(progress))})
 
 
-def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: dict) -> Progress:
+def load_latest(folder: Path, recipe: Recipe, optimizer: Optimizer, setup: dict) -> Progress:
     """Restore a training; a fresh :class:`Progress` if there is nothing to restore.
 
     Raises:
@@ -76,7 +78,8 @@ def load_latest(folder: Path, model: SamunetModel, optimizer: Optimizer, setup: 
             f"{folder} was started with another setup: {was}",
             "give the same flags to go on, or add --overwrite to train this fold anew",
         )
-    model.load_trained_state(_with_prefix(tensors, "model."))
+    recipe.model.load_trained_state(_with_prefix(tensors, "model."))
+    recipe.load_state(_with_prefix(tensors, "recipe."))
     for index, (parameter, _) in enumerate(_optimizer_items(optimizer)):
         saved = _with_prefix(tensors, f"optimizer.{index}.")
         if saved:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +25,15 @@ from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network
 from samunet.models.pretrained import BaseWeights
 from samunet.network.encoders import hold_frozen
-from samunet.network.optimizer import build_optimizer
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.store import StoredCase
-from samunet.training.cached_model import CachedModel
 from samunet.training.check import monitored_dice, seconds_of_pass, seconds_of_prediction
 from samunet.training.divergence import loss_error
 from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
+from samunet.training.feature_cache import CachedEncoder
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import point_line, progress_bar, update_bar, write_logs
-from samunet.training.loss import SegmentationLoss
 from samunet.training.monitoring import (
     GRADIENTS,
     is_check,
@@ -45,14 +43,13 @@ from samunet.training.monitoring import (
     windows_per_check,
 )
 from samunet.training.options import TrainingOptions
-from samunet.training.samed import SamedLoss
+from samunet.training.recipes import Batch, load_recipe
 from samunet.training.schedule import Budget, format_duration
 from samunet.training.start import start_from
 from samunet.training.state import LATEST, load_latest, save_latest
 
 log = logging.getLogger(__name__)
 
-_CLIP_NORM = 1.0
 _LONG_PREDICTION = 120.0  # seconds that are not spent to say how long a prediction takes
 _EPOCH_ITERATIONS = (100, 250)
 
@@ -67,6 +64,7 @@ class Trainer:
         options: The user's choices.
         identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
         run: Content of ``run.json`` so far; measured choices in it are kept.
+        unlabelled: Stored images without labels, for a recipe that wants some.
         base: What the network starts from; None for random weights.
         progress: Whether to show a progress bar.
     """
@@ -84,6 +82,7 @@ class Trainer:
         options: TrainingOptions,
         identity: str,
         run: dict,
+        unlabelled: dict[str, StoredCase] | None = None,
         base: BaseWeights | None = None,
         progress: bool = True,
     ) -> None:
@@ -98,15 +97,17 @@ class Trainer:
         self.show_progress = progress
         self.device = resolve_device(options.device)
         reset_peak_memory(self.device)
-        self.micro_batch = network.batch_size
+        recipe = load_recipe(network.recipe)
+        self.micro_batch = max(1, network.batch_size // (recipe.slices * (2 if unlabelled else 1)))
         self.batch_size = network.batch_size * network.accumulation
         num_slices = sum(case.shape[0] for case in train.values())
         self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
         self.budget = self._plan_budget()
         self.labels = description.labels
         self.loader = SliceLoader(
-            train, configuration, network, self.batch_size, options.seed, ignore=self.labels.ignore
-        )
+            train, configuration, network, self.batch_size, options.seed,
+            ignore=self.labels.ignore, slices=recipe.slices, unlabelled=unlabelled,
+        )  # fmt: skip
         torch.manual_seed(options.seed)
         self.model = build_network(configuration, network, description, base).to(self.device)
         if base:
@@ -114,17 +115,15 @@ class Trainer:
             self.run["base" if self.model.has_base else "started_from"] = base.record
         if options.pretrained:
             start_from(self.model, options.pretrained)
-        self.samed = network.recipe == "samed"
-        self.loss = (SamedLoss() if self.samed else SegmentationLoss(self.labels)).to(self.device)
-        self.optimizer = build_optimizer(
-            network.optimizer, self.model, network.learning_rate, network.weight_decay, everything_decays=self.samed
-        )
         self.dtype = self._choose_dtype()
+        self.recipe = recipe(self.model, network, self.labels, self.dtype)
+        self.optimizer = self.recipe.optimizer()
         self.monitored = self._choose_monitored(validation or train)
         kind = "validation" if validation else "training"
         self.monitored_name = f"{len(self.monitored)} of {len(validation or train)} {kind} cases"
         self.validation = validation
-        self.cached = self._open_cache() if options.feature_cache else None
+        if options.feature_cache:
+            self.recipe.encode = self._open_cache()
         self.setup = {
             "identity": identity,
             "seed": options.seed,
@@ -134,7 +133,7 @@ class Trainer:
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
         }
-        self.state = load_latest(folder, self.model, self.optimizer, self.setup)
+        self.state = load_latest(folder, self.recipe, self.optimizer, self.setup)
         if self.dtype is not None:
             hold_frozen(self.model.image_encoder, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -196,34 +195,35 @@ class Trainer:
 
     def _save_latest(self) -> None:
         self.state.scaler = self.scaler.state_dict()
-        save_latest(self.folder, self.model, self.optimizer, self.state)
+        save_latest(self.folder, self.recipe, self.optimizer, self.state)
 
-    def _step(self, batch: dict[str, np.ndarray]) -> float:
+    def _step(self, arrays: dict[str, np.ndarray]) -> float:
         """One update from one batch; returns its loss."""
-        schedule = self.budget.samed_learning_rate_factor if self.samed else self.budget.learning_rate_factor
-        factor = schedule(self.state.iteration, self.state.elapsed)
+        factor = self.recipe.rate(self.budget, self.state.iteration, self.state.elapsed)
         for group in self.optimizer.param_groups:
             group["lr"] = self.network.learning_rate * factor
-        images = torch.from_numpy(batch["data"]).to(self.device)
-        labels = torch.from_numpy(batch["seg"]).to(self.device)
-        loss = self._backward(images, labels, batch.get("key"))
+        self.recipe.progress = self.budget.progress(self.state.iteration, self.state.elapsed)
+        batch = Batch.of(arrays, self.device)
+        loss = self._backward(batch)
         if not np.isfinite(loss):
             rate = self.network.learning_rate
-            raise loss_error(loss, self.state.iteration, images, self.model, self.dtype, rate)
-        if not self.samed:
+            raise loss_error(loss, self.state.iteration, batch.images, self.model, self.dtype, rate)
+        if self.recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._trained(), _CLIP_NORM)
+            trained = [parameter for parameter in self.recipe.learner.parameters() if parameter.requires_grad]
+            nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.recipe.after_update()
         return loss
 
-    def _backward(self, images: Tensor, labels: Tensor, keys: np.ndarray | None = None) -> float:
-        """Gradients of the batch, in as many parts as memory needs; ``keys`` name the images in the feature cache."""
+    def _backward(self, batch: Batch) -> float:
+        """Gradients of the batch, in as many parts as memory needs; returns the loss."""
         while True:
             # Memory is freed after the block: until the exception is gone, its traceback holds the part that failed.
             with suppress(torch.cuda.OutOfMemoryError):
-                return self._gradients(images, labels, keys)
+                return self.recipe.gradients(batch, self.micro_batch, self.scaler.scale)
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             if self.micro_batch == 1:
@@ -235,28 +235,6 @@ class Trainer:
                 )
             self.micro_batch = max(1, self.micro_batch // 2)
             log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
-
-    def _gradients(self, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> float:
-        """Adds the gradients of the batch's loss, whatever parts it is computed in; returns the loss."""
-        rows = [slice(start, start + self.micro_batch) for start in range(0, len(images), self.micro_batch)]
-        if len(rows) == 1:
-            loss = self.loss.value(self._sums(rows[0], images, labels, keys))
-            self.scaler.scale(loss).backward()
-            return float(loss.detach())
-        with torch.no_grad(), _buffers_kept(self.model):
-            sums = sum(self._sums(part, images, labels, keys) for part in rows)
-        loss = self.loss.value(sums.requires_grad_())
-        (slope,) = torch.autograd.grad(loss, sums)
-        for part in rows:
-            self.scaler.scale(slope @ self._sums(part, images, labels, keys)).backward()
-        return float(loss.detach())
-
-    def _sums(self, rows: slice, images: Tensor, labels: Tensor, keys: np.ndarray | None) -> Tensor:
-        """Of some of the batch's images, the sums that the loss is a function of."""
-        model = self.cached.with_keys(keys[rows]) if self.cached else self.model
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            logits = model(images[rows], upsample=not self.samed)
-        return self.loss.sums(logits.float(), labels[rows])
 
     def _add_point(self, steps: int, seconds: float, data_seconds: float, bar, *, check: bool) -> None:
         """Add a point to the curve: of the updates since the last one, the seconds they took and those spent on data.
@@ -287,7 +265,7 @@ class Trainer:
         # Of no use as a model: what has not been trained.
         if score is not None and steps and (self.state.best_dice is None or score > self.state.best_dice):
             self.state.best_dice = score
-            save_model(self.folder, self.model, "best")
+            save_model(self.folder, self.recipe.result, "best")
         self.costs["check"] = time.monotonic() - begin
 
     def _write_logs(self) -> None:
@@ -297,20 +275,21 @@ class Trainer:
 
     def _monitor(self) -> float | None:
         """See :func:`samunet.training.check.monitored_dice`."""
+        model = self.recipe.result
         predictor = SlicePredictor(
-            [self.cached or self.model],
+            [partial(model, encode=self.recipe.encode)],
             neighbours=self.network.input_channels == "neighbours",
             device=self.device,
             dtype=self.dtype,
             batch_size=self.micro_batch,
         )
-        self.model.eval()
+        model.eval()
         score = monitored_dice(predictor, self.monitored, self.network, self.labels)
-        self.model.train()
+        model.train()
         return score
 
     def _finish(self) -> None:
-        save_model(self.folder, self.model, "final")
+        save_model(self.folder, self.recipe.result, "final")
         self.run |= {
             "iterations": self.state.iteration,
             "training_seconds": round(self.state.elapsed, 1),
@@ -318,8 +297,8 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.device),
             "micro_batch": self.micro_batch,
         }
-        if self.cached:
-            self.run["feature_cache"] = self.cached.close()
+        if self.recipe.encode:
+            self.run["feature_cache"] = self.recipe.encode.close()
         write_json(self.folder / "run.json", self.run)
         (self.folder / LATEST).unlink(missing_ok=True)
         peak = self.run["peak_memory_bytes"]
@@ -342,18 +321,22 @@ class Trainer:
             return {name: cases[name] for name in begun}
         iterations = self.budget.iterations
         if not iterations:
-            images = torch.from_numpy(self.loader.batch(0)["data"][: self.micro_batch]).to(self.device)
+            images = self._some_images()
             step = GRADIENTS * seconds_of_pass(self.model, images, self.dtype) * self.batch_size / len(images)
             iterations = self.budget.seconds / step
         most = windows_per_check(iterations, self.epoch_iterations, self.batch_size)
         return monitored_cases(cases, self.network, most)
 
+    def _some_images(self) -> Tensor:
+        """As many as memory allows at a time, ``(b, channels, H, W)``."""
+        return torch.from_numpy(self.loader.batch(0)["data"][: self.micro_batch]).to(self.device).flatten(0, -4)
+
     def _draws(self) -> int | None:
         """Images drawn in the whole training; None under a budget of time."""
         return self.budget.iterations and self.budget.iterations * self.batch_size
 
-    def _open_cache(self) -> CachedModel:
-        return CachedModel(
+    def _open_cache(self) -> CachedEncoder:
+        return CachedEncoder(
             self.model, self.loader, self.folder / "features", self.options.feature_cache,
             dtype=self.dtype, draws=self._draws(), monitored=self.monitored.values(),
         )  # fmt: skip
@@ -391,10 +374,10 @@ class Trainer:
 
     def _announce_duration(self, step: float) -> None:
         """Say how long the training takes, and what follows it; write what was measured to run.json."""
-        if self.cached:  # the first steps computed features that later ones read
-            images = torch.from_numpy(self.loader.batch(0)["data"][: self.micro_batch]).to(self.device)
+        if self.recipe.encode:  # the first steps computed features that later ones read
+            images = self._some_images()
             draws = self._draws() or self.budget.seconds / step * self.batch_size
-            step -= self.cached.saved_seconds(images, draws) * self.batch_size
+            step -= self.recipe.encode.saved_seconds(images, draws) * self.batch_size
         begin = time.monotonic()
         if self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
             self._save_latest()
@@ -413,23 +396,9 @@ class Trainer:
         if passes[middle] * window < _LONG_PREDICTION:
             case = list(self.validation.values())[middle]
             predictor = Predictor(
-                [self.model], self.plans, self.configuration, self.network, self.description,
+                [self.recipe.result], self.plans, self.configuration, self.network, self.description,
                 PredictionOptions(device=self.options.device, measure_uncertainty=True),
             )  # fmt: skip
             window = seconds_of_prediction(predictor, case) / passes[middle]
-            self.model.train()
+            self.recipe.result.train()
         return [number * window for number in passes]
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Passes within do not count in the statistics of a batch normalisation that trains."""
-    running = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        yield
-    finally:
-        for name, buffer in model.named_buffers():
-            buffer.copy_(running[name])

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from samunet.encoders import EncoderFacts, Stage
 from samunet.network.attention import in_windows
 from samunet.network.encoders.encoder import HALF, Features, KeptValues, Shapes, pairs
-from samunet.network.frozen_prefix import Part, State, run
 from samunet.network.projection import project_qkv, to_autocast
 from samunet.network.sam_modules import LayerNorm2d
 
@@ -92,21 +91,12 @@ class TinyViT(nn.Module):
 
     def features(self, image: Tensor) -> Features:
         """Encode images, without taps or details; see :meth:`forward`."""
-        return self.collect(run(self.parts(), (image,)))
-
-    def parts(self, *, embedding_only: bool = False) -> list[Part]:
-        """The steps of the forward pass: the two first convolutions, every block and change of grid, the neck."""
-        steps = [step for layer in self.layers for step in (*layer.blocks, layer.downsample) if step is not None]
-        stem = Part.of(self.patch_embed, self._embed)
-        return [stem, *(Part.of(step) for step in steps), Part.of(self.neck)]
-
-    def collect(self, state: State) -> Features:
-        """What all :meth:`parts` left, by name."""
-        return Features(*state)
-
-    def _embed(self, image: Tensor) -> Tensor:
         # Tokens lie in memory as attention wants them, channels last, and convolutions are no slower for it.
-        return self.patch_embed(image.contiguous(memory_format=torch.channels_last))
+        tokens = self.patch_embed(image.contiguous(memory_format=torch.channels_last))
+        for layer in self.layers:
+            for step in (*layer.blocks, layer.downsample):
+                tokens = tokens if step is None else step(tokens)
+        return Features(self.neck(tokens))
 
 
 class ConvNorm(nn.Module):

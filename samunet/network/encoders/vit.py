@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from samunet.encoders import EncoderFacts
 from samunet.network.attention import block_attention
 from samunet.network.encoders.encoder import HALF, SINGLE, Features, KeptValues, Shapes, pairs
-from samunet.network.frozen_prefix import Part, State, run
 from samunet.network.projection import to_autocast
 from samunet.network.sam_modules import Block, ImageEncoderViT
 
@@ -93,33 +92,15 @@ class ImageEncoder(ImageEncoderViT):
 
     def features(self, image: Tensor) -> Features:
         """Encode images, and give what is found on the way; see :meth:`forward`."""
-        return self.collect(run(self.parts(), (image,)))
-
-    def parts(self, *, embedding_only: bool = False) -> list[Part]:
-        """The steps of the forward pass, in which details and taps gather behind the tokens.
-
-        Args:
-            embedding_only: Leave details and taps out.
-        """
-
-        def embed(state: State) -> State:
-            tokens, details = self.patch_embed(*state) if self.gives_details else (self.patch_embed(*state), ())
-            # The projection leaves channels far apart in memory; every norm would copy the tokens.
-            tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
-            return (tokens,) if embedding_only else (tokens, *details)
-
-        blocks = [
-            Part.of(block, self._change(block), keep=index in self.tap_blocks and not embedding_only)
-            for index, block in enumerate(self.blocks)
-        ]
-        stem = Part([self.pos_embed, *self.patch_embed.parameters()], embed)
-        return [stem, *blocks, Part.of(self.neck, lambda tokens: self.neck(tokens.permute(0, 3, 1, 2)))]
-
-    def collect(self, state: State) -> Features:
-        """What all :meth:`parts` left, by name."""
-        embedding, *rest = state
-        details = len(self.patch_embed.layers) - 1 if self.gives_details else 0
-        return Features(embedding, tuple(rest[details:]), tuple(rest[:details]))
+        tokens, details = self.patch_embed(image) if self.gives_details else (self.patch_embed(image), ())
+        # The projection leaves channels far apart in memory; every norm would copy the tokens.
+        tokens = (tokens + _interpolate_positions(self.pos_embed, tokens.shape[1:3])).contiguous()
+        taps = []
+        for index, block in enumerate(self.blocks):
+            tokens = self._change(block)(tokens)
+            if index in self.tap_blocks:
+                taps.append(tokens)
+        return Features(self.neck(tokens.permute(0, 3, 1, 2)), tuple(taps), tuple(details))
 
     def _change(self, block: Block) -> Callable[[Tensor], Tensor]:
         change = partial(_run_block, block)

@@ -1,4 +1,4 @@
-"""The complete check of a dataset: every file of every case is read once, and everything that is wrong is collected."""
+"""Checks of a raw dataset: keys against cases whenever it is loaded, and the complete check, which reads every file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from samunet.dataset.cases import Case, Dataset
-from samunet.dataset.check_report import CheckReport
-from samunet.dataset.description import Description
+from samunet.dataset.description import Description, misspelt_keys
+from samunet.dataset.labels import Labels
 from samunet.dataset.problems import Problem, shortened
 from samunet.dataset.training_files import find_images
 from samunet.errors import SamunetError
-from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.files import write_json, write_text
+from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, difference
 from samunet.workers import map_cases
 
+REPORT = "integrity_report"
 _TEST = "imagesTs: "
 _KINDS = {
     "shape": "different shapes:",
@@ -27,6 +29,116 @@ _KINDS = {
     "origin": "another place:",
     "direction": "another place:",
 }
+
+
+def name_problems(dataset: Dataset) -> list[Problem]:
+    """Keys of dataset.json that contradict the cases: their number, their groups, and keys that nothing reads."""
+    description, number = dataset.description, len(dataset.cases)
+    problems = []
+
+    def found(kind: str, where: str, detail: str, fix: str, warning: bool = False) -> None:
+        problems.append(Problem(kind, where, detail, fix, warning))
+
+    for wrong, right in misspelt_keys(description.raw).items():
+        fix = f'rename it to "{right}" if that is meant'
+        found("dataset.json has a key that nothing reads:", wrong, f'"{wrong}"', fix, True)
+    announced = description.num_training
+    if number and announced not in (None, number):
+        where = "imagesTr has" if description.files is None else "its key dataset lists"
+        detail = f"dataset.json announces {announced} training cases (numTraining), {where} {number}"
+        found("wrong numTraining:", "numTraining", detail, f'if none is missing, write "numTraining": {number}')
+    groups = description.groups
+    if groups:
+        missing = [name for name in dataset.cases if name not in groups]
+        if missing:
+            detail = f"{len(missing)} of {number} cases: {shortened(missing)}"
+            fix = "name a group for every training case, or remove groups"
+            found("groups of dataset.json lack", "groups", detail, fix)
+        unknown = sorted(set(groups) - set(dataset.cases))
+        if unknown and number:
+            detail = f"{len(unknown)} cases that the dataset lacks: {shortened(unknown)}"
+            fix = "correct the names, or remove them from groups"
+            found("groups of dataset.json name", "groups", detail, fix, True)
+    return problems
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a complete check found.
+
+    Attributes:
+        dataset: Its name.
+        cases, test_cases: How many were looked at in training and in imagesTs.
+        problems: Errors first.
+        labels: Of dataset.json.
+        voxels, cases_with: Number of voxels with, and of training cases that have, each label value found.
+    """
+
+    dataset: str
+    cases: int
+    test_cases: int
+    problems: list[Problem]
+    labels: Labels
+    voxels: dict[int, int]
+    cases_with: dict[int, int]
+
+    @property
+    def errors(self) -> int:
+        """Number of findings that must be repaired."""
+        return sum(not problem.warning for problem in self.problems)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        warnings = len(self.problems) - self.errors
+        test = f" and {self.test_cases} of imagesTs" if self.test_cases else ""
+        return (
+            f"{self.dataset}: {self.cases} training cases{test} checked: {_counted(self.errors, 'error')}, "
+            f"{_counted(warnings, 'warning')}"
+        )
+
+    def to_text(self) -> str:
+        """The table: every finding with its fix, then the label values that occur."""
+        rows = [(problem.to_json()["severity"], problem.where, problem) for problem in self.problems]
+        width = max((len(where) for _, where, _ in rows), default=0)
+        lines = [self.summary, ""]
+        for severity, where, problem in rows:
+            lines.append(f"{severity:<7}  {where:<{width}}  {problem.text}")
+            if problem.fix:
+                lines.append(" " * (11 + width) + f"-> {problem.fix}")
+        lines += [""] if rows else []
+        if self.voxels:
+            lines.append(f"{'label value':>11}  {'cases':>6}  {'voxels':>14}  meaning")
+        for value, voxels in self.voxels.items():
+            lines.append(f"{value:>11}  {self.cases_with[value]:>6}  {voxels:>14}  {self._meaning(value)}")
+        return "\n".join(lines) + "\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write ``integrity_report.json`` and ``integrity_report.txt`` atomically to ``folder``; returns the latter."""
+        values = [
+            {"value": value, "cases": self.cases_with[value], "voxels": voxels, "meaning": self._meaning(value)}
+            for value, voxels in self.voxels.items()
+        ]
+        content = {
+            "dataset": self.dataset,
+            "training_cases": self.cases,
+            "test_cases": self.test_cases,
+            "errors": self.errors,
+            "warnings": len(self.problems) - self.errors,
+            "problems": [problem.to_json() for problem in self.problems],
+            "label_values": values,
+        }
+        write_json(folder / f"{REPORT}.json", content)
+        write_text(folder / f"{REPORT}.txt", self.to_text())
+        return folder / f"{REPORT}.txt"
+
+    def _meaning(self, value: int) -> str:
+        if value == 0:
+            return "background"
+        if value == self.labels.ignore:
+            return "ignore"
+        names = [name for name, region in self.labels.foreground if value in region]
+        return " and ".join(names) or "not in dataset.json"
 
 
 @dataclass
@@ -110,7 +222,7 @@ def _inspect_image(
     case: Case, description: Description, tolerate_geometry: bool, found: _Inspection
 ) -> Grid | None:  # fmt: skip
     """Look at the channels one after the other; returns the first readable file's grid."""
-    preferred = reader_for(description.file_ending, description.reader_override)
+    preferred = description.reader
     expected = len(description.channel_names)
     # One file per channel, or one that holds all of them; of other numbers the quick check has told.
     per_file = {1: expected, expected: 1}.get(len(case.images))
@@ -155,7 +267,7 @@ def _inspect_image(
 def _inspect_label(
     file: Path, first: Grid | None, description: Description, tolerate_geometry: bool, found: _Inspection
 ) -> None:
-    reader, name = reader_for(description.file_ending, description.reader_override), file.name
+    reader, name = description.reader, file.name
     try:
         label, geometry = reader.read_label(file)
     except MemoryError:
@@ -245,5 +357,5 @@ def _listed(values: Iterable[int]) -> str:
     return shortened([str(value) for value in values])
 
 
-def _numbers(values: Iterable[float]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -1,4 +1,4 @@
-"""SAMed's loss (Zhang & Liu 2023), as its published code has it; part of ``-recipe samed``."""
+"""SAMed's recipe (Zhang & Liu 2023), as its published code has it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samunet.training.loss import SMOOTH, UpdateLoss
+from samunet.training.recipes.recipe import Recipe
+from samunet.training.schedule import POWER, WARM_UP_ITERATIONS, WARM_UP_SHARE, Budget
 
 _DICE_WEIGHT = 0.8
+_END = 1.25  # SAMed plans 200 epochs and stops after 160
+
+
+class Samed(Recipe):
+    """SAMed's loss, schedule and decay; no clipping."""
+
+    clip_norm = None
+    everything_decays = True
+
+    def build_loss(self) -> UpdateLoss:
+        """See :class:`SamedLoss`."""
+        return SamedLoss()
+
+    def rate(self, budget: Budget, iteration: int, elapsed: float) -> float:
+        """See :func:`samed_rate`."""
+        return samed_rate(budget, iteration, elapsed)
+
+
+def samed_rate(budget: Budget, iteration: int, elapsed: float) -> float:
+    """SAMed's multiplier: warm-up over 250 iterations, power-0.9 decay to a zero that lies a quarter past the end.
+
+    A training of fewer iterations ends within the warm-up. Under a budget of time the warm-up takes 5 % of it.
+    """
+    if not budget.iterations:
+        progress = budget.progress(iteration, elapsed)
+        if progress < WARM_UP_SHARE:
+            return max(progress / WARM_UP_SHARE, 0.01)
+        return (1 - (progress - WARM_UP_SHARE) / _END) ** POWER
+    # There the rate is set after an update, for the next one; so the first two updates share theirs.
+    before = max(iteration - 1, 0)
+    if before < WARM_UP_ITERATIONS:
+        return (before + 1) / WARM_UP_ITERATIONS
+    return (1 - (before - WARM_UP_ITERATIONS) / (_END * budget.iterations)) ** POWER
 
 
 class SamedLoss(UpdateLoss):

@@ -1,0 +1,182 @@
+"""The plain recipe, from which others are derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from samunet.dataset.labels import Labels
+from samunet.network.encoders import Features
+from samunet.network.model import SamunetModel
+from samunet.network.optimizer import build_optimizer
+from samunet.plans import NetworkPlan
+from samunet.recipes import recipe_facts
+from samunet.training.loss import SegmentationLoss, UpdateLoss
+from samunet.training.schedule import Budget
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items of an update, or of a part of it.
+
+    Attributes:
+        images: ``(n, channels, height, width)`` float32; of a recipe with slabs ``(n, slices, channels, height,
+            width)``.
+        target: ``(n, height, width)`` int64 label values; with slabs ``(n, slices, height, width)``.
+        unlabelled: Images without labels, shaped as ``images``; None unless the recipe wants some.
+    """
+
+    images: Tensor
+    target: Tensor
+    unlabelled: Tensor | None = None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> Batch:
+        """A loader's batch on a device."""
+        names = {"images": "data", "target": "seg", "unlabelled": "unlabelled"}
+        return cls(**{n: torch.from_numpy(arrays[k]).to(device) for n, k in names.items() if k in arrays})
+
+    def parts(self, size: int) -> list[Batch]:
+        """The batch cut into parts of at most ``size`` items, and as many without labels."""
+        return [self._rows(slice(start, start + size)) for start in range(0, len(self.images), size)]
+
+    def _rows(self, rows: slice) -> Batch:
+        unlabelled = None if self.unlabelled is None else self.unlabelled[rows]
+        return Batch(self.images[rows], self.target[rows], unlabelled)
+
+
+class Recipe:
+    """How a network learns; as it stands, by cross-entropy and Dice on labelled slices.
+
+    The trainer knows nothing else of a method: it makes batches, asks for their gradients, takes the optimizer's step,
+    and looks after budget, checks, checkpoints and logs. A recipe of one's own overrides what differs
+    (documentation/write_a_recipe.md).
+
+    Args:
+        model: The network as planned; on its device.
+        network: Its plan.
+        labels: The dataset's.
+        dtype: What autocast computes in; None for float32.
+
+    Attributes:
+        unlabelled: Whether a batch holds as many items without labels as with; class attribute.
+        slices: Neighbouring slices that an item holds, an odd number; class attribute.
+        clip_norm: Largest norm of an update's gradients; None for any; class attribute.
+        everything_decays: Whether weight decay shrinks biases, norms and positions as well; class attribute.
+        encode: Another way to the encoder's output (the feature cache), or None.
+        progress: Share of the training that is done, 0 to 1; the trainer sets it before every update.
+    """
+
+    unlabelled = False
+    slices = 1
+    clip_norm: float | None = 1.0
+    everything_decays = False
+
+    def __init__(
+        self, model: SamunetModel, network: NetworkPlan, labels: Labels, dtype: torch.dtype | None = None
+    ) -> None:
+        self.model, self.network, self.labels, self.dtype = model, network, labels, dtype
+        self.device = next(model.parameters()).device
+        self.upsampled = recipe_facts(network.recipe).upsampled
+        self.loss = self.build_loss().to(self.device)
+        self.encode: Callable[[Tensor], Features] | None = None
+        self.progress = 0.0
+
+    def build_loss(self) -> UpdateLoss:
+        """The loss of labelled items."""
+        return SegmentationLoss(self.labels)
+
+    @property
+    def learner(self) -> nn.Module:
+        """Everything that the optimizer trains; of several networks an ``nn.ModuleList``."""
+        return self.model
+
+    @property
+    def result(self) -> SamunetModel:
+        """The network that is checked while training, and written at the end."""
+        return self.model
+
+    def optimizer(self) -> Optimizer:
+        """As planned."""
+        plan = self.network
+        return build_optimizer(
+            plan.optimizer, self.learner, plan.learning_rate, plan.weight_decay,
+            everything_decays=self.everything_decays,
+        )  # fmt: skip
+
+    def rate(self, budget: Budget, iteration: int, elapsed: float) -> float:
+        """Multiplier of the peak learning rate for the next update."""
+        return budget.learning_rate_factor(iteration, elapsed)
+
+    def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Class logits, float32, of the network or of another one (a teacher).
+
+        Args:
+            images: ``(n, channels, height, width)``.
+            model: Instead of :attr:`model`.
+        """
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return (model or self.model)(images, upsample=self.upsampled, encode=self.encode).float()
+
+    def sums(self, batch: Batch) -> Tensor:
+        """All that :meth:`value` needs to know of a part of an update, ``(m,)``: sums over its items, with gradients.
+
+        May draw random numbers from torch: they are the same whenever a part is computed again.
+        """
+        return self.loss.sums(self.logits(batch.images.flatten(0, -4)), batch.target.flatten(0, -3))
+
+    def value(self, sums: Tensor) -> Tensor:
+        """The loss, a scalar, from the sums of the whole update."""
+        return self.loss.value(sums)
+
+    def gradients(self, batch: Batch, size: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> float:
+        """Add the gradients of an update's loss, whatever parts it is computed in.
+
+        Args:
+            batch: The whole update.
+            size: Items that memory allows at a time.
+            scale: Of a gradient scaler.
+
+        Returns:
+            The loss.
+        """
+        parts = batch.parts(size)
+        if len(parts) == 1:
+            loss = self.value(self.sums(batch))
+            scale(loss).backward()
+            return float(loss.detach())
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), buffers_kept(self.learner), torch.random.fork_rng(devices):
+            sums = sum(self.sums(part) for part in parts)
+        loss = self.value(sums.requires_grad_())
+        (slope,) = torch.autograd.grad(loss, sums)
+        for part in parts:
+            scale(slope @ self.sums(part)).backward()
+        return float(loss.detach())
+
+    def after_update(self) -> None:
+        """Move what follows the network, for example a teacher."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides the trained tensors of :attr:`model` and the optimizer's state."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Passes within do not count in the statistics of a batch normalisation that trains."""
+    running = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(running[name])
