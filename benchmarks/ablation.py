@@ -61,8 +61,8 @@ def main() -> None:
     configuration = plans.configuration("2d")
     changes = {key: _value(text) for key, text in (item.split("=", 1) for item in arguments.set)}
     own = {key: changes.pop(key) for key in _CONFIGURATION & changes.keys()}
-    configuration = replace(configuration, **own)
-    network = replace(configuration.networks["small"], **changes)
+    configuration = configuration.changed(**own)
+    network = configuration.networks["small"].changed(**changes)
     split = read_json(folder / "splits_final.json")[0]
     names = sorted(split["train"])
     if arguments.num_cases:

@@ -33,7 +33,7 @@ FLOORS = [
         "files",
         "tensors",
         "locks",
-        "interruption",
+        "signals",
         "workers",
         "devices",
         "cores",

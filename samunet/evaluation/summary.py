@@ -19,11 +19,13 @@ from typing import (
 import numpy as np
 from typing_extensions import TypedDict
 
-from samunet.dataset.cases import mask_files
+from samunet.dataset.cases import MASK_ENDINGS, mask_files, visible
+from samunet.dataset.description import description_from_json
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import ending_in
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
-from samunet.files import read_as
+from samunet.files import read_as, read_json
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
@@ -212,6 +214,38 @@ def find_dataset_json(predictions: Path, references: Path) -> Path:
         f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
         "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
     )
+
+
+def labels_to_score(
+    predictions: Path, references: Path, dataset_json: str | Path | None = None, labels: Sequence[int] | None = None
+) -> tuple[Labels | list[int], str, str | None]:
+    """What masks are scored with: labels, file ending, and name of the reader if it is not the ending's.
+
+    Args:
+        predictions, references: Folders of masks.
+        dataset_json: None to look for it, see :func:`find_dataset_json`.
+        labels: Values in place of it; the ending is then the references'.
+
+    Raises:
+        UsageError: If either is no folder.
+        SamunetError: If there is no ``dataset.json``, or the references have several endings.
+    """
+    if labels is not None:
+        return list(dict.fromkeys(labels)), _ending_of_all(references), None
+    file = find_dataset_json(predictions, references) if dataset_json is None else Path(dataset_json)
+    description = description_from_json(read_json(file), str(file))
+    return description.labels, description.file_ending, description.reader_override
+
+
+def _ending_of_all(folder: Path) -> str:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    present = {ending_in(file.name, MASK_ENDINGS) for file in visible(folder)} - {None}
+    found = sorted({ending.lower() for ending in present}, key=lambda ending: (-len(ending), ending))
+    if len(found) == 1:
+        return found[0]
+    got = "files ending in " + " and in ".join(found) if found else "no file with a known ending"
+    raise SamunetError(f"{folder} contains {got}; it must hold references of one kind ({', '.join(MASK_ENDINGS)})")
 
 
 def evaluate_files(

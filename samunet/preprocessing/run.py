@@ -225,6 +225,6 @@ def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Desc
         configuration.spacing,
         configuration.normalization,
         configuration.use_mask_for_norm,
-        {channel: vars(values) for channel, values in statistics_used(plans, configuration).items()},
+        {channel: values.model_dump() for channel, values in statistics_used(plans, configuration).items()},
         description.labels.ignore,
     )

@@ -180,7 +180,7 @@ class ReconstructionModel(nn.Module):
     ) -> None:
         super().__init__()
         facts = encoder_facts(network.encoder)
-        everything = replace(network, adaptation="full", components="encoder_decoder", lora=None, adapter=None)
+        everything = network.changed(adaptation="full", components="encoder_decoder", lora=None, adapter=None)
         statistics = {"pixel_mean": list(facts.pixel_mean), "pixel_std": list(facts.pixel_std)}
         base = replace(base, record=base.record | statistics)
         whole = build_network(configuration, everything, description, base)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import (
     Any,
     NotRequired,  # pydantic needs these before Python 3.12
@@ -101,7 +100,7 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
     rows = [[name, value, ""] for name, value in general.items()]
     for row, key in enumerate(("transpose_forward", "orientation")):
         rows[row][2] = plans.why.get(key, "")
-    decided = {key: value for key, value in asdict(plan).items() if key not in ("networks", "why")}
+    decided = {key: value for key, value in plan.model_dump().items() if key not in ("networks", "why")}
     rows += [[_words(key), _shown(value), plan.why.get(key, "")] for key, value in decided.items()]
     content: list[object] = [heading("Data and preprocessing"), table(_COLUMNS, rows, "ccl", stacked=True)]
     networks = [network for network in plan.networks.values() if encoder in (None, network.encoder)]
@@ -111,7 +110,7 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
 
 
 def _network_table(network: NetworkPlan) -> Html:
-    decided = {key: value for key, value in asdict(network).items() if key not in _LEFT_OUT and value is not None}
+    decided = {key: value for key, value in network.model_dump().items() if key not in _LEFT_OUT and value is not None}
     rows = [[_words(key), _shown(value), network.why.get(key, "")] for key, value in decided.items()]
     if reason := network.why.get("training_images"):
         rows.append(["training images", _shown(network.training_images), reason])

@@ -199,7 +199,7 @@ def _entry(selection: Selection) -> ModelEntry:
         folds=selection.folds,
         checkpoints=selection.checkpoints,
         base=base,
-        trained_with={key: str(value) for key, value in runs[0].get("versions", {}).items()},
+        trained_with={key: str(value) for key, value in (runs[0].get("versions") or {}).items()},
     )
 
 

@@ -19,9 +19,9 @@ from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.summary import class_key, read_summary
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import format_duration
-from samunet.workers import interrupts_held, prepare_worker
 
 log = logging.getLogger(__name__)
 

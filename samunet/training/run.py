@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from samunet import __version__, paths
@@ -241,9 +241,9 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     elif not encoder_facts(wanted).is_sam and not (run or options.checkpoint):
         why += ". It starts from the weights in the package"
     if options.batch_size:
-        network = replace(network, batch_size=options.batch_size, accumulation=1)
+        network = network.changed(batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
-        network = replace(network, learning_rate=options.learning_rate)
+        network = network.changed(learning_rate=options.learning_rate)
     return _Choice(network, f"{wanted} ({why})")
 
 
@@ -333,7 +333,7 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
 def _decisions(plans: Plans, configuration_name: str, encoder: str) -> dict:
     """All that a model depends on: not other configurations or networks, reasons, versions or memory."""
     configuration = plans.configuration(configuration_name)
-    decisions = asdict(plans) | asdict(configuration)
+    decisions = plans.model_dump() | configuration.model_dump()
     decisions["foreground_intensity_properties_per_channel"] = statistics_used(plans, configuration)
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
