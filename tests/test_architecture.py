@@ -31,6 +31,7 @@ FLOORS = [
         "paths",
         "errors",
         "files",
+        "tables",
         "tensors",
         "locks",
         "signals",
