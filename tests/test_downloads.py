@@ -362,6 +362,7 @@ def test_two_processes_do_not_damage_each_other(facts, server, tmp_path):
 SCRIPT = """
 import sys
 from dataclasses import replace
+from samunet.commands import run_command
 from samunet.encoders import CHECKPOINTS
 CHECKPOINTS["vit_b"] = replace(
     CHECKPOINTS["vit_b"], checkpoint_file="weights.pth", checkpoint_url=sys.argv[1],
