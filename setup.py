@@ -32,7 +32,7 @@ setup(
     # Named, so that an editable install is a folder on Python's path: then the package is found before a folder of its
     # name, such as a clone, in the folder that Python is started in.
     package_dir={"": "."},
-    package_data={"samunet": ["weights/*"]},
+    package_data={"samunet": ["weights/*", "report/templates/*"]},
     install_requires=[
         "torch>=2.6,<2.14",  # tested up to 2.13
         "segment-anything>=1.0",  # SAM's modules; torchvision is not needed
@@ -51,6 +51,7 @@ setup(
         "pydicom>=3.0",  # headers of DICOM files; SimpleITK decodes their pixels
         "tifffile>=2023.7",
         "matplotlib>=3.8",
+        "jinja2>=3.1",  # pages of reports
         "pydantic>=2.6",
         "typing-extensions>=4.8",
         "tqdm>=4.65",

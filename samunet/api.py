@@ -301,7 +301,7 @@ def predict(
             :class:`samunet.errors.CasesFailed`, whose ``failures`` has the error of each.
     """
     from samunet.inference.options import PredictionOptions
-    from samunet.inference.run import Chosen, check_request, predict_found
+    from samunet.inference.run import ModelSelection, check_request, predict_found
     from samunet.models.choose import choose_model, parse_folds
     from samunet.models.folder import open_model_folder
 
@@ -311,7 +311,7 @@ def predict(
         model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
     else:
         model, why = open_model_folder(model_folder), "as asked"
-    chosen = Chosen(model, parse_folds(model, folds, checkpoint), checkpoint)
+    chosen = ModelSelection(model, parse_folds(model, folds, checkpoint), checkpoint)
     log.info("model: %s (%s)", model.path, why)
     log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen.folds)), checkpoint)
     failures: dict[str, SamunetError] = {}

@@ -30,6 +30,7 @@ FLOORS = [
         "paths",
         "errors",
         "files",
+        "tables",
         "tensors",
         "locks",
         "signals",

@@ -124,7 +124,7 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     from samunet import paths
     from samunet.dataset.splits import FILE_NAME, read_splits
     from samunet.models.folder import ModelFolder
-    from samunet.selection.crossval import training_command, unfinished
+    from samunet.selection.crossval import unfinished
 
     model = ModelFolder(folders[0].parent)
     name = model.path.parent.name
@@ -141,4 +141,4 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     if not missing:
         return [f"next: {compare}"]
     told = "(with the flags of this training), and when all folds are trained:"
-    return [f"next: {training_command(model, missing)}", told, f"next: {compare}"]
+    return [f"next: {model.training_command(missing)}", told, f"next: {compare}"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from samunet import paths
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import UsageError
 from samunet.files import write_text
-from samunet.models.folder import ModelFolder, model_folder_name
+from samunet.models.choose import trained_model
+from samunet.models.folder import ModelFolder
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.report.crossval import crossval_report
+from samunet.report.page import MADE_BY
 from samunet.report.prediction import prediction_report
 
 
@@ -40,13 +41,13 @@ def report(
         The file.
 
     Raises:
-        UsageError: If ``source`` is none of the three, or ``output`` is no place for a report.
-        SamunetError: If the model is not trained, or a file is missing or damaged.
+        UsageError: If ``source`` is none of the three or not trained, or ``output`` is no place for a report.
+        SamunetError: If a file is missing or damaged.
     """
     folder = Path(str(source))
     model = None if (folder / ARGUMENTS).is_file() else _model(folder, configuration, plans_name, images is not None)
     target = check_place(Path(output)) if output else (model.path if model else folder) / "report.html"
-    check_replaced(target, "Made by samunet")
+    check_replaced(target, MADE_BY)
     if model is None:
         content = prediction_report(folder, None if images is None else Path(images), pictures, window)
     else:
@@ -65,12 +66,4 @@ def _model(folder: Path, configuration: str, plans_name: str, with_images: bool)
                 "give a dataset (samunet_report 027), a model's folder, or a folder of masks (samunet_report preds)",
             )
         return ModelFolder(Path(os.path.abspath(folder)))  # "." has no name
-    dataset = find_dataset(str(folder))
-    model = ModelFolder(paths.results_folder() / dataset / model_folder_name(plans_name, configuration))
-    if not (model.path / "plans.json").is_file():
-        there = sorted(path.parent.name for path in model.path.parent.glob("samunetTrainer__*/plans.json"))
-        raise SamunetError(
-            f"there is no model {model.path.name} of {dataset} (trained: {', '.join(there) or 'none'})",
-            f"train it: samunet_train {quoted(dataset)} {quoted(configuration)} 0",
-        )
-    return model
+    return trained_model(find_dataset(str(folder)), configuration, plans_name)

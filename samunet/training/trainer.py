@@ -22,7 +22,7 @@ from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network
-from samunet.models.pretrained import BaseWeights
+from samunet.models.pretrained import PretrainedWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
@@ -83,7 +83,7 @@ class Trainer:
         identity: str,
         run: dict,
         unlabelled: dict[str, StoredCase] | None = None,
-        base: BaseWeights | None = None,
+        base: PretrainedWeights | None = None,
         progress: bool = True,
     ) -> None:
         self.folder = folder
