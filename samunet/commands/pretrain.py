@@ -1,4 +1,4 @@
-"""``samunet_pretrain``: the small encoder on synthetic images, or any encoder on the images of a dataset; in pieces."""
+"""``samunet_pretrain``: further training of an encoder on the images of a dataset, in pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
 from samunet.plans import DEFAULT_PLANS_NAME
-from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
+from samunet.training.pretraining.options import PretrainingOptions
 
 log = logging.getLogger(__name__)
 
@@ -19,38 +19,34 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = CommandParser(
         "samunet_pretrain",
-        description="Pretrain the small encoder on randomised synthetic images, or with -d further train any encoder "
-        "on a dataset's own images, without labels; goes on from what the folder holds.",
+        description="Further train an encoder on a dataset's own images, without labels; goes on from what the folder "
+        "holds.",
     )
-    own = parser.add_argument_group("on images of your own")
-    own.add_argument("-d", metavar="ID", help="a preprocessed dataset, whose images in imagesTr and imagesTs are seen")
-    own.add_argument("-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: as samunet_train)")
-    own.add_argument("-c", metavar="CONFIGURATION", help="whose slices and input are used (default: 2d)")
-    own.add_argument("-p", metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})")
-    own.add_argument("--no_test_images", action="store_true", help="leave out imagesTs")
+    parser.add_argument(
+        "-d", metavar="ID", help="a preprocessed dataset, whose images in imagesTr and imagesTs are seen"
+    )
+    parser.add_argument("-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: as samunet_train)")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="whose slices and input are used (default: 2d)")
+    parser.add_argument("-p", metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})")
+    parser.add_argument("--no_test_images", action="store_true", help="leave out imagesTs")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE",
-        help="weights to start from: what samunet_pretrain wrote, or with -d any file in SAM's layout "
-        "(default: random; with -d the encoder's own)",
+        help="weights in SAM's layout to start from (default: the encoder's own)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for checkpoints, log and weights (with -d: among the results)"
+        "--out", type=Path, metavar="FOLDER", help="for checkpoints, log and weights (default: among the results)"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--time_budget", metavar="T", help="length of this piece: 90s, 20m, 1.5h")
     length.add_argument("--iterations", type=int, metavar="N", help="updates over all pieces, or of the final decay")
     parser.add_argument(
-        "--objective", choices=OBJECTIVES, help="what the encoder is asked (default: mix; with -d: mae)"
+        "--objective", choices=["mae"], help="what the encoder is asked: mae, to reconstruct what is hidden"
     )
     parser.add_argument("--final_decay", action="store_true", help="bring the rate to zero over this piece")
     parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="images of the largest size per update (default: 12)"
+        "--batch_size", type=int, metavar="N", help="images per update (default: as memory allows, at most 12)"
     )
-    parser.add_argument(
-        "--image_size", type=int, nargs="+", metavar="PX",
-        help="sides of the images, in turn; of smaller images a batch has as many more (default: 112 224)",
-    )  # fmt: skip
-    parser.add_argument("--lr", type=finite, help="learning rate (default: 5e-4; with -d and weights: 1e-4)")
+    parser.add_argument("--lr", type=finite, help="learning rate (default: 1e-4)")
     parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
     parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     add_common_flags(parser)
@@ -63,29 +59,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    _check(arguments)
-    if arguments.d:
-        _run_on_own_images(arguments)
-        return
-    from samunet.pretraining.run import pretrain
-    from samunet.pretraining.work import SyntheticImages
-
-    options = _options(arguments, {"image_sizes": arguments.image_size and tuple(arguments.image_size)})
-    weights = pretrain(arguments.out, options, SyntheticImages(arguments.checkpoint))
-    print(f"weights: {weights}")
-    if not arguments.final_decay:
-        start = ["--checkpoint", str(arguments.checkpoint)] if arguments.checkpoint else []
-        decay = ["samunet_pretrain", "--out", str(arguments.out), *start, "--final_decay", "--time_budget", "30m"]
-        print(f"next: {shlex.join(decay)}\n(or the same command again, to go on at a constant rate)")
-
-
-def _run_on_own_images(arguments: argparse.Namespace) -> None:
     from samunet import paths
     from samunet.dataset.layout import find_dataset
-    from samunet.pretraining.own_images import OBJECTIVE, OwnImages, pretrain_without_end_given
-    from samunet.pretraining.run import WEIGHTS_SO_FAR, pretrain
+    from samunet.training.pretraining.own_images import OBJECTIVE, OwnImages, pretrain_without_end_given
+    from samunet.training.pretraining.run import WEIGHTS_SO_FAR, pretrain
     from samunet.workers import default_workers
 
+    _check(arguments)
     dataset = find_dataset(arguments.d)
     work = OwnImages(
         dataset, arguments.encoder, arguments.checkpoint, arguments.c or "2d", arguments.p or DEFAULT_PLANS_NAME,
@@ -114,31 +94,15 @@ def _run_on_own_images(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse flags that do not go together."""
     from samunet.errors import UsageError
 
-    length = arguments.time_budget or arguments.iterations is not None
-    if arguments.d:
-        if arguments.objective not in (None, "mae"):
-            others = ", ".join(name for name in OBJECTIVES if name != "mae")
-            raise UsageError(
-                f"--objective {arguments.objective} needs synthetic images, whose regions are known ({others})",
-                "use --objective mae with -d, or leave out -d",
-            )
-        if arguments.image_size is not None:
-            raise UsageError(
-                "with -d, the plans tell the size of the images", "choose a configuration, such as -c 2d_448"
-            )
-        if arguments.final_decay and not length:
-            raise UsageError("the length of the decay is not clear", "give either --time_budget or --iterations")
-        return
-    alone = [f"-{flag}" for flag in ("encoder", "c", "p") if getattr(arguments, flag) is not None]
-    if alone or arguments.no_test_images:
-        flag = alone[0] if alone else "--no_test_images"
-        raise UsageError(f"{flag} belongs to a dataset's own images", "name the dataset: -d ID, or leave out the flag")
-    if arguments.out is None or not length:
-        lacking = "--out FOLDER" if arguments.out is None else "--time_budget T"
-        raise UsageError("synthetic images need a folder and a length", f"give {lacking}, or a dataset: -d ID")
+    if not arguments.d:
+        raise UsageError(
+            "samunet_pretrain needs a dataset, on whose images an encoder is further trained",
+            "name it: -d ID. What made the weights in the package is tools/bundled_weights in samunet's source",
+        )
+    if arguments.final_decay and not (arguments.time_budget or arguments.iterations is not None):
+        raise UsageError("the length of the decay is not clear", "give either --time_budget or --iterations")
 
 
 def _options(arguments: argparse.Namespace, given: dict) -> PretrainingOptions:
