@@ -8,7 +8,7 @@ import torch
 from bundled_weights.network import PretrainingModel
 
 from samunet.encoders import ENCODERS
-from samunet.models import pretrained as base_weights
+from samunet.models import pretrained
 from samunet.network import checkpoints
 from samunet.tensors import write_tensors
 
@@ -25,5 +25,5 @@ def reduce_bundled_encoder(patch, **changes):
             torch.manual_seed(0)
             write_tensors(file, PretrainingModel(facts).sam_state(), {})
     patch.setitem(ENCODERS, "small", facts)
-    for module in (base_weights, checkpoints):
+    for module in (pretrained, checkpoints):
         patch.setattr(module, "BUNDLED_WEIGHTS", file.parent)

@@ -49,7 +49,7 @@ def make_loader(
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
-        training_images={}, memory_bytes=0, training_gflops=0.0,
+        training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
     )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],

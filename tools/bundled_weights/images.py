@@ -13,7 +13,7 @@ from bundled_weights.synthesis import SyntheticBatch, synthetic_batch
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.training.pretraining.options import PretrainingOptions
 
 Objective = Literal["dense", "prompt", "mae", "mix"]
@@ -53,7 +53,7 @@ class SyntheticImages:
     optimizer = "muon"
 
     def __init__(self, checkpoint: Path | None = None) -> None:
-        self.base = base_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
+        self.base = pretrained_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
         self.setup: dict[str, Any] = {"encoder": self.encoder, "optimizer": self.optimizer}
         self.facts: dict[str, Any] = {"data": "randomised synthetic images alone; no image of a person or a thing"}
         if self.base:

@@ -23,9 +23,9 @@ from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
-from samunet.interruption import StopRequest
 from samunet.locks import LockHeld, exclusive
 from samunet.network.optimizer import build_optimizer
+from samunet.signals import StopRequest
 from samunet.tensors import write_tensors
 from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PretrainingOptions
