@@ -105,11 +105,18 @@ def make_model(
     description = description_from_json(raw, "dataset.json")
     spacing, shape = [3.0, 1.0, 1.0], [20, plane, plane]
     nowhere = {str(value): [] for value in range(1, num_classes)}
-    case = CaseFingerprint(spacing, shape, shape, {}, {}, {}, nowhere, nowhere, {}, True, [0.0], [1000.0])
-    statistics = IntensityStatistics(500.0, 500.0, 100.0, 0.0, 1000.0, 250.0, 750.0)
-    fingerprint = Fingerprint(
-        [spacing], [shape], {"0": statistics}, 1.0, {"a": case}, [0.0, 0.0, 0.0], [], True, "benchmark"
+    case = CaseFingerprint(
+        spacing=spacing, shape=shape, shape_after_crop=shape, class_voxels={}, class_faces={},
+        class_centres=nowhere, class_spreads=nowhere, integer=True, minimum=[0.0], maximum=[1000.0],
+    )  # fmt: skip
+    statistics = IntensityStatistics(
+        mean=500.0, median=500.0, std=100.0, min=0.0, max=1000.0, percentile_00_5=250.0, percentile_99_5=750.0
     )
+    fingerprint = Fingerprint(
+        spacings=[spacing], shapes_after_crop=[shape], foreground_intensity_properties_per_channel={"0": statistics},
+        median_relative_size_after_cropping=1.0, cases={"a": case}, asymmetry=[0.0, 0.0, 0.0], empty_cases=[],
+        physical_spacing=True, source="benchmark",
+    )  # fmt: skip
     plans = plan(
         "Dataset999_Benchmark", description, fingerprint, PlannerOptions(encoder=encoder, image_size=image_size)
     )
@@ -134,20 +141,18 @@ def make_model(
 
 def random_base(folder: Path, network, configuration, description):
     """Base weights of a SAM encoder that was never trained, in a file as a checkpoint would be."""
-    from dataclasses import replace
-
     import torch
     from safetensors.torch import save_file
 
     from samunet.models.folder import build_network
-    from samunet.models.pretrained import base_weights
+    from samunet.models.pretrained import pretrained_weights
 
     torch.manual_seed(0)
-    whole = build_network(configuration, replace(network, adaptation="full", lora=None), description, None)
+    whole = build_network(configuration, network.changed(adaptation="full", lora=None), description, None)
     state = {name.removeprefix("head."): value.contiguous() for name, value in whole.state_dict().items()}
     wanted = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     save_file({name: value for name, value in state.items() if name.startswith(wanted)}, folder / "base.safetensors")
-    return base_weights(network.encoder, None, folder / "base.safetensors")
+    return pretrained_weights(network.encoder, None, folder / "base.safetensors")
 
 
 def make_volume(folder: Path, depth: int, plane: int) -> Path:

@@ -29,14 +29,13 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from synapse_data import DATASET, ORDERS, ORGANS, prepare
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.table import VERBOSE, run
 from samunet.errors import UsageError
 from samunet.files import read_json, write_json
 
@@ -70,13 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_workers", type=int, metavar="N", help="processes that prepare data")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument("--prepare_only", action="store_true", help="stop when the dataset is made")
-    add_common_flags(parser)
+    VERBOSE.add_to(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
+    return run(build_parser(), _run, argv)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -129,7 +128,7 @@ def _values_as_they_are(plans: Plans) -> Plans:
     configurations = {name: dict(configuration) for name, configuration in plans.configurations.items()}
     why = configurations["2d"]["why"] | {"normalization": "HU from -125 to 275 are on 0-1 already, as in SAMed"}
     configurations["2d"] |= {"normalization": ["nonorm"], "why": why}
-    return replace(plans, configurations=configurations)
+    return plans.changed(configurations=configurations)
 
 
 def _train(arguments: argparse.Namespace) -> Path:

@@ -291,6 +291,8 @@ def as_kind(kind: Any, data: Any, where: str, hint: str | dict[str, str] = _REST
         if isinstance(hint, dict):
             hint = hint.get(str(next(iter(first["loc"]), "")), _RESTORE)
         text = first["msg"].removeprefix("Value error, ")
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            text, got = "there is no such key", ""
         raise SamunetError(f"{where}: {key}: {text}{got}", hint) from None
 
 

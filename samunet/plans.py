@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from itertools import permutations, product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge, Gt, Interval, Le, Len
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError, quoted
@@ -23,7 +24,6 @@ from samunet.recipes import RECIPES, is_recipe_name, recipe_facts
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
-_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _HINT = "undo the edit, or plan again with samunet_plan_experiment"
 
 # Plans may come from a stranger: beyond these lies nothing that anybody trains or predicts with.
@@ -39,19 +39,31 @@ Pixels = Annotated[int, Interval(ge=1, le=MOST_SIDE)]
 Axis = Annotated[int, Interval(ge=0, le=2)]
 InPlaneAxis = Annotated[int, Interval(ge=0, le=1)]
 LoraTarget = Literal["q", "k", "v", "proj", "mlp"]
-LORA_TARGETS: tuple[str, ...] = get_args(LoraTarget)
 # Where a file's axes x, y, z lead: left or right, backwards or forwards, up or down, in any order.
 Orientation = Literal[
     ("", *sorted("".join(axes) for three in product("LR", "PA", "SI") for axes in permutations(three)))
 ]
 Blocks = Literal["all", "last_half"] | list[int]
+Settings = TypeVar("Settings", bound="PlainModel")
 
 
-@dataclass(frozen=True)
-class IntensityStatistics:
+class PlainModel(BaseModel):
+    """Frozen data with the form of a JSON file, whose every key is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, which are not checked."""
+        return self.model_copy(update=changes)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.model_dump())
+
+
+class IntensityStatistics(PlainModel):
     """Of one channel's foreground voxels over all training cases."""
 
-    __pydantic_config__: ClassVar[dict] = _STRICT
     mean: float
     median: float
     std: Annotated[float, Ge(0)]
@@ -61,8 +73,7 @@ class IntensityStatistics:
     percentile_99_5: float
 
 
-@dataclass(frozen=True)
-class LoraPlan:
+class LoraPlan(PlainModel):
     """Low-rank adaptation (Hu et al. 2021); the defaults are SAMed's.
 
     Attributes:
@@ -74,18 +85,16 @@ class LoraPlan:
         rslora: Scale with the root of the rank (Kalajdzievski 2023).
     """
 
-    __pydantic_config__: ClassVar[dict] = _STRICT
     rank: Annotated[int, Interval(ge=1, le=1024)] = 4
     alpha: Count = 4
-    targets: Annotated[list[LoraTarget], Len(1)] = field(default_factory=lambda: ["q", "v"])
+    targets: Annotated[list[LoraTarget], Len(1)] = ["q", "v"]
     blocks: Blocks = "all"
     decoder: bool = False
     dora: bool = False
     rslora: bool = False
 
 
-@dataclass(frozen=True)
-class AdapterPlan:
+class AdapterPlan(PlainModel):
     """Bottleneck adapters (Houlsby et al. 2019), placed as Gu et al. (2024) place them, in encoder and decoder.
 
     Attributes:
@@ -93,13 +102,11 @@ class AdapterPlan:
         blocks: Which of the encoder's attention blocks: ``all``, ``last_half``, or indices.
     """
 
-    __pydantic_config__: ClassVar[dict] = _STRICT
     reduction: Annotated[int, Interval(ge=1, le=1024)] = 4
     blocks: Blocks = "all"
 
 
-@dataclass(frozen=True)
-class NetworkPlan:
+class NetworkPlan(PlainModel):
     """One network for one configuration.
 
     Attributes:
@@ -128,7 +135,6 @@ class NetworkPlan:
         why: Reasons.
     """
 
-    __pydantic_config__: ClassVar[dict] = _STRICT
     encoder: str
     input_shape: Annotated[list[Pixels], Len(2, 2)]
     spacing: Positive | None
@@ -148,11 +154,10 @@ class NetworkPlan:
     recipe: str = "samunet"
     checkpoint_blocks: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
-    why: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
-class ConfigurationPlan:
+class ConfigurationPlan(PlainModel):
     """Preprocessing and training of one configuration.
 
     Attributes:
@@ -170,7 +175,6 @@ class ConfigurationPlan:
         why: Reasons.
     """
 
-    __pydantic_config__: ClassVar[dict] = _STRICT
     data_identifier: str
     spacing: Annotated[list[Positive], Len(2, 2)] | None
     median_shape: Annotated[list[AtLeastOne], Len(3, 3)]
@@ -182,8 +186,8 @@ class ConfigurationPlan:
     foreground_share: Annotated[float, Interval(ge=0, le=1)]
     networks: Annotated[dict[str, NetworkPlan], Len(1)]
     rotation: Annotated[float, Interval(ge=0, le=180)] = 180.0
-    planes: Annotated[list[Annotated[list[Axis], Len(3, 3)]], Len(1)] = field(default_factory=lambda: [[0, 1, 2]])
-    why: dict[str, str] = field(default_factory=dict)
+    planes: Annotated[list[Annotated[list[Axis], Len(3, 3)]], Len(1)] = [[0, 1, 2]]
+    why: dict[str, str] = {}
 
     @property
     def default_sam(self) -> str:
@@ -191,8 +195,7 @@ class ConfigurationPlan:
         return next((name for name in self.networks if ENCODERS[name].is_sam), next(iter(self.networks)))
 
 
-@dataclass(frozen=True)
-class Plans:
+class Plans(PlainModel):
     """Everything the planner decided for one dataset.
 
     Attributes:
@@ -203,7 +206,6 @@ class Plans:
         configurations: By name; each as JSON, possibly with ``inherits_from``. Use :meth:`configuration`.
     """
 
-    __pydantic_config__: ClassVar[dict] = _STRICT
     dataset_name: str
     plans_name: str
     samunet_version: str
@@ -217,7 +219,7 @@ class Plans:
     encoder: str
     configurations: Annotated[dict[str, dict[str, Any]], Len(0, _MOST_CONFIGURATIONS)]
     orientation: Orientation = ""
-    why: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = {}
 
     def configuration(self, name: str) -> ConfigurationPlan:
         """Resolve a configuration with everything it inherits.
@@ -289,10 +291,6 @@ class Plans:
             merged["networks"] = {key: network for key, network in networks.items() if network is not None}
         return merged
 
-    def write(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        write_json(path, asdict(self))
-
 
 def check_plans_name(name: str, flag: str) -> None:
     """Check a name for plans: of the file ``NAME.json`` beside a dataset's others, and a part of models' folders.
@@ -313,7 +311,7 @@ def read_plans(path: Path) -> Plans:
         SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
     """
     plans = read_as(Plans, path, _HINT)
-    plans = replace(plans, configurations=networks_by_encoder(plans.configurations))
+    plans = plans.changed(configurations=networks_by_encoder(plans.configurations))
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         problem = f"must hold each of the axes 0, 1 and 2 once, got {plans.transpose_forward}"
         _refuse(str(path), [("transpose_forward", problem)])
@@ -323,6 +321,24 @@ def read_plans(path: Path) -> Plans:
         except SamunetError as error:
             raise SamunetError(f"{path}: {error.message}", error.hint or _HINT) from None
     return plans
+
+
+def plan_of_flags(kind: type[Settings], flag: str, given: dict[str, Any]) -> Settings:
+    """A :class:`LoraPlan` or :class:`AdapterPlan` with what flags such as ``-lora_rank`` say.
+
+    Args:
+        kind: Which.
+        flag: What the flags begin with, such as ``-lora``.
+        given: Field to value.
+
+    Raises:
+        UsageError: If a value is not allowed; names its flag.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{flag}_{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
 
 
 def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -370,8 +386,12 @@ def plans_called(name: str, folder: Path) -> Plans:
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """A short hash of plain data and of dataclasses anywhere in it, to notice that something changed."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
+    """A short hash of plain data, and of dataclasses and models anywhere in it, to notice that something changed."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else asdict(value)
 
 
 def adaptation_problems(

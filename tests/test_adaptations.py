@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -20,7 +20,7 @@ from samunet.network.image_encoder import hold_frozen
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.planning import resources, rules
-from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
+from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan, plan_of_flags
 from samunet.tensors import read_tensors
 
 CLASSES = 3
@@ -386,8 +386,6 @@ VIT_B, SMALL = ENCODERS["vit_b"], ENCODERS["small"]
     [
         (VIT_B, {"name": "prompt"}, "-adaptation must be one of lora, adapter, full, got 'prompt'"),
         (VIT_B, {"components": "encoder"}, "-components must be one of encoder_decoder, decoder"),
-        (VIT_B, {"lora": LoraPlan(targets=["q", "x"])}, "-lora_targets must be one of q, k, v, proj, mlp, got 'x'"),
-        (VIT_B, {"lora": LoraPlan(rank=0)}, "-lora_rank must be 1 or more"),
         (VIT_B, {"lora": LoraPlan(blocks=[1, 12])}, "lora.blocks must be different numbers from 0 to 3 for vit_b"),
         (VIT_B, {"adapter": AdapterPlan(blocks=[1, 1])}, "adapter.blocks must be different numbers"),
         (VIT_B, {"name": "full", "lora": LoraPlan()}, "lora must not be given with the adaptation 'full'"),
@@ -398,6 +396,20 @@ VIT_B, SMALL = ENCODERS["vit_b"], ENCODERS["small"]
 def test_what_does_not_fit_is_refused(facts, arguments, expected):
     with pytest.raises(UsageError) as error:
         rules.adaptation(facts, **arguments)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"targets": ["q", "x"]}, "-lora_targets: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
+        ({"rank": 0}, "-lora_rank: Input should be greater than or equal to 1, got 0"),
+        ({"alpha": 10**6}, "-lora_alpha: Input should be less than or equal to 100000"),
+    ],
+)
+def test_settings_that_are_not_allowed_are_refused_with_their_flag(given, expected):
+    with pytest.raises(UsageError) as error:
+        plan_of_flags(LoraPlan, "-lora", given)
     assert expected in str(error.value)
 
 
@@ -457,7 +469,7 @@ def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatc
         )
         assert len(list(output.glob("*.nii.gz"))) == 2
         if name == "decoderDora":
-            assert plan["lora"] == asdict(LoraPlan(2, 2, ALL_TARGETS, "all", True, True))
+            assert plan["lora"] == LoraPlan(rank=2, alpha=2, targets=ALL_TARGETS, decoder=True, dora=True).model_dump()
         else:
             assert plan["adapter"] == {"reduction": 4, "blocks": "last_half"}
     # The base is exchanged after training: refused at prediction.

@@ -14,13 +14,15 @@ from samunet.imageio.base import Geometry, Image
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.case import OUTSIDE, CaseRecord, prepare_case, read_case, restore_mask, stored_shape
 
-STATISTICS = IntensityStatistics(0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
+STATISTICS = IntensityStatistics(
+    mean=0.0, median=0.0, std=1.0, min=0.0, max=1.0, percentile_00_5=0.0, percentile_99_5=1.0
+)
 SPACING = (3.0, 0.5, 0.8)
 GEOMETRY = Geometry(SPACING, True, (1.5, -2.0, 0.1), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), 3)
 
 
 def plans_and_configuration(channels, *, order=(0, 1, 2), orientation="", spacing=None, scheme="nonorm", masked=False):
-    configuration = ConfigurationPlan(
+    configuration = ConfigurationPlan.model_construct(
         data_identifier="x", spacing=spacing, median_shape=[1, 1, 1], normalization=[scheme] * channels,
         use_mask_for_norm=[masked] * channels, mirror_axes=[0, 1], foreground_share=0.33, networks={},
     )  # fmt: skip
@@ -120,8 +122,7 @@ def test_without_a_mask_nothing_is_outside(volume):
 
 def test_a_wrong_number_of_channels_is_an_error(volume):
     image = volume[0]
-    configuration = ConfigurationPlan("x", None, [1, 1, 1], ["nonorm"], [False], [], 0.33, {})
-    plans = Plans("d", "p", "0", "", True, [1.0] * 3, [1] * 3, [0, 1, 2], {"0": STATISTICS}, 8.0, "auto", {})
+    plans, configuration = plans_and_configuration(1)
     with pytest.raises(SamunetError, match="the image has 2 channels, the plans expect 1"):
         prepare_case(Image(image, GEOMETRY), None, plans, configuration)
 

@@ -74,8 +74,6 @@ def test_shapes_and_spacings(fingerprint):
 def test_classes(fingerprint):
     case = fingerprint.cases["a"]
     assert case.class_voxels == {"1": 3, "2": 2, "3": 0}
-    assert case.class_slices == {"1": 2, "2": 1, "3": 0}
-    assert case.class_components == {"1": [2, 1, 1.5, 2], "2": [1, 2, 2.0, 2], "3": [0]}
     # Three single voxels; two voxels side by side along y.
     assert case.class_faces == {"1": [6, 6, 6], "2": [4, 2, 4], "3": [0, 0, 0]}
 
@@ -111,8 +109,7 @@ def test_faces_to_voxels_without_annotation_do_not_count(dataset, samunet_folder
 def test_a_case_without_foreground(fingerprint):
     case = fingerprint.cases["b"]
     assert fingerprint.empty_cases == ["b"]
-    assert case.class_voxels == case.class_slices == {"1": 0, "2": 0, "3": 0}
-    assert case.class_components == {"1": [0], "2": [0], "3": [0]}
+    assert case.class_voxels == {"1": 0, "2": 0, "3": 0}
 
 
 def test_intensities(fingerprint):

@@ -149,7 +149,7 @@ def test_whatever_trains_gets_a_gradient(adaptation, encoder, head, reduced_enco
         encoder_module, sam_head = ImageEncoder(REDUCED), SamHead(4, 16, 16)
         fill(encoder_module), fill(sam_head)
         base = sam_state(encoder_module, sam_head)
-    plan = replace(network_plan(adaptation, encoder), head=head)
+    plan = network_plan(adaptation, encoder).changed(head=head)
     model = build_model(plan, num_outputs=3, num_channels=1, unit_range=[False], base_state=base)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     image, target = torch.randn(2, 1, 64, 64), torch.randint(0, 3, (2, 64, 64))

@@ -322,7 +322,7 @@ import json, sys, tempfile
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
-import cc3d, nibabel, blosc2, SimpleITK
+import nibabel, blosc2, SimpleITK
 from samunet.dataset.cases import Case
 from samunet.dataset.description import description_from_json
 from samunet.inference.options import PredictionOptions

@@ -65,7 +65,7 @@ def test_the_encoder_is_chosen_as_samunet_train_chooses_it(dataset, monkeypatch,
     monkeypatch.setattr(own_images, "resolve_device", lambda name: torch.device(device))
     monkeypatch.setattr(downloads, "can_download", lambda facts: reachable)
     plans = plans_called("vit_bPlans", dataset / "preprocessed" / NAME)
-    plans = replace(plans, encoder="auto")
+    plans = plans.changed(encoder="auto")
     assert own_images._network(plans, plans.configuration("2d"), None, None, device).encoder == expected
 
 

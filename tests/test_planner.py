@@ -1,7 +1,5 @@
 """Whole plans from made-up fingerprints; single rules are tested beside this file."""
 
-from dataclasses import fields, replace
-
 import pytest
 
 from samunet.dataset.description import description_from_json
@@ -41,14 +39,16 @@ def measure(
     cases = {
         f"case_{index}": CaseFingerprint(
             spacing=list(spacing), shape=list(shape), shape_after_crop=list(shape), class_voxels={"1": voxels},
-            class_slices={"1": 2}, class_faces={"1": list(faces)}, class_centres=dict(positions[index]),
+            class_faces={"1": list(faces)}, class_centres=dict(positions[index]),
             class_spreads={value: [1.0] * len(centre) for value, centre in positions[index].items()},
-            class_components={"1": [1, 9, 9.0, 9]}, integer=integer,
+            integer=integer,
             minimum=[0.0] * channels, maximum=[largest] * channels,
         )
         for index, (shape, spacing) in enumerate(zip(shapes, spacings))
     }  # fmt: skip
-    statistics = IntensityStatistics(1.0, 1.0, 1.0, 0.0, 2.0, 0.0, 2.0)
+    statistics = IntensityStatistics(
+        mean=1.0, median=1.0, std=1.0, min=0.0, max=2.0, percentile_00_5=0.0, percentile_99_5=2.0
+    )
     return Fingerprint(
         spacings=[case.spacing for case in cases.values()],
         shapes_after_crop=[case.shape_after_crop for case in cases.values()],
@@ -106,7 +106,7 @@ def test_every_decision_has_a_reason():
     plans = make_plan()
     configuration = plans.configuration("2d")
     assert plans.why["transpose_forward"]
-    decisions = {field.name for field in fields(configuration)} - {"data_identifier", "median_shape", "networks", "why"}
+    decisions = set(type(configuration).model_fields) - {"data_identifier", "median_shape", "networks", "why"}
     assert decisions <= configuration.why.keys()
     for network in configuration.networks.values():
         for decision in (
@@ -323,10 +323,10 @@ def test_smaller_configurations_inherit_the_rest():
         smaller, same_size = plans.configuration(f"2d_{size}"), make_plan(image_size=size).configuration("2d")
         assert smaller.data_identifier == base.data_identifier  # the same stored slices
         assert list(smaller.networks) == ["vit_b"]  # with the small encoder it would be 2d again
-        for field in fields(base.networks["vit_b"]):
-            if field.name != "why":
-                own = getattr(smaller.networks["vit_b"], field.name)
-                assert own == getattr(same_size.networks["vit_b"], field.name), field.name
+        for field in type(base.networks["vit_b"]).model_fields:
+            if field != "why":
+                own = getattr(smaller.networks["vit_b"], field)
+                assert own == getattr(same_size.networks["vit_b"], field), field
         assert max(smaller.networks["vit_b"].input_shape) == size
 
 
@@ -379,10 +379,10 @@ def test_flags_for_the_small_encoder_change_none_of_sams_configurations():
 def test_images_are_turned_as_most_training_images_lie(orientations, expected, why):
     fingerprint = measure([(20, 100, 100)] * 2, [(3.0, 1.0, 1.0)] * 2)
     cases = {
-        name: replace(case, orientation=orientation)
+        name: case.changed(orientation=orientation)
         for (name, case), orientation in zip(fingerprint.cases.items(), orientations)
     }
-    plans = plan("Dataset001_A", describe(), replace(fingerprint, cases=cases), PlannerOptions())
+    plans = plan("Dataset001_A", describe(), fingerprint.changed(cases=cases), PlannerOptions())
     assert plans.orientation == expected
     assert why in plans.why["orientation"]
 
@@ -391,11 +391,10 @@ def test_a_dataset_of_two_orientations_is_planned_as_if_it_had_one(caplog):
     """Sagittal slices among axial ones: their axes are those of the others once they are turned."""
     places = [{"1": [4.0, 30.0, 60.0], "2": []}] * 5
     axial = measure([(20, 90, 100)] * 5, [(3.0, 1.0, 0.8)] * 5, faces=(10, 20, 40), positions=places)
-    cases = {name: replace(case, orientation="LPS") for name, case in axial.cases.items()}
+    cases = {name: case.changed(orientation="LPS") for name, case in axial.cases.items()}
     name, case = next(iter(cases.items()))
     # PSR: x leads backwards, as y of LPS does; y upwards, as its z; z to the right, where its x leads to the left.
-    cases[name] = replace(
-        case,
+    cases[name] = case.changed(
         orientation="PSR",
         spacing=[0.8, 3.0, 1.0],
         shape=[100, 20, 90],
@@ -404,15 +403,14 @@ def test_a_dataset_of_two_orientations_is_planned_as_if_it_had_one(caplog):
         class_centres={value: [99 - at[2], at[0], at[1]] if at else [] for value, at in case.class_centres.items()},
         class_spreads={value: [at[2], at[0], at[1]] if at else [] for value, at in case.class_spreads.items()},
     )
-    mixed = replace(
-        axial,
+    mixed = axial.changed(
         cases=cases,
         spacings=[one.spacing for one in cases.values()],
         shapes_after_crop=[one.shape_after_crop for one in cases.values()],
     )
     turned = turned_fingerprint(mixed, "LPS")
-    assert turned.cases[name] == replace(case, orientation="LPS")
-    plain = replace(axial, cases={key: replace(one, orientation="LPS") for key, one in axial.cases.items()})
+    assert turned.cases[name] == case.changed(orientation="LPS")
+    plain = axial.changed(cases={key: one.changed(orientation="LPS") for key, one in axial.cases.items()})
     assert turned == plain
     plans = plan("Dataset001_A", describe(), mixed, PlannerOptions())
     expected = plan("Dataset001_A", describe(), plain, PlannerOptions())

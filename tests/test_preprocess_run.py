@@ -1,7 +1,6 @@
 """Preprocessing a dataset does only what is not done yet."""
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +10,17 @@ from samunet.dataset.cases import Case
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import load_dataset, read_dataset
 from samunet.errors import SamunetError
+from samunet.paths import number_in
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
 from samunet.preprocessing.run import preprocess_dataset, stored_cases
 from samunet.preprocessing.sources import changed_files, file_facts
 
 NAME = "Dataset998_Tiny"
 CASES = ("a", "b", "c")
-STATISTICS = IntensityStatistics(250.0, 250.0, 50.0, 100.0, 500.0, 120.0, 450.0)
-CONFIGURATION = ConfigurationPlan(
+STATISTICS = IntensityStatistics(
+    mean=250.0, median=250.0, std=50.0, min=100.0, max=500.0, percentile_00_5=120.0, percentile_99_5=450.0
+)
+CONFIGURATION = ConfigurationPlan.model_construct(
     data_identifier="samunetPlans_2d", spacing=[1.0, 1.0], median_shape=[4, 24, 20], normalization=["zscore"],
     use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=0.33, networks={},
 )  # fmt: skip
@@ -101,7 +103,7 @@ def test_a_changed_file_is_preprocessed_again(raw, folder, file):
 )
 def test_changed_plans_make_every_case_anew(raw, folder, of_configuration, of_plans):
     preprocess(folder)
-    changed = replace(CONFIGURATION, **of_configuration), replace(PLANS, **of_plans)
+    changed = CONFIGURATION.changed(**of_configuration), PLANS.changed(**of_plans)
     assert preprocess(folder, *changed) == 3
     assert preprocess(folder, *changed) == 0
 
@@ -117,24 +119,22 @@ def test_the_ignore_label_is_part_of_what_is_stored(raw, folder):
 
 def test_decisions_about_training_alone_change_nothing(raw, folder):
     preprocess(folder)
-    assert preprocess(folder, replace(CONFIGURATION, mirror_axes=[], foreground_share=0.5)) == 0
-    assert preprocess(folder, plans=replace(PLANS, encoder="vit_b", why={"a": "b"})) == 0
+    assert preprocess(folder, CONFIGURATION.changed(mirror_axes=[], foreground_share=0.5)) == 0
+    assert preprocess(folder, plans=PLANS.changed(encoder="vit_b", why={"a": "b"})) == 0
 
 
 @pytest.mark.parametrize("scheme", ["ct", "ct_to_0_1"])
 def test_both_ct_schemes_depend_on_the_datasets_statistics(raw, folder, scheme):
-    configuration = replace(CONFIGURATION, normalization=[scheme])
+    configuration = CONFIGURATION.changed(normalization=[scheme])
     assert preprocess(folder, configuration) == 3
-    other = replace(
-        PLANS, foreground_intensity_properties_per_channel={"0": replace(STATISTICS, percentile_99_5=451.0)}
-    )
+    other = PLANS.changed(foreground_intensity_properties_per_channel={"0": STATISTICS.changed(percentile_99_5=451.0)})
     assert preprocess(folder, configuration, other) == 3
     assert preprocess(folder, configuration, other) == 0
 
 
 def test_only_ct_depends_on_the_datasets_statistics(raw, folder):
-    others = replace(PLANS, foreground_intensity_properties_per_channel={"0": replace(STATISTICS, mean=251.0)})
-    ct = replace(CONFIGURATION, normalization=["ct"])
+    others = PLANS.changed(foreground_intensity_properties_per_channel={"0": STATISTICS.changed(mean=251.0)})
+    ct = CONFIGURATION.changed(normalization=["ct"])
     preprocess(folder)
     assert preprocess(folder, plans=others) == 0
     assert preprocess(folder, ct) == 3
@@ -178,7 +178,7 @@ def test_an_unfinished_case_is_made_again(raw, folder):
 def test_slices_of_other_plans_are_not_opened(raw, folder):
     preprocess(folder)
     with pytest.raises(SamunetError, match="preprocessed"):
-        opened(folder, replace(CONFIGURATION, normalization=["nonorm"]), list(CASES))
+        opened(folder, CONFIGURATION.changed(normalization=["nonorm"]), list(CASES))
 
 
 def copied(raw):
@@ -205,7 +205,7 @@ def test_stored_cases_of_files_that_changed_are_not_opened(raw, folder, file, lo
     (raw / file).write_bytes(content)
     with pytest.raises(SamunetError, match=f"the files of 1 cases changed after preprocessing: {file}") as caught:
         opened(folder, CONFIGURATION, list(CASES))
-    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p samunetPlans -c 2d"
+    assert caught.value.hint == f"samunet_add_cases -d {number_in(NAME)} stores and measures them again"
     assert set(opened(folder, CONFIGURATION, ["a", "c"])) == {"a", "c"}
     description = load_dataset(NAME).description
     assert set(stored_cases(folder, PLANS, CONFIGURATION, description, list(CASES), None)) == set(CASES)

@@ -45,7 +45,7 @@ def images(height=240, width=256):
 
 def pair(plan):
     """Two networks of the same values; the second computes its blocks twice."""
-    once, twice = (build(replace(plan, checkpoint_blocks=flag)).train() for flag in (False, True))
+    once, twice = (build(plan.changed(checkpoint_blocks=flag)).train() for flag in (False, True))
     twice.load_state_dict(once.state_dict())
     return once, twice
 
@@ -178,8 +178,8 @@ def test_intensities_count_only_where_the_normalisation_uses_them(scheme, counts
     plans = make_plans()
     plans.configurations["2d"]["normalization"] = [scheme] * len(plans.configurations["2d"]["normalization"])
     grown = {
-        channel: replace(values, mean=values.mean + 1)
+        channel: values.changed(mean=values.mean + 1)
         for channel, values in plans.foreground_intensity_properties_per_channel.items()
     }
-    other = replace(plans, foreground_intensity_properties_per_channel=grown)
+    other = plans.changed(foreground_intensity_properties_per_channel=grown)
     assert (_decisions(plans, "2d") != _decisions(other, "2d")) is counts

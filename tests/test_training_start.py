@@ -146,7 +146,7 @@ def divided_patient(raw):
     [
         (
             edit_label,
-            r"(?s)changed after preprocessing: labelsTr/case_1\.nii\.gz.*samunet_preprocess -d Dataset998_Tiny",
+            r"(?s)changed after preprocessing: labelsTr/case_1\.nii\.gz.*samunet_add_cases -d 998",
         ),
         (add_case, r"(?s)1 training case was added \(case_7\).*samunet_add_cases -d 998"),
         (

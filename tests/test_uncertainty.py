@@ -172,3 +172,16 @@ def test_a_class_that_nobody_predicts():
     assert mask.max() == 0
     doubt = watch.classes()["organ"]
     assert all(math.isnan(value) for value in (doubt.entropy, doubt.tta_disagreement, doubt.fold_disagreement))
+
+
+def test_a_case_called_like_a_map_has_a_file_of_its_own(tmp_path):
+    from samunet.evaluation.uncertainty_files import case_file, map_file, measured_cases
+
+    names = ["p1", "p1_entropy", "p1_entropy_case", "p2_fold_disagreement", "q_case"]
+    files = [case_file(tmp_path, name) for name in names]
+    sidecars = [map_file(tmp_path / "m.tif", name, "entropy").with_suffix(".json") for name in names]
+    assert len({*files, *sidecars}) == 2 * len(names)
+    for file in (*files, *sidecars):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert measured_cases(tmp_path) == sorted(names)

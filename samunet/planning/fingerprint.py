@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from annotated_types import Len
+from pydantic import model_validator
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError, quoted
-from samunet.files import read_as, write_json
+from samunet.files import read_as
 from samunet.planning.asymmetry import asymmetry, thumbnail
-from samunet.plans import AtLeastOne, IntensityStatistics, Orientation, Positive, fingerprint_of
+from samunet.plans import AtLeastOne, IntensityStatistics, Orientation, PlainModel, Positive, fingerprint_of
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
 from samunet.preprocessing.orientation import common_orientation, orientation_of, turned
@@ -31,8 +30,7 @@ _SEED = 1234
 _MEASURES = 3  # raised when a figure is added or its rule changes, so that datasets are measured again
 
 
-@dataclass(frozen=True)
-class CaseFingerprint:
+class CaseFingerprint(PlainModel):
     """Of one case.
 
     Attributes:
@@ -40,35 +38,36 @@ class CaseFingerprint:
         shape: Before cropping.
         shape_after_crop: After cropping to the content.
         class_voxels: Voxels of every foreground class, by label value as text; 0 where the class is absent.
-        class_slices: Slices along the first axis that contain the class.
         class_faces: Faces between voxels of the class and others, by the array axis they are crossed along; those to
             voxels without annotation are left out.
         class_centres: Centre of mass of every class in voxels ``[z, y, x]``; empty where the class is absent.
         class_spreads: Standard deviation of its voxels' positions, likewise.
-        class_components: Connected components (26 neighbours): number, and smallest, median and largest size in voxels.
         integer: Whether every voxel is a whole number.
         minimum, maximum: Intensities per channel.
         orientation: Which way its axes run in the patient (:mod:`samunet.preprocessing.orientation`); empty if unknown.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
     spacing: Three[Positive]
     shape: Three[AtLeastOne]
     shape_after_crop: Three[AtLeastOne]
     class_voxels: dict[str, int]
-    class_slices: dict[str, int]
     class_faces: dict[str, Three[int]]
     class_centres: dict[str, Three[float] | Nothing]
     class_spreads: dict[str, Three[float] | Nothing]
-    class_components: dict[str, Annotated[list[float], Len(1, 4)]]
     integer: bool
     minimum: list[float]
     maximum: list[float]
     orientation: Orientation = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unread_figures(cls, data: Any) -> Any:
+        """Of samunet 0.1.0, which measured more than it used."""
+        unread = ("class_slices", "class_components")
+        return {key: value for key, value in data.items() if key not in unread} if isinstance(data, dict) else data
 
-@dataclass(frozen=True)
-class Fingerprint:
+
+class Fingerprint(PlainModel):
     """Of a dataset; the first four fields are nnU-Net's.
 
     Attributes:
@@ -83,7 +82,6 @@ class Fingerprint:
         source: Hash of the file names, sizes and times the fingerprint was taken from.
     """
 
-    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
     spacings: list[Three[Positive]]
     shapes_after_crop: list[Three[AtLeastOne]]
     foreground_intensity_properties_per_channel: dict[str, IntensityStatistics]
@@ -93,10 +91,6 @@ class Fingerprint:
     empty_cases: list[str]
     physical_spacing: bool
     source: str
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        write_json(path, asdict(self))
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
@@ -120,7 +114,7 @@ def _contradiction(fingerprint: Fingerprint) -> str | None:
         return "spacings and shapes_after_crop must have one entry per case"
     classes, channels = None, len(fingerprint.foreground_intensity_properties_per_channel)
     for name, case in cases.items():
-        by_class = [value for key, value in vars(case).items() if key.startswith("class_")]
+        by_class = [value for key, value in case if key.startswith("class_")]
         classes = classes or by_class[0].keys()
         if any(value.keys() != classes for value in by_class) or not all(key.isdecimal() for key in classes):
             return f"cases: {name} has other classes than the first case"
@@ -188,8 +182,7 @@ def _measure_case(
     faces = _faces(label, max(classes) + 1, labels.ignore)
     if labels.ignore is not None:
         label[label == labels.ignore] = 0
-    # The first axis of a case is its slice axis in all but a few datasets; the figure informs, no rule rests on it.
-    counts = np.stack([_count(plane, max(classes) + 1) for plane in label])
+    counts = _count(label, max(classes) + 1)
     box = bounding_box(content_mask(image.array))
     chosen = places(label, lambda piece: piece > 0, lambda number: _draw(number, samples))
     intensities = image.array.reshape(len(image.array), -1)[:, chosen]
@@ -199,17 +192,14 @@ def _measure_case(
     spacing, physical = list(image.geometry.spacing), image.geometry.physical
     orientation = orientation_of(image.geometry)
     small = thumbnail(crop(image.array, box))
-    del image  # its memory is needed for the components
     fingerprint = CaseFingerprint(
         spacing=spacing,
         shape=list(label.shape),
         shape_after_crop=[stop - start for start, stop in box],
-        class_voxels={str(value): int(counts[:, value].sum()) for value in classes},
-        class_slices={str(value): int(np.count_nonzero(counts[:, value])) for value in classes},
+        class_voxels={str(value): int(counts[value]) for value in classes},
         class_faces={str(value): faces[:, value].tolist() for value in classes},
         class_centres={str(value): positions[value][0] for value in classes},
         class_spreads={str(value): positions[value][1] for value in classes},
-        class_components=_component_sizes(crop(label, bounding_box(label > 0)) if len(chosen) else label, classes),
         integer=integer,
         minimum=[minimum for minimum, _ in extrema],
         maximum=[maximum for _, maximum in extrema],
@@ -218,9 +208,9 @@ def _measure_case(
     return fingerprint, intensities, small, physical
 
 
-def _count(plane: np.ndarray, length: int) -> np.ndarray:
+def _count(label: np.ndarray, length: int) -> np.ndarray:
     """Voxels of each of the values 0 to ``length`` - 1."""
-    return sum(np.bincount(piece, minlength=length) for (piece,) in pieces(plane))
+    return sum(np.bincount(piece, minlength=length) for (piece,) in pieces(label))
 
 
 def _faces(label: np.ndarray, length: int, ignore: int | None) -> np.ndarray:
@@ -262,28 +252,6 @@ def _draw(number: int, samples: int) -> np.ndarray:
     if number <= samples:
         return np.arange(number)
     return np.sort(np.random.default_rng(_SEED).integers(0, number, samples))
-
-
-def _component_sizes(label: np.ndarray, classes: Sequence[int]) -> dict[str, list[float]]:
-    import cc3d
-
-    label = np.ascontiguousarray(label)
-    components, number = cc3d.connected_components(label, connectivity=26, return_N=True)
-    sizes, classes_of = np.zeros(number + 1, dtype=np.int64), np.zeros(number + 1, dtype=label.dtype)
-    for component, value in pieces(components, label):
-        present = np.bincount(component)
-        sizes[: len(present)] += present
-        classes_of[component] = value  # every voxel of a component has the same class
-    classes_of[0] = 0
-    found = {}
-    for value in classes:
-        of_class = sizes[classes_of == value]
-        found[str(value)] = (
-            [len(of_class), int(of_class.min()), float(np.median(of_class)), int(of_class.max())]
-            if len(of_class)
-            else [0]
-        )
-    return found
 
 
 def _statistics(samples: list[np.ndarray]) -> dict[str, IntensityStatistics]:

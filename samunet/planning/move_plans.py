@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 from samunet import paths
@@ -101,4 +100,4 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
             configuration["rotation"] = min(plans.configuration(name).rotation, UNMIRRORED_ROTATION)
             left = f"mirroring along axes {configuration['mirror_axes']} only" if configuration["mirror_axes"] else ""
             log.warning("%s: %s (%s)", name, left or "no mirroring", why)
-    return replace(plans, dataset_name=target_name, plans_name=new_name, configurations=configurations)
+    return plans.changed(dataset_name=target_name, plans_name=new_name, configurations=configurations)

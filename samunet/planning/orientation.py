@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -33,8 +32,7 @@ def common_way_round(fingerprint: Fingerprint) -> Decision:
 def turned_fingerprint(fingerprint: Fingerprint, orientation: str) -> Fingerprint:
     """The fingerprint with what belongs to axes as it is once images are turned to ``orientation``."""
     cases = {name: _turned_case(case, orientation) for name, case in fingerprint.cases.items()}
-    return replace(
-        fingerprint,
+    return fingerprint.changed(
         cases=cases,
         spacings=[case.spacing for case in cases.values()],
         shapes_after_crop=[case.shape_after_crop for case in cases.values()],
@@ -68,8 +66,7 @@ def _turned_case(case: CaseFingerprint, orientation: str) -> CaseFingerprint:
     def centre(place: Sequence[float]) -> list[float]:
         return [side - 1 - at if flip else at for at, side, flip in zip(sides(place), shape, backwards)]
 
-    return replace(
-        case,
+    return case.changed(
         spacing=sides(case.spacing),
         shape=shape,
         shape_after_crop=sides(case.shape_after_crop),

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         foreground_intensity_properties_per_channel=fingerprint.foreground_intensity_properties_per_channel,
         gpu_memory_target_gb=options.gpu_memory_target_gb,
         encoder=options.encoder,
-        configurations={"2d": asdict(configuration), **_smaller_inputs(networks[sam], slices, own[sam])},
+        configurations={"2d": configuration.model_dump(), **_smaller_inputs(networks[sam], slices, own[sam])},
         why={"transpose_forward": order_why, "orientation": orientation_why},
     )
 
@@ -276,8 +276,8 @@ def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) 
         if size >= max(sam.input_shape):
             continue
         other = plan_network(encoder_facts(sam.encoder), slices, replace(options, image_size=size))
-        base = asdict(sam)
-        changed = {key: value for key, value in asdict(other).items() if key != "why" and value != base[key]}
+        base = sam.model_dump()
+        changed = {key: value for key, value in other.model_dump().items() if key != "why" and value != base[key]}
         why = {"input_shape": f"{size} px: less memory and time than 2d"}
         if "checkpoint_blocks" in changed:
             why["checkpoint_blocks"] = other.why["checkpoint_blocks"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
-from samunet.plans import LORA_TARGETS, AdapterPlan, LoraPlan, adaptation_problems
+from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
 from samunet.recipes import check_recipe_name
 
 Decision = tuple  # (value, reason)
@@ -187,16 +186,9 @@ def adaptation(
     _one_of("-components", components, ("encoder_decoder", "decoder"))
     if name == "lora":
         lora = lora or LoraPlan()
-        lora = replace(lora, decoder=lora.decoder or components == "decoder")
-        for target in lora.targets:
-            _one_of("-lora_targets", target, LORA_TARGETS)
-        for flag, value in (("-lora_rank", lora.rank), ("-lora_alpha", lora.alpha)):
-            if value < 1:
-                raise UsageError(f"{flag} must be 1 or more, got {value}")
+        lora = lora.changed(decoder=lora.decoder or components == "decoder")
     if name == "adapter":
         adapter = adapter or AdapterPlan()
-        if adapter.reduction < 1:
-            raise UsageError(f"-adapter_reduction must be 1 or more, got {adapter.reduction}")
     for key, problem in adaptation_problems(facts.name, name, components, lora, adapter):
         raise UsageError(f"{key} {problem}", "change or leave out -adaptation and the flags that belong to it")
     chosen = {"adaptation": name, "components": components, "lora": lora, "adapter": adapter}

@@ -13,6 +13,7 @@ from samunet.dataset.description import Description
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, raise_failures
 from samunet.files import make_folder
+from samunet.paths import number_in
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
 from samunet.preprocessing.normalize import statistics_used
@@ -138,7 +139,7 @@ def stored_cases(
     if raw is not None:
         changed = changed_since(raw, {name: key["files"] for name, key in keys.items()}, images_only=images_only)
         if changed:
-            raise SamunetError(changed, command)
+            raise SamunetError(changed, f"samunet_add_cases -d {number_in(raw.name)} stores and measures them again")
         if not images_only:
             _remember_times(target, raw, keys)
     return {name: StoredCase(target, name, made_by=command) for name in names}
@@ -224,6 +225,6 @@ def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Desc
         configuration.spacing,
         configuration.normalization,
         configuration.use_mask_for_norm,
-        {channel: vars(values) for channel, values in statistics_used(plans, configuration).items()},
+        {channel: values.model_dump() for channel, values in statistics_used(plans, configuration).items()},
         description.labels.ignore,
     )

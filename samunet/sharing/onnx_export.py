@@ -1,4 +1,4 @@
-"""A trained fold as an ONNX graph for programs without PyTorch, compared with it on real slices before it counts."""
+"""ONNX export of a trained fold, compared with PyTorch on real slices."""
 
 from __future__ import annotations
 
@@ -119,8 +119,7 @@ def _cases(model: ModelFolder, dataset: str, images: str | Path | Sequence | Non
             found = load_dataset(dataset).cases
         except SamunetError as error:
             raise UsageError(
-                f"there are no images to compare the export with PyTorch on: {error.message}",
-                "give some: -i imagesTs",
+                f"there are no images to compare the export with PyTorch on: {error.message}", "give some: -i imagesTs"
             ) from error
     cases = list(found.values())[:_CASES]
     if not cases:
@@ -213,7 +212,8 @@ def _facts(model: ModelFolder, fold: Fold, predictor: Predictor) -> dict:
         "licence": parse_manifest(manifest.read_bytes(), str(manifest)).licence if manifest.is_file() else None,
         "encoder": network.encoder,
         "base": {key: base[key] for key in ("file", "sha256") if key in base} or None,
-        "versions": {"samunet": __version__} | {f"trained with {key}": value for key, value in run["versions"].items()},
+        "versions": {"samunet": __version__}
+        | {f"trained with {key}": value for key, value in (run.get("versions") or {}).items()},
         "input": {
             "channel_names": raw.get("channel_names", raw.get("modality")),
             "slices": network.input_channels,
@@ -224,7 +224,7 @@ def _facts(model: ModelFolder, fold: Fold, predictor: Predictor) -> dict:
             "normalization": configuration.normalization,
             "use_mask_for_norm": configuration.use_mask_for_norm,
             "intensities": {
-                channel: vars(statistics)
+                channel: statistics.model_dump()
                 for channel, statistics in predictor.plans.foreground_intensity_properties_per_channel.items()
             },
         },

@@ -1,4 +1,4 @@
-"""Checkpoints of SAMed and SAMed_s (Zhang & Liu 2023), as model folders to predict with.
+"""Import of checkpoints of SAMed and SAMed_s (Zhang & Liu 2023).
 
 SAMed's files hold LoRA of the image encoder and the whole prompt encoder and mask decoder. Those of SAMed_s hold LoRA
 of the decoder's transformer in place of the transformer, which is the base's.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from samunet.files import atomic_folder, file_hash, write_json
 from samunet.imageio.registry import reader_for
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network, model_folder_name
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.model import SamunetModel
@@ -99,10 +99,10 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
     given = load_sam_checkpoint(file)
     rank = _rank(given, facts, file)
     small = any(_DECODER_LORA.fullmatch(name) for name in given)
-    plans = _plans(options, facts, LoraPlan(rank, rank, decoder=small))
+    plans = _plans(options, facts, LoraPlan(rank=rank, alpha=rank, decoder=small))
     configuration = plans.configuration(CONFIGURATION)
     network = configuration.networks[facts.name]
-    base = base_weights(facts.name)
+    base = pretrained_weights(facts.name)
     model = build_network(configuration, network, description, base)
     names, wanted = _lora_names(facts, small), model.trained_state()
     _check_tensors(given, _expected_shapes(model, wanted, names), facts, options, file)
@@ -265,7 +265,11 @@ def _plans(options: SamedImport, facts: EncoderFacts, lora: LoraPlan) -> Plans:
         original_median_spacing=[1.0, 1.0, 1.0], original_median_shape=[1, options.image_size, options.image_size],
         transpose_forward=[0, 1, 2],
         foreground_intensity_properties_per_channel={
-            "0": IntensityStatistics(middle, middle, high - low, low, high, low, high)
+            "0": IntensityStatistics(
+                mean=middle, median=middle, std=high - low, min=low, max=high,
+                percentile_00_5=low, percentile_99_5=high,
+            )
         },
-        gpu_memory_target_gb=8.0, encoder=facts.name, configurations={CONFIGURATION: asdict(configuration)}, why=why,
+        gpu_memory_target_gb=8.0, encoder=facts.name, configurations={CONFIGURATION: configuration.model_dump()},
+        why=why,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from samunet import __version__, paths
@@ -24,7 +24,7 @@ from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
-from samunet.models.pretrained import BaseWeights, automatic_encoder, base_weights
+from samunet.models.pretrained import PretrainedWeights, automatic_encoder, pretrained_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
@@ -203,13 +203,13 @@ def _is_validated(folder: Path) -> bool:
 
 def _starting_weights(
     model: ModelFolder, fold: Fold, choice: _Choice, options: TrainingOptions, run: dict, progress: bool
-) -> BaseWeights | None:
+) -> PretrainedWeights | None:
     """What the network starts from: as the fold or the other folds began, else as asked; None for random weights."""
     recorded = run.get("base") or run.get("started_from")
     if options.random_weights or (run and not recorded):
         return None
     recorded = recorded or _base_of_other_folds(model, fold, choice.network.encoder)
-    return base_weights(
+    return pretrained_weights(
         choice.network.encoder,
         recorded,
         options.checkpoint,
@@ -241,9 +241,9 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
     elif not encoder_facts(wanted).is_sam and not (run or options.checkpoint):
         why += ". It starts from the weights in the package"
     if options.batch_size:
-        network = replace(network, batch_size=options.batch_size, accumulation=1)
+        network = network.changed(batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
-        network = replace(network, learning_rate=options.learning_rate)
+        network = network.changed(learning_rate=options.learning_rate)
     return _Choice(network, f"{wanted} ({why})")
 
 
@@ -333,7 +333,7 @@ def _runs_of_other_folds(model: ModelFolder, fold: Fold) -> dict[str, dict]:
 def _decisions(plans: Plans, configuration_name: str, encoder: str) -> dict:
     """All that a model depends on: not other configurations or networks, reasons, versions or memory."""
     configuration = plans.configuration(configuration_name)
-    decisions = asdict(plans) | asdict(configuration)
+    decisions = plans.model_dump() | configuration.model_dump()
     decisions["foreground_intensity_properties_per_channel"] = statistics_used(plans, configuration)
     for key in ("configurations", "why", "samunet_version", "encoder", "gpu_memory_target_gb"):
         del decisions[key]
