@@ -20,8 +20,8 @@ from samunet.models import pretrained as base_module
 from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.checkpoints import check_fits, load_sam_checkpoint
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import InputLayer
 from samunet.plans import read_plans
 from samunet.tensors import not_finite, read_tensors

@@ -335,12 +335,8 @@ def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
 
 
 def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: bool | int) -> resources.Estimate:
-    adapter = adapted["lora"] or adapted["adapter"]
-    blocks = adapter.blocks if adapter else "all"
-    reduction = adapted["adapter"].reduction if adapted["adapter"] else 4
-    return resources.estimate(
-        facts, shape, adapted["adaptation"], adapted["components"], blocks, reduction=reduction, **settings
-    )
+    chosen = adapted["adaptation"]
+    return resources.estimate(facts, shape, chosen, adapted["components"], adapted.get(chosen), **settings)
 
 
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
