@@ -327,7 +327,7 @@ def test_recorded_weights_are_found_by_their_content(checkpoints, tmp_path):
     assert record["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
 
     def found():
-        return base_module._recorded_file(record, None, False, False)
+        return base_module._find_recorded(record, None, False, False)
 
     assert found() == own
     own.rename(checkpoints / "mine.pth")
