@@ -7,8 +7,8 @@ import torch
 from bundled_weights import prompts
 from bundled_weights.contrast import SameRegion, draw_pixels, region_contrast, region_sizes
 
+from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import Features
 from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.reconstruction import MaskedReconstruction
 

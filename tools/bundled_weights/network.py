@@ -8,7 +8,7 @@ from bundled_weights.contrast import SameRegion
 from bundled_weights.prompts import prompt_loss
 from bundled_weights.synthesis import SyntheticBatch
 from samunet.encoders import EncoderFacts
-from samunet.network.build_encoder import build_encoder
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
 from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PERIOD

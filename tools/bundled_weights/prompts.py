@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bundled_weights.contrast import region_sizes
+from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import Features
 from samunet.training.pretraining.draw import Draw
 
 _STRIDE = 4  # input pixels per pixel of the targets, as of SAM's masks
