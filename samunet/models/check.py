@@ -8,6 +8,7 @@ from samunet.errors import SamunetError
 from samunet.files import read_json
 from samunet.models.folder import ModelFolder
 from samunet.models.manifest import ModelEntry
+from samunet.preprocessing.run import check_channels
 
 
 def check_content(file: Path) -> None:
@@ -43,11 +44,6 @@ def check_model(folder: Path, entry: ModelEntry) -> None:
         SamunetError: If a file does not hold what it should.
     """
     model = ModelFolder(folder, entry.folder)
-    channels = len(model.description.channel_names)
-    if len(model.configuration.normalization) != channels:
-        raise SamunetError(
-            f"{entry.folder}: its plans are for {len(model.configuration.normalization)} channels, its "
-            f"dataset.json has {channels}"
-        )
+    check_channels(model.configuration, model.description, f"{entry.folder}/dataset.json")
     for fold in entry.folds:
         model.run(fold)
