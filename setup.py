@@ -1,5 +1,6 @@
 """Packaging. The version stands in ``samunet/__init__.py`` and nowhere else."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -8,43 +9,14 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "samunet" / "__init__.py").read_text())[1]
 
-COMMANDS = {
-    "samunet": "samunet",
-    "samunet_info": "info",
-    "samunet_clean": "clean",
-    "samunet_extract_fingerprint": "extract_fingerprint",
-    "samunet_plan_experiment": "plan_experiment",
-    "samunet_preprocess": "preprocess",
-    "samunet_add_cases": "add_cases",
-    "samunet_plan_and_preprocess": "plan_and_preprocess",
-    "samunet_train": "train",
-    "samunet_predict": "predict",
-    "samunet_predict_from_modelfolder": "predict_from_modelfolder",
-    "samunet_accumulate_crossval_results": "accumulate_crossval_results",
-    "samunet_find_best_configuration": "find_best_configuration",
-    "samunet_determine_postprocessing": "determine_postprocessing",
-    "samunet_apply_postprocessing": "apply_postprocessing",
-    "samunet_ensemble": "ensemble",
-    "samunet_plot_overlay_pngs": "plot_overlay_pngs",
-    "samunet_move_plans_between_datasets": "move_plans_between_datasets",
-    "samunet_evaluate_folder": "evaluate_folder",
-    "samunet_evaluate_simple": "evaluate_simple",
-    "samunet_report": "report",
-    "samunet_download_checkpoint": "download_checkpoint",
-    "samunet_export_model_to_zip": "export_model_to_zip",
-    "samunet_install_pretrained_model_from_zip": "install_pretrained_model_from_zip",
-    "samunet_export_onnx": "export_onnx",
-    "samunet_merge_adapter": "merge_adapter",
-    "samunet_import_samed": "import_samed",
-    "samunet_pretrain": "pretrain",
-    "samunet_demo": "demo",
-    "samunet_make_dataset": "make_dataset",
-    "samunet_convert_MSD_dataset": "convert_MSD_dataset",
-    "samunet_convert_old_nnUNet_dataset": "convert_old_nnUNet_dataset",
-    "samunet_convert_ACDC_dataset": "convert_ACDC_dataset",
-    "samunet_convert_finetune_SAM_dataset": "convert_finetune_SAM_dataset",
-    "samunet_convert_SAMed_dataset": "convert_SAMed_dataset",
-}
+# The table of commands, read as text: the package's requirements are not there while it is built.
+TABLE = ast.parse((ROOT / "samunet" / "commands" / "__init__.py").read_text())
+FILES = next(
+    ast.literal_eval(node.value)
+    for node in TABLE.body
+    if isinstance(node, ast.Assign) and node.targets[0].id == "FILES"
+)
+SCRIPTS = [f"samunet_{name}=samunet.commands.{file}:{name}" for file, names in FILES.items() for name in names]
 
 ONNX = ["onnx>=1.17", "onnxscript>=0.2", "onnxruntime>=1.20"]  # for samunet_export_onnx; tested up to 1.23, 0.7, 1.31
 
@@ -60,7 +32,7 @@ setup(
     # Named, so that an editable install is a folder on Python's path: then the package is found before a folder of its
     # name, such as a clone, in the folder that Python is started in.
     package_dir={"": "."},
-    package_data={"samunet": ["weights/*"]},
+    package_data={"samunet": ["weights/*", "report/templates/*"]},
     install_requires=[
         "torch>=2.6,<2.14",  # tested up to 2.13
         "segment-anything>=1.0",  # SAM's modules; torchvision is not needed
@@ -79,6 +51,7 @@ setup(
         "pydicom>=3.0",  # headers of DICOM files; SimpleITK decodes their pixels
         "tifffile>=2023.7",
         "matplotlib>=3.8",
+        "jinja2>=3.1",  # pages of reports
         "pydantic>=2.6",
         "typing-extensions>=4.8",
         "tqdm>=4.65",
@@ -89,7 +62,7 @@ setup(
         "test": ["pytest>=8.0", "pytest-xdist>=3.5", "scikit-learn>=1.3", "h5py>=3.8", *ONNX],
         "dev": ["ruff>=0.6", "pre-commit>=3.5"],
     },
-    entry_points={"console_scripts": [f"{name}=samunet.commands.{module}:main" for name, module in COMMANDS.items()]},
+    entry_points={"console_scripts": ["samunet=samunet.commands:main", *SCRIPTS]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",

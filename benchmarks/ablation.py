@@ -29,7 +29,7 @@ from samunet.dataset.patients import patients
 from samunet.dataset.splits import few_cases
 from samunet.encoders import ENCODERS
 from samunet.files import read_json
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.plans import read_plans
 from samunet.preprocessing.run import stored_cases
 from samunet.training.options import TrainingOptions
@@ -71,7 +71,7 @@ def main() -> None:
     base = None
     if arguments.weights != "random":
         given = None if arguments.weights == "bundled" else Path(arguments.weights)
-        base = base_weights(network.encoder, checkpoint=given)
+        base = pretrained_weights(network.encoder, checkpoint=given)
     validation = stored_cases(folder, plans, configuration, description, split["val"], raw=None)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(

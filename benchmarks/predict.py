@@ -145,14 +145,14 @@ def random_base(folder: Path, network, configuration, description):
     from safetensors.torch import save_file
 
     from samunet.models.folder import build_network
-    from samunet.models.pretrained import base_weights
+    from samunet.models.pretrained import pretrained_weights
 
     torch.manual_seed(0)
     whole = build_network(configuration, network.changed(adaptation="full", lora=None), description, None)
     state = {name.removeprefix("head."): value.contiguous() for name, value in whole.state_dict().items()}
     wanted = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     save_file({name: value for name, value in state.items() if name.startswith(wanted)}, folder / "base.safetensors")
-    return base_weights(network.encoder, None, folder / "base.safetensors")
+    return pretrained_weights(network.encoder, None, folder / "base.safetensors")
 
 
 def make_volume(folder: Path, depth: int, plane: int) -> Path:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from synapse_data import DATASET, ORDERS, ORGANS, prepare
 
-from samunet.commands.common import add_common_flags, run_command
+from samunet.commands.table import VERBOSE, run
 from samunet.errors import UsageError
 from samunet.files import read_json, write_json
 
@@ -69,13 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_workers", type=int, metavar="N", help="processes that prepare data")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument("--prepare_only", action="store_true", help="stop when the dataset is made")
-    add_common_flags(parser)
+    VERBOSE.add_to(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
+    return run(build_parser(), _run, argv)
 
 
 def _run(arguments: argparse.Namespace) -> None:

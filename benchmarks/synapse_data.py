@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samunet.conversion.samed import read_stack
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, read_json, write_json
 
@@ -260,65 +261,20 @@ def _from_slices(files: dict[str, Path]) -> Iterator[Case]:
             raise SamunetError(
                 f"{case} lacks {len(lacking)} of its slices, such as number {lacking[0]}", "download it again"
             )
-        yield Case(case, _slices_reader(case, [slices[number] for number in sorted(slices)]), test=False)
-
-
-def _slices_reader(case: str, files: list[Path]) -> Callable:
-    def read(with_image: bool) -> tuple[np.ndarray | None, np.ndarray, None]:
-        read_slice = [_read_npz(file, ("image", "label") if with_image else ("label",)) for file in files]
-        arrays = []
-        for key in ("image", "label"):
-            shapes = {one[key].shape for one in read_slice if key in one}
-            if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
-                raise SamunetError(f"{case}: {key} has slices of the shapes {', '.join(map(str, sorted(shapes)))}")
-            arrays.append(np.stack([one[key] for one in read_slice]) if shapes else None)
-        image, label = arrays
-        return None if image is None else image.astype(np.float32), label, None
-
-    return read
-
-
-def _read_npz(file: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    import zipfile
-
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return {key: content[key] for key in keys}
-    except KeyError as error:
-        raise SamunetError(f"{file} has no {error.args[0]}", "it must hold image and label") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise SamunetError(f"{file} cannot be read: {error}", "download it again") from error
+        yield Case(case, _reader([slices[number] for number in sorted(slices)]), test=False)
 
 
 def _from_volumes(files: dict[str, Path]) -> Iterator[Case]:
     for name, file in files.items():
-        yield Case(_VOLUME.match(name)["case"], _volume_reader(file), test=True)
+        yield Case(_VOLUME.match(name)["case"], _reader([file]), test=True)
 
 
-def _volume_reader(file: Path) -> Callable:
+def _reader(files: Sequence[Path]) -> Callable:
     def read(with_image: bool) -> tuple[np.ndarray | None, np.ndarray, None]:
-        h5py = import_h5py()
-        try:
-            with h5py.File(file, "r") as content:
-                image, label = (content[key][()] for key in ("image", "label"))
-        except KeyError:
-            raise SamunetError(f"{file} must hold image and label", "download it again") from None
-        except OSError as error:
-            raise SamunetError(f"{file} cannot be read: {error}", "download it again") from error
-        if label.ndim != 3:
-            raise SamunetError(f"{file}: label has shape {label.shape}; it must be (slices, height, width)")
-        return (image.astype(np.float32) if with_image else None), label, None
+        image = read_stack(files, "image").astype(np.float32) if with_image else None
+        return image, read_stack(files, "label"), None
 
     return read
-
-
-def import_h5py():
-    """The library for ``.h5`` files, which samunet itself does not need."""
-    try:
-        import h5py
-    except ImportError:
-        raise SamunetError("reading .h5 files needs h5py, which is not installed", "pip install h5py") from None
-    return h5py
 
 
 def _from_nifti(files: dict[str, Path]) -> list[Case]:

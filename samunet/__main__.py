@@ -2,7 +2,7 @@
 
 import sys
 
-from samunet.commands.samunet import main
+from samunet.commands import main
 
 if __name__ == "__main__":  # worker processes import this file again
     sys.exit(main())

@@ -24,7 +24,7 @@ from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
 from samunet.errors import SamunetError, raise_failures, with_arguments
-from samunet.files import read_json, write_json
+from samunet.files import write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, plans_called, read_plans
 from samunet.selection.apply import apply_postprocessing
 from samunet.selection.best import find_best_configuration
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     from samunet.inference.options import PredictionOptions
     from samunet.inference.predictor import Predictor
     from samunet.planning.fingerprint import Fingerprint
+    from samunet.planning.move_plans import move_plans_between_datasets
     from samunet.planning.planner import PlannerOptions
+    from samunet.report.dataset_overlays import plot_overlays
+    from samunet.report.write import report
     from samunet.sharing.export import ExportOptions, export_model
     from samunet.sharing.install import install_model
     from samunet.sharing.onnx_export import export_onnx
@@ -50,8 +53,8 @@ __all__ = [
     "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
     "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing", "ensemble",
     "evaluate", "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed",
-    "install_model", "merge_adapter", "plan_and_preprocess", "plan_experiment", "predict", "preprocess", "train",
-    "train_folds",
+    "install_model", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment",
+    "plot_overlays", "predict", "preprocess", "report", "train", "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,9 @@ _LAZY = {
     "import_samed": "sharing.samed_import",
     "install_model": "sharing.install",
     "merge_adapter": "sharing.sam_export",
+    "move_plans_between_datasets": "planning.move_plans",
+    "plot_overlays": "report.dataset_overlays",
+    "report": "report.write",
 }
 
 
@@ -290,7 +296,7 @@ def predict(
             :class:`samunet.errors.CasesFailed`, whose ``failures`` has the error of each.
     """
     from samunet.inference.options import PredictionOptions
-    from samunet.inference.run import Chosen, check_request, predict_found
+    from samunet.inference.run import ModelSelection, check_request, predict_found
     from samunet.models.choose import choose_model, parse_folds
     from samunet.models.folder import open_model_folder
 
@@ -300,7 +306,7 @@ def predict(
         model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
     else:
         model, why = open_model_folder(model_folder), "as asked"
-    chosen = Chosen(model, parse_folds(model, folds, checkpoint), checkpoint)
+    chosen = ModelSelection(model, parse_folds(model, folds, checkpoint), checkpoint)
     log.info("model: %s (%s)", model.path, why)
     log.info("folds: %s, checkpoint: %s", ", ".join(map(str, chosen.folds)), checkpoint)
     failures: dict[str, SamunetError] = {}
@@ -313,12 +319,14 @@ def evaluate(
     predictions: str | Path,
     references: str | Path,
     dataset_json: str | Path | None = None,
+    labels: Sequence[int] | None = None,
     output: str | Path | None = None,
     surface_metrics: bool = False,
     tolerance: float = 2.0,
     allow_missing: bool = False,
     tolerate_geometry: bool = False,
     num_workers: int = 0,
+    failures: dict[str, SamunetError] | None = None,
 ) -> dict[str, Any]:
     """Score a folder of masks against references and write ``summary.json``; all arguments are named.
 
@@ -327,6 +335,7 @@ def evaluate(
         references: Folder with the true labels.
         dataset_json: Names and values of the labels; None for the file among the predictions, else that beside the
             references' folder.
+        labels: Values to score, in place of a ``dataset.json``; voxels with others count as background.
         output: File to write; None for ``summary.json`` among the predictions.
         surface_metrics: Also measure HD95, surface Dice and volume differences, written to ``metrics.json`` and
             ``metrics.csv`` beside ``output``.
@@ -334,6 +343,7 @@ def evaluate(
         allow_missing: Leave out references that have no prediction instead of stopping.
         tolerate_geometry: Only warn where a mask and its reference differ in origin or direction.
         num_workers: Worker processes; 0 means this one.
+        failures: Where given, cases that could not be scored are put there, and nothing is raised for them.
 
     Returns:
         The content of ``summary.json``; with ``surface_metrics`` that of ``metrics.json`` as well, as the item of this
@@ -344,30 +354,26 @@ def evaluate(
         SamunetError: If references have no prediction; or, once the others' scores were written, if cases could not be
             scored: of several a :class:`samunet.errors.CasesFailed` that lists them.
     """
-    from samunet.dataset.description import description_from_json
     from samunet.evaluation.detailed import check_targets, detailed_metrics, write_detailed
-    from samunet.evaluation.summary import FAILED, evaluate_folder, find_dataset_json
+    from samunet.evaluation.summary import FAILED, evaluate_folder, labels_to_score
 
     predictions, references = Path(predictions), Path(references)
     target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
-    file = Path(dataset_json) if dataset_json is not None else find_dataset_json(predictions, references)
-    description = description_from_json(read_json(file), str(file))
-    labels, ending, reader = description.labels, description.file_ending, description.reader_override
-    failures: dict[str, SamunetError] = {}
+    known, *file_type = labels_to_score(predictions, references, dataset_json, labels)
+    failed: dict[str, SamunetError] = {} if failures is None else failures
     summary = evaluate_folder(
-        predictions, references, labels, ending, reader,
-        num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failures,
+        predictions, references, known, *file_type,
+        num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failed,
     )  # fmt: skip
     metrics = None
     if surface_metrics:
-        metrics = detailed_metrics(summary, labels, ending, reader, tolerance, num_workers, tolerate_geometry)
+        metrics = detailed_metrics(summary, known, *file_type, tolerance, num_workers, tolerate_geometry)
     write_json(target, summary)
     if metrics is not None:
-        write_detailed(metrics, target.parent, labels)
-    raise_failures(failures, len(failures) + len(summary["metric_per_case"]), FAILED)
-    if metrics is None:
-        return summary
-    return summary | {"surface_metrics": metrics}
+        write_detailed(metrics, target.parent, None if labels is not None else known)
+    if failures is None:
+        raise_failures(failed, len(failed) + len(summary["metric_per_case"]), FAILED)
+    return summary if metrics is None else summary | {"surface_metrics": metrics}
 
 
 def _preprocess(

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from samunet.errors import FatalError, SamunetError, UsageError
 from samunet.files import worded
+from samunet.signals import STOPPED, interrupts_held, prepare_worker
 
 log = logging.getLogger(__name__)
 
-_STOPPED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 5.0  # for a worker that is told to stop to remove its unfinished files
 
 
@@ -65,18 +62,6 @@ def map_cases(
         for case, result in _run(function, jobs, num_workers, failures):
             bar.update()
             yield case, result
-
-
-def prepare_worker() -> None:
-    """Initializer of a worker process: it stops when told to, and does not outlive the process that started it.
-
-    Ctrl-C reaches every process of a terminal; only the first one answers, and tells its workers with SIGTERM.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # what interrupts_held held: ends the worker here
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_STOPPED))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _run(
@@ -123,33 +108,7 @@ def _call(function: Callable[..., Any], arguments: tuple) -> Any:
     try:
         return function(*arguments)
     except SystemExit:
-        os._exit(_STOPPED)  # unfinished files are removed by now; the pool would go on to the next case
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Answer Ctrl-C and SIGTERM after the block; processes that start in it are not disturbed while they do."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers, noted = {signal.SIGINT, signal.SIGTERM}, []
-    # Blocking alone is not enough here, where another thread may take the signal; new processes inherit only the block.
-    before = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if hasattr(signal, "pthread_sigmask") else None
-    try:
-        yield
-    finally:
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in noted[:1]:
-            signal.raise_signal(number)
-
-
-def _end_with_parent() -> None:
-    parent_process().join()
-    os._exit(_STOPPED)
+        os._exit(STOPPED)  # unfinished files are removed by now; the pool would go on to the next case
 
 
 def _stop(processes: list[BaseProcess]) -> None:

@@ -14,7 +14,7 @@ from samunet.encoders import ENCODERS
 from samunet.files import read_json, write_json
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import ModelFolder, build_network, model_folder_name
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.network.heads import SamHead
 from samunet.network.image_encoder import ImageEncoder
 from samunet.plans import read_plans
@@ -33,7 +33,7 @@ def make_model(root, encoder="small", folds=(0, 1), kinds=("final",), **planner)
     plans, description = read_plans(source / f"{name}.json"), read_description(source)
     model = ModelFolder(root / "results" / NAME / model_folder_name(name, "2d"))
     configuration = plans.configuration("2d")
-    base = base_weights(encoder) if ENCODERS[encoder].is_sam else None  # folds of the small encoder are whole
+    base = pretrained_weights(encoder) if ENCODERS[encoder].is_sam else None  # folds of the small encoder are whole
     for fold in folds:
         torch.manual_seed(fold)
         network = build_network(configuration, configuration.networks[encoder], description, base)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from samunet.encoders import ENCODERS
-from samunet.models import pretrained as base_weights
+from samunet.models import pretrained
 from samunet.network import checkpoints
 from samunet.pretraining.network import PretrainingModel, write_tensors
 
@@ -24,5 +24,5 @@ def reduce_bundled_encoder(patch, **changes):
             torch.manual_seed(0)
             write_tensors(file, PretrainingModel(facts).sam_state(), {})
     patch.setitem(ENCODERS, "small", facts)
-    for module in (base_weights, checkpoints):
+    for module in (pretrained, checkpoints):
         patch.setattr(module, "BUNDLED_WEIGHTS", file.parent)

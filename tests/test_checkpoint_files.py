@@ -17,7 +17,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, read_json
 from samunet.models import downloads
 from samunet.models import pretrained as base_module
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.checkpoints import check_fits, load_sam_checkpoint
 from samunet.network.heads import SamHead
@@ -277,31 +277,31 @@ def test_nnunet_checkpoint_says_so(tmp_path):
     content = {"network_weights": {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(3)}, "current_epoch": 1000}
     torch.save(content, tmp_path / "checkpoint_final.pth")
     with pytest.raises(SamunetError, match="nnU-Net"):
-        base_weights("vit_b", None, tmp_path / "checkpoint_final.pth")
+        pretrained_weights("vit_b", None, tmp_path / "checkpoint_final.pth")
 
 
 def test_pixel_statistics_go_with_the_file(checkpoints, tmp_path, monkeypatch):
     torch.save(sam_state(REDUCED), tmp_path / "medsam.pth")
-    plain = base_weights("vit_b", None, tmp_path / "medsam.pth").record
+    plain = pretrained_weights("vit_b", None, tmp_path / "medsam.pth").record
     assert plain["pixel_mean"] == list(REDUCED.pixel_mean)
     medsam = replace(CHECKPOINTS["medsam"], checkpoint_sha256=file_hash(tmp_path / "medsam.pth"))
     monkeypatch.setitem(CHECKPOINTS, "medsam", medsam)
-    record = base_weights("vit_b", None, tmp_path / "medsam.pth").record
+    record = pretrained_weights("vit_b", None, tmp_path / "medsam.pth").record
     assert (record["pixel_mean"], record["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
-    assert base_weights("vit_b", record).record["pixel_std"] == [255.0] * 3
+    assert pretrained_weights("vit_b", record).record["pixel_std"] == [255.0] * 3
 
 
 def test_statistics_of_a_file_made_from_medsam_can_be_said(tmp_path, checkpoints, caplog):
     torch.save(sam_state(REDUCED), tmp_path / "mine.pth")
     with caplog.at_level("INFO"):
-        record = base_weights("vit_b", None, tmp_path / "mine.pth", pixel_statistics="medsam").record
+        record = pretrained_weights("vit_b", None, tmp_path / "mine.pth", pixel_statistics="medsam").record
     assert "pixel statistics of medsam" in caplog.text
     assert (record["pixel_mean"], record["pixel_std"]) == ([0.0] * 3, [255.0] * 3)
-    again = base_weights("vit_b", record, tmp_path / "mine.pth", pixel_statistics="medsam")
-    assert again.record == base_weights("vit_b", record).record == record
+    again = pretrained_weights("vit_b", record, tmp_path / "mine.pth", pixel_statistics="medsam")
+    assert again.record == pretrained_weights("vit_b", record).record == record
     with pytest.raises(SamunetError, match=r"begun with other pixel statistics than sam's: mean \[0.0"):
-        base_weights("vit_b", record, pixel_statistics="sam")
-    sam = base_weights("vit_b", None, tmp_path / "mine.pth", pixel_statistics="sam").record
+        pretrained_weights("vit_b", record, pixel_statistics="sam")
+    sam = pretrained_weights("vit_b", None, tmp_path / "mine.pth", pixel_statistics="sam").record
     assert sam["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
     with pytest.raises(UsageError, match="must be one of sam, medsam, got 'imagenet'"):
         TrainingOptions(checkpoint=tmp_path / "mine.pth", pixel_statistics="imagenet")
@@ -322,7 +322,7 @@ def test_recorded_weights_are_found_by_their_content(checkpoints, tmp_path):
     own = tmp_path / "mine.pth"
     torch.save(sam_state(REDUCED), own)
     torch.save(sam_state(REDUCED, seed=1), checkpoints / "sam_vit_b_01ec64.pth")
-    record = base_weights("vit_b", None, own).record
+    record = pretrained_weights("vit_b", None, own).record
     assert record["path"] == str(own)
     assert record["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
 
@@ -341,7 +341,7 @@ def test_recorded_weights_are_found_by_their_content(checkpoints, tmp_path):
         found()
     assert str(checkpoints) in str(error.value)
     with pytest.raises(SamunetError, match="another content"):
-        base_weights("vit_b", record, own)
+        pretrained_weights("vit_b", record, own)
 
 
 SHORT = ["--iterations", "2", "--batch_size", "1", "-device", "cpu"]

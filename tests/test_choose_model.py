@@ -7,8 +7,7 @@ import pytest
 from samunet.errors import UsageError
 from samunet.files import write_json
 from samunet.models.choose import choose_model, parse_folds
-from samunet.models.folder import ModelFolder
-from samunet.selection.crossval import trained_models
+from samunet.models.folder import ModelFolder, model_folders
 from samunet.sharing.export import ExportOptions, _selections
 
 NAME = "Dataset998_Tiny"
@@ -50,7 +49,7 @@ def test_renamed_folders_are_no_candidates(trained):
     model = trained()
     old = trained("samunetTrainer__samunetPlans__2d__old")
     assert choose_model(model.path, "998", None, None, "final")[0] == model
-    assert trained_models(NAME) == [model.path]
+    assert model_folders(model.path.parent) == [model]
     assert _selections(model.path.parent, ExportOptions())[0].model == model
     write_json(old.fold(0) / "run.json", {"configuration": "2d"})
     assert old.configuration_name == "2d"

@@ -9,11 +9,13 @@ import json
 import re
 import runpy
 import shlex
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from samunet.commands import build_parser
+from samunet.commands import COMMANDS, FILES, build_parser, command_named, main
+from samunet.commands.table import Command
 from samunet.dataset.description import description_from_json
 
 ROOT = Path(__file__).parents[1]
@@ -23,18 +25,6 @@ PAGES = {
 }
 # A dash or two, then a letter: neither a negative number nor a rule of dashes.
 FLAG = re.compile(r"(?<![\w-])--?[A-Za-z]\w*")
-
-
-def console_scripts() -> dict[str, str]:
-    """``COMMANDS`` of setup.py, read without running it."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "COMMANDS":
-            return ast.literal_eval(node.value)
-    raise AssertionError("setup.py has no COMMANDS")
-
-
-def parser_of(command: str) -> argparse.ArgumentParser:
-    return build_parser(command)
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -61,29 +51,38 @@ def typed_commands(text: str) -> list[str]:
     return [call for call in calls if call.split(" ")[0] in SCRIPTS]
 
 
-SCRIPTS = console_scripts()
+SCRIPTS = ["samunet", *COMMANDS]
 CALLS = sorted({call for text in PAGES.values() for call in typed_commands(text)})
 
 
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_every_flag_is_documented_and_no_other(command):
-    table = [line for line in section(PAGES["documentation/commands.md"], command).splitlines() if line[:1] == "|"]
-    documented = {flag for row in table for flag in FLAG.findall(row.split(" | ")[0])}
-    assert documented == options_of(parser_of(command))
+def test_the_page_of_commands_is_that_of_the_table():
+    script = runpy.run_path(str(ROOT / "tools" / "reference.py"))
+    assert script["PAGE"].read_text(encoding="utf-8") == script["page"](), "run: python tools/reference.py"
 
 
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_every_argument_is_documented(command):
-    text = section(PAGES["documentation/commands.md"], command)
-    for action in parser_of(command)._actions:
-        if not action.option_strings:
-            assert f"| `{action.dest}` |" in text
-        for choice in action.choices or ():
-            assert f"`{choice}`" in text
+def test_every_file_lists_its_commands():
+    for file, names in FILES.items():
+        content = vars(importlib.import_module(f"samunet.commands.{file}"))
+        assert sorted(value.name for value in content.values() if isinstance(value, Command)) == sorted(
+            f"samunet_{name}" for name in names
+        )
+
+
+def test_console_scripts_are_the_commands(monkeypatch):
+    given = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    points = [
+        metadata.EntryPoint(*script.split("="), "console_scripts")
+        for script in given["entry_points"]["console_scripts"]
+    ]
+    assert [point.name for point in points] == SCRIPTS
+    assert points[0].load() is main
+    assert all(point.load() is command_named(point.name) for point in points[1:])
 
 
 def test_flags_named_anywhere_exist():
-    known = set().union(*(options_of(parser_of(command)) for command in SCRIPTS))
+    known = set().union(*(options_of(build_parser(command)) for command in SCRIPTS))
     # These name flags of nnU-Net that samunet refuses, and flags of the benchmarks' scripts.
     without = re.compile(r"documentation/(guide/nnunet_flags|results/.*|lab/.*)\.md")
     for name in (page for page in PAGES if not without.fullmatch(page)):
@@ -95,7 +94,7 @@ def test_flags_named_anywhere_exist():
 @pytest.mark.parametrize("call", CALLS)
 def test_commands_as_typed_are_understood(call):
     command, *arguments = shlex.split(call.replace("$fold", "1"), comments=True)
-    parser_of(command).parse_args(arguments)
+    build_parser(command).parse_args(arguments)
 
 
 def test_readme_has_the_three_commands():
@@ -250,6 +249,7 @@ def test_commands_without_a_function_are_named():
 
     said = set(re.findall(r"`samunet_(\w+)`", API_PAGE.split("## Functions")[0]))
     other_names = {"evaluate_folder": "evaluate", "predict_from_modelfolder": "predict"}
+    other_names |= {"evaluate_simple": "evaluate", "plot_overlay_pngs": "plot_overlays"}
     other_names |= {"export_model_to_zip": "export_model", "install_pretrained_model_from_zip": "install_model"}
     names = {command.removeprefix("samunet_") for command in SCRIPTS if not command.startswith("samunet_convert_")}
     names -= {"samunet"}  # all commands under one name

@@ -119,7 +119,6 @@ def test_resumes_where_the_server_broke_off(facts, server, tmp_path):
     server.script = [breaking(300_000), breaking(300_000), breaking(800_000)]
     assert fetch(facts, tmp_path).read_bytes() == CONTENT
     assert [request.get("range") for request in server.seen[:2]] == [None, "bytes=300000-"]
-    assert [request.get("if-range") for request in server.seen] == [None, '"one"', '"one"', '"one"']
     assert server.seen[-1]["range"] == "bytes=800000-"
     assert leftovers(tmp_path) == []
 
@@ -129,7 +128,7 @@ def test_a_later_command_goes_on(facts, server, tmp_path):
     with pytest.raises(SamunetError, match="503") as error:
         fetch(facts, tmp_path)
     assert "same command goes on" in error.value.hint
-    assert leftovers(tmp_path) == ["weights.pth.part", "weights.pth.part.json"]
+    assert leftovers(tmp_path) == ["weights.pth.part"]
     assert (tmp_path / "weights.pth.part").stat().st_size == 300_000
     server.seen.clear()
     assert fetch(facts, tmp_path).read_bytes() == CONTENT
@@ -144,8 +143,8 @@ def test_part_of_another_version_is_dropped(facts, server, tmp_path):
         fetch(facts, tmp_path)
     server.content, server.etag = CONTENT, '"one"'
     assert fetch(facts, tmp_path).read_bytes() == CONTENT
-    assert server.seen[-1]["if-range"] == '"zero"'
-    assert len(server.seen) == 3  # the changed ETag gave the whole new file at once
+    ranges = [request.get("range") for request in server.seen[2:]]
+    assert ranges == ["bytes=300000-", None]  # the hash tells that the two do not belong together
 
 
 def test_part_of_unknown_origin_is_caught_by_the_checksum(facts, server, tmp_path):
@@ -154,7 +153,7 @@ def test_part_of_unknown_origin_is_caught_by_the_checksum(facts, server, tmp_pat
     assert [request.get("range") for request in server.seen] == ["bytes=1000-", None]
 
 
-def test_part_without_validator_or_checksum_is_not_trusted(facts, server, tmp_path):
+def test_part_without_a_checksum_is_not_trusted(facts, server, tmp_path):
     (tmp_path / "weights.pth.part").write_bytes(b"x" * 1000)
     assert fetch(replace(facts, checkpoint_sha256=None), tmp_path).read_bytes() == CONTENT
     assert "range" not in server.seen[0]
@@ -170,7 +169,7 @@ def test_part_that_is_complete_or_too_long(facts, server, tmp_path):
     part = tmp_path / "weights.pth.part"
     part.write_bytes(CONTENT)
     assert fetch(facts, tmp_path).read_bytes() == CONTENT
-    assert len(server.seen) == 1  # 416, and nothing was missing
+    assert server.seen == []  # nothing was missing
     part.write_bytes(CONTENT + b"more")
     assert fetch(facts, tmp_path, force=True).read_bytes() == CONTENT
 
@@ -280,8 +279,9 @@ def test_proxy_variables_are_honoured(facts, server, tmp_path, monkeypatch):
     fetch(facts, tmp_path, force=True)
     assert server.seen[-1]["path"] == "/weights.pth"
     server.script = [lambda handler: handler.answer(407)]
-    with pytest.raises(SamunetError, match="login"):
+    with pytest.raises(SamunetError, match="407") as error:
         fetch(facts, tmp_path, force=True)
+    assert "https_proxy=http://USER:PASSWORD@" in error.value.hint
 
 
 def test_too_little_space_is_told_before(facts, tmp_path, monkeypatch):
@@ -293,14 +293,25 @@ def test_too_little_space_is_told_before(facts, tmp_path, monkeypatch):
 
 
 def test_disk_that_fills_up(facts, server, tmp_path, monkeypatch):
-    write_all = downloads._write_all
+    def opened(*arguments):
+        stream = open(*arguments)  # noqa: SIM115
+        write = stream.write
 
-    def full(stream, block):
-        if stream.tell() > 500_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write_all(stream, block)
+        class Full:
+            def __enter__(self):
+                return self
 
-    monkeypatch.setattr(downloads, "_write_all", full)
+            def __exit__(self, *error):
+                stream.close()
+
+            def write(self, block):
+                if stream.tell() > 500_000:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return write(block)
+
+        return Full()
+
+    monkeypatch.setattr(downloads, "open", opened, raising=False)
     with pytest.raises(SamunetError, match="No space left") as error:
         fetch(facts, tmp_path)
     assert "free some space" in error.value.hint
@@ -308,20 +319,6 @@ def test_disk_that_fills_up(facts, server, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert fetch(facts, tmp_path).read_bytes() == CONTENT
     assert int(server.seen[-1]["range"].strip("bytes=-")) > 500_000
-
-
-def test_short_writes_are_completed(tmp_path):
-    class Slow:
-        def __init__(self):
-            self.data = b""
-
-        def write(self, block):
-            self.data += bytes(block[:7])
-            return len(block[:7])
-
-    stream = Slow()
-    assert downloads._write_all(stream, CONTENT[:1000]) == 1000
-    assert stream.data == CONTENT[:1000]
 
 
 def test_folder_that_cannot_be_written(facts, tmp_path, monkeypatch):
@@ -362,6 +359,7 @@ def test_two_processes_do_not_damage_each_other(facts, server, tmp_path):
 SCRIPT = """
 import sys
 from dataclasses import replace
+from samunet.commands import run_command
 from samunet.encoders import CHECKPOINTS
 CHECKPOINTS["vit_b"] = replace(
     CHECKPOINTS["vit_b"], checkpoint_file="weights.pth", checkpoint_url=sys.argv[1],

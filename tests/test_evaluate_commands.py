@@ -12,8 +12,8 @@ import SimpleITK as sitk
 
 from samunet import api
 from samunet.commands import run_command
-from samunet.commands.common import add_common_flags
-from samunet.commands.common import run_command as run_parser
+from samunet.commands.table import VERBOSE
+from samunet.commands.table import run as run_parser
 from samunet.errors import SamunetError, UsageError, in_api_terms
 
 DATASET = {
@@ -167,7 +167,7 @@ def test_wrong_plain_error_is_one_line(capsys):
         raise arguments.error
 
     parser = argparse.ArgumentParser()
-    add_common_flags(parser)
+    VERBOSE.add_to(parser)
     expected = [
         (SamunetError("too small", "enlarge it"), 1, "error: too small\n  -> enlarge it\n"),
         (UsageError("no such fold"), 2, "error: no such fold\n"),
@@ -202,7 +202,7 @@ def test_sigterm_stops_cleanly(capsys):
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX pipe")
 def test_a_reader_that_leaves_causes_no_traceback():
     program = (
-        "import argparse, sys; from samunet.commands.common import run_command as run_parser;"
+        "import argparse, sys; from samunet.commands.table import run as run_parser;"
         "sys.exit(run_parser(argparse.ArgumentParser(), lambda _: print('x' * 10**6), []))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

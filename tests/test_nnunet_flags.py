@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from samunet.commands import build_parser, run_command
-from samunet.commands.common import CommandParser
+from samunet.commands.table import CommandParser
 from samunet.errors import UsageError
 
 PAGE = (Path(__file__).parents[1] / "documentation" / "guide" / "nnunet_flags.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from samunet.commands import run_command
 from samunet.encoders import BUNDLED_WEIGHTS, encoder_facts
 from samunet.errors import SamunetError
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoints import load_base
 from samunet.network.heads import build_head
 from samunet.network.image_encoder import ImageEncoder
@@ -26,7 +26,7 @@ def weights(tmp_path_factory):
 
 def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
     facts = encoder_facts("small")
-    base = base_weights("small", checkpoint=weights)
+    base = pretrained_weights("small", checkpoint=weights)
     assert base.record["pixel_mean"] == [127.5] * 3
     torch.manual_seed(6)
     encoder = ImageEncoder(facts)
@@ -40,7 +40,7 @@ def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
 
 
 def test_without_a_file_the_small_encoder_starts_from_the_weights_in_the_package():
-    base = base_weights("small")
+    base = pretrained_weights("small")
     card = json.loads((BUNDLED_WEIGHTS / "small_pretrained.json").read_text())
     assert base.record["sha256"] == card["sha256"]
     assert base.record["bytes"] <= 30_000_000
@@ -50,7 +50,7 @@ def test_without_a_file_the_small_encoder_starts_from_the_weights_in_the_package
 
 def test_a_file_of_another_encoder_is_refused(weights):
     with pytest.raises(SamunetError, match="does not fit vit_b"):
-        base_weights("vit_b", checkpoint=weights)
+        pretrained_weights("vit_b", checkpoint=weights)
 
 
 @pytest.mark.slow
@@ -85,6 +85,6 @@ def test_random_weights_are_asked_for_and_kept_to(samunet_folders, tiny_dataset,
     fold = next((samunet_folders / "results").glob("*/samunetTrainer__*/fold_0"))
     assert "started_from" not in json.loads((fold / "run.json").read_text())
     started = load_file(fold / "checkpoint_final.safetensors")["image_encoder.blocks.0.attn.qkv.weight"]
-    bundled = base_weights("small").state["image_encoder.blocks.0.attn.qkv.weight"].float()
+    bundled = pretrained_weights("small").state["image_encoder.blocks.0.attn.qkv.weight"].float()
     assert not torch.allclose(started, bundled, atol=5e-3)
     assert run_command("samunet_train", ["998", "2d", "0", "-encoder", "vit_b", "--random_weights"]) in (1, 2)

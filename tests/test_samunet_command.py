@@ -13,15 +13,8 @@ import pytest
 
 from samunet import __version__
 from samunet.commands import run_command
-from samunet.commands.samunet import command_names
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_every_console_script_can_be_called_with_a_blank():
-    from test_documentation import SCRIPTS
-
-    assert {f"samunet_{name}" for name in command_names()} == set(SCRIPTS) - {"samunet"}
 
 
 def test_dispatch(capsys):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from samunet.inference.decoding import decode_for_dice
 from samunet.inference.postprocessing import Postprocessing, foreground_step
 from samunet.models.folder import ModelFolder
 from samunet.selection import best, crossval
-from samunet.selection.instructions import prediction_commands
+from samunet.selection.findings import prediction_commands
 from samunet.training import run as training_run
 
 SHORT = ["--iterations", "4", "--batch_size", "2", "--npz", "--random_weights"]
@@ -181,13 +182,22 @@ def test_accumulated_folds(trained, capsys):
 
 
 def test_accumulated_tiff_volumes_keep_their_spacing(tmp_path, monkeypatch):
-    monkeypatch.setattr(crossval, "score", lambda pairs, *_: {"metric_per_case": [{} for _ in pairs]})
-    monkeypatch.setattr(crossval, "write_model_facts", lambda *_: None)
+    monkeypatch.setattr(crossval, "write_model_facts", lambda folder, model: None)
     reader = reader_for(".tif")
     geometry = Geometry((3.0, 1.0, 1.0), True, (0.0,) * 3, tuple(np.eye(3).ravel().tolist()), 3)
     reader.write_label(np.zeros((2, 4, 5), np.uint8), tmp_path / "a.tif", geometry)
     cases = {"a": crossval.OutOfFold(0, tmp_path / "a.tif", tmp_path / "reference.tif")}
-    crossval.accumulate(ModelFolder(tmp_path), [0], cases, None, tmp_path / "out")
+    reader.write_label(np.zeros((2, 4, 5), np.uint8), tmp_path / "reference.tif", geometry)
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "a": 1},
+        "numTraining": 1,
+        "file_ending": ".tif",
+    }
+    write_json(tmp_path / "dataset.json", content)
+    model = ModelFolder(tmp_path)
+    dataset = SimpleNamespace(description=model.description)
+    crossval.accumulate(model, [0], cases, dataset, tmp_path / "out")
     assert reader.read_label(tmp_path / "out" / "a.tif")[1].spacing == (3.0, 1.0, 1.0)
 
 
@@ -263,8 +273,13 @@ def test_the_instructions_run_as_printed(trained, flags, capsys):
 
 
 def test_an_ensemble_that_is_best(trained, monkeypatch, capsys):
-    single = best._single
-    monkeypatch.setattr(best, "_single", lambda *given: replace(single(*given), dice=single(*given).dice / 2))
+    candidate = best._candidate
+
+    def worse_alone(*given):
+        found = candidate(*given)
+        return replace(found, dice=found.dice / 2) if len(found.models) == 1 else found
+
+    monkeypatch.setattr(best, "_candidate", worse_alone)
     Postprocessing().write(model_of(trained) / "postprocessing.json")  # of an earlier choice
     assert run_command("samunet_find_best_configuration", ["998"]) == 0
     results = trained / "results" / "Dataset998_Tiny"

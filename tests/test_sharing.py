@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from samunet.commands import run_command
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
 from samunet.models.archive import open_archive
-from samunet.sharing.private import without_cases, without_paths
+from samunet.sharing.private import public_instructions
 
 FOLDER = f"{NAME}/samunetTrainer__samunetPlans__2d"
 VARIABLES = ("samunet_raw", "samunet_preprocessed", "samunet_results", "samunet_checkpoints", "nnUNet_raw")
@@ -84,14 +85,19 @@ def test_masks_are_the_same_before_and_after_the_transfer(model, samunet_folders
 
 
 def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
+    decision = {"step": "largest component of organ", "chosen": False, "why": "Dice 0.9"}
+    postprocessing = {"decoding": "argmax", "steps": [], "decisions": [decision]}
     private = {"weights": [{CASES[0]: 0.5}, {"organ": 1}], "cases": CASES, "from": str(tmp_path / "my data" / "x.json")}
-    write_json(model.path / "postprocessing.json", private)
+    write_json(model.path / "postprocessing.json", postprocessing | private)
+    run = json.loads((model.fold(0) / "run.json").read_text())
+    write_json(model.fold(0) / "run.json", run | {"notes": {"by": "/home/me", CASES[0]: 1}})
     (model.path / "crossval_results_folds_0_1").mkdir()
-    write_json(model.path / "crossval_results_folds_0_1" / "postprocessing.json", {"largest": [1, 2]})
+    write_json(model.path / "crossval_results_folds_0_1" / "postprocessing.json", {"steps": []})
     place = f"{samunet_folders}/results/{FOLDER}"
-    text = f"samunet_predict -i IN -o OUT\nsamunet_apply -m {place} -n '{place}/a b' -x /home/me/notes.txt\n"
-    (model.path.parent / "inference_instructions.txt").write_text(text)
-    write_json(model.path.parent / "inference_information.json", {"commands": [["-m", place]], "at": "/home/me/x"})
+    text = f"# the best\nsamunet_predict -i /data/me/x -o OUT\nsamunet_apply -pp_json '{place}/a b' -x /home/me/x.txt\n"
+    (model.path.parent / "inference_instructions.txt").write_text(text + "rm -r /home/me\n")
+    commands = [["samunet_apply", "-i", "/home/me/images", "-pp_json", f"{place}/a b"]]
+    write_json(model.path.parent / "inference_information.json", {"commands": commands, "at": "/home/me/x"})
     for members in ("samunetPlans__2d___samunetPlans__2d", "samunetPlans__2d___other__2d"):
         write_json(model.path.parent / "ensembles" / f"ensemble___{members}___0_1" / "postprocessing.json", {})
     assert export(tmp_path / "model.zip") == 0
@@ -101,16 +107,19 @@ def test_nothing_names_a_case_or_a_place(model, samunet_folders, tmp_path):
     assert str(tmp_path) not in text
     assert "/home" not in text
     instructions = files[f"{NAME}/inference_instructions.txt"].decode()
-    assert f'-m $samunet_results/{FOLDER} -n "$samunet_results/{FOLDER}/a b" -x notes.txt' in instructions
+    assert instructions == (
+        "# the best\nsamunet_predict -i imagesTs -o OUT\n"
+        f"samunet_apply -pp_json \"$samunet_results\"/'{FOLDER}/a b' -x x.txt\n"
+    )
     information = json.loads(files[f"{NAME}/inference_information.json"])
-    assert information == {"commands": [["-m", f"$samunet_results/{FOLDER}"]], "at": "x"}
+    words = ["samunet_apply", "-i", "imagesTs", "-pp_json", f"$samunet_results/{FOLDER}/a b"]
+    assert information == {"commands": [words]}
     assert [name for name in files if "ensemble" in name] == [
         f"{NAME}/ensembles/ensemble___samunetPlans__2d___samunetPlans__2d___0_1/postprocessing.json"
     ]
-    assert json.loads(files[f"{FOLDER}/postprocessing.json"]) == {
-        "weights": [{}, {"organ": 1}], "cases": [], "from": "x.json",
-    }  # fmt: skip
-    assert json.loads(files[f"{FOLDER}/crossval_results_folds_0_1/postprocessing.json"]) == {"largest": [1, 2]}
+    assert json.loads(files[f"{FOLDER}/postprocessing.json"]) == postprocessing
+    assert json.loads(files[f"{FOLDER}/crossval_results_folds_0_1/postprocessing.json"]) == {"steps": []}
+    assert json.loads(files[f"{FOLDER}/fold_0/run.json"]).keys() == run.keys()
     assert json.loads(files[f"{FOLDER}/fold_0/validation/summary.json"])["mean"]["2"] == {"Dice": 0.25}
     assert not any(name.endswith(("training_log.json", ".png")) for name in files)
     api.install_model(tmp_path / "model.zip", tmp_path / "elsewhere")
@@ -137,36 +146,24 @@ def test_with_case_ids_everything_stays(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("folder", "expected"),
     [
+        ("/results/a b", "\"$samunet_results\"/'a b'"),
+        ("/results/$(rm -r x)", "\"$samunet_results\"/'$(rm -r x)'"),
+        ("/results/o'brien", """"$samunet_results"/'o'"'"'brien'"""),
         ("/home/a b/case.json", "case.json"),
-        (r"C:\Users\me\x.pth", "x.pth"),
-        (r"\\server\share\x.pth", "x.pth"),
-        ("~/models/x", "x"),
-        ("file:///home/me/x", "x"),
-        ("read from /mnt/pacs/7 and C:/data/x", "read from 7 and x"),
-        ("CC BY 4.0: https://creativecommons.org/licenses/by/4.0/", None),
-        ("1/2 mm, ED/ES, a / b", None),
-        ("fold_0/run.json", None),
+        ("/my masks/c d", "'c d'"),
+        ("fold_0/run.json", "fold_0/run.json"),
     ],
 )
-def test_paths_lose_all_but_their_last_part(value, expected):
-    cleaned = without_cases("x.json", {"key": [value]}, set(), Path("/results"))
-    assert cleaned == {"key": [value if expected is None else expected]}
-    assert without_paths(f"-m /results/x {value}", Path("/results")).startswith("-m $samunet_results/x ")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("-i '/data/my patients/imagesTs' -o x", "-i 'imagesTs' -o x"),
-        ("-i '/data/my patients/a b' -o '/my masks/c d'", "-i 'a b' -o 'c d'"),
-        ('read "C:\\\\Users\\\\Jane Doe\\\\x y"', 'read "x y"'),
-        ("-i " + shlex.quote("/data/o'brien s/imagesTs"), "-i 'imagesTs'"),
-    ],
-)
-def test_quoted_paths_may_have_spaces(text, expected):
-    assert without_paths(text, Path("/results")) == expected
+def test_commands_name_no_place_and_run_nothing_else(folder, expected):
+    text = f"samunet_predict -i {shlex.quote('/data/my patients/imagesTs')} -o {shlex.quote(folder)}\n"
+    assert public_instructions(text, Path("/results")) == f"samunet_predict -i imagesTs -o {expected}\n"
+    shell = subprocess.run(
+        ["sh", "-c", f"printf %s {expected}"], capture_output=True, text=True, env={"samunet_results": "/results"}
+    )
+    inside = folder.startswith("/results") or not folder.startswith("/")
+    assert shell.stdout == (folder if inside else Path(folder).name)
 
 
 def test_nothing_is_said_per_case(model, tmp_path):
@@ -392,7 +389,10 @@ def test_errors_beside_an_archive_are_not_its_own(model, tmp_path):
 
 
 def test_archives_with_several_models_are_asked_which(model, samunet_folders, tmp_path):
-    shutil.copytree(model.path, model.path.with_name("samunetTrainer__samunetPlans__2d_448"))
+    other = shutil.copytree(model.path, model.path.with_name("samunetTrainer__samunetPlans__2d_448"))
+    plans = json.loads((other / "plans.json").read_text())
+    plans["configurations"]["2d_448"] = plans["configurations"]["2d"]
+    write_json(other / "plans.json", plans)
     assert export(tmp_path / "model.zip") == 0
     with pytest.raises(UsageError, match=r"2 models.*2d, 2d_448"):
         api.Predictor.from_zip(tmp_path / "model.zip")

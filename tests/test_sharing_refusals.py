@@ -355,7 +355,7 @@ def test_interrupted_it_leaves_nothing(exported, tmp_path, monkeypatch, capsys):
     from samunet.models import archive as model_archive
 
     small_encoder(monkeypatch)
-    monkeypatch.setattr(model_archive, "check_content", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(model_archive, "_check_content", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
     assert (
         run_command("samunet_install_pretrained_model_from_zip", [str(exported), "-o", str(tmp_path / "results")])
         == 130

@@ -7,51 +7,45 @@ import os
 import shlex
 from pathlib import Path
 
-from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands import run_command
+from samunet.commands.table import Flag, command
 
 _DATASET = "Dataset999_Phantoms"
 _TRAINING_CASES, _TEST_CASES = 16, 4
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = CommandParser(
-        "samunet_demo", description="Make an example dataset, plan, train, predict and evaluate: a few minutes."
-    )
-    parser.add_argument("--folder", type=Path, default=Path("demo_samunet"), help="where (default: demo_samunet)")
-    parser.add_argument("--time_budget", default="4m", metavar="T", help="training time (default: 4m)")
-    parser.add_argument("--seed", type=int, default=0, help="of the example data (default: 0)")
-    add_common_flags(parser)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from samunet.commands import evaluate_folder, phantoms, plan_and_preprocess, predict, report, train
+@command(
+    "the whole pipeline on example data that the command makes itself, in a folder of its own",
+    Flag("--folder", type=Path, default=Path("demo_samunet"), help="where (default: demo_samunet)"),
+    Flag("--time_budget", default="4m", metavar="T", help="training time (default: 4m)"),
+    Flag("--seed", type=int, default=0, help="of the example data (default: 0)"),
+    description="Make an example dataset (Dataset999_Phantoms: 16 training and 4 test volumes, drawn, not real), plan, "
+    "train, predict, evaluate and report: a few minutes. Sets the three folders itself, inside its own, and prints "
+    "each "
+    "command as you would type it.",
+    examples=("samunet_demo",),
+)
+def demo(arguments: argparse.Namespace) -> int:
+    from samunet.commands.phantoms import make_phantoms
     from samunet.dataset.outputs import check_place
 
     folder = check_place(arguments.folder).resolve()
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"samunet_{name}"] = str(folder / name)
-    raw = folder / "raw" / _DATASET
+    raw, predictions = folder / "raw" / _DATASET, folder / "predictions"
     print(f"making {_TRAINING_CASES} training and {_TEST_CASES} test cases in {raw}")
-    phantoms.make_phantoms(raw, num_training=_TRAINING_CASES, num_test=_TEST_CASES, seed=arguments.seed)
-    predictions = folder / "predictions"
+    make_phantoms(raw, num_training=_TRAINING_CASES, num_test=_TEST_CASES, seed=arguments.seed)
     steps = [
-        (plan_and_preprocess, "samunet_plan_and_preprocess", ["-d", "999"]),
-        (train, "samunet_train", ["999", "2d", "0", "--time_budget", arguments.time_budget, "--overwrite"]),
-        (predict, "samunet_predict", ["-i", str(raw / "imagesTs"), "-o", str(predictions), "-d", "999"]),
-        (evaluate_folder, "samunet_evaluate_folder", [str(raw / "labelsTs"), str(predictions)]),
-        (report, "samunet_report", [str(predictions)]),
+        ["samunet_plan_and_preprocess", "-d", "999"],
+        ["samunet_train", "999", "2d", "0", "--time_budget", arguments.time_budget, "--overwrite"],
+        ["samunet_predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), "-d", "999"],
+        ["samunet_evaluate_folder", str(raw / "labelsTs"), str(predictions)],
+        ["samunet_report", str(predictions)],
     ]
-    for module, command, flags in steps:
-        print(f"\n$ {shlex.join([command, *flags])}", flush=True)
-        status = module.main([*flags, "--verbose"] if arguments.verbose else flags)
+    for name, *words in steps:
+        print(f"\n$ {shlex.join([name, *words])}", flush=True)
+        status = run_command(name, [*words, "--verbose"] if arguments.verbose else words)
         if status:
             return status
     overlays = _draw_overlays(raw, predictions, folder / "overlays")

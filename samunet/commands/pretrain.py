@@ -8,70 +8,79 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from samunet.commands.common import CommandParser, add_common_flags, finite, run_command
-from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.commands.flags import DEVICE, PLANS_NAME, SEED, finite
+from samunet.commands.table import Flag, Group, Switch, command
+from samunet.errors import UsageError
 from samunet.pretraining.options import OBJECTIVES, PretrainingOptions
 
 log = logging.getLogger(__name__)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = CommandParser(
-        "samunet_pretrain",
-        description="Pretrain the small encoder on randomised synthetic images, or with -d further train any encoder "
-        "on a dataset's own images, without labels; goes on from what the folder holds.",
-    )
-    own = parser.add_argument_group("on images of your own")
-    own.add_argument("-d", metavar="ID", help="a preprocessed dataset, whose images in imagesTr and imagesTs are seen")
-    own.add_argument("-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: as samunet_train)")
-    own.add_argument("-c", metavar="CONFIGURATION", help="whose slices and input are used (default: 2d)")
-    own.add_argument("-p", metavar="NAME", help=f"plans' name (default: {DEFAULT_PLANS_NAME})")
-    own.add_argument("--no_test_images", action="store_true", help="leave out imagesTs")
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE",
-        help="weights to start from: what samunet_pretrain wrote, or with -d any file in SAM's layout "
-        "(default: random; with -d the encoder's own)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for checkpoints, log and weights (with -d: among the results)"
-    )
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--time_budget", metavar="T", help="length of this piece: 90s, 20m, 1.5h")
-    length.add_argument("--iterations", type=int, metavar="N", help="updates over all pieces, or of the final decay")
-    parser.add_argument(
-        "--objective", choices=OBJECTIVES, help="what the encoder is asked (default: mix; with -d: mae)"
-    )
-    parser.add_argument("--final_decay", action="store_true", help="bring the rate to zero over this piece")
-    parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="images of the largest size per update (default: 12)"
-    )
-    parser.add_argument(
-        "--image_size", type=int, nargs="+", metavar="PX",
+@command(
+    "the small encoder on synthetic images, or any encoder on the images of a dataset; in pieces",
+    Group(
+        "on images of your own",
+        Flag("-d", metavar="ID", help="a preprocessed dataset, whose images in imagesTr and imagesTs are seen"),
+        Flag(
+            "-encoder",
+            help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: that of --checkpoint or of the plans; "
+            "else SAM where there is a GPU and its file, and small otherwise)",
+        ),
+        Flag("-c", metavar="CONFIGURATION", help="whose slices and input are used (default: 2d)"),
+        Flag("-p", metavar="NAME", help=f"plans' name (default: {PLANS_NAME})"),
+        Switch("--no_test_images", help="leave out imagesTs"),
+    ),
+    Flag(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights to start from: what samunet_pretrain wrote, or with -d any file in SAM's layout (default: "
+        "random; "
+        "with -d the encoder's own)",
+    ),
+    Flag("--out", type=Path, metavar="FOLDER", help="for checkpoints, log and weights (with -d: among the results)"),
+    Group(
+        None,
+        Flag("--time_budget", metavar="T", help="length of this piece: 90s, 20m, 1.5h"),
+        Flag("--iterations", type=int, metavar="N", help="updates over all pieces, or of the final decay"),
+    ),
+    Flag(
+        "--objective",
+        choices=OBJECTIVES,
+        help="what the encoder is asked: dense (do two pixels lie in the same region?), prompt (a click or a box "
+        "gives the mask), mae (reconstruct what is hidden) or mix (default: mix; with -d: mae)",
+    ),
+    Switch("--final_decay", help="bring the rate to zero over this piece"),
+    Flag("--batch_size", type=int, metavar="N", help="images of the largest size per update (default: 12)"),
+    Flag(
+        "--image_size",
+        type=int,
+        nargs="+",
+        metavar="PX",
         help="sides of the images, in turn; of smaller images a batch has as many more (default: 112 224)",
-    )  # fmt: skip
-    parser.add_argument("--lr", type=finite, help="learning rate (default: 5e-4; with -d and weights: 1e-4)")
-    parser.add_argument("--seed", type=int, default=12345, help="all randomness depends on it (default: 12345)")
-    parser.add_argument("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
-    add_common_flags(parser)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
-
-
-def _run(arguments: argparse.Namespace) -> None:
+    ),
+    Flag("--lr", type=finite, help="learning rate (default: 5e-4; with -d and weights: 1e-4)"),
+    SEED,
+    DEVICE,
+    description="Pretrain the small encoder on randomised synthetic images, or with -d further train any encoder on a "
+    "dataset's own images, without labels; goes on from what the folder holds.",
+    examples=(
+        "samunet_pretrain --out pretraining --time_budget 2h",
+        "samunet_pretrain --out pretraining --time_budget 20m --final_decay",
+        "samunet_pretrain -d 027 --objective mae",
+    ),
+    see="[How a pretraining goes](how_commands_work.md#how-a-pretraining-goes)",
+)
+def pretrain(arguments: argparse.Namespace) -> None:
     _check(arguments)
     if arguments.d:
         _run_on_own_images(arguments)
         return
-    from samunet.pretraining.run import pretrain
+    from samunet.pretraining import run
     from samunet.pretraining.work import SyntheticImages
 
     options = _options(arguments, {"image_sizes": arguments.image_size and tuple(arguments.image_size)})
-    weights = pretrain(arguments.out, options, SyntheticImages(arguments.checkpoint))
+    weights = run.pretrain(arguments.out, options, SyntheticImages(arguments.checkpoint))
     print(f"weights: {weights}")
     if not arguments.final_decay:
         start = ["--checkpoint", str(arguments.checkpoint)] if arguments.checkpoint else []
@@ -88,7 +97,7 @@ def _run_on_own_images(arguments: argparse.Namespace) -> None:
 
     dataset = find_dataset(arguments.d)
     work = OwnImages(
-        dataset, arguments.encoder, arguments.checkpoint, arguments.c or "2d", arguments.p or DEFAULT_PLANS_NAME,
+        dataset, arguments.encoder, arguments.checkpoint, arguments.c or "2d", arguments.p or PLANS_NAME,
         test_images=not arguments.no_test_images, device=arguments.device, num_workers=default_workers(),
     )  # fmt: skip
     folder = arguments.out or paths.results_folder() / dataset / f"pretraining_{work.encoder}"
@@ -115,8 +124,6 @@ def _run_on_own_images(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse flags that do not go together."""
-    from samunet.errors import UsageError
-
     length = arguments.time_budget or arguments.iterations is not None
     if arguments.d:
         if arguments.objective not in (None, "mae"):

@@ -1,4 +1,4 @@
-"""How far a mean Dice may be trusted: intervals by resampling patients."""
+"""Confidence intervals of a mean Dice, by resampling patients."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return "" if self.low is None else f"[{self.low:.4f}, {self.high:.4f}]"
+
+    def as_list(self) -> list[float] | None:
+        """As JSON has it."""
+        return None if self.low is None else list(self)
 
 
 def dice_table(summary: Mapping[str, Any]) -> np.ndarray:
@@ -49,7 +53,6 @@ def mean_interval(dice: np.ndarray, patients: Sequence[str]) -> Interval:
 
     Args:
         dice: ``(cases, classes)``, NaN where there is no score.
-        patients: Of every case.
     """
     return _percentiles(_resampled(dice, patients))
 

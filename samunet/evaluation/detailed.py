@@ -1,4 +1,4 @@
-"""Scores beyond ``summary.json``, for ``metrics.json`` and ``metrics.csv``: surfaces in millimetres, and volumes.
+"""Surface and volume scores, for ``metrics.json`` and ``metrics.csv``.
 
 Rules for a class that is empty in one case are those of :mod:`metrics` and :func:`distances.surface_scores`. The
 volume difference needs no rule, only its relative form does: it is undefined where the reference is empty. What is
@@ -24,6 +24,7 @@ from samunet.evaluation.summary import class_key, mean_of, read_pair, regions_of
 from samunet.files import csv_text, write_json, write_text
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import reader_for
+from samunet.tables import number, text_table
 from samunet.workers import map_cases
 
 KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
@@ -145,22 +146,20 @@ def write_detailed(metrics: dict[str, Any], folder: Path, labels: Labels | None 
 def format_detailed(metrics: dict[str, Any], labels: Labels | None = None) -> str:
     """A table for people: the means of each class."""
     names = {class_key(region): name for name, region in labels.foreground} if labels else {}
-    titles = {label: f"{label} {names.get(label, '')}".strip() for label in metrics["mean"]}
-    width = max(len(title) for title in (*titles.values(), "class"))
     units = {case["unit"] for case in metrics["metric_per_case"]}
     unit = units.pop() if len(units) == 1 else "mm or px"
-    columns = (f"HD95 {unit}", f"surface Dice ({metrics['tolerance']:g} {unit})", "volume ml", "volume %")
-    lines = [f"{'class':<{width}}  " + "  ".join(columns)]
-    for label, title in titles.items():
-        mean = metrics["mean"][label]
-        relative = 100 * mean["RelativeVolumeDifference"]
-        values = (mean["HD95"], mean["SurfaceDice"], mean["VolumeDifference_ml"], relative)
-        forms = ("{:.2f}", "{:.4f}", "{:+.2f}", "{:+.1f}")
-        cells = [("-" if math.isnan(value) else form.format(value)) for form, value in zip(forms, values, strict=True)]
-        lines.append(
-            f"{title:<{width}}  " + "  ".join(f"{cell:>{len(column)}}" for cell, column in zip(cells, columns))
+    rows = []
+    for label, mean in metrics["mean"].items():
+        volume, relative = mean["VolumeDifference_ml"], 100 * mean["RelativeVolumeDifference"]
+        cells = (
+            number(mean["HD95"], ".2f"),
+            number(mean["SurfaceDice"]),
+            number(volume, "+.2f"),
+            number(relative, "+.1f"),
         )
-    return "\n".join(lines)
+        rows.append([f"{label} {names.get(label, '')}".strip(), *cells])
+    surface = f"surface Dice ({metrics['tolerance']:g} {unit})"
+    return "\n".join(text_table(["class", f"HD95 {unit}", surface, "volume ml", "volume %"], rows))
 
 
 def millilitres(geometry: Geometry) -> float:

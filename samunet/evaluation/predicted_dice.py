@@ -1,4 +1,4 @@
-"""Predicted Dice: a straight line from a fold's doubt about a class to the Dice that it had on its validation cases.
+"""Predicted Dice: ridge regression from uncertainty to Dice, fitted on validation cases.
 
 A fold has not seen its validation cases, so what its entropy and its disagreement under test-time augmentation say of
 them is what they say of a new case. For every class the line is fitted to the validation cases of all folds that
@@ -50,7 +50,7 @@ class _File(TypedDict):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What folds learnt from their validation cases about the doubt that they have.
+    """A line from uncertainty to Dice for every class.
 
     Args:
         cases: The validation cases of all folds, without names.
@@ -184,7 +184,7 @@ def read_calibration(folds: Sequence[Path], tta: bool) -> tuple[Calibration | No
         if content["tta"] != tta:
             how = "without" if tta else "with"
             return None, f"the folds were calibrated {how} test-time augmentation, this prediction is the other way"
-        cases += [{key: _checked(value) for key, value in case.items()} for case in content["cases"]]
+        cases += content["cases"]
         if any(case.keys() != cases[0].keys() for case in cases):
             raise SamunetError(f"{path} is damaged: its cases are not all of the same classes", _VALIDATE)
     if not found:
@@ -194,11 +194,6 @@ def read_calibration(folds: Sequence[Path], tta: bool) -> tuple[Calibration | No
     return Calibration(
         cases, tta
     ), f"calibrated on the {len(cases)} validation cases of {len(found)} fold{'s' * (len(found) > 1)}"
-
-
-def _checked(value: dict) -> dict[str, Any]:
-    numbers = {key: math.nan if value[key] is None else float(value[key]) for key in (*FEATURES, "Dice")}
-    return {**numbers, "in_reference": bool(value["in_reference"])}
 
 
 def _known(table: np.ndarray, columns: list[int]) -> np.ndarray:

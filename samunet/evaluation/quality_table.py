@@ -1,19 +1,72 @@
-"""``quality.csv`` and ``quality.json``: the cases of a prediction, those first that most probably went wrong."""
+"""``quality.csv`` and ``quality.json``: the cases of a prediction, the most doubtful first."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet.errors import SamunetError
 from samunet.evaluation.predicted_dice import WORST_SHARE, Calibration, read_calibration
 from samunet.evaluation.uncertainty_files import case_file, measured_cases, read_case
-from samunet.files import csv_text, write_json, write_text
+from samunet.files import csv_text, read_as, write_json, write_text
 
 _AGAIN = "remove it and predict the case again"
+_MEASURE = "predict again with --save_uncertainty"
 _OF_CLASS = ("predicted_Dice", "entropy", "tta_disagreement", "fold_disagreement", "voxels", "millilitres")
+
+
+class ClassQuality(TypedDict):
+    """A class of a case in ``quality.json``."""
+
+    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
+    predicted_Dice: float | None
+    fold_disagreement: float | None
+    voxels: int
+    millilitres: NotRequired[float | None]
+
+
+class CaseQuality(TypedDict):
+    """A case in ``quality.json``; ``look`` are the reasons to look at it."""
+
+    case: str
+    look: list[str]
+    predicted_Dice: float | None
+    entropy: float | None
+    classes: dict[str, ClassQuality]
+
+
+class CalibrationSummary(TypedDict):
+    """What the predicted Dice rests on; a case is marked where its mean is ``threshold`` or lower."""
+
+    about: str
+    threshold: float | None
+    mean_error: NotRequired[dict[str, float]]
+
+
+class Quality(TypedDict):
+    """A ``quality.json``."""
+
+    calibration: CalibrationSummary
+    cases: list[CaseQuality]
+
+
+def read_quality(masks: Path, classes: set[str]) -> Quality | None:
+    """The ``quality.json`` of a folder of masks; None if there is none.
+
+    Raises:
+        SamunetError: If it is damaged, or does not have these classes.
+    """
+    file = masks / "quality.json"
+    if not file.is_file():
+        return None
+    quality = read_as(Quality, file, _MEASURE)
+    if not all(classes <= row["classes"].keys() for row in quality["cases"]):
+        raise SamunetError(f"{file} lacks classes that dataset.json has", _MEASURE)
+    return quality
 
 
 def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | None = None) -> dict[str, Any]:
@@ -31,7 +84,7 @@ def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | Non
     found = measured_cases(masks)
     if cases is not None:
         found = [name for name in cases if name in set(found)]
-    seen = {name: _read(case_file(masks, name)) for name in found}
+    seen = {name: read_case(case_file(masks, name), _AGAIN) for name in found}
     tta = any(case["tta"] for case in seen.values())
     calibration, why = read_calibration(folds, tta)
     first = calibration.cases[0] if calibration else next((case["classes"] for case in seen.values()), {})
@@ -41,7 +94,7 @@ def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | Non
                 f"{case_file(masks, name)} has other classes than other cases or the folds' calibration", _AGAIN
             )
     rows = [_row(name, case, calibration) for name, case in seen.items()]
-    rows.sort(key=lambda row: (_last_if_nan(row["predicted_Dice"]), -_first_if_nan(row["entropy"]), row["case"]))
+    rows.sort(key=_doubtful_first)
     if calibration is None:
         for row in rows[: math.ceil(WORST_SHARE * len(rows))]:
             row["look"].append(f"among the {WORST_SHARE:.0%} of these cases with the highest entropy")
@@ -96,13 +149,7 @@ def _cell(value: float | int | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_case(path, _AGAIN)
-
-
-def _last_if_nan(value: float) -> float:
-    return math.inf if math.isnan(value) else value
-
-
-def _first_if_nan(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+def _doubtful_first(row: dict[str, Any]) -> tuple[float, float, str]:
+    """By the predicted Dice, then by the entropy; what is not known comes last."""
+    dice, entropy = row["predicted_Dice"], row["entropy"]
+    return math.inf if math.isnan(dice) else dice, math.inf if math.isnan(entropy) else -entropy, row["case"]

@@ -11,22 +11,23 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import (
-    Any,
-    Required,  # pydantic needs these before Python 3.12
-)
+from typing import Any, Required
 
 import numpy as np
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
-from samunet.dataset.cases import mask_files
+from samunet.dataset.cases import MASK_ENDINGS, mask_files, visible
+from samunet.dataset.description import description_from_json
 from samunet.dataset.labels import Labels
+from samunet.dataset.names import ending_in
+from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
-from samunet.files import read_as
+from samunet.files import read_as, read_json
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
+from samunet.tables import number, text_table
 from samunet.workers import map_cases
 
 log = logging.getLogger(__name__)
@@ -176,9 +177,7 @@ def evaluate_folder(
         file_ending: The dataset's, such as ``.nii.gz``; chooses the reader of files that have it.
         reader_override: Name of the reader, if not the one that belongs to the ending.
         cases: Score these cases only; by default every case that has a reference.
-        num_workers: Worker processes; 0 means this one.
         allow_missing: Leave out references that have no prediction instead of stopping.
-        failures: See :func:`evaluate_files`.
         tolerate_geometry: See :func:`read_pair`.
 
     Returns:
@@ -212,6 +211,38 @@ def find_dataset_json(predictions: Path, references: Path) -> Path:
         f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
         "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
     )
+
+
+def labels_to_score(
+    predictions: Path, references: Path, dataset_json: str | Path | None = None, labels: Sequence[int] | None = None
+) -> tuple[Labels | list[int], str, str | None]:
+    """What masks are scored with: labels, file ending, and name of the reader if it is not the ending's.
+
+    Args:
+        predictions, references: Folders of masks.
+        dataset_json: None to look for it, see :func:`find_dataset_json`.
+        labels: Values in place of it; the ending is then the references'.
+
+    Raises:
+        UsageError: If either is no folder.
+        SamunetError: If there is no ``dataset.json``, or the references have several endings.
+    """
+    if labels is not None:
+        return list(dict.fromkeys(labels)), _ending_of_all(references), None
+    file = find_dataset_json(predictions, references) if dataset_json is None else Path(dataset_json)
+    description = description_from_json(read_json(file), str(file))
+    return description.labels, description.file_ending, description.reader_override
+
+
+def _ending_of_all(folder: Path) -> str:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    present = {ending_in(file.name, MASK_ENDINGS) for file in visible(folder)} - {None}
+    found = sorted({ending.lower() for ending in present}, key=lambda ending: (-len(ending), ending))
+    if len(found) == 1:
+        return found[0]
+    got = "files ending in " + " and in ".join(found) if found else "no file with a known ending"
+    raise SamunetError(f"{folder} contains {got}; it must hold references of one kind ({', '.join(MASK_ENDINGS)})")
 
 
 def evaluate_files(
@@ -260,18 +291,18 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
     cases = summary["metric_per_case"]
     names = {class_key(region): name for name, region in labels.foreground} if labels is not None else {}
     titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
-    width = max(len(title) for title in (*titles.values(), "class", "mean"))
-    lines = [f"{'class':<{width}}    Dice     std     IoU     std   cases"]
+    rows = []
     for label, title in titles.items():
         columns, scored = [], 0
         for key in ("Dice", "IoU"):
             values = _numbers(case["metrics"][label][key] for case in cases)
             scored = len(values)
-            columns += [mean_of(values), float(np.std(values)) if values else math.nan]
-        lines.append(f"{title:<{width}}" + "".join(_cell(value) for value in columns) + f"{scored:>8}")
+            columns += [number(mean_of(values)), number(np.std(values) if values else None)]
+        rows.append([title, *columns, str(scored)])
     mean = summary["foreground_mean"]
-    lines.append(f"{'mean':<{width}}{_cell(mean['Dice'])}{'':8}{_cell(mean['IoU'])}{'':8}{len(cases):>8}")
-    return "\n".join(lines + _worst_cases(cases, titles))
+    rows.append(["mean", number(mean["Dice"]), "", number(mean["IoU"]), "", str(len(cases))])
+    table = text_table(["class", "Dice", "std", "IoU", "std", "cases"], rows)
+    return "\n".join(table + _worst_cases(cases, titles))
 
 
 def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int = 3) -> list[str]:
@@ -302,11 +333,11 @@ def _find_cases(
     wanted = sorted(referenced if cases is None else set(cases))
     unknown = [case for case in wanted if case not in referenced]
     if unknown:
-        raise SamunetError(f"no reference in {references} for {_listed(unknown)}")
+        raise SamunetError(f"no reference in {references} for {shortened(unknown)}")
     missing = [case for case in wanted if case not in predicted]
     surplus = sorted(predicted.keys() - referenced.keys())
     if surplus and cases is None:
-        log.warning("not scored, since %s has no reference for them: %s", references, _listed(surplus))
+        log.warning("not scored, since %s has no reference for them: %s", references, shortened(surplus))
     found = [case for case in wanted if case in predicted]
     if not found:
         raise SamunetError(
@@ -315,11 +346,11 @@ def _find_cases(
         )
     if missing and not allow_missing:
         raise SamunetError(
-            f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {_listed(missing)}",
+            f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {shortened(missing)}",
             "predict these cases, or leave them out with --chill",
         )
     if missing:
-        log.warning("not scored, since %s has no prediction for them: %s", predictions, _listed(missing))
+        log.warning("not scored, since %s has no prediction for them: %s", predictions, shortened(missing))
     return {case: (predicted[case], referenced[case]) for case in found}
 
 
@@ -337,11 +368,3 @@ def mean_of(values: Iterable[float | None]) -> float:
     """Mean of the values that are numbers; NaN if there is none."""
     numbers = _numbers(values)
     return float(np.mean(numbers)) if numbers else math.nan
-
-
-def _cell(value: float | None) -> str:
-    return f"{value:8.4f}" if _numbers([value]) else f"{'-':>8}"
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,17 +1,15 @@
-"""Names of the files in ``uncertainty/``, beside the masks of a prediction or a validation."""
+"""Files in ``uncertainty/``, among the masks of a prediction or a validation."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import (
-    Any,
-    NotRequired,  # pydantic needs these before Python 3.12
-)
+from typing import Any, NotRequired
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet.files import read_as
+from samunet.imageio.registry import ending_of
 
 FOLDER = "uncertainty"
 KINDS = ("entropy", "fold_disagreement")
@@ -20,7 +18,7 @@ TABLES = ("quality.csv", "quality.json")
 
 
 def case_file(masks: Path, case: str) -> Path:
-    """What speaks against every class of a case, as JSON; ``masks`` is the folder of its mask.
+    """Uncertainty of every class of a case, as JSON; ``masks`` is the folder of its mask.
 
     A case that is called like another one's map, ``p1_entropy``, gets ``p1_entropy_case.json``: a TIFF map has its
     spacing in ``p1_entropy.json``.
@@ -35,8 +33,8 @@ def measured_cases(masks: Path) -> list[str]:
     return sorted(case for case in cases if case_file(masks, case).stem in stems)
 
 
-class _Doubt(TypedDict):
-    """What was measured of a class of a case."""
+class ClassMeasures(TypedDict):
+    """Uncertainty of a class of a case."""
 
     name: str
     entropy: float | None
@@ -49,11 +47,11 @@ class _Doubt(TypedDict):
 class _Case(TypedDict):
     __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
     tta: bool
-    classes: dict[str, _Doubt]
+    classes: dict[str, ClassMeasures]
 
 
 def read_case(file: Path, hint: str) -> dict[str, Any]:
-    """What lies in a :func:`case_file`.
+    """Content of a :func:`case_file`.
 
     Raises:
         SamunetError: If it is missing or damaged, with ``hint``.
@@ -63,13 +61,11 @@ def read_case(file: Path, hint: str) -> dict[str, Any]:
 
 def map_file(mask: Path, case: str, kind: str) -> Path:
     """An image in the geometry of a case; ``kind`` is one of ``KINDS``."""
-    from samunet.imageio.registry import ending_of
-
     return mask.parent / FOLDER / f"{case}_{kind}{ending_of(mask)}"
 
 
-def forget(mask: Path, case: str) -> None:
-    """Remove what was measured of an earlier mask of a case, and the tables that speak of it."""
+def delete_stale(mask: Path, case: str) -> None:
+    """Delete the uncertainty of a case's earlier mask, and the tables that have it."""
     measured = case_file(mask.parent, case)
     if measured.is_file():
         tables = [mask.parent / name for name in TABLES]

@@ -1,1 +1,1 @@
-"""From images to masks: slices through the network in batches, back to the original geometry, and into files."""
+"""Prediction: from images to masks in their geometry."""

@@ -1,4 +1,4 @@
-"""Several cases into one folder: which are to be predicted, and what becomes of those that fail."""
+"""Prediction of several cases into one folder."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from samunet.dataset.labels import Labels
 from samunet.files import write_text
 
 FILE_NAME = "labels.ctbl"
+# M. Okabe and K. Ito's colours, which colour-blind people can tell apart, without black; yellow last, as white is near.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 
 

@@ -1,4 +1,4 @@
-"""From probabilities to label values, without torch."""
+"""Label values from probabilities, without torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ def decode_for_dice(probabilities: np.ndarray, labels: Labels) -> np.ndarray:
 
     Args:
         probabilities: ``(outputs, z, y, x)``.
-        labels: The dataset's.
     """
     plain = np.stack([decode_probabilities(part, labels) for part in np.moveaxis(probabilities, 1, 0)])
     first = 0 if labels.has_regions else 1
@@ -81,7 +80,6 @@ def average(predictions: Sequence[np.ndarray], labels: Labels, decoding: str = A
 
     Args:
         predictions: Each ``(outputs, z, y, x)``, as ``--save_probabilities`` keeps them.
-        labels: The dataset's.
         decoding: One of :data:`DECODINGS`.
 
     Returns:

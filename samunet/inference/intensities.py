@@ -1,4 +1,4 @@
-"""Warns of images whose intensities lie far outside those that a model was trained on."""
+"""Warnings of images whose intensities lie far outside those of the training images."""
 
 from __future__ import annotations
 

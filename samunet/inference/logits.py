@@ -24,9 +24,6 @@ class Observer(Protocol):
 
     For every batch of windows :meth:`on_fold` is called for each fold, then :meth:`on_batch`; :meth:`on_band` for every
     band of logits that is done.
-
-    Attributes:
-        labels: The dataset's.
     """
 
     labels: Labels
@@ -151,7 +148,7 @@ class SlicePredictor:
         """
         height, width = shape
         for z, canvas, to_canvas in self._canvases(image, grid, shape, observer):
-            step = height if whole else max(1, _BAND_NUMBERS // (canvas.logits.shape[1] * width))
+            step = height if whole else max(1, _BAND_NUMBERS // (canvas.channels * width))
             for first in range(0, height, step):
                 size, to_band = (min(step, height - first), width), to_canvas @ shift(first, 0)
                 band = Band(z, slice(first, first + size[0]), *canvas.sampled(to_band, size))
@@ -270,6 +267,10 @@ class _Canvas(NamedTuple):
     logits: Tensor
     extra: Tensor | None
 
+    @property
+    def channels(self) -> int:
+        return sum(part.shape[1] for part in self if part is not None)
+
     def of(self, index: int) -> _Canvas:
         return _Canvas(*(None if part is None else part[index][None] for part in self))
 
@@ -297,7 +298,6 @@ def decode(logits: Tensor, labels: Labels) -> Tensor:
 
     Args:
         logits: ``(outputs, height, width)``.
-        labels: The dataset's.
 
     Returns:
         ``(height, width)`` integer.

@@ -1,4 +1,4 @@
-"""What a user may choose for a prediction."""
+"""Options of a prediction."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ class PlanePredictor:
         slices: How single slices are predicted. Its ``batch_size`` may change at any time.
         planes: The first is the one that ``slices`` predicts along.
         network: Whose input is placed over the slices.
-        labels: The dataset's.
     """
 
     def __init__(self, slices: SlicePredictor, planes: Sequence[Plane], network: NetworkPlan, labels: Labels) -> None:
@@ -50,7 +49,6 @@ class PlanePredictor:
 
         Args:
             image: Prepared ``(channels, z, y, x)`` float.
-            record: Of the prepared case.
             shape: In-plane shape on which logits are wanted.
             observer: Sees what every fold predicts, the slices of the volume as one batch; its views are the planes.
         """

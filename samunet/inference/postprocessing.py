@@ -1,4 +1,4 @@
-"""Postprocessing of masks: keep the largest component of all foreground, or of one class (nnU-Net's two rules).
+"""Postprocessing of masks: the largest component of all foreground, or of one class (nnU-Net's two rules).
 
 Which of these steps help is decided by :mod:`samunet.selection.determine`; here they are stored, read and applied.
 """
@@ -7,18 +7,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from annotated_types import Interval, Len
+from pydantic import Strict
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
-from samunet.files import read_json, write_json
-from samunet.inference.decoding import ARGMAX, DECODINGS, DICE
+from samunet.files import read_as, write_json
+from samunet.inference.decoding import ARGMAX, DICE
 
 FILE_NAME = "postprocessing.json"
 _RULE = "keep_largest_component"
 _HINT = "restore the file, or make it again: samunet_find_best_configuration or samunet_determine_postprocessing"
+
+
+_Value = Annotated[int, Strict(), Interval(ge=0, le=65535)]
+
+
+class _Step(TypedDict):
+    rule: Literal["keep_largest_component"]
+    of: NotRequired[str]
+    values: Annotated[list[_Value], Len(1)]
+    removed_voxels_become: list[_Value]
+
+
+class _File(TypedDict):
+    """A ``postprocessing.json``."""
+
+    decoding: NotRequired[Literal["argmax", "dice"]]
+    steps: list[_Step]
 
 
 @dataclass(frozen=True)
@@ -101,14 +121,15 @@ def read_postprocessing(path: Path) -> Postprocessing:
     Raises:
         SamunetError: If the file is missing, damaged, or holds something else; names the key.
     """
-    data = read_json(path, _HINT)
-    if not isinstance(data, dict) or not isinstance(data.get("steps"), list):
-        raise SamunetError(f'{path} must hold {{"steps": [...]}}', _HINT)
-    decoding = data.get("decoding", ARGMAX)
-    if not isinstance(decoding, str) or decoding not in DECODINGS:
-        raise SamunetError(f"{path}: decoding must be one of {', '.join(DECODINGS)}, got {decoding!r}", _HINT)
-    steps = tuple(_step(entry, f"{path}: steps: {index}") for index, entry in enumerate(data["steps"]))
-    return Postprocessing(steps, decoding)
+    data = read_as(_File, path, _HINT)
+    steps = []
+    for index, entry in enumerate(data["steps"]):
+        values, becomes = tuple(entry["values"]), tuple(entry["removed_voxels_become"])
+        if len(values) != len(becomes):
+            where = f"{path}: steps.{index}"
+            raise SamunetError(f"{where}: values and removed_voxels_become must be lists of the same length", _HINT)
+        steps.append(Step(entry.get("of", ""), values, becomes))
+    return Postprocessing(tuple(steps), data.get("decoding", ARGMAX))
 
 
 def foreground_step(labels: Labels) -> Step:
@@ -124,7 +145,6 @@ def class_step(labels: Labels, index: int) -> Step:
     it. Here they become what is painted where this region, and all that lie in it, are not.
 
     Args:
-        labels: The dataset's.
         index: Of the class or region in ``labels.foreground``.
     """
     name, region = labels.foreground[index]
@@ -135,20 +155,3 @@ def class_step(labels: Labels, index: int) -> Step:
         next((value for other, value in reversed(painted) if own in other and value not in region), 0) for own in region
     )
     return Step(name, region, becomes)
-
-
-def _step(entry: Any, where: str) -> Step:
-    if not isinstance(entry, dict) or entry.get("rule") != _RULE:
-        raise SamunetError(f'{where}: "rule" must be {_RULE!r}', _HINT)
-    values, becomes = (_integers(entry.get(key), f"{where}: {key}") for key in ("values", "removed_voxels_become"))
-    if len(values) != len(becomes) or not values:
-        raise SamunetError(f"{where}: values and removed_voxels_become must be lists of the same length", _HINT)
-    return Step(str(entry.get("of", "")), values, becomes)
-
-
-def _integers(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(isinstance(one, bool) or not isinstance(one, int) for one in value):
-        raise SamunetError(f"{where} must be a list of label values, got {value!r}", _HINT)
-    if any(not 0 <= one < 1 << 16 for one in value):
-        raise SamunetError(f"{where}: label values must be 0 to 65535, got {value!r}", _HINT)
-    return tuple(value)

@@ -1,4 +1,4 @@
-"""Predicts masks for files or arrays with a trained model."""
+"""Prediction of masks for files or arrays with a trained model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from samunet.errors import FatalError, SamunetError, UsageError, raise_failures,
 from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
 from samunet.evaluation.summary import class_key
-from samunet.evaluation.uncertainty_files import KINDS, case_file, forget, map_file
+from samunet.evaluation.uncertainty_files import KINDS, case_file, delete_stale, map_file
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending
@@ -237,8 +237,6 @@ class Predictor:
 
         Args:
             cases: From :func:`samunet.dataset.layout.list_cases`.
-            output: Folder for the masks; made if missing.
-            progress: Whether to show a progress bar.
             own: The folder is this program's own, such as a fold's validation: it is not checked, and masks of another
                 model are made again.
 
@@ -268,7 +266,7 @@ class Predictor:
             writer.check_mask(file, image.geometry)
             prediction = self._predict(image)
             begin(file)
-            forget(file, case.name)
+            delete_stale(file, case.name)
             saved = file.parent / f"{case.name}.npz"
             if prediction.probability is None and file.is_file() and file == self.mask_file(case, file.parent):
                 saved.unlink(missing_ok=True)  # of the mask that is replaced

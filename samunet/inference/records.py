@@ -1,4 +1,4 @@
-"""What made a mask: the model's content, folds and options; and which masks of a folder need not be made again."""
+"""Provenance of masks, and the masks of a folder that need not be made again."""
 
 from __future__ import annotations
 

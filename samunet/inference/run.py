@@ -1,4 +1,4 @@
-"""A prediction from the cases that were found to masks, their provenance and, if asked for, their quality table."""
+"""Prediction of the cases that were found: masks, their provenance, and their quality table."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from samunet import __version__
 from samunet.dataset.cases import Case
 from samunet.dataset.outputs import ARGUMENTS, check_file, check_folder
 from samunet.dataset.prediction_input import flat
+from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, raise_failures
+from samunet.evaluation.quality_table import write_quality
 from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.colour_table import write_colour_table
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
-from samunet.inference.quality_report import assess
 from samunet.models.folder import Fold, ModelFolder
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ModelSelection:
     """What predicts: a model, which of its folds, and ``final`` or ``best``."""
 
     model: ModelFolder
@@ -60,7 +61,7 @@ def _is_file(output: Path) -> bool:
 
 
 def predict_found(
-    chosen: Chosen,
+    chosen: ModelSelection,
     found: dict[str, Case],
     failures: dict[str, SamunetError],
     output: Path,
@@ -79,7 +80,6 @@ def predict_found(
         options: How to predict.
         part: ``(index, number)`` of the share of the cases.
         given: The input as it was given, for the record beside the masks.
-        progress: Whether to show a progress bar.
 
     Returns:
         Names of the cases predicted now.
@@ -107,7 +107,7 @@ def predict_found(
         log.info("%d masks written to %s%s", len(done), output, f", {kept} were there already" if kept else "")
     if options.save_uncertainty:
         folder, listed = (output.parent, None) if to_file else (output, list(found))
-        assess(folder, chosen.model, chosen.folds, chosen.checkpoint, listed)
+        _write_quality(folder, chosen, listed)
     raise_failures(failures, len(names), GO_ON)
     return done
 
@@ -128,8 +128,19 @@ def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list
     return list(cases)
 
 
+def _write_quality(masks: Path, chosen: ModelSelection, cases: Sequence[str] | None) -> None:
+    """Write ``quality.csv`` and ``quality.json`` into the folder of the masks, and log what they say."""
+    # Validation, and with it the calibration, is done with the final checkpoint.
+    calibrated = [chosen.model.fold(fold) for fold in chosen.folds] if chosen.checkpoint == "final" else []
+    quality = write_quality(masks, calibrated, cases)
+    marked = [row["case"] for row in quality["cases"] if row["look"]]
+    listed = f": {shortened(marked)}" if marked else ""
+    log.info("%s: %s", masks / "quality.csv", quality["calibration"]["about"])
+    log.info("%d of %d cases to look at%s", len(marked), len(quality["cases"]), listed)
+
+
 def _write_record(
-    chosen: Chosen, predictor: Predictor, output: Path, options: PredictionOptions, given: str
+    chosen: ModelSelection, predictor: Predictor, output: Path, options: PredictionOptions, given: str
 ) -> None:  # fmt: skip
     """Copy plans and dataset.json beside the masks, with what was asked for (as nnU-Net does), and a colour table."""
     path = chosen.model.path

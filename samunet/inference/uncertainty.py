@@ -1,4 +1,4 @@
-"""How sure a prediction is: entropy, and how far views and folds disagree, by voxel and by class.
+"""Uncertainty of a prediction: entropy and disagreement of views and folds, by voxel and by class.
 
 Entropy is that of the probabilities after averaging (softmax over classes; with regions that of the least certain
 region), as a share of the largest possible. Disagreement of folds is the part of it that comes from the folds
@@ -47,7 +47,6 @@ class CaseUncertainty:
     size of one batch of windows, or with several planes of some of the volume's logits.
 
     Args:
-        labels: The dataset's.
         shape: ``(z, y, x)`` of the maps.
         num_folds: How many models.
     """

@@ -59,7 +59,6 @@ def shifted(pixels: int, shape: tuple[int, int], device: torch.device) -> list[T
     Args:
         pixels: How far, along each axis.
         shape: Of the windows.
-        device: For the shares.
     """
     offsets = [(0, 0), *((down, right) for down in (-pixels, pixels) for right in (-pixels, pixels))]
     weights = [_moved(gaussian(shape, device), -down, -right) for down, right in offsets]

@@ -1,4 +1,4 @@
-"""A model as a zip: reading one that someone else made, without believing a word of it.
+"""Models as zips: reading one that someone else made, without believing a word of it.
 
 Nothing is taken out of an archive before every name in it has been checked, and nothing that was taken out counts
 before its size and hash are the manifest's and its content is what its ending says. No kind of file among those allowed
@@ -20,13 +20,15 @@ from pathlib import Path, PurePosixPath
 from samunet import paths
 from samunet.dataset.cases import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
-from samunet.files import JSON_BYTES, make_folder
-from samunet.models.check import check_content, check_model
+from samunet.files import JSON_BYTES, make_folder, read_json
+from samunet.models.folder import ModelFolder
 from samunet.models.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
 from samunet.models.pretrained import BASE_FOLDER
+from samunet.preprocessing.run import check_channels
 
 _BLOCK = 1 << 20
 _MOST_FILES = 5000
+_LONGEST_ENTRY = 1100  # bytes in the directory
 _MOST_FOLDERS = 8  # in each other
 _MOST_UNPACKED = 20  # times the archive's size; models hardly pack
 _ALWAYS = 1 << 26  # bytes that may be unpacked whatever the archive's size
@@ -87,7 +89,7 @@ class ModelArchive:
             manifest = self._zip.read(FILE_NAME)
         (folder / FILE_NAME).write_bytes(manifest)
         try:
-            check_model(folder, model)
+            _check_opens(folder, model)
         except SamunetError as error:
             message = error.message.replace(str(folder), model.folder)
             raise SamunetError(f"{self.path}: {message}", _REFUSED) from error
@@ -99,7 +101,7 @@ class ModelArchive:
             for block in self._blocks(name):
                 stream.write(block)
         try:
-            check_content(target)
+            _check_content(target)
         except SamunetError as error:
             raise SamunetError(f"{self._where(name)} {error.message}", _REFUSED) from error
 
@@ -143,6 +145,7 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
         raise UsageError(f"{path} {what}", "give the zip that samunet_export_model_to_zip wrote")
     with ExitStack() as stack:
         with _reading(path):  # and not the caller's block, whose errors are its own
+            _check_directory(path)
             opened = stack.enter_context(zipfile.ZipFile(path))
             _check_cost(path, opened.infolist())
             members = [member for member in opened.infolist() if not member.is_dir() or _problem(member)]
@@ -157,16 +160,30 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
         yield ModelArchive(path, manifest, opened)
 
 
+def _check_directory(path: Path) -> None:
+    """Refuse too many files before the zip's directory is read, which takes memory and time for each.
+
+    The end of a zip says how many there are and how long the directory is; the count may lie, the length may not.
+    """
+    with open(path, "rb") as stream:
+        end = zipfile._EndRecData(stream)
+    if end and (end[zipfile._ECD_ENTRIES_TOTAL] > _MOST_FILES or end[zipfile._ECD_SIZE] > _MOST_FILES * _LONGEST_ENTRY):
+        raise _too_many(path, end[zipfile._ECD_ENTRIES_TOTAL])
+
+
 def _check_cost(path: Path, members: list[zipfile.ZipInfo]) -> None:
     """Refuse what would cost more time or space than any model does."""
-    unpacked = sum(member.file_size for member in members)
-    problem = None
     if len(members) > _MOST_FILES:
-        problem = f"has {len(members)} files, and a model has at most {_MOST_FILES}"
-    elif unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS:
-        problem = f"would unpack to {unpacked / 1e9:.1f} GB, far more than a model of its size does"
-    if problem:
-        raise SamunetError(f"{path} {problem}", _REFUSED)
+        raise _too_many(path, len(members))
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS:
+        raise SamunetError(
+            f"{path} would unpack to {unpacked / 1e9:.1f} GB, far more than a model of its size does", _REFUSED
+        )
+
+
+def _too_many(path: Path, number: int) -> SamunetError:
+    return SamunetError(f"{path} has {number} files, and a model has at most {_MOST_FILES}", _REFUSED)
 
 
 @contextmanager
@@ -285,3 +302,41 @@ def _check_model(path: Path, manifest: Manifest, model: ModelEntry) -> None:
         problem = f"{missing[0]} is missing"
     if problem:
         raise SamunetError(f"{path}: {problem}", _REFUSED)
+
+
+def _check_content(file: Path) -> None:
+    """Whether a tensor or JSON file is what its ending says.
+
+    Raises:
+        SamunetError: If not; what is to be said after the file's name.
+    """
+    if file.name.endswith(".safetensors"):
+        from safetensors import safe_open
+
+        from samunet.tensors import check_numbers
+
+        try:
+            with safe_open(file, "pt") as stream:
+                for name in stream.keys():  # noqa: SIM118 (it is no dict)
+                    check_numbers({name: stream.get_tensor(name)}, "it")
+        except SamunetError:
+            raise
+        except Exception as error:  # the border to a stranger's file
+            raise SamunetError(f"is not in safetensors' format: {error}") from error
+    elif file.name.endswith(".json"):
+        try:
+            read_json(file)
+        except SamunetError as error:
+            raise SamunetError(error.message.removeprefix(f"{file} ")) from error
+
+
+def _check_opens(folder: Path, entry: ModelEntry) -> None:
+    """Read everything of a model but its tensors, as prediction would.
+
+    Raises:
+        SamunetError: If a file does not hold what it should.
+    """
+    model = ModelFolder(folder, entry.folder)
+    check_channels(model.configuration, model.description, f"{entry.folder}/dataset.json")
+    for fold in entry.folds:
+        model.run(fold)

@@ -1,4 +1,4 @@
-"""Writing a fold's trained weights."""
+"""Files of a fold's trained weights."""
 
 from __future__ import annotations
 

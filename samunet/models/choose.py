@@ -1,9 +1,9 @@
-"""Finds the model a prediction is meant for, when the user names none or only part of it."""
+"""Choice of a trained model."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NotRequired  # pydantic needs these before Python 3.12
 
@@ -64,11 +64,8 @@ def choose_model(
     fitting = [model for model in trained if _fits(model, name, configuration, plans_name)]
     if not fitting:
         wanted = ", ".join(text for text in (name, plans_name, configuration) if text)
-        raise UsageError(
-            f"there is no trained model{' of ' + wanted if wanted else ''} in {results} "
-            f"({'trained: ' + ', '.join(_title(model) for model in trained) if trained else 'nothing is trained yet'})",
-            "train one first, for example: samunet_train 027 2d 0",
-        )
+        what = f"of {wanted} in {results}" if wanted else f"in {results}"
+        raise not_trained(what, map(_title, trained), "train one first, for example: samunet_train 027 2d 0")
     if len(fitting) == 1:
         return fitting[0], "the only trained model" if len(trained) == 1 else "the only one that fits"
     named = _dataset_in(source.resolve())
@@ -93,8 +90,43 @@ def choose_model(
             )
         )
         several += f", or predict with the ensemble that was found to be best, {how}"
-    commands = "\n".join(f"  {_command(model, source)}" for model in left)
+    commands = "\n".join(f"  {shlex.join(prediction_command(model, source, 'preds'))}" for model in left)
     raise UsageError(f"{several}:\n{commands}")
+
+
+def trained_model(dataset: str, configuration: str, plans_name: str) -> ModelFolder:
+    """A model that was at least begun.
+
+    Raises:
+        UsageError: If there is none; says which there are, and how to train it.
+    """
+    results = paths.results_folder() / dataset
+    model = ModelFolder(results / model_folder_name(plans_name, configuration))
+    if not (model.path / "plans.json").is_file():
+        there = [found.path.name for found in model_folders(results)]
+        raise not_trained(f"{model.path.name} of {dataset}", there, f"train it: {model.training_command([0])}")
+    return model
+
+
+def not_trained(what: str, trained: Iterable[str], remedy: str | None = None) -> UsageError:
+    """The error for a model that is asked for and not there; ``trained`` are the ones that are."""
+    there = ", ".join(trained)
+    return UsageError(
+        f"there is no trained model {what} ({f'trained: {there}' if there else 'nothing is trained yet'})", remedy
+    )
+
+
+def fold_names(folds: Sequence[Fold]) -> list[Fold]:
+    """Folds as they are named everywhere: numbers, or ``all``.
+
+    Raises:
+        UsageError: If one is named twice: it would count twice in a mean.
+    """
+    names: list[Fold] = [int(fold) if str(fold).isdecimal() else fold for fold in folds]
+    twice = next((fold for fold in names if names.count(fold) > 1), None)
+    if twice is not None:
+        raise UsageError(f"fold {twice} is named twice", "name every fold once")
+    return names
 
 
 def _recorded_choice(results: Path) -> list[str]:
@@ -110,31 +142,26 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
     """Folds to use: those asked for, or all that are finished.
 
     Raises:
-        UsageError: If one asked for is not finished, or named twice: it would count twice in the mean.
+        UsageError: If one asked for is not finished, or named twice.
     """
     finished = model.finished_folds(checkpoint)
     if not folds:
         return finished
-    wanted: list[Fold] = [int(fold) if str(fold).isdigit() else fold for fold in folds]
-    twice = next((fold for fold in wanted if wanted.count(fold) > 1), None)
-    if twice is not None:
-        raise UsageError(f"fold {twice} is named twice", "name every fold once")
+    wanted = fold_names(folds)
     missing = [fold for fold in wanted if not (model.fold(fold) / f"checkpoint_{checkpoint}.safetensors").is_file()]
     if missing:
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
-            f"use -f {' '.join(map(str, finished))}, or train it: samunet_train "
-            f"{quoted(_dataset(model))} {quoted(model.configuration_name)} {quoted(missing[0])}",
+            f"use -f {' '.join(map(str, finished))}, or train it: {model.training_command(missing[:1])}",
         )
     return wanted
 
 
 def _fits(model: ModelFolder, dataset: str | None, configuration: str | None, plans_name: str | None) -> bool:
-    _, model_plans, model_configuration = model.path.name.split("__")
     return (
         dataset in (None, model.path.parent.name)
-        and configuration in (None, model_configuration)
-        and plans_name in (None, model_plans)
+        and configuration in (None, model.configuration_name)
+        and plans_name in (None, model.plans_name)
     )
 
 
@@ -148,13 +175,7 @@ def _title(model: ModelFolder) -> str:
     return f"{model.path.parent.name}/{model.path.name}"
 
 
-def _dataset(model: ModelFolder) -> str:
-    # A model's folder may lie anywhere.
-    name = model.path.parent.name
-    return name if paths.DATASET_NAME.match(name) else model.plans.dataset_name
-
-
-def _command(model: ModelFolder, source: Path) -> str:
-    _, plans_name, configuration = model.path.name.split("__")
-    words = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", _dataset(model)]
-    return shlex.join([*words, "-c", configuration, "-p", plans_name])
+def prediction_command(model: ModelFolder, source: Path | str, output: str) -> list[str]:
+    """The words of the command that predicts with a model."""
+    words = ["samunet_predict", "-i", str(source), "-o", output, "-d", model.dataset_name]
+    return [*words, "-c", model.configuration_name, "-p", model.plans_name]

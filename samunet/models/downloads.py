@@ -1,6 +1,6 @@
 """Downloads of published checkpoints: resumed, verified, and never half a file under the final name.
 
-A download grows in ``NAME.part``; ``NAME.part.json`` beside it remembers which version of the file it is a part of.
+A download grows in ``NAME.part``, with which a later call goes on.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ import logging
 import os
 import shutil
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse, IncompleteRead
-from io import RawIOBase
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, build_opener
 
 from samunet import __version__, paths
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError, UsageError
-from samunet.files import file_hash, read_as, write_json
+from samunet.files import file_hash
 from samunet.locks import LockHeld, exclusive
 
 log = logging.getLogger(__name__)
@@ -37,14 +33,15 @@ _PROBE_SECONDS = 5.0
 _BLOCK = 1 << 18
 _POLL_SECONDS = 0.2
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+_PROXY = "behind a proxy: export https_proxy=http://USER:PASSWORD@HOST:PORT and SSL_CERT_FILE=/path/to/its/certificate"
 
 
 class _Broken(Exception):
-    """A connection ended early; ``hopeless`` if trying again at once cannot help."""
+    """A connection ended early."""
 
-    def __init__(self, reason: str, hopeless: bool = False) -> None:
-        super().__init__(reason)
-        self.hopeless = hopeless
+
+class _NoServer(_Broken):
+    """No server answers."""
 
 
 def download(
@@ -60,7 +57,6 @@ def download(
         folder: Where to; None for the checkpoints folder.
         url: Another source of the same file.
         force: Replace the file if it is there. Without it, the file that is there is verified.
-        progress: Whether to show a progress bar.
 
     Returns:
         The file.
@@ -70,18 +66,20 @@ def download(
             published one; says how to bring the file by hand.
     """
     target = (folder or paths.checkpoints_folder()) / facts.checkpoint_file
-    _check_url(url or facts.checkpoint_url)
+    url = url or facts.checkpoint_url
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url} is not a web address", "give one that begins with https:// or http://")
     if target.is_file() and not force:
         verify(target, facts)
         return target
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.with_name(target.name + ".part").open("ab").close()  # tells now whether the folder may be written to
+        _part(target).open("ab").close()  # tells now whether the folder may be written to
     with _turn(target):
         if target.is_file() and not force:  # another process brought it while this one waited
             verify(target, facts)
         else:
-            _Download(url or facts.checkpoint_url, target, facts, progress).run()
+            _fetch(url, target, facts, progress)
     return target
 
 
@@ -126,190 +124,129 @@ def can_download(facts: EncoderFacts) -> bool:
         return False
 
 
-@dataclass
-class _Download:
-    url: str
-    target: Path
-    facts: EncoderFacts
-    progress: bool
-
-    @property
-    def part(self) -> Path:
-        return self.target.with_name(self.target.name + ".part")
-
-    @property
-    def note(self) -> Path:
-        return self.target.with_name(self.target.name + ".part.json")
-
-    def run(self) -> None:
-        log.info("downloading %s to %s", self.url, self.target)
-        try:
-            self._complete()
-        except KeyboardInterrupt:
-            log.info("%s of %s are kept in %s", format_bytes(self._have()), self.target.name, self.part)
-            raise
-        finally:
-            if not self._have():
-                self.part.unlink(missing_ok=True)
-        with _writing(self.target):
-            os.replace(self.part, self.target)
-            self.note.unlink(missing_ok=True)
-
-    def _complete(self) -> None:
-        """Bring the part to the whole, verified file, over as many connections as it takes."""
-        failures, furthest = 0, self._have()
-        resumed = furthest > 0
+def _fetch(url: str, target: Path, facts: EncoderFacts, progress: bool) -> None:
+    """Bring the verified file, over as many connections as it takes."""
+    part, failures = _part(target), 0
+    resumed = _size(part) > 0
+    log.info("downloading %s to %s", url, target)
+    try:
         while True:
+            before = _size(part)
             try:
-                self._transfer()
-                problem = _difference(self.part, self.facts)
-                if problem is None:
-                    return
-                self._drop()
-                if not resumed:
-                    raise SamunetError(f"{self.url} does not give the published file: {problem}", self._by_hand())
-                resumed = False
-                log.warning("the resumed download is not the published file (%s): starting anew", problem)
+                _receive(url, part, target, facts, progress)
             except _Broken as broken:
-                have = self._have()
-                failures = 0 if have > furthest else failures + 1
-                furthest = max(furthest, have)
-                if failures >= ATTEMPTS or (broken.hopeless and failures):
-                    raise SamunetError(f"could not download {self.url}: {broken}", self._by_hand()) from None
+                have = _size(part)
+                failures = 0 if have > before else failures + 1
+                if failures >= (2 if isinstance(broken, _NoServer) else ATTEMPTS):
+                    raise SamunetError(f"could not download {url}: {broken}", _by_hand(target, facts)) from None
                 pause = BACKOFF_SECONDS * 2**failures
                 log.warning("%s; trying again from %s in %.0f s", broken, format_bytes(have), pause)
                 resumed = resumed or have > 0
                 time.sleep(pause)
+                continue
+            problem = _difference(part, facts)
+            if problem is None:
+                break
+            part.unlink()
+            if not resumed:
+                raise SamunetError(f"{url} does not give the published file: {problem}", _by_hand(target, facts))
+            resumed = False
+            log.warning("the resumed download is not the published file (%s): starting anew", problem)
+    except KeyboardInterrupt:
+        log.info("%s of %s are kept in %s", format_bytes(_size(part)), target.name, part)
+        raise
+    finally:
+        if not _size(part):
+            part.unlink(missing_ok=True)
+    with _writing(target):
+        os.replace(part, target)
 
-    def _transfer(self) -> None:
-        """One connection: append to the part what the server gives, to the end of the file."""
-        response = self._request()
-        if response is None:
-            return
-        with response:
-            if response.headers.get_content_type() == "text/html":
-                raise SamunetError(
-                    f"{self.url} gives a web page instead of the file (the login page of a proxy?)", self._by_hand()
-                )
-            offset = self._have() if response.status == 206 else 0
-            start, total = _range(response) if response.status == 206 else (0, _length(response))
-            if start != offset:
-                self._drop()
-                raise _Broken(f"the server went on at byte {start} instead of {offset}")
-            expected = self.facts.checkpoint_bytes
-            if total is not None and expected is not None and total != expected:
-                raise SamunetError(
-                    f"{self.url} gives a file of {total} bytes, the published one has {expected}", self._by_hand()
-                )
-            total = expected if total is None else total
-            self._check_space(total, offset)
-            have = self._receive(response, offset, total)
-        if total is not None and have != total:
-            if have > total:
-                self._drop()
-            raise _Broken(f"the connection ended at byte {have} of {total}")
 
-    def _request(self) -> HTTPResponse | None:
-        """Ask for the rest of the part; None if the part is the whole file already."""
-        offset = self._have()
-        headers = _headers()
-        validator = self._validator()
-        if offset and (validator or self.facts.checkpoint_sha256):
-            headers["Range"] = f"bytes={offset}-"
-            if validator:
-                headers["If-Range"] = validator
-        try:
-            # A new opener each time: the one that urllib keeps would miss changes of the proxy variables.
-            return build_opener().open(Request(self.url, headers=headers), timeout=TIMEOUT_SECONDS)
-        except HTTPError as error:
-            error.close()
-            if error.code == 416 and offset:
-                if error.headers.get("Content-Range", "").endswith(f"/{offset}"):
-                    return None
-                self._drop()
-                raise _Broken(f"the server has no bytes from {offset} on") from None
-            if error.code in _TRANSIENT:
-                raise _Broken(f"the server answered {error.code} {error.reason}") from None
-            if error.code == 407:
-                raise SamunetError(
-                    f"the proxy wants a login for {self.url}",
-                    f"export https_proxy=http://USER:PASSWORD@HOST:PORT, or {self._by_hand()}",
-                ) from None
+def _receive(url: str, part: Path, target: Path, facts: EncoderFacts, progress: bool) -> None:
+    """One connection: append to the part what the server gives, to the end of the file."""
+    from tqdm import tqdm
+
+    expected = facts.checkpoint_bytes
+    offset = _size(part) if facts.checkpoint_sha256 else 0  # only the hash tells whether it is a part of this file
+    if offset and offset == expected:
+        return
+    with _opened(url, offset, part, target, facts) as response:
+        if response.headers.get_content_type() == "text/html":
             raise SamunetError(
-                f"could not download {self.url}: the server answered {error.code} {error.reason}", self._by_hand()
-            ) from None
-        except (OSError, HTTPException) as error:
-            raise self._no_connection(error) from None
-
-    def _no_connection(self, error: Exception) -> Exception:
-        reason = error.reason if isinstance(error, URLError) else error
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            return SamunetError(
-                f"could not download {self.url}: its certificate is not trusted here ({reason.verify_message})",
-                f"behind a proxy with a certificate of its own: export SSL_CERT_FILE=/path/to/it.pem, or "
-                f"{self._by_hand()}",
+                f"{url} gives a web page instead of the file (the login page of a proxy?)", _by_hand(target, facts)
             )
-        refused = isinstance(reason, (socket.gaierror, ConnectionRefusedError)) or "Tunnel" in str(reason)
-        return _Broken(f"no connection ({reason})", hopeless=refused)
-
-    def _receive(self, response: HTTPResponse, offset: int, total: int | None) -> int:
-        """Write the response's body behind ``offset``; returns the part's size at the end of the connection."""
-        from tqdm import tqdm
-
+        offset = offset if response.status == 206 else 0
+        length = response.headers.get("Content-Length", "")
+        total = offset + int(length) if length.isdigit() else expected
+        if expected is not None and total != expected:
+            raise SamunetError(
+                f"{url} gives a file of {total} bytes, the published one has {expected}", _by_hand(target, facts)
+            )
+        _check_space(target, (total or 0) - offset)
         bar = tqdm(
-            desc=self.target.name, total=total, initial=offset, unit="B", unit_scale=True,
-            disable=None if self.progress else True, leave=False,
+            desc=target.name, total=total, initial=offset, unit="B", unit_scale=True,
+            disable=None if progress else True, leave=False,
         )  # fmt: skip
-        have = offset
-        with bar, _writing(self.target), open(self.part, "ab" if offset else "wb", buffering=0) as stream:
-            if not offset:
-                validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-                write_json(self.note, {"url": self.url, "validator": validator})
-            while total is None or have <= total:
-                try:
-                    block = response.read(_BLOCK)
-                except IncompleteRead as error:
-                    block = error.partial
-                except (OSError, HTTPException) as error:
-                    log.debug("%s at byte %d: %s", self.url, have, error)
-                    raise _Broken(f"the connection broke at byte {have} of {total or 'unknown'}") from None
-                if not block:
-                    break
-                have += _write_all(stream, block)
+        with bar, _writing(target), open(part, "ab" if offset else "wb") as stream:
+            while block := _block(response):
+                stream.write(block)
                 bar.update(len(block))
+            stream.flush()
             os.fsync(stream.fileno())
-        return have
+    have = _size(part)
+    if total is not None and have != total:
+        if have > total:
+            part.unlink()
+        raise _Broken(f"the connection ended at byte {have} of {total}")
 
-    def _validator(self) -> str | None:
-        """What tells the part's version of the file from others: a strong ETag, or the date of its last change."""
-        if not self.note.is_file():
-            return None
-        try:
-            note = read_as(dict[str, Any], self.note)
-        except SamunetError:
-            return None
-        validator = note.get("validator") or ""
-        return validator if note.get("url") == self.url and not validator.startswith("W/") else None
 
-    def _check_space(self, total: int | None, offset: int) -> None:
-        free = shutil.disk_usage(self.target.parent).free
-        if total is not None and free < total - offset:
-            raise SamunetError(
-                f"{self.target.parent} has {format_bytes(free)} of free space, {self.target.name} needs "
-                f"{format_bytes(total - offset)}",
-                "free some space, or choose another folder: export samunet_checkpoints=/path/to/folder",
-            )
+def _opened(url: str, offset: int, part: Path, target: Path, facts: EncoderFacts) -> HTTPResponse:
+    headers = _headers() | ({"Range": f"bytes={offset}-"} if offset else {})
+    try:
+        # A new opener each time: the one that urllib keeps would miss changes of the proxy variables.
+        return build_opener().open(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except HTTPError as error:
+        error.close()
+        answer = f"the server answered {error.code} {error.reason}"
+        if error.code == 416:  # the part is longer than the file
+            part.unlink(missing_ok=True)
+        if error.code in _TRANSIENT or (error.code == 416 and offset):
+            raise _Broken(answer) from None
+        raise SamunetError(f"could not download {url}: {answer}", _by_hand(target, facts)) from None
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        refused = isinstance(reason, (socket.gaierror, ConnectionRefusedError)) or "Tunnel" in str(reason)
+        kind = _NoServer if refused or "certificate" in str(reason).lower() else _Broken
+        raise kind(f"no connection ({reason})") from None
 
-    def _have(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
 
-    def _drop(self) -> None:
-        self.part.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
+def _block(response: HTTPResponse) -> bytes:
+    try:
+        return response.read(_BLOCK)
+    except (OSError, HTTPException) as error:
+        raise _Broken(f"the connection broke ({error or type(error).__name__})") from None
 
-    def _by_hand(self) -> str:
-        kept = "the same command goes on where this one stopped. " if self._have() else ""
-        return f"{kept}By hand: get {self.facts.checkpoint_url} on any computer and put it at {self.target}"
+
+def _check_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise SamunetError(
+            f"{target.parent} has {format_bytes(free)} of free space, {target.name} needs {format_bytes(needed)}",
+            "free some space, or choose another folder: export samunet_checkpoints=/path/to/folder",
+        )
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _by_hand(target: Path, facts: EncoderFacts) -> str:
+    kept = "the same command goes on where this one stopped. " if _size(_part(target)) else ""
+    return f"{kept}{_PROXY}. By hand: get {facts.checkpoint_url} on any computer and put it at {target}"
 
 
 def format_bytes(number: int) -> str:
@@ -320,33 +257,8 @@ def format_bytes(number: int) -> str:
     return f"{number} B"
 
 
-def _write_all(stream: RawIOBase, block: bytes) -> int:
-    """An unbuffered stream may take a part of what it is given, for example what just fits on the disk."""
-    rest = memoryview(block)
-    while rest:
-        rest = rest[stream.write(rest) :]
-    return len(block)
-
-
 def _headers() -> dict[str, str]:
     return {"User-Agent": f"samunet/{__version__}", "Accept-Encoding": "identity"}
-
-
-def _check_url(url: str) -> None:
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{url} is not a web address", "give one that begins with https:// or http://")
-
-
-def _length(response: HTTPResponse) -> int | None:
-    value = response.headers.get("Content-Length", "")
-    return int(value) if value.isdigit() else None
-
-
-def _range(response: HTTPResponse) -> tuple[int | None, int | None]:
-    """First byte and total size from ``Content-Range: bytes 100-199/200``."""
-    span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    start = span.partition("-")[0]
-    return (int(start) if start.isdigit() else None), (int(total) if total.isdigit() else None)
 
 
 def _difference(path: Path, facts: EncoderFacts) -> str | None:

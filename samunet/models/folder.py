@@ -8,6 +8,7 @@ results/DatasetXXX_Name/samunetTrainer__PLANS__CONFIGURATION/
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +24,12 @@ from typing import (
 from annotated_types import Len
 from typing_extensions import TypedDict
 
+from samunet import paths
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError
 from samunet.files import read_as, read_json, restore_folders
-from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
 from samunet.preprocessing.run import check_channels
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from samunet.models.pretrained import BaseWeights
+    from samunet.models.pretrained import PretrainedWeights
     from samunet.network.model import SamunetModel
 
 TRAINER_NAME = "samunetTrainer"
@@ -147,6 +149,23 @@ class ModelFolder:
             f"rename it, for example to {model_folder_name('samunetPlans', '2d')}: plans' name and configuration",
         )
 
+    @property
+    def plans_name(self) -> str:
+        """Name of the plans."""
+        parts = (self.name or self.path.name).split("__")
+        return parts[1] if len(parts) == 3 else self.plans.plans_name
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset; a model's folder may lie anywhere."""
+        name = self.path.parent.name
+        return name if paths.DATASET_NAME.match(name) else self.plans.dataset_name
+
+    def training_command(self, folds: Sequence[Fold], *flags: str) -> str:
+        """What to type to train these folds."""
+        words = ["samunet_train", self.dataset_name, self.configuration_name, *map(str, folds), *flags]
+        return shlex.join(words + (["-p", self.plans_name] if self.plans_name != DEFAULT_PLANS_NAME else []))
+
     @cached_property
     def configuration(self) -> ConfigurationPlan:
         """The configuration's plan."""
@@ -179,18 +198,18 @@ class ModelFolder:
         numbered: list[Fold] = [int(name) for name in names if name.isdigit()]
         return numbered or [name for name in names if name == "all"]
 
-    def base(self, fold: Fold) -> BaseWeights | None:
+    def base(self, fold: Fold) -> PretrainedWeights | None:
         """The frozen base weights that a fold needs; None if it has them all.
 
         Raises:
             SamunetError: If they are missing, or others than in training.
         """
-        from samunet.models.pretrained import base_weights
+        from samunet.models.pretrained import pretrained_weights
 
         run = self.run(fold)
         if not encoder_facts(run["encoder"]).is_sam:  # its folds are whole
             return None
-        return base_weights(run["encoder"], run.get("base"), beside=self.path)
+        return pretrained_weights(run["encoder"], run.get("base"), beside=self.path)
 
     def load(
         self, folds: Sequence[Fold], checkpoint: str = "final", dtype: torch.dtype | None = None
@@ -232,8 +251,7 @@ class ModelFolder:
             finished = ", ".join(map(str, self.finished_folds(checkpoint))) or "none"
             raise SamunetError(
                 f"fold {fold} of {self.path} has no {file.name} (folds that have one: {finished})",
-                f"finish its training: samunet_train {quoted(self.plans.dataset_name)} "
-                f"{quoted(self.configuration_name)} {quoted(fold)}",
+                f"finish its training: {self.training_command([fold])}",
             )
         return file
 
@@ -300,10 +318,7 @@ def open_model_folder(path: str | Path) -> ModelFolder:
 
 
 def build_network(
-    configuration: ConfigurationPlan,
-    network: NetworkPlan,
-    description: Description,
-    base: BaseWeights | None,
+    configuration: ConfigurationPlan, network: NetworkPlan, description: Description, base: PretrainedWeights | None
 ) -> SamunetModel:
     """Build the network for a dataset, ready to train or to be filled from a checkpoint."""
     from samunet.network.model import build_model

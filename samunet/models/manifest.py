@@ -1,4 +1,4 @@
-"""What a model that is handed on says about itself: ``samunet_model.json``, in its archive and in its folder."""
+"""Manifest of a model that is handed on: ``samunet_model.json``, in its archive and in its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen base of a network: which file it comes from, and how that file is found again."""
+"""Pretrained weights: the file that a network begins with, found again by its content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE_FOLDER = "base_weights"  # in a model's folder: a copy that was handed on w
 
 
 @dataclass(frozen=True)
-class BaseWeights:
+class PretrainedWeights:
     """Base weights in memory.
 
     Attributes:
@@ -62,7 +62,7 @@ def automatic_encoder(encoders: Iterable[str], *, gpu: bool) -> tuple[str, str]:
     return small, f"{' and '.join(lacking)}; -encoder {sam} would choose SAM"
 
 
-def base_weights(
+def pretrained_weights(
     encoder: str,
     recorded: dict | None = None,
     checkpoint: Path | None = None,
@@ -71,7 +71,7 @@ def base_weights(
     beside: Path | None = None,
     may_download: bool = False,
     progress: bool = True,
-) -> BaseWeights:
+) -> PretrainedWeights:
     """Find, read and check an encoder's base weights.
 
     Args:
@@ -96,7 +96,7 @@ def base_weights(
     facts = encoder_facts(encoder)
     given = checkpoint.expanduser().resolve() if checkpoint else None
     if recorded:
-        path = _copy(recorded, beside) or _recorded_file(recorded, given, may_download, progress)
+        path = _copy(recorded, beside) or _find_recorded(recorded, given, may_download, progress)
     else:
         path = given or find_checkpoint(facts) or _missing(facts, may_download, progress)
     state = load_sam_checkpoint(path)
@@ -105,8 +105,8 @@ def base_weights(
     record = _record(path, facts, named)
     if recorded:
         _check_statistics(record, recorded, pixel_statistics)
-        return BaseWeights(state, record | recorded)
-    published = _published(record["sha256"])
+        return PretrainedWeights(state, record | recorded)
+    published = published_as(record["sha256"])
     if given:
         record["path"] = str(given)
         log.info(
@@ -116,21 +116,16 @@ def base_weights(
         )  # fmt: skip
     elif published is None and facts.checkpoint_sha256:
         log.warning("%s is not the published file of that name; it is used as it is", path)
-    return BaseWeights(state, record)
+    return PretrainedWeights(state, record)
 
 
-def check_base(recorded: dict, beside: Path) -> Path:
+def recorded_file(recorded: dict, beside: Path) -> Path:
     """The file that holds recorded base weights.
 
     Raises:
         SamunetError: If there is none; says where to put it.
     """
-    return _copy(recorded, beside) or _recorded_file(recorded, None, False, False)
-
-
-def published_as(recorded: dict) -> EncoderFacts | None:
-    """What is known of recorded base weights that somebody published: address and licence."""
-    return _published(recorded["sha256"])
+    return _copy(recorded, beside) or _find_recorded(recorded, None, False, False)
 
 
 def _copy(recorded: dict, beside: Path | None) -> Path | None:
@@ -144,7 +139,7 @@ def _copy(recorded: dict, beside: Path | None) -> Path | None:
 
 def _record(path: Path, facts: EncoderFacts, named: EncoderFacts | None) -> dict:
     sha256 = file_hash(path)
-    statistics = named or _published(sha256) or facts
+    statistics = named or published_as(sha256) or facts
     return {
         "file": path.name,
         "bytes": path.stat().st_size,
@@ -165,7 +160,8 @@ def _check_statistics(record: dict, recorded: dict, asked: str | None) -> None:
         )
 
 
-def _published(sha256: str) -> EncoderFacts | None:
+def published_as(sha256: str) -> EncoderFacts | None:
+    """What is known of weights that somebody published: address and licence."""
     return next((facts for facts in CHECKPOINTS.values() if facts.checkpoint_sha256 == sha256), None)
 
 
@@ -189,7 +185,7 @@ def _missing(facts: EncoderFacts, may_download: bool, progress: bool) -> Path:
     )
 
 
-def _recorded_file(recorded: dict, given: Path | None, may_download: bool, progress: bool) -> Path:
+def _find_recorded(recorded: dict, given: Path | None, may_download: bool, progress: bool) -> Path:
     """The file that a training began with: given, where it was, by its name, or any with its content."""
     wanted = f"{recorded['file']} (SHA-256 {recorded['sha256'][:12]}…)"
     if given and not _has_content(given, recorded):
@@ -206,7 +202,7 @@ def _recorded_file(recorded: dict, given: Path | None, may_download: bool, progr
     for path in candidates:
         if path is not None and _has_content(path, recorded):
             return path
-    published = _published(recorded["sha256"])
+    published = published_as(recorded["sha256"])
     if published and may_download and not (folder / published.checkpoint_file).exists():
         return downloads.download(published, progress=progress)
     names = [name for name, facts in CHECKPOINTS.items() if facts is published]

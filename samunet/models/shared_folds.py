@@ -1,4 +1,4 @@
-"""Several folds of one model over one copy of what they share: a fold adds only what it trained."""
+"""Folds of a model over one copy of the weights that they share."""
 
 from __future__ import annotations
 

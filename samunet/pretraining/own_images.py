@@ -23,7 +23,7 @@ from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.models.folder import build_network
-from samunet.models.pretrained import BaseWeights, automatic_encoder, base_weights
+from samunet.models.pretrained import PretrainedWeights, automatic_encoder, pretrained_weights
 from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
@@ -95,7 +95,7 @@ class OwnImages:
             found = _test_images(dataset, source, plans, self.configuration, self.description, num_workers, progress)
             self.cases, numbers["imagesTs"] = self.cases + found, len(found)
         self.slices = sum(case.shape[0] for case in self.cases)
-        self.base = base_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
+        self.base = pretrained_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
         base = self.base.record
         self._warn_of_statistics()
         self.budget = int(plans.gpu_memory_target_gb * 1e9)
@@ -176,7 +176,7 @@ class ReconstructionModel(nn.Module):
     """
 
     def __init__(
-        self, network: NetworkPlan, configuration: ConfigurationPlan, description: Description, base: BaseWeights
+        self, network: NetworkPlan, configuration: ConfigurationPlan, description: Description, base: PretrainedWeights
     ) -> None:
         super().__init__()
         facts = encoder_facts(network.encoder)

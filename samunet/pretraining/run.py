@@ -23,13 +23,13 @@ from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
-from samunet.interruption import StopRequest
 from samunet.locks import LockHeld, exclusive
 from samunet.network.optimizer import build_optimizer
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.network import PretrainingProgress, load_state, save_state, write_tensors
 from samunet.pretraining.options import PretrainingOptions
 from samunet.pretraining.work import SyntheticImages, Work
+from samunet.signals import StopRequest
 
 LATEST = "pretraining_latest.safetensors"
 DECAY = "pretraining_decay.safetensors"

@@ -11,7 +11,7 @@ from torch import nn
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
 from samunet.files import read_json
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.pretraining.network import PretrainingModel
 from samunet.pretraining.options import PretrainingOptions
 from samunet.pretraining.synthesis import SyntheticBatch, synthetic_batch
@@ -56,7 +56,7 @@ class SyntheticImages:
     optimizer = "muon"
 
     def __init__(self, checkpoint: Path | None = None) -> None:
-        self.base = base_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
+        self.base = pretrained_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
         self.setup: dict[str, Any] = {"encoder": self.encoder, "optimizer": self.optimizer}
         self.facts: dict[str, Any] = {
             "data": "randomised synthetic images alone, made by samunet_pretrain; no image of a person or a thing"

@@ -1,13 +1,14 @@
-"""A picture of a prediction, to see at a glance whether it is plausible."""
+"""A picture of a case with its label or prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samunet.dataset.labels import Labels
 from samunet.dataset.outputs import PICTURE_MARK
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
@@ -19,46 +20,14 @@ if TYPE_CHECKING:
 
 from samunet.plans import IntensityStatistics
 
-# M. Okabe and K. Ito's colours, which colour-blind people can tell apart, without black; yellow last, as white is near.
 _PANEL = 3.4  # inches
 _FEWEST_PIXELS = 24  # of a side that is shown: fewer cannot be recognised
 _MOST_OF = 0.6  # of a slice: then all of it is shown
 
 
-def save_overlay(
-    image: np.ndarray,
-    label: np.ndarray,
-    file: Path,
-    reference: np.ndarray | None = None,
-    names: Sequence[str] = (),
-    *,
-    title: str = "prediction",
-    channel: int | None = 0,
-    intensity: float = 0.3,
-    window: tuple[float, float] | None = None,
-) -> None:
-    """Write one PNG with up to three slices of a case, one below the other: the image, and its coloured classes.
-
-    The slices are those with most foreground (in the reference, if there is one) in the first, middle and last third
-    of its extent. They are cropped to the foreground; the whole slice is shown small in a corner.
-
-    Args:
-        image: Image (channels, z, y, x).
-        label: Predicted label map (z, y, x).
-        file: The PNG to write.
-        reference: True label map (z, y, x), shown beside it.
-        names: Names by label value, background first (``Labels.names``), for the legend; empty ones are left out.
-        title: What ``label`` is.
-        channel: Which one is shown; None shows three channels as red, green and blue.
-        intensity: How strongly classes are filled, 0 to 1.
-        window: Intensities shown black and white; None for the 1st and 99th percentile of the slices.
-
-    Raises:
-        SamunetError: If the shapes do not agree or the file cannot be written.
-    """
-    figure = draw_overlay(
-        image, label, reference, names, title=title, channel=channel, intensity=intensity, window=window
-    )
+def save_overlay(image: np.ndarray, label: np.ndarray, file: Path, *columns: Any, **options: Any) -> None:
+    """Write what :func:`draw_overlay` draws as a PNG."""
+    figure = draw_overlay(image, label, *columns, **options)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, dpi=100, format="png", metadata=PICTURE_MARK)
 
@@ -75,7 +44,21 @@ def draw_overlay(
     intensity: float = 0.3,
     window: tuple[float, float] | None = None,
 ) -> Figure:
-    """The picture that :func:`save_overlay` writes, with a column more where ``entropy`` (z, y, x) in percent is given.
+    """Draw up to three slices of a case, one below the other: the image, and its coloured classes.
+
+    The slices are those with most foreground (in the reference, if there is one) in the first, middle and last third
+    of its extent. They are cropped to the foreground; the whole slice is shown small in a corner.
+
+    Args:
+        image: Image (channels, z, y, x).
+        label: Predicted label map (z, y, x).
+        reference: True label map (z, y, x), shown beside it.
+        names: Names by label value, background first (``Labels.names``), for the legend; empty ones are left out.
+        title: What ``label`` is.
+        channel: Which one is shown; None shows three channels as red, green and blue.
+        entropy: Uncertainty (z, y, x) in percent, shown in a column more.
+        intensity: How strongly classes are filled, 0 to 1.
+        window: Intensities shown black and white; None for the 1st and 99th percentile of the slices.
 
     Raises:
         SamunetError: If the shapes do not agree.
@@ -132,6 +115,11 @@ def ct_window(channel: str, statistics: IntensityStatistics | None) -> tuple[flo
     if channel.casefold() != "ct" or statistics is None:
         return None
     return statistics.percentile_00_5, statistics.percentile_99_5
+
+
+def legend(labels: Labels) -> list[str]:
+    """Names for a legend, by the value in a mask."""
+    return [labels.names_in_masks.get(value, str(value)) for value in labels.values]
 
 
 def is_colour(channel_names: Sequence[str]) -> bool:

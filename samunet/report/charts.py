@@ -1,4 +1,4 @@
-"""Charts of a report as SVG in ``data:`` addresses, in colours that colour-blind people can tell apart."""
+"""Charts of reports, as SVG in ``data:`` addresses."""
 
 from __future__ import annotations
 

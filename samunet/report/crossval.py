@@ -1,11 +1,10 @@
-"""The report of a cross-validation: what the folds of a model say of the cases that they have not seen."""
+"""Report of a cross-validation."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from samunet import __version__
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import load_dataset
 from samunet.errors import SamunetError, quoted
@@ -13,11 +12,11 @@ from samunet.evaluation.predicted_dice import read_calibration
 from samunet.evaluation.summary import class_key, mean_of
 from samunet.evaluation.uncertainty_files import map_file
 from samunet.models.folder import ModelFolder
-from samunet.report.html import blocks, cards, page, table
-from samunet.report.model import curves, plan_tables, runs_table
-from samunet.report.overlays import Shown, overlay, planned_window
+from samunet.report.model import report_page
+from samunet.report.overlays import CaseFigure, overlay, planned_window
+from samunet.report.page import Column, cards, score, scores, table
 from samunet.report.scores import (
-    Scored,
+    CaseScore,
     case_caption,
     case_table,
     class_table,
@@ -34,7 +33,6 @@ def crossval_report(model: ModelFolder, pictures: int, window: tuple[float, floa
     """The page, from the validations that the folds have finished.
 
     Args:
-        model: The model's folder.
         pictures: How many of the worst cases to show.
         window: Intensities shown black and white; None for the plans' percentiles of CT, the slices' own of others.
 
@@ -55,28 +53,26 @@ def crossval_report(model: ModelFolder, pictures: int, window: tuple[float, floa
         raise SamunetError(f"the validations in {model.path} have no cases", "validate again: samunet_train … --val")
     means = [mean_of(numbers(cases, key, "Dice")) for _, key in scored_classes(cases, labels)]
     worst = worst_first(cases)
-    lowest = worst[0]
     sections = [
         ("Classes", [class_table(cases, labels), _EMPTY_RULE, dice_chart(cases, labels)]),
         ("Folds", [fold_table(cases, labels)]),
         ("Cases, worst first", [case_table(cases, labels)]),
         ("The worst cases", _pictures(model, [case for case in worst if not math.isnan(case.dice)][:pictures], window)),
         ("Predicted Dice", _calibration(model, folds, labels)),
-        ("Training", [runs_table(model, folds), *curves(model, folds)]),
-        ("Plan and reasons", plan_tables(model.plans, model.configuration_name, model.run(folds[0]).get("encoder"))),
     ]
     lead = [
         f"{model.path.name}: every case was predicted by the fold that had not seen it in training.",
         cards(
             [
-                (f"{mean_of(means):.3f}", "mean Dice over classes"),
+                (score(mean_of(means)), "mean Dice over classes"),
                 (len(cases), "cases"),
                 (len(folds), "folds" if len(folds) > 1 else "fold"),
-                (f"{lowest.dice:.3f}", "mean Dice of the worst case"),
+                (score(worst[0].dice), "mean Dice of the worst case"),
             ]
         ),
     ]
-    return page(f"Cross-validation of {model.plans.dataset_name}", lead, sections, f"Made by samunet {__version__}.")
+    title = f"Cross-validation of {model.plans.dataset_name}"
+    return report_page(title, lead, sections, model.plans, model.configuration_name, model, folds)
 
 
 _EMPTY_RULE = (
@@ -85,7 +81,7 @@ _EMPTY_RULE = (
 )
 
 
-def _pictures(model: ModelFolder, cases: list[Scored], window: tuple[float, float] | None) -> list[object]:
+def _pictures(model: ModelFolder, cases: list[CaseScore], window: tuple[float, float] | None) -> list[object]:
     window = window or planned_window(model.plans, model.description)
     try:
         dataset = load_dataset(model.plans.dataset_name)
@@ -99,7 +95,7 @@ def _pictures(model: ModelFolder, cases: list[Scored], window: tuple[float, floa
             continue
         entropy = map_file(case.mask, case.name, "entropy")
         caption = case_caption(case, model.description.labels)
-        shown = Shown(case.name, caption, files.images, case.mask, files.label or case.reference, entropy)
+        shown = CaseFigure(case.name, caption, files.images, case.mask, files.label or case.reference, entropy)
         content.append(overlay(shown, model.description, window))
     return content
 
@@ -112,15 +108,17 @@ def _calibration(model: ModelFolder, folds: list, labels: Labels) -> list[object
         about = without if calibration is not None else about
     if calibration is None:
         return [f"New predictions cannot tell how good they are: {about}."]
-    rows = []
-    for name, region in labels.foreground:
-        error = calibration.errors.get(class_key(region), math.nan)
-        rows.append([name, "–" if math.isnan(error) else f"{error:.3f}"])
-    content = [
+    errors = [calibration.errors.get(class_key(region)) for _, region in labels.foreground]
+    content: list[object] = [
         "samunet_predict --save_uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
         f"shifted images disagree, {about}. Each validation case predicted from the others is off by:",
-        table(["class", "mean error of the predicted Dice"], rows, "cn"),
+        table(
+            [
+                Column("class", [name for name, _ in labels.foreground]),
+                scores("mean error of the predicted Dice", errors),
+            ]
+        ),
     ]
     if not math.isnan(calibration.threshold):
         content.append(f"A case is marked where its mean predicted Dice is {calibration.threshold:.3f} or lower.")
-    return [blocks(content)]
+    return content

@@ -1,4 +1,4 @@
-"""A picture of every training case with its label, to look a dataset through before training."""
+"""Pictures of all training cases with their labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from samunet import paths
 from samunet.dataset.cases import Case
 from samunet.dataset.description import Description, read_description
-from samunet.dataset.labels import Labels
 from samunet.dataset.layout import find_dataset, load_dataset, raw_dataset
 from samunet.dataset.outputs import PICTURE, check_folder
 from samunet.errors import SamunetError, UsageError, quoted
@@ -18,7 +17,7 @@ from samunet.plans import DEFAULT_PLANS_NAME, plans_called
 from samunet.preprocessing.case import read_case
 from samunet.preprocessing.run import stored_cases
 from samunet.preprocessing.store import LABELS, StoredCase
-from samunet.report.case_overlay import ct_window, is_colour, save_overlay
+from samunet.report.case_overlay import ct_window, is_colour, legend, save_overlay
 from samunet.workers import map_cases
 
 
@@ -37,14 +36,12 @@ def plot_overlays(
     """Write ``CASE.png`` for every training case: up to three of its slices with the label on them.
 
     Args:
-        dataset: Its id or name.
         output: Folder for the pictures; made if missing.
         configuration: None shows the raw files; else the slices that preprocessing stored for it.
         plans_name: Of the stored slices.
         channel: Which one is shown; None for the first, or for colour where there are the three of a picture.
         intensity: How strongly classes are filled, 0 to 1.
         overwrite: Replace pictures of these names that this program did not write.
-        num_workers: Worker processes; 0 means this one.
         window: Intensities shown black and white; None for the plans' percentiles of CT that was planned, and for
             the 1st and 99th percentile of the slices of others.
 
@@ -79,9 +76,10 @@ def plot_overlays(
     check_folder(output, targets=[f"{case}.png" for case in cases], kind=PICTURE, overwrite=overwrite)
     output = make_folder(Path(output))
     files = {case: output / f"{case}.png" for case in cases}
-    legend = _names_by_value(description.labels)
+    labels = description.labels
+    names = legend(labels) if labels.ignore is None else [*legend(labels), "ignore"]
     arguments = [
-        (case, description.without_lists(), files[name], channel, intensity, legend, window)
+        (case, description.without_lists(), files[name], channel, intensity, names, window)
         for name, case in cases.items()
     ]
     for _ in map_cases(_plot, list(cases), arguments, num_workers=num_workers, description="Plotting"):
@@ -95,7 +93,7 @@ def _plot(
     file: Path,
     channel: int | None,
     intensity: float,
-    legend: list[str],
+    names: list[str],
     window: tuple[float, float] | None,
 ) -> None:
     if isinstance(case, StoredCase):
@@ -105,7 +103,7 @@ def _plot(
         image = read.array
     if channel is None and not is_colour(description.channel_names):
         channel = 0
-    save_overlay(image, label, file, names=legend, title="label", channel=channel, intensity=intensity, window=window)
+    save_overlay(image, label, file, names=names, title="label", channel=channel, intensity=intensity, window=window)
 
 
 def _planned_window(name: str, plans_name: str, description: Description, channel: int) -> tuple[float, float] | None:
@@ -117,12 +115,3 @@ def _planned_window(name: str, plans_name: str, description: Description, channe
     properties = statistics.foreground_intensity_properties_per_channel
     names = list(description.channel_names)
     return ct_window(names[channel], properties.get(str(channel))) if channel < len(names) else None
-
-
-def _names_by_value(labels: Labels) -> list[str]:
-    """The name of every label value, for a legend; a value of several regions has that of the last."""
-    names = ["background"]
-    for value in labels.values[1:]:
-        own = [name for name, region in labels.foreground if value in region]
-        names.append(own[-1] if own else "")
-    return names if labels.ignore is None else [*names, "ignore"]

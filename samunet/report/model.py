@@ -1,24 +1,22 @@
-"""What reports say of a model: its folds, their training, and the plan with its reasons."""
+"""Sections of a report about the model: its training, and the plan with its reasons."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import (
-    Any,
-    NotRequired,  # pydantic needs these before Python 3.12
-)
+from typing import Any, NotRequired
 
+from markupsafe import Markup
 from typing_extensions import TypedDict
 
+from samunet import __version__
 from samunet.errors import SamunetError
 from samunet.files import read_as
 from samunet.models.folder import Fold, ModelFolder
 from samunet.plans import NetworkPlan, Plans
 from samunet.report.charts import training_curves
-from samunet.report.html import Html, charts, heading, picture, table
+from samunet.report.page import MADE_BY, Column, charts, heading, page, picture, table
 
-_COLUMNS = ("what", "decision", "why")
 _LEFT_OUT = {"why", "training_images", "memory_bytes", "training_gflops"}
 log = logging.getLogger(__name__)
 
@@ -34,27 +32,50 @@ _CURVES = (
 )
 
 
-def runs_table(model: ModelFolder, folds: Sequence[Fold]) -> Html:
+def report_page(
+    title: str,
+    lead: list[object],
+    sections: list[tuple[str, list[object]]],
+    plans: Plans,
+    configuration: str,
+    model: ModelFolder | None,
+    folds: Sequence[Fold],
+) -> str:
+    """A page with what it is about, and then the training of the folds and the plan of the encoder that they have.
+
+    Args:
+        title: The page's heading.
+        lead: Blocks below it.
+        sections: Title and blocks of each.
+        plans, configuration: Of the model.
+        model: None where the folder is not there.
+        folds: Of the model, as far as they are there.
+    """
+    training: list[object] = ["The model's folder is not in samunet_results, so there are no curves."]
+    if model and folds:
+        training = [runs_table(model, folds), *curves(model, folds)]
+    encoder = model.run(folds[0]).get("encoder") if model and folds else None
+    sections = [*sections, ("Training", training), ("Plan and reasons", plan_tables(plans, configuration, encoder))]
+    return page(title, lead, sections, f"{MADE_BY} {__version__}.")
+
+
+def runs_table(model: ModelFolder, folds: Sequence[Fold]) -> Markup:
     """How every fold was trained, one row each."""
-    rows = []
-    for fold in folds:
-        run = model.run(fold)
-        setup = run.get("setup") or {}
-        rows.append(
-            [
-                f"fold {fold}",
-                run.get("encoder", ""),
-                run.get("device", ""),
-                run.get("iterations") or "",
-                setup.get("batch_size", ""),
-                _minutes(run.get("training_seconds")),
-                _gigabytes(run.get("peak_memory_bytes")),
-                setup.get("seed", run.get("seed", "")),
-                (run.get("versions") or {}).get("samunet", ""),
-            ]
-        )
-    columns = ["fold", "encoder", "device", "iterations", "batch", "minutes", "peak GB", "seed", "samunet"]
-    return table(columns, rows, "cccnnnnnc")
+    runs = [model.run(fold) for fold in folds]
+    setups = [run.get("setup") or {} for run in runs]
+    return table(
+        [
+            Column("fold", [f"fold {fold}" for fold in folds]),
+            Column("encoder", [run.get("encoder", "") for run in runs]),
+            Column("device", [run.get("device", "") for run in runs]),
+            Column("iterations", [run.get("iterations") or "" for run in runs], "number"),
+            Column("batch", [setup.get("batch_size", "") for setup in setups], "number"),
+            Column("minutes", [_scaled(run.get("training_seconds"), 60) for run in runs], "number"),
+            Column("peak GB", [_scaled(run.get("peak_memory_bytes") or None, 1e9) for run in runs], "number"),
+            Column("seed", [setup.get("seed", run.get("seed", "")) for run, setup in zip(runs, setups)], "number"),
+            Column("samunet", [(run.get("versions") or {}).get("samunet", "") for run in runs]),
+        ]
+    )
 
 
 class _Point(TypedDict):
@@ -102,19 +123,19 @@ def plan_tables(plans: Plans, configuration: str, encoder: str | None) -> list[o
         rows[row][2] = plans.why.get(key, "")
     decided = {key: value for key, value in plan.model_dump().items() if key not in ("networks", "why")}
     rows += [[_words(key), _shown(value), plan.why.get(key, "")] for key, value in decided.items()]
-    content: list[object] = [heading("Data and preprocessing"), table(_COLUMNS, rows, "ccl", stacked=True)]
+    content: list[object] = [heading("Data and preprocessing"), _decisions(rows)]
     networks = [network for network in plan.networks.values() if encoder in (None, network.encoder)]
     for network in networks:
         content += [heading(f"Network {network.encoder}"), _network_table(network)]
     return content
 
 
-def _network_table(network: NetworkPlan) -> Html:
+def _network_table(network: NetworkPlan) -> Markup:
     decided = {key: value for key, value in network.model_dump().items() if key not in _LEFT_OUT and value is not None}
     rows = [[_words(key), _shown(value), network.why.get(key, "")] for key, value in decided.items()]
     if reason := network.why.get("training_images"):
         rows.append(["training images", _shown(network.training_images), reason])
-    return table(_COLUMNS, rows, "ccl", stacked=True)
+    return _decisions(rows)
 
 
 def _words(key: str) -> str:
@@ -134,9 +155,10 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _minutes(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds / 60:.1f}"
+def _decisions(rows: list[list[Any]]) -> Markup:
+    what, decided, why = zip(*rows)
+    return table([Column("what", what), Column("decision", decided), Column("why", why, "long")], stacked=True)
 
 
-def _gigabytes(size: float | None) -> str:
-    return "" if not size else f"{size / 1e9:.1f}"
+def _scaled(value: float | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.1f}"

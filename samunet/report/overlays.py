@@ -1,4 +1,4 @@
-"""Pictures of cases for a report: the image with its classes, the reference, and the uncertainty."""
+"""Pictures of cases in a report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from samunet.dataset.description import Description
 from samunet.errors import SamunetError
@@ -14,17 +15,16 @@ from samunet.imageio.base import Reader
 from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.plans import Plans
-from samunet.report.case_overlay import ct_window, draw_overlay, is_colour
+from samunet.report.case_overlay import ct_window, draw_overlay, is_colour, legend
 from samunet.report.charts import image_address
-from samunet.report.html import Html, picture, text
+from samunet.report.page import picture
 
 
 @dataclass(frozen=True)
-class Shown:
+class CaseFigure:
     """A case to show.
 
     Attributes:
-        name: Of the case.
         caption: What to say of it.
         images: Its image files.
         mask: The prediction.
@@ -40,12 +40,11 @@ class Shown:
     entropy: Path | None = None
 
 
-def overlay(case: Shown, description: Description, window: tuple[float, float] | None) -> Html:
+def overlay(case: CaseFigure, description: Description, window: tuple[float, float] | None) -> Markup | str:
     """A picture of the case; a sentence instead where a file is missing or cannot be read.
 
     Args:
         case: To show.
-        description: Of the dataset.
         window: Intensities shown black and white; None for percentiles of the slices shown.
     """
     reader = description.reader
@@ -55,16 +54,16 @@ def overlay(case: Shown, description: Description, window: tuple[float, float] |
         mask, reference, entropy = (_read(file, reader, place) for file in (case.mask, case.reference, case.entropy))
         if reference is not None and description.labels.ignore is not None:
             reference = np.where(reference == description.labels.ignore, 0, reference)
-        names = _names_by_value(description)
+        names = legend(description.labels)
         channel = None if is_colour(description.channel_names) else 0
         figure = draw_overlay(image, mask, reference, names, entropy, channel=channel, window=window)
     except SamunetError as error:
-        return Html(f"<p>{text(case.name)}: no picture, {text(error.message)}</p>")
+        return f"{case.name}: no picture, {error.message}"
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100, format="jpeg", pil_kwargs={"quality": 88})
-    rows = ["the image", "the prediction"] + (["the reference"] if reference is not None else [])
-    rows += ["the entropy"] if entropy is not None else []
-    alt = f"{case.name}, side by side: {', '.join(rows)}"
+    columns = {"the image": image, "the prediction": mask, "the reference": reference, "the entropy": entropy}
+    shown = ", ".join(name for name, column in columns.items() if column is not None)
+    alt = f"{case.name}, side by side: {shown}"
     return picture(image_address(buffer.getvalue(), "image/jpeg"), f"{case.name}: {case.caption}", alt, wide=True)
 
 
@@ -80,9 +79,3 @@ def _read(file: Path | None, reader: Reader, place: Grid) -> np.ndarray | None:
         return None
     label, geometry = image_reader_for(file, reader).read_label(file)
     return on_grid(label, Grid(file, label.shape, geometry), place, tolerate_geometry=True)
-
-
-def _names_by_value(description: Description) -> list[str]:
-    """Names for the legend by the value in a mask."""
-    labels = description.labels
-    return [labels.names_in_masks.get(value, str(value)) for value in labels.values]

@@ -1,33 +1,30 @@
-"""The report of a prediction: which of its cases to look at, and what is known about them."""
+"""Report of a prediction: which of its cases to look at, and what is known about them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    Any,
-    NotRequired,  # pydantic needs these before Python 3.12
-)
+from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
-from samunet import __version__, paths
+from samunet import paths
 from samunet.dataset.cases import Case, mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import list_cases
 from samunet.dataset.outputs import ARGUMENTS
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.summary import class_key
+from samunet.evaluation.quality_table import ClassQuality, Quality, read_quality
+from samunet.evaluation.summary import class_key, mean_of
 from samunet.evaluation.uncertainty_files import map_file
 from samunet.files import read_as, read_json
 from samunet.models.folder import ModelFolder
 from samunet.plans import Plans, read_plans
-from samunet.report.html import cards, heading, long_table, page, tag
-from samunet.report.model import curves, plan_tables, runs_table
-from samunet.report.overlays import Shown, overlay, planned_window
-from samunet.report.scores import Scored, case_table, class_table, dice_chart, read_scores, worst_first
+from samunet.report.model import report_page
+from samunet.report.overlays import CaseFigure, overlay, planned_window
+from samunet.report.page import Column, cards, heading, score, scores, table, tag
+from samunet.report.scores import CaseScore, case_table, class_table, dice_chart, read_scores, worst_first
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,8 @@ class _Predicted:
     arguments: dict[str, Any]
     plans: Plans
     description: Description
-    quality: dict[str, Any] | None
-    scores: list[Scored]
+    quality: Quality | None
+    scores: list[CaseScore]
     masks: dict[str, Path]
 
 
@@ -61,23 +58,14 @@ def prediction_report(
     order = _order(predicted)
     model = _model(predicted)
     folds = [fold for fold in predicted.arguments.get("folds", []) if model and model.fold(fold).is_dir()]
-    encoder = model.run(folds[0]).get("encoder") if folds else None
     sections = [("Cases, worst first", _cases(predicted))]
     if predicted.scores:
         cases, labels = predicted.scores, predicted.description.labels
         content = [class_table(cases, labels), dice_chart(cases, labels), case_table(cases, labels)]
         sections.append(("Scores against references", content))
     sections.append(("Pictures", _pictures(predicted, order[:pictures], images, window)))
-    if folds:
-        sections.append(("Training", [runs_table(model, folds), *curves(model, folds)]))
-    else:
-        sections.append(("Training", ["The model's folder is not in samunet_results, so there are no curves."]))
-    sections.append(("Plan and reasons", plan_tables(predicted.plans, _configuration(predicted), encoder)))
     title = f"Prediction of {len(predicted.masks)} case{'s' * (len(predicted.masks) != 1)}"
-    return page(title, _lead(predicted), sections, f"Made by samunet {__version__}.")
-
-
-_MEASURE = "predict again with --save_uncertainty"
+    return report_page(title, _lead(predicted), sections, predicted.plans, _configuration(predicted), model, folds)
 
 
 class _Arguments(TypedDict, total=False):
@@ -87,47 +75,13 @@ class _Arguments(TypedDict, total=False):
     folds: list[int | str]
 
 
-class _Doubt(TypedDict):
-    """What is shown of a class of a case."""
-
-    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
-    predicted_Dice: float | None
-    fold_disagreement: float | None
-    voxels: int
-    millilitres: NotRequired[float | None]
-
-
-class _Row(TypedDict):
-    case: str
-    look: list[str]
-    predicted_Dice: float | None
-    entropy: float | None
-    classes: dict[str, _Doubt]
-
-
-class _Rests(TypedDict):
-    about: str
-    threshold: float | None
-
-
-class _Quality(TypedDict):
-    """What is shown of ``quality.json``."""
-
-    calibration: _Rests
-    cases: list[_Row]
-
-
 def _read(folder: Path) -> _Predicted:
     arguments = read_as(_Arguments, folder / ARGUMENTS, "predict again, or restore the file")
     description = description_from_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
     masks = mask_files(folder)
     if not masks:
         raise SamunetError(f"{folder} holds no masks", f"predict first: samunet_predict -i IMAGES -o {quoted(folder)}")
-    file = folder / "quality.json"
-    quality = read_as(_Quality, file, _MEASURE) if file.is_file() else None
-    classes = {class_key(region) for _, region in description.labels.foreground}
-    if quality is not None and not all(classes <= row["classes"].keys() for row in quality["cases"]):
-        raise SamunetError(f"{file} lacks classes that dataset.json has", _MEASURE)
+    quality = read_quality(folder, {class_key(region) for _, region in description.labels.foreground})
     summary = folder / "summary.json"
     scores = read_scores(summary) if summary.is_file() else []
     plans = read_plans(folder / "plans.json")
@@ -137,7 +91,7 @@ def _read(folder: Path) -> _Predicted:
 def _order(predicted: _Predicted) -> list[str]:
     """Names of the cases: those with a reference by their true Dice, then others by what is predicted of them."""
     scored = [case.name for case in worst_first(predicted.scores) if not math.isnan(case.dice)]
-    looked_at = [row["case"] for row in (predicted.quality or {"cases": []})["cases"]]
+    looked_at = [row["case"] for row in predicted.quality["cases"]] if predicted.quality else []
     return list(dict.fromkeys(name for name in [*scored, *looked_at, *predicted.masks] if name in predicted.masks))
 
 
@@ -152,48 +106,50 @@ def _lead(predicted: _Predicted) -> list[object]:
     if quality:
         rows = quality["cases"]
         figures.append((sum(bool(row["look"]) for row in rows), "to look at"))
-        values = [row["predicted_Dice"] for row in rows if row["predicted_Dice"] is not None]
-        if values:
-            figures.append((f"{sum(values) / len(values):.3f}", "mean predicted Dice"))
+        mean = mean_of(row["predicted_Dice"] for row in rows)
+        if not math.isnan(mean):
+            figures.append((score(mean), "mean predicted Dice"))
     if predicted.scores:
-        values = [case.dice for case in predicted.scores if not math.isnan(case.dice)]
-        figures.append((f"{sum(values) / len(values):.3f}" if values else "–", "mean Dice of cases with a reference"))
+        mean = mean_of(case.dice for case in predicted.scores)
+        figures.append((score(mean), "mean Dice of cases with a reference"))
     return [*lead, cards(figures)]
 
 
 def _cases(predicted: _Predicted) -> list[object]:
     if not predicted.quality:
-        rows = [[name, predicted.masks[name].name] for name in _order(predicted)]
+        names = _order(predicted)
         return [
             "Nothing was measured that would tell good cases from bad ones: samunet_predict does so with "
             "--save_uncertainty.",
-            long_table(["case", "mask"], rows, "cc"),
+            table([Column("case", names), Column("mask", [predicted.masks[name].name for name in names])], first=15),
         ]
-    quality, rows = predicted.quality, predicted.quality["cases"]
-    classes = [(name, class_key(region)) for name, region in predicted.description.labels.foreground]
+    calibration, rows = predicted.quality["calibration"], predicted.quality["cases"]
+    named = {name: class_key(region) for name, region in predicted.description.labels.foreground}
+    classes = {name: [row["classes"][key] for row in rows] for name, key in named.items()}
     true = {case.name: case.dice for case in predicted.scores}
-    several = any(row["classes"][key]["fold_disagreement"] is not None for row in rows for _, key in classes)
-    columns = ["case", "", "predicted Dice", *(name for name, _ in classes)]
-    columns += [*(["true Dice"] if true else []), "entropy"]
-    columns += [*(["fold disagreement"] if several else []), "why"]
-    cells = []
-    for row in rows:
-        seen = [row["classes"][key] for _, key in classes]
-        line = [row["case"], tag("look") if row["look"] else "", _number(row["predicted_Dice"])]
-        line += [_number(doubt["predicted_Dice"]) for doubt in seen]
-        line += [*([_number(true.get(row["case"]))] if true else []), _number(row["entropy"])]
-        line += [_number(_mean(doubt["fold_disagreement"] for doubt in seen))] if several else []
-        cells.append([*line, "; ".join(row["look"])])
-    kinds = "cc" + "n" * (len(columns) - 3) + "l"
-    volumes = [[row["case"], *(_volume(row["classes"][key]) for _, key in classes)] for row in rows]
-    threshold = quality["calibration"]["threshold"]
+    names = Column("case", [row["case"] for row in rows])
+    columns = [
+        names,
+        Column("", [tag("look") if row["look"] else "" for row in rows]),
+        scores("predicted Dice", [row["predicted_Dice"] for row in rows]),
+        *(scores(name, [one["predicted_Dice"] for one in measured]) for name, measured in classes.items()),
+    ]
+    if true:
+        columns.append(scores("true Dice", [true.get(row["case"]) for row in rows]))
+    columns.append(scores("entropy", [row["entropy"] for row in rows]))
+    disagreement = [mean_of(one["fold_disagreement"] for one in measured) for measured in zip(*classes.values())]
+    if not all(map(math.isnan, disagreement)):
+        columns.append(scores("fold disagreement", disagreement))
+    columns.append(Column("why", ["; ".join(row["look"]) for row in rows], "long"))
+    volumes = [Column(name, list(map(_volume, measured)), "number") for name, measured in classes.items()]
+    threshold = calibration["threshold"]
     rule = "" if threshold is None else f" A case is marked where its mean is {threshold:.2f} or lower."
     return [
-        f"Predicted Dice: {quality['calibration']['about']}.{rule} It is an estimate: look at marked cases first, and "
-        "do not take an unmarked one for checked.",
-        long_table(columns, cells, kinds, [bool(row["look"]) for row in rows]),
+        f"Predicted Dice: {calibration['about']}.{rule} It is an estimate: look at marked cases first, and do not "
+        "take an unmarked one for checked.",
+        table(columns, [bool(row["look"]) for row in rows], first=15),
         heading("Volumes"),
-        long_table(["case", *(name for name, _ in classes)], volumes, "c" + "n" * len(classes), first=5),
+        table([names, *volumes], first=5),
     ]
 
 
@@ -204,7 +160,7 @@ def _pictures(
     found, lacking = _images(predicted, images)
     if lacking:
         return [lacking]
-    rows = {row["case"]: row for row in (predicted.quality or {"cases": []})["cases"]}
+    rows = {row["case"]: row for row in predicted.quality["cases"]} if predicted.quality else {}
     scores = {case.name: case for case in predicted.scores}
     content: list[object] = []
     for name in names:
@@ -220,7 +176,7 @@ def _pictures(
         if row and row["look"]:
             words.append("; ".join(row["look"]))
         reference = scores[name].reference if name in scores else None
-        shown = Shown(
+        shown = CaseFigure(
             name,
             ", ".join(words) or "not measured",
             found[name].images,
@@ -268,16 +224,6 @@ def _configuration(predicted: _Predicted) -> str:
     return name
 
 
-def _volume(seen: dict[str, Any]) -> str:
-    if seen.get("millilitres") is not None:
-        return f"{seen['millilitres']:.1f} ml"
-    return f"{seen['voxels']} voxels"
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+def _volume(measured: ClassQuality) -> str:
+    millilitres = measured.get("millilitres")
+    return f"{measured['voxels']} voxels" if millilitres is None else f"{millilitres:.1f} ml"

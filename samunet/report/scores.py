@@ -1,4 +1,4 @@
-"""Scores of cases as reports show them: tables and a chart from the content of ``summary.json``."""
+"""Scores of cases as reports show them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import case_stem
 from samunet.evaluation.summary import class_key, mean_of, read_summary
 from samunet.report.charts import strip_chart
-from samunet.report.html import Html, long_table, picture, table
+from samunet.report.page import Column, picture, score, scores, table
 
 
 @dataclass(frozen=True)
-class Scored:
+class CaseScore:
     """A case with its scores.
 
     Attributes:
-        name: Of the case.
         fold: That predicted it; empty for a prediction by several.
         metrics: By class, as in ``summary.json``.
         mask, reference: The files.
@@ -37,103 +36,101 @@ class Scored:
     @property
     def dice(self) -> float:
         """Mean over the classes that have one; NaN if none has."""
-        return mean_of(scores["Dice"] for scores in self.metrics.values())
+        return mean_of(metrics["Dice"] for metrics in self.metrics.values())
 
 
-def read_scores(file: Path, fold: str = "") -> list[Scored]:
-    """The cases of a ``summary.json``; masks are looked for beside it.
+def read_scores(file: Path, fold: str = "") -> list[CaseScore]:
+    """The cases of a ``summary.json``; masks are looked for in its folder.
 
     Raises:
         SamunetError: If the file is damaged.
     """
-    return [_scored(case, file.parent, fold) for case in read_summary(file)["metric_per_case"]]
+    cases = []
+    for case in read_summary(file)["metric_per_case"]:
+        mask = file.parent / Path(case.get("prediction_file", "")).name
+        cases.append(CaseScore(case_stem(mask), fold, case["metrics"], mask, Path(case.get("reference_file", ""))))
+    return cases
 
 
-def worst_first(cases: Sequence[Scored]) -> list[Scored]:
+def worst_first(cases: Sequence[CaseScore]) -> list[CaseScore]:
     """By mean Dice; cases in which there is nothing to score come last."""
     return sorted(cases, key=lambda case: (math.isnan(case.dice), case.dice, case.name))
 
 
-def scored_classes(cases: Sequence[Scored], labels: Labels) -> list[tuple[str, str]]:
+def scored_classes(cases: Sequence[CaseScore], labels: Labels) -> list[tuple[str, str]]:
     """Name and key of the classes that all cases were scored for, which may be fewer than the dataset has."""
     named = [(name, class_key(region)) for name, region in labels.foreground]
     return [(name, key) for name, key in named if all(key in case.metrics for case in cases)]
 
 
-def class_table(cases: Sequence[Scored], labels: Labels) -> Html:
+def class_table(cases: Sequence[CaseScore], labels: Labels) -> Markup:
     """Dice and IoU of every class: mean, spread and range over cases."""
-    rows = []
-    for name, key in scored_classes(cases, labels):
-        dice = numbers(cases, key, "Dice")
-        iou = numbers(cases, key, "IoU")
-        missed = sum((case.metrics[key].get("n_ref") or 0) > 0 and case.metrics[key].get("TP") == 0 for case in cases)
-        rows.append(
-            [
-                name,
-                key,
-                _cell(np.mean(dice) if dice else math.nan),
-                _cell(np.std(dice) if dice else math.nan),
-                _cell(np.median(dice) if dice else math.nan),
-                _cell(min(dice, default=math.nan)),
-                _cell(np.mean(iou) if iou else math.nan),
-                len(dice),
-                missed,
-            ]
-        )
-    columns = ["class", "value", "Dice", "std", "median", "lowest", "IoU", "cases", "missed"]
-    return table(columns, rows, "ccnnnnnnn")
-
-
-def fold_table(cases: Sequence[Scored], labels: Labels) -> Html:
-    """Mean Dice of every class in every fold."""
     classes = scored_classes(cases, labels)
-    rows = []
-    for fold in dict.fromkeys(case.fold for case in cases):
-        own = [case for case in cases if case.fold == fold]
-        values = [mean_of(numbers(own, key, "Dice")) for _, key in classes]
-        rows.append([f"fold {fold}", *map(_cell, values), _cell(mean_of(values)), len(own)])
-    columns = ["fold", *(name for name, _ in classes), "mean", "cases"]
-    return table(columns, rows, "c" + "n" * (len(columns) - 1))
-
-
-def case_table(cases: Sequence[Scored], labels: Labels) -> Html:
-    """Every case, worst first, with the Dice of each class."""
-    classes = scored_classes(cases, labels)
-    rows = []
-    for case in worst_first(cases):
-        values = [case.metrics[key]["Dice"] for _, key in classes]
-        rows.append([case.name, *([case.fold] if case.fold else []), _cell(case.dice), *map(_cell, values)])
-    columns = ["case", *(["fold"] if cases[0].fold else []), "mean Dice", *(name for name, _ in classes)]
-    return long_table(columns, rows, "c" + "n" * (len(columns) - 1))
-
-
-def dice_chart(cases: Sequence[Scored], labels: Labels) -> Html:
-    """Every case's Dice as a point."""
-    groups = {name: numbers(cases, key, "Dice") for name, key in scored_classes(cases, labels)}
-    if not any(groups.values()):
-        return Html("<p>No case has a class to score.</p>")
-    return picture(
-        strip_chart(groups, "Dice"),
-        "Dice of every case (a point each); the line is the median",
-        "Dice of every case, by class",
+    dice = [numbers(cases, key, "Dice") for _, key in classes]
+    missed = [
+        sum((case.metrics[key].get("n_ref") or 0) > 0 and case.metrics[key].get("TP") == 0 for case in cases)
+        for _, key in classes
+    ]
+    spread, middle = ([of(values) if values else math.nan for values in dice] for of in (np.std, np.median))
+    return table(
+        [
+            Column("class", [name for name, _ in classes]),
+            Column("value", [key for _, key in classes]),
+            scores("Dice", [mean_of(values) for values in dice]),
+            scores("std", spread),
+            scores("median", middle),
+            scores("lowest", [min(values, default=math.nan) for values in dice]),
+            scores("IoU", [mean_of(numbers(cases, key, "IoU")) for _, key in classes]),
+            Column("cases", [len(values) for values in dice], "number"),
+            Column("missed", missed, "number"),
+        ]
     )
 
 
-def case_caption(case: Scored, labels: Labels) -> str:
+def fold_table(cases: Sequence[CaseScore], labels: Labels) -> Markup:
+    """Mean Dice of every class in every fold."""
+    folds: dict[str, list[CaseScore]] = {}
+    for case in cases:
+        folds.setdefault(case.fold, []).append(case)
+    classes = scored_classes(cases, labels)
+    means = [[mean_of(numbers(own, key, "Dice")) for own in folds.values()] for _, key in classes]
+    return table(
+        [
+            Column("fold", [f"fold {fold}" for fold in folds]),
+            *(scores(name, values) for (name, _), values in zip(classes, means)),
+            scores("mean", [mean_of(values) for values in zip(*means)]),
+            Column("cases", [len(own) for own in folds.values()], "number"),
+        ]
+    )
+
+
+def case_table(cases: Sequence[CaseScore], labels: Labels) -> Markup:
+    """Every case, worst first, with the Dice of each class."""
+    cases = worst_first(cases)
+    columns = [Column("case", [case.name for case in cases])]
+    if cases[0].fold:
+        columns.append(Column("fold", [case.fold for case in cases], "number"))
+    columns.append(scores("mean Dice", [case.dice for case in cases]))
+    for name, key in scored_classes(cases, labels):
+        columns.append(scores(name, [case.metrics[key]["Dice"] for case in cases]))
+    return table(columns, first=15)
+
+
+def dice_chart(cases: Sequence[CaseScore], labels: Labels) -> Markup | str:
+    """Every case's Dice as a point."""
+    groups = {name: numbers(cases, key, "Dice") for name, key in scored_classes(cases, labels)}
+    if not any(groups.values()):
+        return "No case has a class to score."
+    caption = "Dice of every case (a point each); the line is the median"
+    return picture(strip_chart(groups, "Dice"), caption, "Dice of every case, by class")
+
+
+def case_caption(case: CaseScore, labels: Labels) -> str:
     """The Dice of every class in words."""
-    values = [f"{name} {_cell(case.metrics[key]['Dice'])}" for name, key in scored_classes([case], labels)]
-    return f"mean Dice {_cell(case.dice)} ({', '.join(values)})" + (f", fold {case.fold}" if case.fold else "")
+    values = [f"{name} {score(case.metrics[key]['Dice'])}" for name, key in scored_classes([case], labels)]
+    return f"mean Dice {score(case.dice)} ({', '.join(values)})" + (f", fold {case.fold}" if case.fold else "")
 
 
-def numbers(cases: Sequence[Scored], key: str, metric: str) -> list[float]:
+def numbers(cases: Sequence[CaseScore], key: str, metric: str) -> list[float]:
     """One metric of one class in all cases that have it."""
     return [value for case in cases if (value := case.metrics[key].get(metric)) is not None]
-
-
-def _scored(case: dict[str, Any], folder: Path, fold: str) -> Scored:
-    mask = folder / Path(case.get("prediction_file", "")).name
-    return Scored(case_stem(mask), fold, case["metrics"], mask, Path(case.get("reference_file", "")))
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"

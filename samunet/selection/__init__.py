@@ -1,1 +1,1 @@
-"""From trained folds to the model that is handed on: cross-validated scores, ensembles, postprocessing, the choice."""
+"""Cross-validated scores, ensembles, postprocessing, and the choice of the best model."""

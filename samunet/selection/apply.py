@@ -1,4 +1,4 @@
-"""Applies chosen postprocessing to a folder of masks."""
+"""Postprocessing of a folder of masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def apply_postprocessing(
         dataset_json: Says which reader opens the masks; None for the one in ``source``, if there is one. Without it
             the endings decide.
         overwrite: Replace masks of these names that this program did not write, or that a person has edited since.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         Names of the cases.
@@ -79,10 +78,6 @@ def write_postprocessed(
 
     Args:
         files: Case to its mask and where the result goes.
-        postprocessing: The steps.
-        reader: Preferred; None where the endings decide.
-        num_workers: Worker processes; 0 means this one.
-        failures: See :func:`samunet.workers.map_cases`.
     """
     for _, target in files.values():
         make_folder(target.parent)

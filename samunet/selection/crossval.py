@@ -1,13 +1,13 @@
-"""The masks of a cross-validation: every case as it was predicted by the fold that had not seen it."""
+"""Masks of a cross-validation: every case as predicted by the fold that had not seen it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import check_place
 from samunet.dataset.patients import patients
 from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits
-from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.summary import evaluate_files
-from samunet.files import atomic_folder, write_json
+from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import mask_ending
-from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
+from samunet.models.choose import trained_model
+from samunet.models.folder import Fold, ModelFolder
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.preprocessing.run import changed_since, content_hash, stored_files
+from samunet.selection.masks import write_model_facts, write_scored
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,9 @@ def accumulate_crossval_results(
     """Gather the validation masks of a model's folds in one folder, and score them together.
 
     Args:
-        dataset: Its id or name.
         configuration, plans_name: Which model.
         folds: Which; None for all folds of the dataset.
         output: Where to; None for ``crossval_results_folds_0_1_2_3_4`` in the model's folder, which is replaced.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         The content of ``summary.json`` there.
@@ -77,13 +75,7 @@ def accumulate_crossval_results(
     """
     output = None if output is None else _new_folder(Path(os.path.abspath(output)))
     name = find_dataset(dataset)
-    model = ModelFolder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
-    if not (model.path / "plans.json").is_file():
-        there = ", ".join(path.name for path in trained_models(name)) or "none"
-        raise UsageError(
-            f"there is no trained model {model.path.name} of {name} (trained: {there})",
-            f"samunet_train {quoted(name)} {quoted(configuration)} 0 1 2 3 4 -p {quoted(plans_name)}",
-        )
+    model = trained_model(name, configuration, plans_name)
     loaded = load_dataset(name)
     splits = dataset_splits(loaded)
     folds = chosen_folds(splits, folds)
@@ -110,44 +102,27 @@ def accumulate(
 ) -> dict[str, Any]:
     """What :func:`accumulate_crossval_results` does once everything is found; an existing folder is replaced."""
     target = output or crossval_folder(model, folds)
-    summary = score({name: (case.mask, case.reference) for name, case in cases.items()}, model, dataset, num_workers)
-    for (_, case), entry in zip(cases.items(), summary["metric_per_case"], strict=True):
-        entry["prediction_file"] = str(target / case.mask.name)
-        entry["fold"] = case.fold
-    with atomic_folder(target) as folder:
-        for case in cases.values():
-            for file in with_sidecar(case.mask):
-                shutil.copyfile(file, folder / file.name)
-        write_model_facts(folder, model)
-        write_json(folder / "summary.json", summary)
-    return summary
 
+    def copy(files: dict[str, Path]) -> None:
+        for name, target in files.items():
+            for file in with_sidecar(cases[name].mask):
+                shutil.copyfile(file, target.parent / file.name)
 
-def score(
-    pairs: dict[str, tuple[Path, Path]], model: ModelFolder, dataset: Dataset, num_workers: int
-) -> dict[str, Any]:
-    """Content of ``summary.json`` for masks and their references, by the labels that the model was trained with."""
-    description = dataset.description
-    return evaluate_files(
-        pairs, model.description.labels, description.file_ending, description.reader_override, num_workers,
-        tolerate_geometry=True,  # preprocessing has accepted these labels
-    )  # fmt: skip
-
-
-def write_model_facts(folder: Path, model: ModelFolder) -> None:
-    """Put plans.json and dataset.json beside masks."""
-    model.plans.write(folder / "plans.json")
-    write_json(folder / "dataset.json", model.description.raw)
+    return write_scored(
+        target,
+        {name: (case.mask, case.reference) for name, case in cases.items()},
+        copy,
+        partial(write_model_facts, model=model),
+        model.description.labels,
+        dataset.description,
+        num_workers,
+        noted={name: {"fold": case.fold} for name, case in cases.items()},
+    )
 
 
 def crossval_folder(model: ModelFolder, folds: Sequence[int]) -> Path:
     """Where the masks of a model's cross-validation are gathered."""
     return model.path / f"crossval_results_folds_{'_'.join(map(str, folds))}"
-
-
-def trained_models(dataset_name: str) -> list[Path]:
-    """Folders of all models that were ever begun for a dataset."""
-    return [model.path for model in model_folders(paths.results_folder() / dataset_name)]
 
 
 def dataset_splits(dataset: Dataset) -> Splits:
@@ -187,11 +162,10 @@ def unfinished(model: ModelFolder, folds: Sequence[int]) -> list[int]:
     ]
 
 
-def training_command(model: ModelFolder, folds: Sequence[Fold], *flags: str) -> str:
-    """What to type to train these folds."""
-    _, plans_name, configuration = model.path.name.split("__")
-    words = ["samunet_train", model.path.parent.name, configuration, *map(str, folds), *flags]
-    return shlex.join(words + (["-p", plans_name] if plans_name != DEFAULT_PLANS_NAME else []))
+def not_validated(folds: Sequence[Fold]) -> str:
+    """In words, such as ``folds 1, 2 are not trained and validated``."""
+    several = len(folds) > 1
+    return f"fold{'s' * several} {', '.join(map(str, folds))} {'are' if several else 'is'} not trained and validated"
 
 
 def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, splits: Splits) -> dict[str, OutOfFold]:
@@ -205,10 +179,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
     """
     missing = unfinished(model, folds)
     if missing:
-        listed = ", ".join(map(str, missing))
-        raise SamunetError(
-            f"{model.path}: fold {listed} is not trained and validated", training_command(model, missing)
-        )
+        raise SamunetError(f"{model.path}: {not_validated(missing)}", model.training_command(missing))
     cases: dict[str, OutOfFold] = {}
     _warn_of_changes(model, folds, dataset)
     for fold in folds:
@@ -218,7 +189,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
             raise SamunetError(
                 f"fold {fold} of {model.path} was trained on {len(seen)} cases that splits_final.json has it validate, "
                 f"such as {seen[0]}",
-                f"the splits changed since: {training_command(model, [fold], '--overwrite')}",
+                f"the splits changed since: {model.training_command([fold], '--overwrite')}",
             )
         folder = model.fold(fold) / "validation"
         own = {
@@ -230,7 +201,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
         if lacking:
             raise SamunetError(
                 f"{folder} lacks {len(lacking)} of {len(own)} masks, such as that of {lacking[0]}",
-                training_command(model, [fold], "--val"),
+                model.training_command([fold], "--val"),
             )
         twice = sorted(own.keys() & cases.keys())
         if twice:
@@ -249,7 +220,7 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
     changed = changed_since(dataset, stored)
     if changed:
         log.warning("%s (to train on them: samunet_add_cases -d %s, then %s)",
-            changed, paths.number_in(dataset.name), training_command(model, folds, "--overwrite"))  # fmt: skip
+            changed, paths.number_in(dataset.name), model.training_command(folds, "--overwrite"))  # fmt: skip
     for fold in folds:
         run = model.run(fold)
         trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}
@@ -257,7 +228,7 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
         if len(trained) == len(run.get("training_cases", [])) and not same:
             log.warning(
                 "fold %s was trained on other images or labels than are stored now: %s",
-                fold, training_command(model, [fold], "--overwrite"),
+                fold, model.training_command([fold], "--overwrite"),
             )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
-"""Whether masks of the highest expected Dice are better than argmax, told from a cross-validation."""
+"""Choice between argmax and masks of the highest expected Dice, by cross-validation."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import numpy as np
 
 from samunet.dataset.layout import Dataset
 from samunet.evaluation.bootstrap import dice_table, difference_interval, mean_dice
-from samunet.evaluation.summary import evaluate_files
-from samunet.files import atomic_folder, write_json
 from samunet.inference.decoding import DICE
 from samunet.models.folder import ModelFolder
-from samunet.selection.crossval import OutOfFold, write_model_facts
+from samunet.selection.crossval import OutOfFold
 from samunet.selection.ensemble import ensemble_files
+from samunet.selection.masks import write_model_facts, write_scored
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ FOLDER = "dice_decoding"
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodingChoice:
     """How the masks of the highest expected Dice did.
 
     Attributes:
@@ -47,7 +47,7 @@ def try_dice_decoding(
     patients: Sequence[str],
     dataset: Dataset,
     num_workers: int,
-) -> Decoded | None:
+) -> DecodingChoice | None:
     """Decode a candidate's probabilities anew, into ``dice_decoding`` in its folder, and compare.
 
     They are chosen if the 95 % interval of the paired difference of the mean Dice lies above 0: they cost memory for a
@@ -58,9 +58,6 @@ def try_dice_decoding(
         model: Its first model.
         cases: Of each of its models the cases of the cross-validation.
         dice: ``(cases, classes)`` of its masks by argmax.
-        patients: Of every case.
-        dataset: The raw dataset.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         None where probabilities are missing.
@@ -69,24 +66,23 @@ def try_dice_decoding(
         return None
     labels, description = model.description.labels, dataset.description
     target = folder / FOLDER
-    with atomic_folder(target) as temporary:
-        files = {
-            name: ([own[name].probabilities for own in cases], case.mask, temporary / case.mask.name)
-            for name, case in cases[0].items()
+    reader = description.reader
+
+    def decode(files: dict[str, Path]) -> None:
+        averaged = {
+            name: ([own[name].probabilities for own in cases], cases[0][name].mask, file)
+            for name, file in files.items()
         }
-        reader = description.reader
-        ensemble_files(files, labels, reader, False, num_workers, DICE)
-        pairs = {name: (mask, cases[0][name].reference) for name, (_, _, mask) in files.items()}
-        summary = evaluate_files(
-            pairs, labels, description.file_ending, description.reader_override, num_workers, tolerate_geometry=True
-        )
-        for entry in summary["metric_per_case"]:
-            entry["prediction_file"] = str(target / Path(entry["prediction_file"]).name)
-        write_json(temporary / "summary.json", summary)
-        write_model_facts(temporary, model)
+        ensemble_files(averaged, labels, reader, False, num_workers, DICE)
+
+    pairs = {name: (case.mask, case.reference) for name, case in cases[0].items()}
+    facts = partial(write_model_facts, model=model)
+    summary = write_scored(target, pairs, decode, facts, labels, description, num_workers)
     other = dice_table(summary)
     interval = difference_interval(other, dice, patients)
     chosen = interval.low is not None and interval.low > 0
     why = f"mean Dice {mean_dice(dice):.4f} by argmax, {mean_dice(other):.4f} so; difference {interval}"
     log.info("masks of the highest expected Dice: %s (%s)", "chosen" if chosen else "not chosen", why)
-    return Decoded(target, chosen, {"step": "decoding for the highest expected Dice", "chosen": chosen, "why": why})
+    return DecodingChoice(
+        target, chosen, {"step": "decoding for the highest expected Dice", "chosen": chosen, "why": why}
+    )

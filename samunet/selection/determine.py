@@ -1,10 +1,11 @@
-"""Chooses postprocessing by what it does to the Dice of masks that nothing was trained on."""
+"""Choice of postprocessing by the Dice of masks that nothing was trained on."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,20 @@ from samunet.dataset.outputs import check_folder, check_place
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import class_means, mean_dice
 from samunet.evaluation.metrics import confusion_counts, dice
-from samunet.evaluation.summary import evaluate_files, read_pair
-from samunet.files import atomic_folder, write_json
+from samunet.evaluation.summary import read_pair
 from samunet.imageio.base import Reader
 from samunet.inference.postprocessing import FILE_NAME, Postprocessing, Step, class_step, foreground_step
 from samunet.selection.apply import write_postprocessed
-from samunet.selection.masks import copy_beside, description_beside, masks_in
+from samunet.selection.masks import Pairs, copy_beside, description_beside, masks_in, write_scored
 from samunet.workers import map_cases
 
 log = logging.getLogger(__name__)
 
 FOLDER = "postprocessed"
 
-Pairs = dict[str, tuple[Path, Path]]  # case to its mask and its reference
-
 
 @dataclass(frozen=True)
-class Chosen:
+class PostprocessingChoice:
     """What was chosen, and why.
 
     Attributes:
@@ -55,7 +53,7 @@ def determine_postprocessing(
     keep_masks: bool = True,
     tolerate_geometry: bool = False,
     num_workers: int = 0,
-) -> Chosen:
+) -> PostprocessingChoice:
     """Choose postprocessing for a folder of masks, and write ``postprocessing.json`` into it.
 
     Args:
@@ -64,7 +62,6 @@ def determine_postprocessing(
         dataset_json: None for the one in ``predictions``.
         keep_masks: Also write the postprocessed masks and their ``summary.json`` to ``postprocessed`` there.
         tolerate_geometry: Compare voxels as they lie, with a warning, where origin or direction differ.
-        num_workers: Worker processes; 0 means this one.
 
     Raises:
         UsageError: If the masks lie in a raw dataset, or ``postprocessed`` holds masks that this program did not write.
@@ -93,7 +90,7 @@ def determine_postprocessing(
 
 def choose(
     pairs: Pairs, labels: Labels, description: Description, num_workers: int, tolerate_geometry: bool = True
-) -> Chosen:
+) -> PostprocessingChoice:
     """Try nnU-Net's steps one after the other and keep those that help.
 
     First the largest component of all foreground; then, where there are several classes, of each class. A step is kept
@@ -104,7 +101,6 @@ def choose(
         pairs: Masks and references.
         labels: What the masks hold.
         description: How to read the references.
-        num_workers: Worker processes; 0 means this one.
         tolerate_geometry: See :func:`determine_postprocessing`; preprocessing has accepted a dataset's own labels.
     """
     reader = description.reader
@@ -127,12 +123,12 @@ def choose(
             if entry["chosen"]:
                 steps += (step,)
                 current = table if len(candidates) == 1 else _with_column(current, table, index)
-    return Chosen(Postprocessing(steps), decisions, before, current)
+    return PostprocessingChoice(Postprocessing(steps), decisions, before, current)
 
 
 def write_chosen(
     pairs: Pairs,
-    chosen: Chosen,
+    chosen: PostprocessingChoice,
     labels: Labels,
     description: Description,
     source: Path,
@@ -141,19 +137,23 @@ def write_chosen(
 ) -> None:
     """Write the masks of ``source`` with the chosen steps, and their ``summary.json``, to ``postprocessed`` in it."""
     reader = description.reader
-    target = source / FOLDER
-    with atomic_folder(target) as folder:
-        files = {name: (mask, folder / mask.name) for name, (mask, _) in pairs.items()}
-        write_postprocessed(files, chosen.postprocessing, reader, num_workers)
-        scored = {name: (file, pairs[name][1]) for name, (_, file) in files.items()}
-        summary = evaluate_files(
-            scored, labels, description.file_ending, description.reader_override, num_workers,
-            tolerate_geometry=tolerate_geometry,
-        )  # fmt: skip
-        for entry in summary["metric_per_case"]:
-            entry["prediction_file"] = str(target / Path(entry["prediction_file"]).name)
-        write_json(folder / "summary.json", summary)
-        copy_beside(source, folder)
+
+    def postprocess(files: dict[str, Path]) -> None:
+        write_postprocessed(
+            {name: (pairs[name][0], file) for name, file in files.items()}, chosen.postprocessing, reader, num_workers
+        )
+
+    facts = partial(copy_beside, source)
+    write_scored(
+        source / FOLDER,
+        pairs,
+        postprocess,
+        facts,
+        labels,
+        description,
+        num_workers,
+        tolerate_geometry=tolerate_geometry,
+    )
 
 
 def _dice_with_each(

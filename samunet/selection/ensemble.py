@@ -44,7 +44,6 @@ def ensemble(
         save_probabilities: Also write the mean as ``CASE.npz``.
         decoding: ``argmax``, or ``dice`` (:func:`samunet.inference.decoding.decode_for_dice`).
         overwrite: Replace masks of these names that this program did not write, or that a person has edited since.
-        num_workers: Worker processes; 0 means this one.
 
     Returns:
         Names of the cases.
@@ -98,11 +97,8 @@ def ensemble_files(
 
     Args:
         files: Case to its files with probabilities, a mask whose geometry holds, and where the new mask goes.
-        labels, reader: Of the dataset.
         save_probabilities: Also write the mean beside the mask.
-        num_workers: Worker processes; 0 means this one.
         decoding: One of :data:`samunet.inference.decoding.DECODINGS`.
-        failures: See :func:`samunet.workers.map_cases`.
     """
     for _, _, target in files.values():
         make_folder(target.parent)

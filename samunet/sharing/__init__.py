@@ -1,1 +1,1 @@
-"""Handing trained models on: as a zip that others install, or as ONNX."""
+"""Export and installation of models, ONNX, and checkpoints of SAM and SAMed."""

@@ -1,4 +1,4 @@
-"""Which files of trained models an archive gets."""
+"""Files of trained models that are handed on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samunet.errors import SamunetError
 from samunet.files import read_as, read_json, to_json
 from samunet.models.choose import INFORMATION, INSTRUCTIONS, Information
 from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name
-from samunet.sharing.private import case_names, without_cases, without_paths
+from samunet.sharing.private import public, public_instructions
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +53,10 @@ class Selection:
             SamunetError: If a file that a model needs is missing or damaged.
         """
         folder = self.model.path
-        cases = set() if self.case_ids else case_names(folder)
         for path in self._paths():
             name = path.relative_to(folder).as_posix()
             if name.endswith(".json") and not self.case_ids:
-                yield name, to_json(without_cases(path.name, read_json(path), cases, folder.parents[1])).encode()
+                yield name, to_json(public(path.name, read_json(path), folder.parents[1])).encode()
             else:
                 yield name, path
 
@@ -84,16 +83,13 @@ class Selection:
                 yield from with_sidecar(mask)
 
 
-def dataset_files(
-    folder: Path, models: Mapping[str, Collection[Fold]], case_ids: bool, cases: set[str]
-) -> Iterator[tuple[str, bytes]]:
+def dataset_files(folder: Path, models: Mapping[str, Collection[Fold]], case_ids: bool) -> Iterator[tuple[str, bytes]]:
     """What belongs to several models of a dataset: paths within its results folder, and what the files hold.
 
     Args:
         folder: ``samunet_results/DatasetXXX_Name``.
         models: Names and folds of the model folders that are handed on; what needs others is left out.
         case_ids: Whether names of cases and paths stay.
-        cases: Names of cases that may be in these files.
     """
     files = list(_existing(folder, _OF_DATASET))
     lacking = _lacking(folder / INFORMATION, models)
@@ -110,9 +106,9 @@ def dataset_files(
         if case_ids:
             yield name, path.read_bytes()
         elif path.suffix == ".json":
-            yield name, to_json(without_cases(path.name, read_json(path), cases, folder.parent)).encode()
+            yield name, to_json(public(path.name, read_json(path), folder.parent)).encode()
         else:
-            yield name, without_paths(path.read_text(encoding="utf-8"), folder.parent).encode()
+            yield name, public_instructions(path.read_text(encoding="utf-8"), folder.parent).encode()
 
 
 def _lacking(information: Path, models: Mapping[str, Collection[Fold]]) -> str:
@@ -125,7 +121,9 @@ def _lacking(information: Path, models: Mapping[str, Collection[Fold]]) -> str:
     names = [model_folder_name(model["plans_identifier"], model["configuration"]) for model in chosen]
     folds = [str(fold) for fold in content.get("folds", [])]
     missing = {name: [fold for fold in folds if fold not in map(str, models.get(name, ()))] for name in names}
-    return "; ".join(f"fold {', '.join(lost)} of {name}" for name, lost in missing.items() if lost)
+    return "; ".join(
+        f"fold{'s' * (len(lost) > 1)} {', '.join(lost)} of {name}" for name, lost in missing.items() if lost
+    )
 
 
 def _existing(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:

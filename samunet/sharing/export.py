@@ -1,4 +1,4 @@
-"""Writes trained models into one zip: a manifest with hashes, the folds' files, base weights by reference or whole."""
+"""Export of trained models into one zip with a manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from samunet.dataset.outputs import check_place
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import atomic_path, file_hash, parse_json, to_json
 from samunet.models.archive import open_archive
-from samunet.models.choose import parse_folds
+from samunet.models.choose import not_trained, parse_folds
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.models.manifest import (
     FILE_NAME,
@@ -31,7 +31,6 @@ from samunet.models.manifest import (
 from samunet.models.pretrained import BASE_FOLDER, published_as
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.sharing.contents import Selection, dataset_files
-from samunet.sharing.private import case_names
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,6 @@ class ExportOptions:
 
     Attributes:
         configurations: Empty for all that are trained with these plans.
-        plans_name: Of the plans.
         folds: Empty for all that are finished.
         checkpoints: ``final``, ``best`` or both.
         strict: Whether a configuration or fold that was asked for and is not trained is an error, or left out.
@@ -72,7 +70,6 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
     """Write trained models of a dataset into a zip that :func:`samunet.sharing.install.install_model` takes.
 
     Args:
-        dataset: Its id or name.
         output: The file to write, ``.zip``.
         options: What goes into it.
 
@@ -88,14 +85,13 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
     name = find_dataset(dataset)
     selections = _selections(paths.results_folder() / name, options)
     items: dict[str, Path | bytes] = {}
-    models, cases = [], set()
+    models = []
     for selection in selections:
         folder = selection.model.path
         items |= {f"{name}/{folder.name}/{path}": content for path, content in selection.files()}
         models.append(_entry(selection))
-        cases |= case_names(folder)
     folds = {entry.folder: entry.folds for entry in models}
-    shared = dataset_files(paths.results_folder() / name, folds, options.with_case_ids, cases)
+    shared = dataset_files(paths.results_folder() / name, folds, options.with_case_ids)
     items |= {f"{name}/{path}": content for path, content in shared}
     raw = selections[0].model.description.raw
     with atomic_path(output) as temporary, TemporaryDirectory(dir=output.parent, prefix=".tmp-") as scratch:
@@ -152,8 +148,9 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
                 selections.append(Selection(model, folds, checkpoints, options.with_case_ids, options.with_masks))
                 continue
         elif options.strict:
-            raise UsageError(
-                f"there is no trained model {folder} in {results} with the checkpoints asked for (trained: {there})",
+            raise not_trained(
+                f"{folder} in {results} with the checkpoints asked for",
+                trained,
                 f"train it: samunet_train {quoted(results.name)} {quoted(configuration)} 0, or leave it out "
                 "with --not_strict",
             )
@@ -185,7 +182,7 @@ def _entry(selection: Selection) -> ModelEntry:
     runs = [model.run(fold) for fold in selection.folds]
     base = None
     if recorded := runs[0].get("base"):
-        published = published_as(recorded)
+        published = published_as(recorded["sha256"])
         base = BaseReference(
             file=recorded["file"],
             bytes=recorded["bytes"],

@@ -1,4 +1,4 @@
-"""Installs a model that somebody handed on: every file is checked first, and then all of it appears at once."""
+"""Installation of an exported model: every file is checked, and then all of it appears at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samunet.models.archive import ModelArchive, open_archive
 from samunet.models.choose import INSTRUCTIONS
 from samunet.models.folder import ModelFolder
 from samunet.models.manifest import Manifest, ModelEntry
-from samunet.models.pretrained import check_base
+from samunet.models.pretrained import recorded_file
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,6 @@ def _report(manifest: Manifest, new: list[ModelEntry], targets: dict[str, Path])
         base = ModelFolder(targets[model.folder]).run(model.folds[0]).get("base")
         if base:
             try:
-                log.info("base weights: %s", check_base(base, targets[model.folder]))
+                log.info("base weights: %s", recorded_file(base, targets[model.folder]))
             except SamunetError as error:
                 log.warning("%s\n  -> %s", error.message, error.hint)

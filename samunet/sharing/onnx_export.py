@@ -1,4 +1,4 @@
-"""A trained fold as an ONNX graph for programs without PyTorch, compared with it on real slices before it counts."""
+"""ONNX export of a trained fold, compared with PyTorch on real slices."""
 
 from __future__ import annotations
 
@@ -119,8 +119,7 @@ def _cases(model: ModelFolder, dataset: str, images: str | Path | Sequence | Non
             found = load_dataset(dataset).cases
         except SamunetError as error:
             raise UsageError(
-                f"there are no images to compare the export with PyTorch on: {error.message}",
-                "give some: -i imagesTs",
+                f"there are no images to compare the export with PyTorch on: {error.message}", "give some: -i imagesTs"
             ) from error
     cases = list(found.values())[:_CASES]
     if not cases:

@@ -1,95 +1,110 @@
-"""Takes out of a model's files what says whose images it was trained on: names of cases, and paths.
+"""Content of a model's files that says nothing about whose images it was trained on.
 
-Files whose content is known lose the keys that list cases. Beyond that, in every file, the names of cases are taken out
-of lists and objects, and of absolute paths only the last part stays.
+Of every file only keys that are known to hold neither names of cases nor paths are handed on.
 """
 
 from __future__ import annotations
 
-import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from samunet.dataset.description import description_from_json
-from samunet.files import read_as, read_json
+_WHOLE, _EMPTY = object(), object()  # of a key: kept as it is, or emptied, as it lists cases
+_POSTPROCESSING = {"decoding": _WHOLE, "steps": _WHOLE, "decisions": _WHOLE}
+_BASE = dict.fromkeys(("file", "bytes", "sha256", "pixel_mean", "pixel_std"), _WHOLE)
+# The keys of every file.
+_PUBLIC: dict[str, Any] = {
+    "dataset.json": dict.fromkeys(
+        (
+            "channel_names", "modality", "labels", "regions_class_order", "file_ending",
+            "overwrite_image_reader_writer", "numTraining", "name", "description", "reference", "release", "licence",
+            "license", "citation", "converted_by",
+        ), _WHOLE,
+    ),
+    "dataset_fingerprint.json": {
+        "cases": _EMPTY, "empty_cases": _EMPTY, "source": _EMPTY, "spacings": _EMPTY, "shapes_after_crop": _EMPTY,
+    } | dict.fromkeys(
+        (
+            "foreground_intensity_properties_per_channel", "median_relative_size_after_cropping", "asymmetry",
+            "physical_spacing", "orientation",
+        ), _WHOLE,
+    ),
+    "postprocessing.json": _POSTPROCESSING,
+    "run.json": {
+        "training_cases": _EMPTY, "validation_cases": _EMPTY, "monitored": _EMPTY, "base": _BASE, "started_from": _BASE,
+    } | dict.fromkeys(
+        (
+            "dataset", "configuration", "fold", "encoder", "family", "chosen_because", "versions", "machine", "device",
+            "dtype", "seed", "setup", "threads", "trained_parameters", "estimate", "iterations", "training_seconds",
+            "validation_seconds", "best_monitored_dice", "peak_memory_bytes", "micro_batch", "training_data",
+            "imported_from", "plan", "recipe", "adaptation",
+        ), _WHOLE,
+    ),
+    "calibration.json": {"tta": _WHOLE, "cases": _WHOLE},
+    "summary.json": {"mean": _WHOLE, "foreground_mean": _WHOLE, "metric_per_case": _EMPTY},
+    "inference_information.json": dict.fromkeys(
+        (
+            "dataset_name_or_id", "folds", "considered_models", "ensembling_allowed", "all_results", "all_intervals",
+            "best_model_or_ensemble", "report",
+        ), _WHOLE,
+    ),
+}  # fmt: skip
+_INPUT = "imagesTs"  # in place of the folder of images in commands
 
-# What dataset.json may say without naming a case; other keys are the user's own, and nobody knows what is in them.
-_DATASET_KEYS = (
-    "channel_names", "modality", "labels", "regions_class_order", "file_ending", "overwrite_image_reader_writer",
-    "numTraining", "name", "description", "reference", "release", "licence", "license", "citation", "converted_by",
-)  # fmt: skip
-_CASE_LISTS = {
-    "run.json": ("training_cases", "validation_cases", "monitored"),
-    "dataset_fingerprint.json": ("cases", "empty_cases", "source"),
-    "summary.json": ("metric_per_case",),
-}
-# One entry per case, without its name.
-_PER_CASE = {"dataset_fingerprint.json": ("spacings", "shapes_after_crop")}
-# An absolute path, of any system, up to the next space or quotation mark.
-_PATH = re.compile(r"""(?<![\w.~$/\\:-])(?:file:/*(?=/)|~|[A-Za-z]:(?=[/\\])|\\)?(?:[/\\][^\s/\\"'<>|]+)+[/\\]?""")
-# One in quotation marks, which may have spaces in it; a shell writes ' within them as '"'"'.
-_QUOTED = re.compile(r"""(["'])((?:file:/+|~|[A-Za-z]:)?[/\\](?:[^"'\n]|'"'"')*)\1""")
-_IS_PATH = re.compile(r"(file:/+|~|[A-Za-z]:)?[/\\]")
-_SHORT_NUMBER = re.compile(r"\d{1,3}")  # says nothing about a patient, and could be a label's value
 
-
-def case_names(folder: Path) -> set[str]:
-    """Names of cases that a model's folder mentions, but for those that name a class or a channel as well."""
-    names: set[str] = set()
-    for path in [folder / "dataset_fingerprint.json", *folder.glob("fold_*/run.json")]:
-        content = read_as(dict[str, Any], path) if path.is_file() else {}
-        for key in _CASE_LISTS[path.name]:
-            names |= set(content[key]) if isinstance(content.get(key), (list, dict)) else set()
-    file = folder / "dataset.json"
-    content = description_from_json(read_json(file), str(file)).raw
-    for key in ("groups", "dataset"):
-        names |= set(content[key]) if isinstance(content.get(key), dict) else set()
-    channels = content.get("channel_names", content.get("modality", {}))
-    names -= {*content["labels"], *map(str, channels.values())}
-    return {name for name in names if not _SHORT_NUMBER.fullmatch(name)}
-
-
-def without_cases(file: str, content: Any, cases: set[str], results: Path) -> Any:
+def public(file: str, content: Any, results: Path) -> Any:
     """A JSON file's content without cases and paths.
 
     Args:
         file: Its name.
         content: As read.
-        cases: From :func:`case_names`.
-        results: The folder of results, for which ``$samunet_results`` will stand.
+        results: The folder of results, for which ``$samunet_results`` will stand in commands.
     """
-    if isinstance(content, dict):
-        content = dict(content)
-        if file == "dataset.json":
-            content = {key: value for key, value in content.items() if key in _DATASET_KEYS}
-        if file == "run.json" and isinstance(content.get("base"), dict):
-            content["base"] = {key: value for key, value in content["base"].items() if key not in ("path", "copy")}
-        for key in (*_CASE_LISTS.get(file, ()), *_PER_CASE.get(file, ())):
-            if key in content:
-                content[key] = type(content[key])()
-    return _cleaned(content, cases, results)
+    if file not in _PUBLIC:  # plans, all of whose keys are samunet's own
+        return content
+    kept = _only(content, _PUBLIC[file])
+    if file == "inference_information.json" and isinstance(content.get("commands"), list):
+        kept["commands"] = [_command(words, results, "$samunet_results/{}") for words in content["commands"]]
+    return kept
 
 
-def without_paths(text: str, results: Path) -> str:
-    """Text with ``$samunet_results`` for the results folder, and only the last part of other absolute paths."""
-    marked = re.sub(rf"{re.escape(str(results))}(?=[/\\]|\b)", "$samunet_results", text)
-    marked = re.sub(r"'(\$samunet_results[^'\n]*)'", r'"\1"', marked)  # a shell fills it in between these
-    marked = _QUOTED.sub(lambda match: f"{match[1]}{_last_part(match[2])}{match[1]}", marked)
-    return _PATH.sub(lambda match: _last_part(match[0]), marked)
+def public_instructions(text: str, results: Path) -> str:
+    """``inference_instructions.txt`` with commands that predict ``imagesTs`` by what lies in ``$samunet_results``."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("#") or not line:
+            lines.append(line)
+        elif line.startswith("samunet_"):  # others are not samunet's
+            words = _command(shlex.split(line), results, "\0{}")
+            lines.append(" ".join(_quoted(word) for word in words))
+    return "\n".join(lines) + "\n"
 
 
-def _cleaned(value: Any, cases: set[str], results: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _cleaned(item, cases, results) for key, item in value.items() if key not in cases}
-    if isinstance(value, list):
-        kept = [item for item in value if not (isinstance(item, str) and item in cases)]
-        return [_cleaned(item, cases, results) for item in kept]
-    if isinstance(value, str):
-        if _IS_PATH.match(value) and not value.startswith(str(results)):  # as a whole: it may have spaces in it
-            value = _last_part(value)
-        return "" if value in cases else without_paths(value, results)
-    return value
+def _only(content: Any, keys: Any) -> Any:
+    if keys is _WHOLE or content is None:
+        return content
+    if keys is _EMPTY or not isinstance(content, dict):
+        return type(content)()
+    return {key: _only(content[key], inside) for key, inside in keys.items() if key in content}
 
 
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+def _command(words: list[str], results: Path, form: str) -> list[str]:
+    """A command's words; a file in the results folder as ``form``, of any other path the last part."""
+    public_words = []
+    for before, word in zip(["", *words], words):
+        path = Path(word)
+        if before == "-i" and path.is_absolute():
+            word = _INPUT
+        elif path.is_relative_to(results):
+            word = form.format(path.relative_to(results).as_posix())
+        elif path.is_absolute():
+            word = path.name
+        public_words.append(word)
+    return public_words
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, which fills in ``$samunet_results`` and nothing else."""
+    if not word.startswith("\0"):
+        return shlex.quote(word)
+    return f'"$samunet_results"/{shlex.quote(word[1:])}'

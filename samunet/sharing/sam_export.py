@@ -1,4 +1,4 @@
-"""A trained fold as a plain SAM checkpoint, for programs that know SAM and not samunet."""
+"""Export of a trained fold as a plain SAM checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from samunet.dataset.outputs import check_new_file
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path
-from samunet.models.folder import Fold, ModelFolder, model_folder_name
+from samunet.models.choose import not_trained
+from samunet.models.folder import Fold, ModelFolder, model_folder_name, model_folders
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.recipes import recipe_facts
 
@@ -58,8 +59,9 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     check_new_file(output)
     folder = model.path
     if not (folder / "plans.json").is_file():
-        there = ", ".join(path.parent.name for path in folder.parent.glob("samunetTrainer__*/plans.json")) or "none"
-        raise UsageError(f"there is no trained model {folder.name} in {folder.parent} (models there: {there})")
+        raise not_trained(
+            f"{folder.name} in {folder.parent}", [found.path.name for found in model_folders(folder.parent)]
+        )
     (loaded,) = model.load([fold], checkpoint)
     network = model.network(fold)
     foreign = [

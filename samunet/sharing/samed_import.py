@@ -1,4 +1,4 @@
-"""Checkpoints of SAMed and SAMed_s (Zhang & Liu 2023), as model folders to predict with.
+"""Import of checkpoints of SAMed and SAMed_s (Zhang & Liu 2023).
 
 SAMed's files hold LoRA of the image encoder and the whole prompt encoder and mask decoder. Those of SAMed_s hold LoRA
 of the decoder's transformer in place of the transformer, which is the base's.
@@ -23,7 +23,7 @@ from samunet.files import atomic_folder, file_hash, write_json
 from samunet.imageio.registry import reader_for
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network, model_folder_name
-from samunet.models.pretrained import base_weights
+from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.model import SamunetModel
@@ -102,7 +102,7 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
     plans = _plans(options, facts, LoraPlan(rank=rank, alpha=rank, decoder=small))
     configuration = plans.configuration(CONFIGURATION)
     network = configuration.networks[facts.name]
-    base = base_weights(facts.name)
+    base = pretrained_weights(facts.name)
     model = build_network(configuration, network, description, base)
     names, wanted = _lora_names(facts, small), model.trained_state()
     _check_tensors(given, _expected_shapes(model, wanted, names), facts, options, file)

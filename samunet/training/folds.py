@@ -15,13 +15,14 @@ from samunet import paths
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
 from samunet.dataset.splits import fold_cases, read_splits
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError
 from samunet.evaluation.summary import class_key, read_summary
+from samunet.models.choose import fold_names
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.plans import DEFAULT_PLANS_NAME
+from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import format_duration
-from samunet.workers import interrupts_held, prepare_worker
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,7 @@ def train_folds(
             further one is begun. The same call goes on from there.
     """
     options, dataset_name = options or TrainingOptions(), find_dataset(dataset)
-    twice = sorted({str(fold) for fold in folds if list(folds).count(fold) > 1})
-    if twice:
-        raise UsageError(f"fold {twice[0]} is named twice", "name every fold once")
+    fold_names(folds)
     _check_folds(dataset_name, folds)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration))
     todo = [fold for fold in folds if len(folds) == 1 or not _is_finished(model, fold, options)]

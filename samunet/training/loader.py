@@ -18,8 +18,8 @@ from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.planes import Plane
 from samunet.preprocessing.store import StoredCase
+from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.augmentation import seeded, training_transforms
-from samunet.workers import interrupts_held, prepare_worker
 
 Batch = dict[str, np.ndarray]
 

@@ -24,7 +24,7 @@ from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
-from samunet.models.pretrained import BaseWeights, automatic_encoder, base_weights
+from samunet.models.pretrained import PretrainedWeights, automatic_encoder, pretrained_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
@@ -203,13 +203,13 @@ def _is_validated(folder: Path) -> bool:
 
 def _starting_weights(
     model: ModelFolder, fold: Fold, choice: _Choice, options: TrainingOptions, run: dict, progress: bool
-) -> BaseWeights | None:
+) -> PretrainedWeights | None:
     """What the network starts from: as the fold or the other folds began, else as asked; None for random weights."""
     recorded = run.get("base") or run.get("started_from")
     if options.random_weights or (run and not recorded):
         return None
     recorded = recorded or _base_of_other_folds(model, fold, choice.network.encoder)
-    return base_weights(
+    return pretrained_weights(
         choice.network.encoder,
         recorded,
         options.checkpoint,

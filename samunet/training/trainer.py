@@ -20,14 +20,14 @@ from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
-from samunet.interruption import StopRequest
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network
-from samunet.models.pretrained import BaseWeights
+from samunet.models.pretrained import PretrainedWeights
 from samunet.network.image_encoder import hold_frozen
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.store import StoredCase
+from samunet.signals import StopRequest
 from samunet.training.check import monitored_dice, seconds_of_pass, seconds_of_prediction
 from samunet.training.divergence import loss_error
 from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
@@ -83,7 +83,7 @@ class Trainer:
         identity: str,
         run: dict,
         unlabelled: dict[str, StoredCase] | None = None,
-        base: BaseWeights | None = None,
+        base: PretrainedWeights | None = None,
         progress: bool = True,
     ) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""``samunet_info``: this machine, the folders, and what is in them."""
+"""Commands about this machine and its folders: what is there, and what can go."""
 
 from __future__ import annotations
 
@@ -6,35 +6,64 @@ import argparse
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from samunet.commands.common import CommandParser, add_common_flags, run_command
+from samunet.commands.table import Switch, command
+from samunet.errors import SamunetError, UsageError
 
 _OTHER_JSON = ("dataset.json", "dataset_fingerprint.json", "splits_final.json", "integrity_report.json")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = CommandParser(
-        "samunet_info", description="Show versions, the machine, the folders, and the datasets and models in them."
-    )
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    add_common_flags(parser)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    return run_command(build_parser(), _run, argv)
-
-
-def _run(arguments: argparse.Namespace) -> None:
+@command(
+    "this machine, the folders, and what is in them",
+    Switch("--json", help="print it as JSON, sizes in bytes"),
+    description="Show versions, processor, cores, memory, devices and the number format they compute in, the folders, "
+    "and "
+    "every dataset with the stage that it has reached, its models, their folds, and what they take on the disk.",
+    examples=("samunet_info",),
+)
+def info(arguments: argparse.Namespace) -> None:
     from samunet.files import to_json
 
     found = information()
     print(to_json(found).rstrip() if arguments.json else _text(found))
+
+
+@command(
+    "remove what can be made again or that nothing needs any more",
+    Switch("--yes", help="remove what is listed"),
+    Switch("--dry_run", help="only list, which is the default"),
+    Switch(
+        "--validation_masks",
+        help="also masks and probabilities of finished folds' validation, which samunet_find_best_configuration needs "
+        "(samunet_train --val makes them again)",
+    ),
+    description="List files among the preprocessed datasets and results that can go, with their sizes; with --yes, "
+    "remove them: what killed processes left half written (untouched for an hour), and the checkpoint and feature "
+    "cache of trainings that are finished. Raw datasets, plans, stored slices, trained models and scores are never "
+    "touched, nor is a fold that is being trained.",
+    examples=("samunet_clean", "samunet_clean --yes"),
+)
+def clean(arguments: argparse.Namespace) -> None:
+    from samunet.models.downloads import format_bytes
+
+    if arguments.yes and arguments.dry_run:
+        raise UsageError("--yes and --dry_run exclude each other", "leave one of them out")
+    total = 0
+    for path, what in _found(arguments.validation_masks):
+        size = size_of(path)
+        if not arguments.yes or _remove(path):
+            total += size
+            print(f"{format_bytes(size):>10}  {path}  ({what})")
+    if arguments.yes:
+        print(f"removed: {format_bytes(total)}")
+    elif total:
+        more = " --validation_masks" if arguments.validation_masks else ""
+        print(f"{format_bytes(total)} can be freed, and nothing was removed\nnext: samunet_clean{more} --yes")
+    else:
+        print("there is nothing to remove")
 
 
 def information() -> dict[str, Any]:
@@ -68,7 +97,6 @@ def information() -> dict[str, Any]:
 def _existing(name: str) -> Path:
     """The folder that a variable names, which is not made here."""
     from samunet import paths
-    from samunet.errors import SamunetError
 
     value = paths.setting(name)
     if value is None:
@@ -77,8 +105,6 @@ def _existing(name: str) -> Path:
 
 
 def _folder(function: Callable[[], Path]) -> dict[str, Any]:
-    from samunet.errors import SamunetError
-
     try:
         path = function()
     except SamunetError as error:
@@ -186,3 +212,52 @@ def _text(found: dict[str, Any]) -> str:
             told = [f"fold {', '.join(folds[key])} {key}" for key in ("trained", "begun") if folds[key]]
             lines.append(f"  {model}: {'; '.join(told) or 'no folds'}, {format_bytes(folds['bytes'])}")
     return "\n".join(lines)
+
+
+def _found(masks: bool) -> Iterator[tuple[Path, str]]:
+    """What can go, each with the reason; nothing of a fold that is being trained."""
+    from samunet import paths
+    from samunet.files import leftovers
+    from samunet.training.state import LATEST
+
+    places = [paths.setting(name) for name in ("samunet_preprocessed", "samunet_results")]
+    for place in (Path(place).expanduser() for place in places if place):
+        datasets = [entry for entry in place.glob("Dataset*") if paths.DATASET_NAME.match(entry.name)]
+        for folder in (place, *(found for dataset in datasets for found in (dataset, *dataset.rglob("*/")))):
+            if not folder.is_symlink() and not any(part.startswith(".tmp-") for part in folder.parts):
+                yield from ((path, "left over by a process that was killed") for path in leftovers(folder))
+    results = paths.setting("samunet_results")
+    for fold in sorted(Path(results).expanduser().glob("Dataset*/samunetTrainer__*/fold_*/")) if results else ():
+        validated = (fold / "validation" / "summary.json").is_file() or fold.name == "fold_all"
+        if not (fold / "checkpoint_final.safetensors").is_file() or _in_use(fold):
+            continue
+        for name, what in ((LATEST, "state of a finished training"), ("features", "cache of a finished training")):
+            if (fold / name).exists():
+                yield fold / name, what
+        if masks and validated:
+            for folder in (fold / "validation", fold / "validation_best"):
+                kept = [folder / name for name in ("summary.json", "dataset.json", "plans.json")]
+                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                    if path not in kept and not path.is_dir():
+                        yield path, "of the validation"
+
+
+def _in_use(fold: Path) -> bool:
+    from samunet.locks import LockHeld, exclusive
+
+    try:
+        with exclusive(fold):
+            return False
+    except (LockHeld, OSError):
+        return True
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or folder; another process may have done so."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+    else:
+        return False
+    return True

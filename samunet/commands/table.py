@@ -1,28 +1,27 @@
-"""What every console script shares: flags, messages on stderr, and exit statuses.
-
-Exit statuses: 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C or SIGTERM).
-"""
+"""Commands over argparse: flags as data, one way to run, messages on stderr, and exit statuses."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import logging
-import math
 import os
 import re
-import signal
+import shlex
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from samunet.commands.nnunet_flags import instead_of
 from samunet.errors import COMMAND_LINE, SamunetError, UsageError, printable
+from samunet.signals import Terminated, termination_as_exception
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit statuses: 0 done, 1 failed, 2 wrong usage
+GO_ON = "the same command goes on from here"
+NOTHING_WRITTEN = "nothing was written; start it again"
 
 # The threads of torch's OpenMP (GNU's, on Linux) wait for each other in a loop that takes a core. Where another program
 # needs that core, a training step then takes many times as long. A short loop cost whole trainings nothing that could
@@ -31,8 +30,80 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived: a scheduler or container wants the process to stop. Handled like Ctrl-C."""
+class Flag:
+    """A flag or positional argument: what ``add_argument`` takes."""
+
+    def __init__(self, *names: str, **options: Any) -> None:
+        self.names, self.options = names, options
+
+    def add_to(self, parser: Any) -> None:
+        """Add it to a parser or to a group of one."""
+        parser.add_argument(*self.names, **self.options)
+
+
+class Switch(Flag):
+    """A flag without a value."""
+
+    def __init__(self, *names: str, **options: Any) -> None:
+        super().__init__(*names, action="store_true", **options)
+
+
+class Group:
+    """Flags under a title of their own in ``-h``; without a title, flags of which one at most may be given."""
+
+    def __init__(self, title: str | None, *flags: Flag) -> None:
+        self.title, self.flags = title, flags
+
+    def add_to(self, parser: Any) -> None:
+        """Add them to a parser."""
+        group = parser.add_argument_group(self.title) if self.title else parser.add_mutually_exclusive_group()
+        for flag in self.flags:
+            flag.add_to(group)
+
+
+VERBOSE = Switch("--verbose", help="print details while working, and the traceback if something fails")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A console script.
+
+    Attributes:
+        name: As it is typed, such as ``samunet_train``.
+        summary: What it does: a phrase for lists of commands.
+        flags: All but ``--verbose`` and ``-h``.
+        function: Does it; may return an exit status.
+        description: A sentence or more; None for the summary as one.
+        examples: Calls, for the reference page.
+        see: Where the documentation tells more, in Markdown, for the reference page.
+        go_on: What to do after an interruption.
+    """
+
+    name: str
+    summary: str
+    flags: tuple[Flag | Group, ...]
+    function: Callable[[argparse.Namespace], int | None]
+    description: str | None = None
+    examples: tuple[str, ...] = ()
+    see: str | None = None
+    go_on: str = GO_ON
+
+    def parser(self) -> CommandParser:
+        """Its flags."""
+        description = self.description or f"{self.summary[:1].upper()}{self.summary[1:]}."
+        parser = CommandParser(self.name, description=description)
+        for flag in (*self.flags, VERBOSE):
+            flag.add_to(parser)
+        return parser
+
+    def __call__(self, argv: list[str] | None = None) -> int:
+        """Run it with ``argv`` (default: the command line); returns the exit status."""
+        return run(self.parser(), self.function, argv, go_on=self.go_on)
+
+
+def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Callable], Command]:
+    """Decorator that makes a function ``train`` the command ``samunet_train``; see :class:`Command`."""
+    return lambda function: Command(f"samunet_{function.__name__}", summary, flags, function, **options)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -48,12 +119,17 @@ class CommandParser(argparse.ArgumentParser):
         """As argparse; every unknown flag is refused first, with what is there in its place.
 
         Raises:
-            UsageError: If a word that looks like a flag is none.
+            UsageError: If a word that looks like a flag is none, or a dataset is given without ``-d``.
         """
         words = sys.argv[1:] if args is None else list(args)
         for word in words[: words.index("--")] if "--" in words else words:
             if re.match(r"--?[A-Za-z]", word) and " " not in word:  # argparse, too, takes words with blanks for values
                 self._check_flag(word.partition("=")[0])
+        takes_words = any(not action.option_strings for action in self._actions)
+        if words and words[0][:1] != "-" and "-d" in self._option_string_actions and not takes_words:
+            given = words[1:] if "-d" in words else ["-d", *words]
+            meant = shlex.join([self.prog, *given])
+            raise UsageError(f"{self.prog} takes flags only, and got {words[0]!r}", f"did you mean {meant}?")
         return super().parse_known_args(words, namespace)
 
     def _check_flag(self, flag: str) -> None:
@@ -69,65 +145,49 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog} has no flag {flag}", f"{hint}{self.prog} -h shows all of them")
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command has."""
-    parser.add_argument(
-        "--verbose", action="store_true", help="print details while working, and the traceback if something fails"
-    )
-
-
-def finite(text: str) -> float:
-    """A number on a command line: neither NaN nor infinite."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
-    return value
-
-
-def run_command(
+def run(
     parser: argparse.ArgumentParser,
     function: Callable[[argparse.Namespace], int | None],
-    argv: list[str] | None,
+    argv: list[str] | None = None,
     *,
-    go_on: str = "the same command goes on from here",
+    go_on: str = GO_ON,
 ) -> int:
     """Parse ``argv`` (default: the command line), call ``function`` with the result, and return the exit status.
 
     Everything that goes wrong ends in one readable message on stderr; the traceback appears with ``--verbose`` only.
-    ``go_on`` tells what to do after an interruption.
     """
     try:
         arguments = parser.parse_args(argv)
     except UsageError as error:
-        return _report(f"error: {error}", False, error.exit_status)
+        return _fail(f"error: {error}", False, error.exit_status)
     except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the usage (2)
         return stop.code if isinstance(stop.code, int) else 0
     verbose = getattr(arguments, "verbose", False)
-    with _logging_to_stderr(verbose), _termination_as_exception(), _flags_in_remedies():
+    with _logging_to_stderr(verbose), termination_as_exception(), _flags_in_remedies():
         try:
             status = function(arguments) or 0
             sys.stdout.flush()
             return status
         except KeyboardInterrupt as interrupt:
             reason = "terminated" if isinstance(interrupt, Terminated) else "interrupted"
-            return _report(f"{reason}; {go_on}", verbose, INTERRUPTED)
+            return _fail(f"{reason}; {go_on}", verbose, INTERRUPTED)
         except SamunetError as error:
-            return _report(f"error: {error}", verbose, error.exit_status)
+            return _fail(f"error: {error}", verbose, error.exit_status)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _reader_has_left():
                 return 1
             if isinstance(error, OSError) and error.filename is not None and error.strerror:
                 advice = "check that it is there, that you may read and write there, and that the disk is not full"
-                return _report(f"error: {error.filename}: {error.strerror}\n  -> {advice}", verbose, 1)
+                return _fail(f"error: {error.filename}: {error.strerror}\n  -> {advice}", verbose, 1)
             if isinstance(error, MemoryError):
-                return _report("error: memory ran out\n  -> close other programs, or use fewer processes", verbose, 1)
+                return _fail("error: memory ran out\n  -> close other programs, or use fewer processes", verbose, 1)
             first_line = next(iter(str(error).splitlines()), "")
             name = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
             advice = "" if verbose else " (run again with --verbose for the traceback)"
-            return _report(f"error: {name}{advice}", verbose, 1)
+            return _fail(f"error: {name}{advice}", verbose, 1)
 
 
-def _report(message: str, verbose: bool, status: int) -> int:
+def _fail(message: str, verbose: bool, status: int) -> int:
     if verbose:
         traceback.print_exc()
     print(printable(message, keep="\n\t"), file=sys.stderr)
@@ -175,23 +235,3 @@ def _flags_in_remedies() -> Iterator[None]:
         yield
     finally:
         COMMAND_LINE.reset(token)
-
-
-@contextmanager
-def _termination_as_exception() -> Iterator[None]:
-    """Turn SIGTERM into :class:`Terminated`, so that files and worker processes are cleaned up as after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers in the main thread only
-        yield
-        return
-    owner = os.getpid()
-
-    def stop(number: int, frame: object) -> None:
-        if os.getpid() != owner:  # a forked worker inherits this handler but must simply die when told to
-            os._exit(128 + number)
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

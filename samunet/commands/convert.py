@@ -1,0 +1,302 @@
+"""Commands that make raw datasets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samunet.commands.flags import WORKERS, finite, geometry
+from samunet.commands.table import Command, Flag, Group, Switch
+from samunet.commands.table import command as _command
+from samunet.errors import quoted
+
+if TYPE_CHECKING:
+    from samunet.conversion.draft import Draft, Options
+
+_SEE = "[Prepare a dataset](../guide/prepare.md)"
+_TARGET = (
+    Flag("--name", required=True, help="name of the dataset, such as Vessels"),
+    Flag("--id", required=True, metavar="ID", help="its number, such as 12; both make Dataset012_Vessels"),
+)
+_LABELS = "names of the classes 1, 2, ... in this order; the last may be ignore"
+_VALUES = (
+    Flag("--labels", nargs="+", metavar="NAME", help=_LABELS),
+    Flag(
+        "--remap",
+        nargs="*",
+        action="extend",  # so that values below zero can be written: --remap=-1=0
+        metavar="OLD=NEW",
+        help="give values of the masks other numbers, such as 4=3 or '#ff0000=1', or --remap=-1=2 below 0; alone: "
+        "number them in order",
+    ),
+)
+_THRESHOLD = Flag(
+    "--threshold", type=finite, metavar="T", help="make one class of all mask values above T, such as 127"
+)
+_PATIENTS = Flag(
+    "--patient_pattern",
+    metavar="REGEX",
+    help=r"what of a case's name is its patient, such as 'p\d+' (of parentheses, the first): folds never divide a "
+    "patient's cases",
+)
+_WRITING = (
+    Switch("--overwrite", help="replace a dataset of the same name"),
+    Switch("--dry_run", help="read everything, show the table, and write nothing"),
+)
+
+
+def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Callable], Command]:
+    """As :func:`samunet.commands.table.command`, with flags and texts of every command that writes a dataset."""
+    told = {"go_on": "nothing has been written; run the same command again", "see": _SEE}
+    return _command(summary, *flags, *_WRITING, WORKERS, **(told | options))
+
+
+@command(
+    "a raw dataset from folders of images and masks",
+    Flag(
+        "images",
+        help="a folder with its subfolders, or a pattern such as 'scans/{case}_ct.nii.gz', with {patient}, {channel} "
+        "and * if need be. A folder with a DICOM series counts as an image",
+    ),
+    Flag(
+        "masks", help="the same for masks; with {class} where each class has a file of its own: '{case}_{class}.nii.gz'"
+    ),
+    *_TARGET,
+    Flag(
+        "--channel_names",
+        nargs="+",
+        metavar="NAME[=TEXT]",
+        help="what images show: CT, T2, ...; with {channel} in a pattern, NAME=TEXT gives the text of its file names",
+    ),
+    Flag(
+        "--labels",
+        nargs="+",
+        metavar="NAME[=TEXT]",
+        help=f"{_LABELS}; NAME=red or NAME=#ff0000 gives its colour in masks, or, with {{class}} in their pattern, the "
+        "text of its files",
+    ),
+    _VALUES[1],
+    Switch(
+        "--paint_in_order",
+        help="with {class} or Slicer's segmentations: where classes overlap, later --labels cover earlier ones",
+    ),
+    _THRESHOLD,
+    _PATIENTS,
+    Flag("--test_images", metavar="IMAGES", help="images to predict later, for imagesTs"),
+    Flag("--test_masks", metavar="MASKS", help="their masks, for labelsTs"),
+    geometry(),
+    description="Make a dataset of images and their masks. All files are read first; then the dataset is written to "
+    "samunet_raw, whole or not at all. The files given are never changed.",
+    examples=(
+        "samunet_make_dataset photos masks --name Vessels --id 12 --labels vessel",
+        "samunet_make_dataset 'scans/{case}_ct.nii.gz' 'scans/{case}_liver.nii.gz' --name Liver --id 11 "
+        "--channel_names CT",
+        "samunet_make_dataset photos 'masks/{class}/{case}.png' --name Eyes --id 14 --labels cup disc",
+    ),
+    see=f"[How masks are read](how_commands_work.md#how-masks-are-read), {_SEE}",
+)
+def make_dataset(arguments: argparse.Namespace) -> None:
+    from samunet.conversion.folders import draft_of_folders
+
+    name = _target_name(arguments)
+    channels = [word.partition("=") for word in arguments.channel_names or ()]
+    classes = [word.partition("=") for word in arguments.labels or ()]
+    draft = draft_of_folders(
+        name,
+        arguments.images,
+        arguments.masks,
+        _options(arguments, [channel for channel, _, _ in channels], [label for label, _, _ in classes]),
+        channel_texts=[text or channel for channel, _, text in channels],
+        class_texts={label: text for label, _, text in classes if text},
+        patient_pattern=arguments.patient_pattern,
+        test_images=arguments.test_images,
+        test_masks=arguments.test_masks,
+    )
+    _finish(draft, arguments, "samunet_make_dataset")
+
+
+@command(
+    "a task of the Medical Segmentation Decathlon as a raw dataset",
+    Flag("-i", type=Path, required=True, metavar="FOLDER", help="the task, such as Task04_Hippocampus"),
+    Flag("-overwrite_id", type=int, metavar="ID", help="another number than the task's"),
+    geometry(),
+    description="Make a dataset of a task of the Medical Segmentation Decathlon (http://medicaldecathlon.com). Several "
+    "channels stay together in one file, as they come.",
+    examples=("samunet_convert_MSD_dataset -i Task04_Hippocampus",),
+)
+def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
+    from samunet.conversion.msd import draft_of_msd, msd_name
+
+    name = _free_name(msd_name(arguments.i, arguments.overwrite_id), arguments)
+    _finish(draft_of_msd(name, arguments.i, _options(arguments)), arguments, "samunet_convert_MSD_dataset")
+
+
+@command(
+    "a task of nnU-Net v1 as a raw dataset",
+    Flag("input_folder", type=Path, help="the task, with imagesTr, labelsTr and dataset.json"),
+    Flag("output_dataset_name", help="such as Dataset004_Hippocampus"),
+    geometry(),
+    description="Make a dataset of a task in nnU-Net v1's raw format. Label values with gaps are numbered in ascending "
+    "order, with their names.",
+    examples=("samunet_convert_old_nnUNet_dataset nnUNet_raw_data/Task017_Abdomen Dataset017_Abdomen",),
+)
+def convert_old_nnUNet_dataset(arguments: argparse.Namespace) -> None:
+    from samunet.conversion.msd import draft_of_old_nnunet
+
+    name = _free_name(arguments.output_dataset_name, arguments)
+    draft = draft_of_old_nnunet(name, arguments.input_folder, _options(arguments))
+    _finish(draft, arguments, "samunet_convert_old_nnUNet_dataset")
+
+
+@command(
+    "the ACDC challenge's download as a raw dataset",
+    Flag(
+        "-i",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the download, its folder database, or a folder with patient001 and so on",
+    ),
+    Flag("--name", default="ACDC", help="name of the dataset, such as Vessels (default: ACDC)"),
+    Flag("--id", default=27, metavar="ID", help="its number, such as 12 (default: 27)"),
+    geometry(),
+    description="Make a dataset of the ACDC challenge's download: the frames of end-diastole and end-systole that "
+    "Info.cfg names, as patient001_frame01, by patient. The folder testing becomes imagesTs and labelsTs; phases in "
+    "dataset.json says which case is which.",
+    examples=("samunet_convert_ACDC_dataset -i ACDC",),
+)
+def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
+    from samunet.conversion.acdc import draft_of_acdc
+
+    name = _target_name(arguments)
+    _finish(draft_of_acdc(name, arguments.i, _options(arguments)), arguments, "samunet_convert_ACDC_dataset")
+
+
+@command(
+    "pictures listed in finetune-SAM's CSV files as a raw dataset",
+    Flag(
+        "-img_folder",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder that the lists' paths of images are relative to",
+    ),
+    Flag(
+        "-mask_folder",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder that the lists' paths of masks are relative to",
+    ),
+    Flag("-train_img_list", type=Path, required=True, metavar="CSV", help="training: IMAGE,MASK"),
+    Flag("-val_img_list", type=Path, metavar="CSV", help="validation; makes the only fold"),
+    Flag("-test_img_list", type=Path, metavar="CSV", help="test, for imagesTs and labelsTs"),
+    *_TARGET,
+    Flag("--channel_names", nargs="+", metavar="NAME", help="what images show (default: told by them)"),
+    *_VALUES,
+    _THRESHOLD,
+    _PATIENTS,
+    description="Make a dataset of pictures that are listed as for finetune-SAM: CSV files without a header whose "
+    "lines "
+    "are IMAGE,MASK, or separated by a tab. A case is called by its image's path with _ for /, without the folders "
+    "that all have in common. Slices with an empty mask are kept, which finetune-SAM leaves out.",
+    examples=(
+        "samunet_convert_finetune_SAM_dataset -img_folder images -mask_folder masks -train_img_list train.csv "
+        "-val_img_list val.csv --name Hip --id 31",
+    ),
+)
+def convert_finetune_SAM_dataset(arguments: argparse.Namespace) -> None:
+    from samunet.conversion.finetune_sam import Lists, draft_of_lists
+
+    name = _target_name(arguments)
+    lists = Lists(
+        arguments.img_folder,
+        arguments.mask_folder,
+        arguments.train_img_list,
+        arguments.val_img_list,
+        arguments.test_img_list,
+    )
+    options = _options(arguments, arguments.channel_names)
+    draft = draft_of_lists(name, lists, options, arguments.patient_pattern)
+    _finish(draft, arguments, "samunet_convert_finetune_SAM_dataset")
+
+
+@command(
+    "SAMed's npz slices and h5 volumes as a raw dataset",
+    Flag("--root_path", type=Path, required=True, metavar="FOLDER", help="train_npz"),
+    Flag("--volume_path", type=Path, metavar="FOLDER", help="test_vol_h5, for imagesTs and labelsTs"),
+    Flag("--list_dir", type=Path, metavar="FOLDER", help="take what train.txt and test_vol.txt there name"),
+    *_TARGET,
+    Flag("--channel_names", nargs=1, default=["image"], metavar="NAME", help="what images show (default: image)"),
+    Flag(
+        "--spacing",
+        nargs=3,
+        type=finite,
+        default=(1.0, 1.0, 1.0),
+        metavar=("Z", "Y", "X"),
+        help="of all volumes in mm, which the files do not tell (default: 1 1 1)",
+    ),
+    *_VALUES,
+    description="Make a dataset of SAMed's (and TransUNet's) folders. Slices case0005_slice000.npz, "
+    "case0005_slice001.npz and so on become the volume case0005. HDF5 volumes need the package h5py.",
+    examples=("samunet_convert_SAMed_dataset --root_path train_npz --volume_path test_vol_h5 --name Synapse --id 40",),
+)
+def convert_SAMed_dataset(arguments: argparse.Namespace) -> None:
+    from samunet.conversion.samed import draft_of_samed
+
+    name = _target_name(arguments)
+    options = _options(arguments, arguments.channel_names)
+    sources = (arguments.root_path, arguments.volume_path, arguments.list_dir)
+    draft = draft_of_samed(name, *sources, options, arguments.spacing)
+    _finish(draft, arguments, "samunet_convert_SAMed_dataset")
+
+
+def _options(
+    arguments: argparse.Namespace, channels: Sequence[str] | None = None, labels: Sequence[str] | None = None
+) -> Options:
+    """What the flags ask for; ``labels``: in place of ``--labels``."""
+    from samunet.conversion.coding import CodingOptions, parse_labels, parse_remap
+    from samunet.conversion.draft import Options
+
+    coding = CodingOptions(
+        labels=parse_labels(labels or getattr(arguments, "labels", None)),
+        remap=parse_remap(getattr(arguments, "remap", None)),
+        threshold=getattr(arguments, "threshold", None),
+        paint_in_order=getattr(arguments, "paint_in_order", False),
+    )
+    return Options(tuple(channels or ()) or None, coding, getattr(arguments, "tolerate_geometry", False), arguments.np)
+
+
+def _target_name(arguments: argparse.Namespace) -> str:
+    """The dataset's full name from ``--name`` and ``--id``, free to be written."""
+    from samunet.conversion.write import dataset_name
+
+    return _free_name(dataset_name(arguments.name, arguments.id), arguments)
+
+
+def _free_name(name: str, arguments: argparse.Namespace) -> str:
+    """``name``, if it may be written: found out before all data are read. A dry run needs no place to write to."""
+    from samunet.conversion.write import check_name, check_target
+
+    check_name(name)
+    if not arguments.dry_run:
+        check_target(name, overwrite=arguments.overwrite)
+    return name
+
+
+def _finish(draft: Draft, arguments: argparse.Namespace, command_name: str) -> None:
+    """Show the table; unless it is a dry run, write the dataset and tell what comes next."""
+    from samunet.conversion.write import write_dataset
+    from samunet.paths import number_in
+
+    print(draft.to_text(), flush=True)
+    if arguments.dry_run:
+        print("\nnothing was written: run the command again without --dry_run")
+        return
+    folder = write_dataset(draft, command_name)
+    print(f"\nwritten to {folder}")
+    if draft.splits:
+        print(f"its folds are the source's; for five folds: rm {quoted(folder / 'splits_final.json')}")
+    print(f"next: samunet_plan_and_preprocess -d {number_in(draft.name)} --verify_dataset_integrity")

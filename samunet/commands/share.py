@@ -1,0 +1,244 @@
+"""Commands that bring weights and models here, and hand models on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from samunet.commands.flags import MODEL, PLANS, checkpoint, finite
+from samunet.commands.table import NOTHING_WRITTEN, Flag, Switch, command
+from samunet.errors import UsageError, quoted
+
+
+@command(
+    "bring published weights into the checkpoints folder",
+    Flag(
+        "name",
+        nargs="*",
+        help="one or several of vit_b, vit_l, vit_h (SAM), vit_t (MobileSAM) and medsam, whose encoder is vit_b: train "
+        "with --checkpoint; --list shows all",
+    ),
+    Switch("--list", help="show what there is, with sizes and licences, and what of it is here"),
+    Flag("--folder", type=Path, help="where to (default: samunet_checkpoints, else ~/.cache/samunet)"),
+    Flag("--url", help="another source of the same file, for example a mirror in your network"),
+    Switch("--force", help="download again and replace the file that is there"),
+    description="Download published weights; goes on where it stopped, and verifies size and SHA-256. A file that is "
+    "there already is verified. http_proxy, https_proxy, no_proxy and SSL_CERT_FILE are honoured.",
+    examples=("samunet_download_checkpoint vit_b", "samunet_download_checkpoint --list"),
+    see="[Weights without a network](how_commands_work.md#weights-without-a-network)",
+)
+def download_checkpoint(arguments: argparse.Namespace) -> None:
+    from samunet import paths
+    from samunet.encoders import CHECKPOINTS
+    from samunet.models.downloads import download
+
+    folder = (arguments.folder or paths.checkpoints_folder()).expanduser()
+    unknown = [name for name in arguments.name if name not in CHECKPOINTS]
+    if unknown or not (arguments.name or arguments.list):
+        what = f"there are no published weights called {unknown[0]!r}" if unknown else "no weights were named"
+        raise UsageError(what, f"choose from: {', '.join(CHECKPOINTS)}; --list shows them")
+    if arguments.url and len(arguments.name) != 1:
+        raise UsageError("--url is the source of one file", "name one")
+    for name in arguments.name:
+        print(f"{name}: {download(CHECKPOINTS[name], folder, url=arguments.url, force=arguments.force)}")
+    if arguments.list:
+        _print_table(folder)
+    if arguments.name and folder != paths.checkpoints_folder():
+        print(f"for samunet_train to find it: export samunet_checkpoints={quoted(folder.resolve())}")
+
+
+def _print_table(folder: Path) -> None:
+    from samunet.encoders import CHECKPOINTS
+    from samunet.models.downloads import format_bytes
+
+    rows = [("name", "-encoder", "size", "licence", "file", f"in {folder}")]
+    for name, facts in CHECKPOINTS.items():
+        size = format_bytes(facts.checkpoint_bytes) if facts.checkpoint_bytes else "not known"
+        licence = facts.checkpoint_licence or "not known"
+        rows.append((name, facts.name, size, licence, facts.checkpoint_file, _presence(folder, facts)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _presence(folder: Path, facts) -> str:
+    from samunet.models.downloads import format_bytes
+
+    path = folder / facts.checkpoint_file
+    part = path.with_name(path.name + ".part")
+    if path.is_file():
+        whole = facts.checkpoint_bytes in (None, path.stat().st_size)
+        return "yes" if whole else f"another file: {format_bytes(path.stat().st_size)}"
+    return f"{format_bytes(part.stat().st_size)} of it" if part.is_file() else "no"
+
+
+@command(
+    "trained models in one file, for others to install",
+    Flag("-d", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
+    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .zip"),
+    Flag("-c", nargs="+", default=[], metavar="CONFIGURATION", help="configurations (default: all that are trained)"),
+    PLANS,
+    Flag("-f", nargs="+", default=[], metavar="FOLD", help="folds (default: all that are finished)"),
+    checkpoint(nargs="+", default=["final"], help="which model files (default: final)"),
+    Flag("-licence", metavar="NAME", help="under which the model is handed on, for example CC-BY-4.0"),
+    Switch("--not_strict", help="leave out what is asked for and not trained; otherwise that is an error"),
+    Switch("--with_base", help="put the frozen pretrained weights in, and not only their name and hash"),
+    Switch("--with_case_ids", help="keep names of cases, paths and logs"),
+    Switch("--exp_cv_preds", help="also the masks of the folds' validation cases (needs --with_case_ids)"),
+    Switch("--force", help="replace an existing file"),
+    description="Write trained models of a dataset into one zip, with a manifest of hashes, licence and versions. "
+    "Names "
+    "of cases, paths and logs stay out of it.",
+    examples=("samunet_export_model_to_zip -d 027 -o acdc.zip -licence CC-BY-4.0",),
+    see="[Share a model](../guide/share.md)",
+    go_on=NOTHING_WRITTEN,
+)
+def export_model_to_zip(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    options = api.ExportOptions(
+        configurations=arguments.c,
+        plans_name=arguments.p,
+        folds=arguments.f,
+        checkpoints=list(dict.fromkeys(arguments.chk)),
+        strict=not arguments.not_strict,
+        licence=arguments.licence,
+        with_base=arguments.with_base,
+        with_case_ids=arguments.with_case_ids,
+        with_masks=arguments.exp_cv_preds,
+        overwrite=arguments.force,
+    )
+    api.export_model(arguments.d, arguments.o, options)
+    print(arguments.o)
+
+
+@command(
+    "a model that somebody exported",
+    Flag("zip", type=Path, help="the file"),
+    Flag("-o", type=Path, metavar="FOLDER", help="where to (default: samunet_results)"),
+    Switch(
+        "--force",
+        help="replace models of the same names, each with its whole folder; the dataset's other results stay",
+    ),
+    description="Install a model that samunet_export_model_to_zip wrote, and print its folders. Everything in the zip "
+    "is "
+    "checked first, and nothing in it is run.",
+    examples=("samunet_install_pretrained_model_from_zip acdc.zip",),
+    see="[Share a model](../guide/share.md#installing)",
+    go_on="nothing was installed; start it again",
+)
+def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    for folder in api.install_model(arguments.zip, arguments.o, overwrite=arguments.force):
+        print(folder)
+
+
+@command(
+    "a trained fold for programs without PyTorch",
+    *MODEL,
+    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .onnx; it must not exist"),
+    Flag(
+        "-i",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="images to compare on (default: the dataset's training cases)",
+    ),
+    PLANS,
+    checkpoint(),
+    description="Write a trained fold as an ONNX graph, adapters merged, for any batch, and compare both on real "
+    "slices: "
+    "logits that differ by more than 1e-3 are an error, and nothing is written. Needs the packages of samunet[onnx].",
+    examples=("samunet_export_onnx 027 2d 0 -o acdc.onnx",),
+    see="[Share a model](../guide/share.md)",
+    go_on=NOTHING_WRITTEN,
+)
+def export_onnx(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    images = arguments.i
+    api.export_onnx(
+        arguments.dataset,
+        arguments.configuration,
+        arguments.fold,
+        arguments.o,
+        arguments.p,
+        checkpoint=arguments.chk,
+        images=images[0] if images and len(images) == 1 else images,
+    )
+    print(arguments.o)
+
+
+@command(
+    "a trained fold as a plain SAM checkpoint",
+    *MODEL,
+    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .pth or .safetensors; it must not exist"),
+    PLANS,
+    checkpoint(),
+    description="Write a trained fold in SAM's layout, with LoRA folded into the weights. It has one mask token per "
+    "class, background included. SAM's prediction of mask quality is not trained here: its last layer is zeros. "
+    "Bottleneck adapters, the head detail and a projection of input channels have no place in that layout: an error.",
+    examples=("samunet_merge_adapter 027 2d 0 -o sam_acdc.pth",),
+)
+def merge_adapter(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    file = api.merge_adapter(
+        arguments.dataset,
+        arguments.configuration,
+        arguments.fold,
+        arguments.o,
+        arguments.p,
+        checkpoint=arguments.chk,
+    )
+    print(file)
+
+
+@command(
+    "a checkpoint that SAMed published, as a model to predict with",
+    Flag("file", type=Path, help=".pth file of SAMed or SAMed_s"),
+    Flag("--encoder", default="vit_b", metavar="NAME", help="vit_b (default), vit_l or vit_h"),
+    Flag("--image_size", type=int, default=512, metavar="PX", help="side of its input (default: 512)"),
+    Flag("--num_classes", type=int, default=8, metavar="K", help="without background (default: 8)"),
+    Flag(
+        "-d",
+        default="Dataset900_SAMed",
+        metavar="NAME",
+        help="name for it in samunet_results (default: Dataset900_SAMed)",
+    ),
+    Flag("--labels", nargs="+", metavar="NAME", help="the classes' names, in order (default: class_1 and so on)"),
+    Flag(
+        "--intensity_range",
+        nargs=2,
+        type=finite,
+        default=(-125.0, 275.0),
+        metavar=("LOW", "HIGH"),
+        help="values that become 0 and 1 (default: -125 275, SAMed's for CT)",
+    ),
+    Flag("--file_ending", default=".nii.gz", metavar="ENDING", help="of images (default: .nii.gz)"),
+    description="Make a model folder of a checkpoint that SAMed or SAMed_s wrote or published. SAM's own checkpoint of "
+    "the encoder must be in samunet_checkpoints. The network gives SAMed's logits; slices are scaled with their "
+    "proportions kept and padded, where SAMed stretches them to a square.",
+    examples=(
+        "samunet_import_samed epoch_159.pth --encoder vit_b --image_size 512 --num_classes 8",
+        "samunet_predict -i imagesTs -o preds -d Dataset900_SAMed",
+    ),
+)
+def import_samed(arguments: argparse.Namespace) -> None:
+    from samunet import api
+
+    folder = api.import_samed(
+        arguments.file,
+        encoder=arguments.encoder,
+        image_size=arguments.image_size,
+        num_classes=arguments.num_classes,
+        dataset=arguments.d,
+        labels=arguments.labels,
+        intensity_range=tuple(arguments.intensity_range),
+        file_ending=arguments.file_ending,
+    )
+    print(f"model: {folder}")
+    print(
+        f"next, with a folder of images in place of FOLDER: samunet_predict -i FOLDER -o preds -d {quoted(arguments.d)}"
+    )
