@@ -119,7 +119,7 @@ def write_weights(encoder: str) -> None:
 
     from samunet import paths
     from samunet.encoders import encoder_facts
-    from samunet.network.build_encoder import build_encoder
+    from samunet.network.encoders import build_encoder
     from samunet.network.heads import SamHead
 
     torch.manual_seed(0)

@@ -91,10 +91,10 @@ def possible_operations(result: dict) -> float:
 def useful_operations(arguments: argparse.Namespace) -> float:
     """Floating-point operations of a step without window padding and recomputation (the head has no part in it)."""
     from samunet.encoders import encoder_facts
-    from samunet.planning.resources import encoder_operations
+    from samunet.network.encoders import architecture
 
     facts = encoder_facts(arguments.encoder)
-    forward, backward = encoder_operations(facts, [arguments.size, arguments.size])
+    forward, backward = architecture(facts).operations(facts, [arguments.size, arguments.size])
     return arguments.batch * (forward + backward)
 
 
@@ -164,8 +164,9 @@ def measure(arguments: argparse.Namespace) -> dict:
 def samunet_encoder(arguments: argparse.Namespace, dtype):
     """samunet's encoder with LoRA from peft; frozen weights in ``dtype``."""
     from samunet.encoders import encoder_facts
-    from samunet.network.adapters import add_lora
-    from samunet.network.image_encoder import ImageEncoder, hold_frozen
+    from samunet.network.adaptations.lora import add_lora
+    from samunet.network.encoders import hold_frozen
+    from samunet.network.encoders.vit import ImageEncoder
     from samunet.plans import LoraPlan
 
     encoder = ImageEncoder(encoder_facts(arguments.encoder))

@@ -105,7 +105,7 @@ def train_steps(plan, steps: int = 2, clock=time.process_time) -> tuple:
     import torch
 
     from samunet.dataset.labels import Labels
-    from samunet.network.image_encoder import hold_frozen
+    from samunet.network.encoders import hold_frozen
     from samunet.network.model import build_model
     from samunet.training.loss import SegmentationLoss
 

@@ -49,7 +49,8 @@ class EncoderFacts:
         checkpoint_licence: Of the weights.
         window: Side of the attention windows in tokens.
         embedding: Channels of the encoder's output (256 in every SAM).
-        stages: Of TinyViT, first to last; empty for a plain vision transformer.
+        stages: Of a hierarchical encoder, first to last; empty for a plain vision transformer.
+        architecture: Module in ``samunet/network/encoders/`` that builds it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class EncoderFacts:
     window: int = 14
     embedding: int = 256
     stages: tuple[Stage, ...] = ()
+    architecture: str = "vit"
 
     @property
     def is_sam(self) -> bool:
@@ -109,7 +111,7 @@ ENCODERS: dict[str, EncoderFacts] = {
             checkpoint_sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
         EncoderFacts(
-            "vit_t", 320, 2, 10, (), 16, 1024, window=7,
+            "vit_t", 320, 2, 10, (), 16, 1024, window=7, architecture="tiny_vit",
             checkpoint_file="mobile_sam.pt", checkpoint_url=_MOBILE_SAM + "weights/mobile_sam.pt",
             checkpoint_bytes=40_728_226, checkpoint_licence="Apache-2.0",
             checkpoint_sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",

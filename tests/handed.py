@@ -15,8 +15,8 @@ from samunet.files import read_json, write_json
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import ModelFolder, build_network, model_folder_name
 from samunet.models.pretrained import pretrained_weights
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 from samunet.plans import read_plans
 
 NAME = "Dataset998_Tiny"

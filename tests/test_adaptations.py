@@ -14,9 +14,9 @@ from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.models.checkpoint import save_model
-from samunet.network.adapters import load_adapters, merge_adapters
+from samunet.network.adaptations.lora import load_adapters, merge_adapters
+from samunet.network.encoders import hold_frozen
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import hold_frozen
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.planning import resources, rules
@@ -251,7 +251,7 @@ def test_adapter_stands_where_gu_et_al_put_it():
     for adapter in (block.attn.proj.adapter, block.mlp.adapter):
         torch.nn.init.normal_(adapter.up.weight)
     from samunet.network.attention import block_attention
-    from samunet.network.image_encoder import _run_block
+    from samunet.network.encoders.vit import _run_block
 
     def bottleneck(adapter, x):
         return F.linear(F.gelu(F.linear(x, adapter.down.weight, adapter.down.bias)), adapter.up.weight, adapter.up.bias)
@@ -427,7 +427,7 @@ def test_rules_by_kind():
 
 def test_less_is_kept_where_less_is_adapted():
     whole, half, none = (
-        resources.estimate(VIT_B, [1024, 1024], "lora", components, blocks)
+        resources.estimate(VIT_B, [1024, 1024], "lora", components, LoraPlan(blocks=blocks))
         for components, blocks in (("encoder_decoder", "all"), ("encoder_decoder", "last_half"), ("decoder", "all"))
     )
     assert none.image_bytes < half.image_bytes < whole.image_bytes

@@ -20,8 +20,8 @@ from samunet.models import pretrained as base_module
 from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.checkpoints import check_fits, load_sam_checkpoint
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import InputLayer
 from samunet.plans import read_plans
 from samunet.tensors import not_finite, read_tensors
@@ -327,7 +327,7 @@ def test_recorded_weights_are_found_by_their_content(checkpoints, tmp_path):
     assert record["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
 
     def found():
-        return base_module._recorded_file(record, None, False, False)
+        return base_module._find_recorded(record, None, False, False)
 
     assert found() == own
     own.rename(checkpoints / "mine.pth")

@@ -116,10 +116,12 @@ def test_decathlon_says_what_is_wrong(decathlon, capsys):
 @pytest.mark.parametrize(
     ("keys", "says", "status"),
     [
-        ({"modality": None}, "modality must map numbers to names, got None", 1),
+        ({"modality": None}, "modality: Field required", 1),
+        ({"modality": ["T2"]}, "modality: Input should be an object, got ['T2']", 1),
+        ({"labels": {"0": "background", "1": 3}}, "labels.1: Input should be a valid string, got 3", 1),
         ({"labels": {"0": "background"}}, 'labels must have "0", the background, and others', 1),
         ({"labels": {"0": "background", "1": "PZ"}}, "values that are not listed: 2", 1),
-        ({"training": ["a"]}, "training has the entry 'a'", 1),
+        ({"training": ["a"]}, "training.0: Input should be an object, got 'a'", 1),
         ({"training": [{"image": "../x.nii.gz", "label": "../y.nii.gz"}]}, "files outside the task's folder", 1),
         ({"training": []}, "there are no cases to train on", 1),
         ({"channel_names": {"0": "T2"}}, "nnU-Net v2's format already", 2),

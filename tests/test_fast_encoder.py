@@ -15,13 +15,16 @@ from torch import nn
 
 from samunet.encoders import ENCODERS
 from samunet.network import chunked_attention as chunked
-from samunet.network.adapters import add_lora
+from samunet.network.adaptations.lora import add_lora
 from samunet.network.attention import _fused_attention, block_attention
-from samunet.network.image_encoder import ImageEncoder, hold_frozen
+from samunet.network.encoders import KeptValues, hold_frozen, vit
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.projection import _fusible, project_qkv
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.planning import resources
 from samunet.plans import LoraPlan, NetworkPlan
+
+LORA = KeptValues("lora", lambda width: 0)
 
 REDUCED = replace(ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256)
 # The first window block and the first global block of the larger encoders, at full width.
@@ -224,7 +227,7 @@ def saved_bytes(facts, size: tuple[int, int], first: int = 0) -> int:
 def test_kept_memory_is_what_the_blocks_formula_says(size):
     facts = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
     grid = [side // 16 for side in size]
-    predicted = [resources.block_bytes(facts, grid, index, "lora", "cpu") for index in range(4)]
+    predicted = [vit.block_bytes(facts, grid, index, LORA, "cpu") for index in range(4)]
     everything, half = saved_bytes(facts, size), saved_bytes(facts, size, first=2)
     assert everything - half == pytest.approx(sum(predicted[:2]), rel=0.03)
     # What the neck keeps, in the same units: 16-bit values of its width and of 256 channels.
@@ -239,39 +242,41 @@ def test_a_plans_step_is_estimated_for_the_device_it_runs_on():
         training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
     )  # fmt: skip
     for device in ("cpu", "gpu"):
-        whole = resources.estimate(ENCODERS["vit_b"], [448, 448], "lora", blocks="last_half", device=device)
+        whole = resources.estimate(ENCODERS["vit_b"], [448, 448], "lora", settings=lora, device=device)
         assert resources.step_bytes(network, 3, device) == whole.for_batch(3)
     assert resources.step_bytes(network, 3, "cpu") > resources.step_bytes(network, 3, "gpu")
 
 
 def test_estimate_is_the_sum_of_its_parts():
     facts, grid = ENCODERS["vit_b"], [28, 28]
-    whole, half = (resources.estimate(facts, [448, 448], "lora", blocks=kind) for kind in ("all", "last_half"))
+    whole, half = (
+        resources.estimate(facts, [448, 448], "lora", settings=LoraPlan(blocks=kind)) for kind in ("all", "last_half")
+    )
     assert whole == resources.estimate(facts, [448, 448], "lora")
     # Window blocks of 448 px are unpadded: two float32 norm inputs, the projection's input and the four-fold MLP in 16
     # bits, and on a GPU q, k, v, output at 64 + 14 + 14 channels a head beside q, k, v themselves.
     window = 784 * 768 * (8 + 2 + 8) + 784 * 12 * (4 * 92 + 3 * 64) * 2
     everywhere = 784 * 768 * (8 + 2 + 8) + 784 * 12 * (4 * 120 + 3 * 64) * 2
-    assert resources.block_bytes(facts, grid, 0, "lora", "gpu") == window
+    assert vit.block_bytes(facts, grid, 0, LORA, "gpu") == window
     assert whole.image_bytes - half.image_bytes == 4 * window + 2 * everywhere
     assert whole.fixed_bytes == half.fixed_bytes == resources.weight_bytes(facts, False)
     # 64 x 64 positions stay in float32.
     assert resources.weight_bytes(facts, False) - 4_200_000 * 16 == 12 * 12 * 768**2 * 2 + 64 * 64 * 768 * 4
     # 9 of 9 windows at 512 px are padded: 42 x 42 tokens for 32 x 32.
-    padded = resources.block_bytes(facts, [32, 32], 0, "lora", "cpu") - 1024 * 768 * 18
+    padded = vit.block_bytes(facts, [32, 32], 0, LORA, "cpu") - 1024 * 768 * 18
     assert padded == 42 * 42 * 12 * (3 * 64 + 28) * 2
 
 
 def test_operations_of_vit_b():
     """With whole windows: 147 GFLOP at 448 px, 681 at 896 (counted by hand, relative positions and head apart)."""
     for side, expected in ((448, 147e9), (896, 681e9)):
-        forward, backward = resources.encoder_operations(ENCODERS["vit_b"], [side, side])
+        forward, backward = vit.operations(ENCODERS["vit_b"], [side, side])
         assert forward == pytest.approx(expected, rel=0.015)
         assert forward < backward < 2 * forward
-    late = resources.encoder_operations(ENCODERS["vit_b"], [448, 448], first=6)[1]
-    assert late < 0.6 * resources.encoder_operations(ENCODERS["vit_b"], [448, 448])[1]
+    late = vit.operations(ENCODERS["vit_b"], [448, 448], first=6)[1]
+    assert late < 0.6 * vit.operations(ENCODERS["vit_b"], [448, 448])[1]
     # Fewer tokens than whole windows: 64 = 4 x 14 + 8 tokens a side, not 70.
-    assert resources.encoder_operations(ENCODERS["vit_b"], [1024, 1024])[0] < 972e9
+    assert vit.operations(ENCODERS["vit_b"], [1024, 1024])[0] < 972e9
 
 
 @pytest.mark.long

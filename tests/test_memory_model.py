@@ -10,16 +10,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
-from samunet.network.adapters import add_lora
-from samunet.network.bottleneck import add_encoder_adapters
-from samunet.network.build_encoder import build_encoder
-from samunet.network.image_encoder import hold_frozen
+from samunet.network.adaptations import ADAPTATIONS
+from samunet.network.adaptations.bottleneck import add_encoder_adapters
+from samunet.network.adaptations.lora import add_lora
+from samunet.network.encoders import KeptValues, architecture, build_encoder, hold_frozen, vit
 from samunet.network.sam_modules import MaskDecoder, TwoWayTransformer
 from samunet.planning import resources
 from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training.loss import SegmentationLoss
 
 VIT_B = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
+KEPT = {
+    "lora": KeptValues("lora", lambda width: 0),
+    "adapter": KeptValues("adapter", lambda width: width + 4 * (width // 4)),
+}
 
 
 def saved_bytes(
@@ -52,7 +56,7 @@ def test_kept_bytes(facts, half, size, adaptation):
     count = facts.attention_blocks
     whole, late = (saved_bytes(facts, adaptation, size, list(range(first, count))) for first in (0, half))
     predicted, predicted_late = (
-        resources.encoder_bytes(facts, list(size), first, adaptation, "cpu")[0] for first in (0, half)
+        architecture(facts).kept_bytes(facts, list(size), first, KEPT[adaptation], "cpu")[0] for first in (0, half)
     )
     assert predicted - predicted_late == pytest.approx(whole - late, rel=0.1)
     assert predicted_late == pytest.approx(late, rel=0.2)
@@ -68,9 +72,9 @@ def test_checkpointed_blocks_keep_their_input_alone(size, adaptation):
     assert whole - late == 2 * tokens * 768 * 4
     assert whole < 0.35 * saved_bytes(VIT_B, adaptation, size, [0, 1, 2, 3])
     # While a block is computed again, it has all that it keeps otherwise; the one with the most tells the peak.
-    each = [resources.block_bytes(VIT_B, [side // 16 for side in size], index, adaptation, "cpu") for index in range(4)]
+    each = [vit.block_bytes(VIT_B, [side // 16 for side in size], index, KEPT[adaptation], "cpu") for index in range(4)]
     for first in (0, 2):
-        predicted, _ = resources.encoder_bytes(VIT_B, list(size), first, adaptation, "cpu", checkpoint_blocks=True)
+        predicted, _ = vit.kept_bytes(VIT_B, list(size), first, KEPT[adaptation], "cpu", checkpoint_blocks=True)
         assert predicted == (3 - first) * tokens * 768 * 4 + max(each[first:])
 
 
@@ -80,7 +84,9 @@ def test_what_cannot_be_saved_is_not_promised():
         ("vit_b", "encoder_decoder", [11]), ("vit_b", "decoder", "all"), ("vit_t", "encoder_decoder", "all"),
     ):  # fmt: skip
         plain, twice = (
-            resources.estimate(ENCODERS[name], [448, 448], "lora", components, blocks, checkpoint_blocks=flag)
+            resources.estimate(
+                ENCODERS[name], [448, 448], "lora", components, LoraPlan(blocks=blocks), checkpoint_blocks=flag
+            )
             for flag in (False, True)
         )
         assert plain == twice
@@ -93,20 +99,20 @@ def test_what_cannot_be_saved_is_not_promised():
 
 def test_weights_of_adapters_by_hand():
     """Two modules 768 -> 192 -> 768 with biases in each of 12 blocks; the decoder's transformer is frozen."""
-    facts = ENCODERS["vit_b"]
+    facts, added = ENCODERS["vit_b"], ADAPTATIONS["adapter"].added_parameters
     lora, adapter, half = (
-        resources.estimate(facts, [448, 448], kind, blocks=blocks).fixed_bytes
-        for kind, blocks in (("lora", "all"), ("adapter", "all"), ("adapter", "last_half"))
+        resources.estimate(facts, [448, 448], kind, settings=settings).fixed_bytes
+        for kind, settings in (("lora", None), ("adapter", None), ("adapter", AdapterPlan(blocks="last_half")))
     )
-    assert resources.adapter_parameters(768, 4) == 591_744
+    assert added(768, AdapterPlan()) == 591_744
     assert adapter - lora == 16 * 12 * 591_744 - 12 * 3_291_264
     assert adapter - half == 16 * 6 * 591_744
-    narrow = resources.estimate(facts, [448, 448], "adapter", reduction=8).fixed_bytes
+    narrow = resources.estimate(facts, [448, 448], "adapter", settings=AdapterPlan(reduction=8)).fixed_bytes
     assert adapter - narrow == 16 * 12 * 2 * (96 * (2 * 768 + 1))
     # MobileSAM's blocks with attention: 2 of width 128, 6 of 160, 2 of 320.
     mobile = ENCODERS["vit_t"]
     small = resources.estimate(mobile, [448, 448], "adapter").fixed_bytes
-    expected = sum(n * resources.adapter_parameters(width, 4) for n, width in ((2, 128), (6, 160), (2, 320)))
+    expected = sum(n * added(width, AdapterPlan()) for n, width in ((2, 128), (6, 160), (2, 320)))
     assert small - resources.estimate(mobile, [448, 448], "lora").fixed_bytes == 16 * expected - 12 * 3_291_264
 
 

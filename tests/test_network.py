@@ -12,12 +12,14 @@ import torch.nn.functional as F
 
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
-from samunet.network.adapters import SplitQKV, add_lora, load_adapter, merge_lora, save_adapter
+from samunet.network.adaptations.lora import add_lora, load_adapter, merge_lora, save_adapter
 from samunet.network.attention import block_attention
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
+from samunet.network.encoders import Features
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import DetailHead, SamHead, build_head
-from samunet.network.image_encoder import Features, ImageEncoder
 from samunet.network.model import InputLayer, build_model
+from samunet.network.projection import SplitQKV
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.plans import LoraPlan, NetworkPlan
 

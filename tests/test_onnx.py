@@ -12,7 +12,7 @@ from samunet import api
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
-from samunet.network.build_encoder import build_encoder
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead
 from samunet.network.model import InputLayer, SamunetModel
 from samunet.plans import AdapterPlan, LoraPlan

@@ -9,7 +9,7 @@ from torch import nn
 
 from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
-from samunet.network.build_encoder import build_encoder
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
 from samunet.network.model import InputLayer, SamunetModel
 from samunet.network.optimizer import Muon, adamw, build_optimizer, orthogonal

@@ -15,8 +15,8 @@ from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
 from samunet.imageio.simpleitk import SimpleITKReader
 from samunet.models import downloads
-from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoints import load_sam_checkpoint
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead
 from samunet.planning.planner import PlannerOptions
 from samunet.plans import plans_called

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import Features
 from samunet.pretraining import prompts
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion, draw_pixels, region_contrast, region_sizes

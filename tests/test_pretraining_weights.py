@@ -11,8 +11,8 @@ from samunet.encoders import BUNDLED_WEIGHTS, encoder_facts
 from samunet.errors import SamunetError
 from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoints import load_base
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import build_head
-from samunet.network.image_encoder import ImageEncoder
 from samunet.pretraining.network import PretrainingModel, write_tensors
 
 

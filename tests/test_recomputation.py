@@ -12,7 +12,7 @@ from test_plans import make_plans
 from samunet import api
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
-from samunet.network.image_encoder import hold_frozen
+from samunet.network.encoders import hold_frozen
 from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training import trainer
 from samunet.training.run import _decisions

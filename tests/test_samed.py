@@ -19,8 +19,8 @@ from samunet.errors import SamunetError, UsageError
 from samunet.inference.predictor import Predictor
 from samunet.models.folder import ModelFolder
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.network.sam_modules import ImageEncoderViT

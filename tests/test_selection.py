@@ -344,7 +344,7 @@ def test_prediction_applies_what_was_chosen(trained, capsys):
     assert all(np.array_equal(again[name], masks[name]) for name in masks)
     (model / "postprocessing.json").write_text('{"steps": [{"rule": "erode"}]}')
     assert run_command("samunet_predict", [*flags, "-o", "with"]) == 1
-    assert "must be 'keep_largest_component'" in capsys.readouterr().err
+    assert "should be 'keep_largest_component'" in capsys.readouterr().err
 
 
 def test_prediction_takes_the_model_that_was_found_to_be_best(trained, capsys):

@@ -7,7 +7,7 @@ from test_adaptations import base_state, build, make_plan, reduced, trained_step
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.views import TTAView
 from samunet.models.shared_folds import SharedFolds
-from samunet.network.adapters import merge_adapters
+from samunet.network.adaptations.lora import merge_adapters
 from samunet.plans import NetworkPlan
 
 KINDS = {

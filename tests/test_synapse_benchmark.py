@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import torch
 
 from samunet.encoders import ENCODERS
+from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import ImageEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import synapse

@@ -21,11 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
-from samunet.network.adapters import SplitQKV, add_lora, merge_lora
+from samunet.network.adaptations.lora import add_lora, merge_lora
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
+from samunet.network.encoders.tiny_vit import TinyViT, attend_with_bias
 from samunet.network.heads import SamHead
 from samunet.network.model import build_model
-from samunet.network.tiny_vit import TinyViT, attend_with_bias
+from samunet.network.projection import SplitQKV
 from samunet.planning import resources
 from samunet.plans import LoraPlan, NetworkPlan
 

@@ -11,7 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from samunet.conversion.case import Case
 from samunet.conversion.coding import CodingOptions
@@ -20,11 +22,36 @@ from samunet.dataset.cases import channel_gaps, entries, group
 from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
-from samunet.files import read_json
+from samunet.files import as_kind, read_as
 
 _TASK = re.compile(r"Task(\d+)_(\S+)")
 _CARRIED = ("description", "reference", "licence", "license", "release")
 _ENDING = ".nii.gz"
+_FILES = 'entries are {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, and paths alone in test'
+_HINTS = {
+    "modality": 'map numbers to names, for example {"0": "MRI"}',
+    "labels": 'map numbers to names, for example {"0": "background", "1": "liver"}',
+    "training": _FILES,
+    "test": _FILES,
+}
+_Names = Annotated[dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], str], Field(min_length=1)]
+
+
+class _Image(BaseModel):
+    image: str
+
+
+class _Labelled(_Image):
+    label: str
+
+
+class _Task(BaseModel):
+    """The keys of a task's dataset.json that are read."""
+
+    modality: _Names
+    labels: _Names
+    training: list[_Labelled] = []
+    test: list[str | _Image] = []
 
 
 def msd_name(folder: Path, number: int | None) -> str:
@@ -53,20 +80,16 @@ def draft_of_msd(name: str, folder: Path, options: Options) -> Draft:
     Raises:
         SamunetError: If dataset.json or a file that it lists is missing or wrong.
     """
-    content, options = _read(folder, options)
+    task, content, options = _read(folder, options)
     problems: list[Problem] = []
-    training, test = [], []
-    for entry in _listed(content, "training", folder):
-        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
-            raise _wrong_list(folder, "training", entry)
-        image, label = (_existing(folder, entry[key], problems) for key in ("image", "label"))
-        training.append(Case(case_stem(image), (image,), label))
-    for entry in _listed(content, "test", folder):
-        path = entry["image"] if isinstance(entry, dict) and "image" in entry else entry
-        if not isinstance(path, str):
-            raise _wrong_list(folder, "test", entry)
-        image = _existing(folder, path, problems)
-        test.append(Case(case_stem(image), (image,), None))
+    training = [
+        Case(case_stem(image), (image,), _existing(folder, entry.label, problems))
+        for entry in task.training
+        for image in [_existing(folder, entry.image, problems)]
+    ]
+    paths = [entry if isinstance(entry, str) else entry.image for entry in task.test]
+    images = [_existing(folder, path, problems) for path in paths]
+    test = [Case(case_stem(image), (image,)) for image in images]
     return _draft(name, folder, content, training, test, problems, options)
 
 
@@ -81,7 +104,7 @@ def draft_of_old_nnunet(name: str, folder: Path, options: Options) -> Draft:
     Raises:
         SamunetError: If dataset.json is missing or wrong, or images and labels do not fit together.
     """
-    content, options = _read(folder, options)
+    _, content, options = _read(folder, options, listed=False)
     problems: list[Problem] = []
     training = _v1_cases(folder, "Tr", problems)
     test = _v1_cases(folder, "Ts", problems)
@@ -107,63 +130,40 @@ def _draft(
     return make_draft(name, training, test, options, problems=problems, keys=keys, where=str(folder))
 
 
-def _read(folder: Path, options: Options) -> tuple[dict[str, Any], Options]:
-    """dataset.json, and what it says about channels and labels."""
+def _read(folder: Path, options: Options, *, listed: bool = True) -> tuple[_Task, dict[str, Any], Options]:
+    """dataset.json, and the channels and labels in it; ``listed``: whether its lists of files are used."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise UsageError(
             f"there is no dataset.json in {folder}", "give the folder of one task: it has dataset.json and imagesTr"
         )
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise SamunetError(f"{path} must hold a JSON object, got {type(content).__name__}", "restore the file")
+    content = read_as(dict[str, Any], path, "restore the file")
     if isinstance(content.get("labels"), dict) and "channel_names" in content:
         raise UsageError(f"{folder} is in nnU-Net v2's format already", "copy it to samunet_raw as it is")
-    channels, labels = (_names(content, key, path) for key in ("modality", "labels"))
+    keys = _Task.model_fields if listed else ("modality", "labels")
+    task = as_kind(_Task, {key: content[key] for key in keys if key in content}, str(path), _HINTS)
+    labels = {int(value): name for value, name in task.labels.items()} | {0: "background"}
+    channels = {int(index): name for index, name in task.modality.items()}
     if sorted(channels) != list(range(len(channels))):
         raise SamunetError(f"{path}: modality must have the keys 0, 1, 2, ..., got {sorted(channels)}", "correct it")
-    if labels.get(0) is None or len(labels) < 2:
-        raise SamunetError(f'{path}: labels must have "0", the background, and others, got {labels}', "correct it")
-    names = tuple(channels[index] for index in sorted(channels))
-    labels[0] = "background"
-    return content, replace(options, channel_names=names, coding=CodingOptions(known=labels))
-
-
-def _names(content: dict[str, Any], key: str, path: Path) -> dict[int, str]:
-    value = content.get(key)
-    right = isinstance(value, dict) and value and all(isinstance(name, str) for name in value.values())
-    if not right or not all(str(number).isdecimal() for number in value):
-        example = '{"0": "MRI"}' if key == "modality" else '{"0": "background", "1": "liver"}'
-        raise SamunetError(f"{path}: {key} must map numbers to names, got {value!r:.200}", f"for example {example}")
-    if len({name.casefold() for name in value.values()}) < len(value) and key == "labels":
-        raise SamunetError(f"{path}: labels gives a name twice: {value}", "give every class a name of its own")
-    return {int(number): name for number, name in value.items()}
-
-
-def _listed(content: dict[str, Any], key: str, folder: Path) -> list[Any]:
-    value = content.get(key, [])
-    if not isinstance(value, list):
+    if len(labels) < 2 or all(int(value) for value in task.labels):
         raise SamunetError(
-            f"{folder / 'dataset.json'}: {key} must be a list of files, got {value!r:.200}", "correct it"
+            f'{path}: labels must have "0", the background, and others, got {task.labels}', _HINTS["labels"]
         )
-    return value
+    if len({name.casefold() for name in labels.values()}) < len(labels):
+        raise SamunetError(f"{path}: labels gives a name twice: {task.labels}", "give every class a name of its own")
+    names = tuple(channels[index] for index in sorted(channels))
+    return task, content, replace(options, channel_names=names, coding=CodingOptions(known=labels))
 
 
-def _wrong_list(folder: Path, key: str, entry: Any) -> SamunetError:
-    return SamunetError(
-        f"{folder / 'dataset.json'}: {key} has the entry {entry!r:.200}",
-        'entries are {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, and paths alone in test',
-    )
-
-
-def _existing(folder: Path, path: Any, problems: list[Problem]) -> Path:
-    file = folder / str(path)
+def _existing(folder: Path, path: str, problems: list[Problem]) -> Path:
+    file = folder / path
     # By name alone: data managers put links in the place of files.
-    if os.path.normpath(str(path)).startswith((os.pardir, os.sep)):
-        problems.append(Problem("files outside the task's folder:", str(path), str(path), "correct dataset.json"))
+    if os.path.normpath(path).startswith((os.pardir, os.sep)):
+        problems.append(Problem("files outside the task's folder:", path, path, "correct dataset.json"))
     elif not file.is_file():
         fix = "unpack the archive again, or take the case out of dataset.json"
-        problems.append(Problem("files that dataset.json lists and that are missing:", str(path), str(path), fix))
+        problems.append(Problem("files that dataset.json lists and that are missing:", path, path, fix))
     return file
 
 

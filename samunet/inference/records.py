@@ -17,7 +17,7 @@ from samunet.imageio.registry import ending_of
 from samunet.inference.options import PredictionOptions
 from samunet.inference.postprocessing import Postprocessing
 from samunet.models.folder import Fold, ModelFolder
-from samunet.network.adapters import adapter_folders
+from samunet.network.adaptations.lora import adapter_folders
 from samunet.plans import fingerprint_of
 
 _WORDS = {"model": "the model's files", "name": "the model", "tta": "test-time augmentation"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from samunet.errors import SamunetError
-from samunet.network.adapters import save_adapters
+from samunet.network.adaptations.lora import save_adapters
 from samunet.network.model import SamunetModel
 from samunet.tensors import not_finite, write_tensors
 

@@ -229,8 +229,8 @@ class ModelFolder:
                 or differ between the folds.
         """
         from samunet.models.shared_folds import SharedFolds
-        from samunet.network.adapters import merge_adapters
-        from samunet.network.image_encoder import hold_frozen
+        from samunet.network.adaptations.lora import merge_adapters
+        from samunet.network.encoders import hold_frozen
 
         for fold in folds:
             restore_folders(self.fold(fold))  # adapters
@@ -272,7 +272,7 @@ class ModelFolder:
     @staticmethod
     def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
         """What a fold trained, checked to fit the network."""
-        from samunet.network.adapters import load_adapters
+        from samunet.network.adaptations.lora import load_adapters
         from samunet.tensors import read_tensors
 
         kind = file.stem.removeprefix("checkpoint_")

@@ -69,7 +69,7 @@ class SharedFolds(Sequence):
         self._current: int | None = None
 
     def _hold(self, dtype: torch.dtype) -> None:
-        """As :func:`samunet.network.image_encoder.hold_frozen`, for the network and for what the folds trained."""
+        """As :func:`samunet.network.encoders.hold_frozen`, for the network and for what the folds trained."""
         encoder = {id(module) for module in self._model.image_encoder.modules()}
         kept = {f"{name}.base_layer.weight" for name in self._lora}
         for prefix, module in self._model.named_modules():

@@ -26,7 +26,7 @@ def block_attention(attention: Attention, tokens: Tensor, window: int) -> Tensor
     """Self-attention of one encoder block.
 
     Args:
-        attention: SAM's attention module; its ``qkv`` may be a :class:`samunet.network.adapters.SplitQKV`.
+        attention: SAM's attention module; its ``qkv`` may be a :class:`samunet.network.projection.SplitQKV`.
         tokens: ``(batch, height, width, channels)``, already normalised.
         window: Side of the attention windows in tokens; 0 for global attention.
 

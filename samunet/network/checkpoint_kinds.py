@@ -1,32 +1,24 @@
-"""What a checkpoint file seems to be, told from the names and shapes of its tensors."""
+"""Checkpoint formats, recognised by the names and shapes of their tensors, for messages about files that do not fit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from samunet.encoders import ENCODERS
+from samunet.network.encoders import architecture
+from samunet.network.encoders.encoder import Shapes
 
-Shapes = dict[str, tuple[int, ...]]
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What a file seems to be.
-
-    Attributes:
-        what: In words.
-        hint: What to do with it, or instead of it.
-        encoder: Name of the encoder it was made for, if it is one of ours.
-    """
+class Kind(NamedTuple):
+    """A format: in words, what to do with such a file or instead of it, and its encoder if that is one of ours."""
 
     what: str
     hint: str
     encoder: str | None = None
 
 
-# What gives a layout away, in the order in which it is asked; each pattern is searched for in every name.
+# Key patterns; the first that any name matches wins.
 _LAYOUTS: tuple[tuple[str, str, str], ...] = (
     (
         r"^w_[ab]_\d+$",
@@ -72,23 +64,15 @@ _LAYOUTS: tuple[tuple[str, str, str], ...] = (
 
 
 def describe(shapes: Shapes) -> Kind | None:
-    """Tell what a state dict is.
-
-    Args:
-        shapes: Shape of every tensor, by name.
-
-    Returns:
-        What it seems to be; None if nothing gives it away.
-    """
-    encoder = _encoder(shapes)
+    """The format of a state dict with these shapes; None if it is not known."""
+    fitting = (name for name, facts in ENCODERS.items() if facts.is_sam and architecture(facts).fits(facts, shapes))
+    encoder = next(fitting, None)
     for pattern, what, hint in _LAYOUTS:
         if any(re.search(pattern, name) for name in shapes):
             return Kind(what, hint.format(encoder=encoder or "vit_b"))
-    mobile = "image_encoder.patch_embed.seq.0.c.weight" in shapes
-    if encoder or mobile:
-        encoder = "vit_t" if mobile else encoder
+    if encoder:
         return Kind(
-            f"a checkpoint for {encoder}" + (" (MobileSAM)" if mobile else ""),
+            f"a checkpoint for {encoder} ({architecture(ENCODERS[encoder]).TITLE})",
             f"use -encoder {encoder}, planned for with samunet_plan_experiment -d ID -encoder {encoder}",
             encoder,
         )
@@ -99,18 +83,8 @@ def describe(shapes: Shapes) -> Kind | None:
     return None
 
 
-def _encoder(shapes: Shapes) -> str | None:
-    """The SAM encoder with this width and depth."""
-    patches = shapes.get("image_encoder.patch_embed.proj.weight")
-    blocks = {match[1] for name in shapes if (match := re.match(r"image_encoder\.blocks\.(\d+)\.", name))}
-    for name, facts in ENCODERS.items():
-        if facts.is_sam and patches and (patches[0], len(blocks)) == (facts.width, facts.depth):
-            return name
-    return None
-
-
 def compare(given: Shapes, expected: Shapes, lines: int = 8) -> list[str]:
-    """What is missing, unexpected or of another shape, keys of one kind in one line.
+    """Keys that are missing, unexpected or of another shape, those of one kind in one line.
 
     Args:
         given: Shapes of the file's tensors.
@@ -120,30 +94,25 @@ def compare(given: Shapes, expected: Shapes, lines: int = 8) -> list[str]:
     Returns:
         Lines such as ``missing: image_encoder.blocks.*.attn.rel_pos_* (24)``; none if both agree.
     """
-    problems = {("missing", name): "" for name in sorted(expected.keys() - given.keys())}
-    problems |= {("unexpected", name): "" for name in sorted(given.keys() - expected.keys())}
-    for name in sorted(expected.keys() & given.keys()):
-        if given[name] != expected[name]:
-            problems["other shape", name] = f": {given[name]} in the file, {expected[name]} expected"
-    depth = max((name.count(".") + 1 for _, name in problems), default=0)
-    while len(groups := _groups(problems, depth)) > lines and depth > 1:
-        depth -= 1
+    problems = [("missing", name, "") for name in sorted(expected.keys() - given.keys())]
+    problems += [("unexpected", name, "") for name in sorted(given.keys() - expected.keys())]
+    problems += [
+        ("other shape", name, f": {given[name]} in the file, {expected[name]} expected")
+        for name in sorted(expected.keys() & given.keys())
+        if given[name] != expected[name]
+    ]
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for depth in range(max((name.count(".") + 1 for _, name, _ in problems), default=0), 0, -1):
+        groups = {}
+        for kind, name, detail in problems:
+            parts = re.sub(r"\d+", "*", name).split(".")
+            pattern = ".".join(parts[:depth]) + (".…" if len(parts) > depth else "")
+            groups.setdefault((kind, pattern), []).append((name, detail))
+        if len(groups) <= lines:
+            break
     text = []
-    for (kind, pattern), names in groups.items():
-        detail = problems[kind, names[0]]
-        example = ", for example" if detail and len(names) > 1 else ""
-        text.append(f"{kind}: {_title(pattern, names)}{example}{detail}")
+    for (kind, pattern), members in groups.items():
+        name, detail = members[0]
+        title = name if len(members) == 1 else f"{pattern} ({len(members)} keys)"
+        text.append(f"{kind}: {title}{', for example' if detail and len(members) > 1 else ''}{detail}")
     return text if len(text) <= lines else [*text[: lines - 1], f"and {len(text) - lines + 1} more groups of keys"]
-
-
-def _groups(problems: Iterable[tuple[str, str]], depth: int) -> dict[tuple[str, str], list[str]]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for kind, name in problems:
-        parts = re.sub(r"\d+", "*", name).split(".")
-        pattern = ".".join(parts[:depth]) + (".…" if len(parts) > depth else "")
-        groups.setdefault((kind, pattern), []).append(name)
-    return groups
-
-
-def _title(pattern: str, names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{pattern} ({len(names)} keys)"

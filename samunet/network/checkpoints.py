@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from samunet import paths
 from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, EncoderFacts
 from samunet.errors import SamunetError
-from samunet.network.build_encoder import build_encoder
 from samunet.network.checkpoint_kinds import compare, describe
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead, build_head
 from samunet.tensors import check_numbers
 

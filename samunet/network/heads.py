@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts
-from samunet.network.adapters import add_decoder_lora
-from samunet.network.bottleneck import add_decoder_adapters
-from samunet.network.image_encoder import Features, convolution, detail_channels
+from samunet.network.encoders import Features
+from samunet.network.encoders.vit import convolution, detail_channels
 from samunet.network.sam_modules import MaskDecoder, PromptEncoder, TwoWayTransformer
-from samunet.plans import AdapterPlan, LoraPlan
 
 
 class SamHead(nn.Module):
@@ -94,16 +92,6 @@ class SamHead(nn.Module):
         """Decoded tokens ``(batch, channels, h, w)`` to features ``(batch, channels / 8, 4 h, 4 w)``."""
         return self.mask_decoder.output_upscaling(source)
 
-    def adapt(self, lora: LoraPlan | None, adapter: AdapterPlan | None) -> None:
-        """Freeze the transformer and adapt it as planned; all else goes on training (SAMed_s).
-
-        Tokens and hypernetworks are new with every dataset, so nothing that stands after the transformer is frozen.
-        """
-        if lora and lora.decoder:
-            self.mask_decoder.transformer = add_decoder_lora(self.mask_decoder.transformer, lora)
-        if adapter:
-            add_decoder_adapters(self.mask_decoder.transformer, adapter)
-
     def _freeze_what_gets_no_gradient(self) -> None:
         """Prompts and mask-quality prediction play no part here: an optimizer must not see their parameters."""
         self.prompt_encoder.requires_grad_(False)
@@ -121,7 +109,7 @@ class DetailHead(SamHead):
 
     Args:
         num_outputs, native_grid, patch_size, embedding: See :class:`SamHead`.
-        tap_widths: Channels of each of the encoder's :attr:`~samunet.network.image_encoder.Features.taps`.
+        tap_widths: Channels of each of the encoder's :attr:`~samunet.network.encoders.Features.taps`.
         own_stem: Whether the encoder gives no detail.
     """
 

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from samunet.encoders import SAM_PIXEL_MEAN, SAM_PIXEL_STD, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
-from samunet.network.adapters import add_lora
-from samunet.network.bottleneck import add_encoder_adapters
-from samunet.network.build_encoder import build_encoder
+from samunet.network.adaptations import ADAPTATIONS, adaptation_settings
 from samunet.network.checkpoints import load_base
+from samunet.network.encoders import Features, build_encoder
 from samunet.network.heads import SamHead, build_head
-from samunet.network.image_encoder import Features
 from samunet.plans import NetworkPlan
 from samunet.recipes import recipe_facts
 
@@ -175,12 +173,11 @@ def build_model(
     head = build_head(plan.head, num_outputs, encoder, facts)
     if base_state is not None:
         load_base(encoder, head, base_state)
+    adaptation, settings = ADAPTATIONS[plan.adaptation], adaptation_settings(plan)
     if plan.components == "decoder":
         encoder.requires_grad_(False)
-    elif plan.lora:
-        encoder = add_lora(encoder, plan.lora)
-    elif plan.adapter:
-        add_encoder_adapters(encoder, plan.adapter)
-    head.adapt(plan.lora, plan.adapter)
+    else:
+        encoder = adaptation.adapt_encoder(encoder, settings)
+    adaptation.adapt_decoder(head.mask_decoder, settings)
     input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
     return SamunetModel(input_layer, encoder, head, has_base=base_state is not None and facts.is_sam)

@@ -10,12 +10,56 @@ import torch
 from torch import Tensor, nn
 
 
+class SplitQKV(nn.Module):
+    """A fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
+
+    Args:
+        fused: ``nn.Linear(channels, 3 * channels)``; its values are copied.
+        groups: Its output channels are ``groups`` runs of (q, k, v): 1 in SAM, one per attention head in TinyViT.
+    """
+
+    def __init__(self, fused: nn.Linear, groups: int = 1) -> None:
+        super().__init__()
+        channels = fused.in_features
+        self.groups = groups
+        for index, name in enumerate("qkv"):
+            part = nn.Linear(channels, channels, device=fused.weight.device, dtype=fused.weight.dtype)
+            with torch.no_grad():
+                part.weight.copy_(fused.weight.view(groups, 3, -1, channels)[:, index].reshape(channels, channels))
+                part.bias.copy_(fused.bias.view(groups, 3, -1)[:, index].reshape(channels))
+            setattr(self, name, part)
+
+    @property
+    def bias(self) -> Tensor:
+        """``(3 * channels,)``: what a zero token is projected to (LoRA has no bias of its own)."""
+        return self._interleave([self.q.bias, self.k.bias, self.v.bias], -1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``(..., channels)`` to ``(..., 3 * channels)``, in the order of the fused projection."""
+        return self._interleave([self.q(tokens), self.k(tokens), self.v(tokens)], -1)
+
+    def fuse(self) -> nn.Linear:
+        """The equivalent fused projection, with its published names. LoRA must have been merged before."""
+        channels = self.q.in_features
+        fused = nn.Linear(channels, 3 * channels, device=self.q.weight.device, dtype=self.q.weight.dtype)
+        with torch.no_grad():
+            fused.weight.copy_(self._interleave([self.q.weight, self.k.weight, self.v.weight], 0))
+            fused.bias.copy_(self.bias)
+        return fused
+
+    def _interleave(self, parts: list[Tensor], dim: int) -> Tensor:
+        if self.groups == 1:
+            return torch.cat(parts, dim=dim)
+        runs = [run for group in zip(*(part.chunk(self.groups, dim) for part in parts)) for run in group]
+        return torch.cat(runs, dim=dim)
+
+
 def project_qkv(qkv: nn.Module, tokens: Tensor, groups: int = 1) -> Tensor:
     """Queries, keys and values of every token.
 
     Args:
-        qkv: A fused ``nn.Linear(channels, 3 * channels)``, or a :class:`samunet.network.adapters.SplitQKV` whose
-            parts peft may have adapted.
+        qkv: A fused ``nn.Linear(channels, 3 * channels)``, or a :class:`SplitQKV` whose parts peft may have
+            adapted.
         tokens: ``(..., channels)``.
         groups: A fused projection's output channels are so many runs of (q, k, v): 1 in SAM, one per attention head in
             TinyViT.

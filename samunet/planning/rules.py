@@ -16,6 +16,7 @@ import numpy as np
 from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
+from samunet.network.adaptations import ADAPTATIONS
 from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
 from samunet.recipes import check_recipe_name
 
@@ -36,8 +37,6 @@ _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
 SAMED_BATCH = 24
 SAMED_INPUT_SIZE = 512
-# At a batch of 24. Decoder and LoRA: SAMed. Adapters: Gu et al.
-_LEARNING_RATES = {"lora": 5e-3, "the decoder": 5e-3, "adapter": 1e-3, "the small encoder": 1e-3, "SAM in full": 3e-4}
 _REFERENCE_BATCH = 24
 _CHANNEL_SCHEMES = {
     "ct": "ct",
@@ -251,12 +250,7 @@ def learning_rate(
     facts: EncoderFacts, adaptation_name: str, components: str = "encoder_decoder", batch: int = _EFFECTIVE_BATCH
 ) -> Decision:
     """Peak learning rate by what trains, scaled with the square root of the effective batch."""
-    kind = adaptation_name
-    if adaptation_name == "full" and components == "decoder":
-        kind = "the decoder"
-    elif adaptation_name == "full":
-        kind = "SAM in full" if facts.is_sam else "the small encoder"
-    base = _LEARNING_RATES[kind]
+    base, kind = ADAPTATIONS[adaptation_name].learning_rate(facts, components)
     rate = float(f"{base * math.sqrt(batch / _REFERENCE_BATCH):.2g}")
     return rate, f"{base:g} at a batch of {_REFERENCE_BATCH} for {kind}, scaled with the square root of the batch"
 

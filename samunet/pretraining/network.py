@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
 from samunet.files import as_kind, atomic_path, parse_json
-from samunet.network.build_encoder import build_encoder
+from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import MaskedReconstruction, SameRegion

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.network.image_encoder import Features
 from samunet.pretraining.draw import Draw
 from samunet.pretraining.objectives import region_sizes
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, make_folder, read_json, remove_leftovers, write_json
+from samunet.network.encoders import Features
 from samunet.network.heads import DetailHead
-from samunet.network.image_encoder import Features
 from samunet.network.model import SamunetModel
 from samunet.plans import NetworkPlan, fingerprint_of
 from samunet.preprocessing.grid import SliceGrid

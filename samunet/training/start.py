@@ -10,15 +10,15 @@ from torch import Tensor
 
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_as
-from samunet.network.adapters import adapter_folders, read_adapter
+from samunet.network.adaptations import ADAPTATIONS
+from samunet.network.adaptations.lora import adapter_folders, read_adapter
 from samunet.network.model import SamunetModel
 from samunet.plans import LoraPlan, NetworkPlan
 from samunet.tensors import read_tensors
 
 log = logging.getLogger(__name__)
 
-# Small modules beside frozen weights, by what their tensors' names contain.
-_KINDS = {"LoRA": ".lora_", "bottleneck adapters": ".adapter."}
+_KINDS = {kind.title: kind.marker for kind in ADAPTATIONS.values() if kind.marker}
 
 
 def check_start(path: Path, network: NetworkPlan, folder: Path, *, overwrite: bool) -> None:

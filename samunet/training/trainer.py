@@ -23,7 +23,7 @@ from samunet.inference.predictor import Predictor
 from samunet.models.checkpoint import save_model
 from samunet.models.folder import build_network
 from samunet.models.pretrained import PretrainedWeights
-from samunet.network.image_encoder import hold_frozen
+from samunet.network.encoders import hold_frozen
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.store import StoredCase

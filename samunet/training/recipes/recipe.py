@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from samunet.dataset.labels import Labels
-from samunet.network.image_encoder import Features
+from samunet.network.encoders import Features
 from samunet.network.model import SamunetModel
 from samunet.network.optimizer import build_optimizer
 from samunet.plans import NetworkPlan

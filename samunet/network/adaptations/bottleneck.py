@@ -1,8 +1,7 @@
 """Bottleneck adapters (Houlsby et al. 2019), placed in SAM as Gu et al. (2024, arXiv 2404.09957) place them.
 
-An adapter hangs on the module beside which it works, as a submodule called ``adapter`` that a hook adds to its input or
-output. So SAM's own parameter names stay as they are. Unlike there, adapters begin as zero: the adapted network starts
-as the pretrained one.
+Adapters are attached with forward hooks, as submodules called ``adapter``, so SAM's own parameter names stay as they
+are. Unlike there, they begin as zero: the adapted network starts as the pretrained one.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samunet.network.image_encoder import attention_blocks
+from samunet.encoders import EncoderFacts
+from samunet.network.adaptations.adaptation import Adaptation
+from samunet.network.encoders import attention_blocks
 from samunet.plans import AdapterPlan, adapted_blocks
 
 _MLP_SCALE = 0.5  # Gu et al.
@@ -26,7 +27,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
-        self.down = nn.Linear(channels, max(1, channels // reduction))
+        self.down = nn.Linear(channels, _inner(channels, reduction))
         self.up = nn.Linear(self.down.out_features, channels)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -89,3 +90,41 @@ def _add_of_output(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> 
 
 def _add_beside_mlp(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     return output + _MLP_SCALE * module.adapter(inputs[0])
+
+
+class BottleneckAdapters(Adaptation):
+    """Frozen encoder and decoder transformer, with bottleneck adapters in both."""
+
+    name = "adapter"
+    title, marker = "bottleneck adapters", ".adapter."
+    settings = AdapterPlan
+
+    def adapt_encoder(self, encoder: nn.Module, settings: AdapterPlan) -> nn.Module:
+        """See :func:`add_encoder_adapters`."""
+        add_encoder_adapters(encoder, settings)
+        return encoder
+
+    def adapt_decoder(self, decoder: nn.Module, settings: AdapterPlan) -> None:
+        """See :func:`add_decoder_adapters`."""
+        add_decoder_adapters(decoder.transformer, settings)
+
+    def freezes_decoder(self, components: str) -> bool:
+        """Always."""
+        return True
+
+    def learning_rate(self, facts: EncoderFacts, components: str) -> tuple[float, str]:
+        """Gu et al.'s."""
+        return 1e-3, self.name
+
+    def kept_values(self, width: int, settings: AdapterPlan) -> int:
+        """Inputs of the adapters, what their activation takes and gives, and not the projection's input."""
+        return width + 4 * _inner(width, settings.reduction)
+
+    def added_parameters(self, width: int, settings: AdapterPlan) -> int:
+        """Of two adapters: two linear layers each, with biases."""
+        inner = _inner(width, settings.reduction)
+        return 2 * (2 * width * inner + width + inner)
+
+
+def _inner(channels: int, reduction: int) -> int:
+    return max(1, channels // reduction)

@@ -6,68 +6,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder, read_as
-from samunet.network.image_encoder import attention_blocks
-from samunet.network.tiny_vit import BiasedAttention
+from samunet.network.adaptations.adaptation import DECODER_RATE, Adaptation
+from samunet.network.encoders import attention_blocks
+from samunet.network.projection import SplitQKV
 from samunet.plans import LoraPlan, adapted_blocks
 from samunet.tensors import read_tensors
 
-# Names in SAM's blocks, and where they differ in TinyViT's.
-_ENCODER_PARTS = {name: rf"attn\.qkv\.{name}" for name in "qkv"} | {
-    "proj": r"attn\.proj",
-    "mlp": r"mlp\.(lin1|lin2|fc1|fc2)",
-}
+# Names in an encoder's blocks (of the MLP's layers: ``mlp_layers`` of the encoder), and in the decoder's transformer.
+_ENCODER_PARTS = {name: rf"attn\.qkv\.{name}" for name in "qkv"} | {"proj": r"attn\.proj", "mlp": r"mlp\.(%s)"}
 _DECODER_PARTS = {name: [f"{name}_proj"] for name in "qkv"} | {"proj": ["out_proj"], "mlp": ["lin1", "lin2"]}
 # Parts of a network that may hold LoRA, and the folder of each in a fold.
 _FOLDERS = {"image_encoder": "adapter_{}", "head.mask_decoder.transformer": "adapter_{}_decoder"}
-
-
-class SplitQKV(nn.Module):
-    """A fused ``qkv`` projection as three, so that peft can adapt q and v and leave k alone.
-
-    Args:
-        fused: ``nn.Linear(channels, 3 * channels)``; its values are copied.
-        groups: Its output channels are ``groups`` runs of (q, k, v): 1 in SAM, one per attention head in TinyViT.
-    """
-
-    def __init__(self, fused: nn.Linear, groups: int = 1) -> None:
-        super().__init__()
-        channels = fused.in_features
-        self.groups = groups
-        for index, name in enumerate("qkv"):
-            part = nn.Linear(channels, channels, device=fused.weight.device, dtype=fused.weight.dtype)
-            with torch.no_grad():
-                part.weight.copy_(fused.weight.view(groups, 3, -1, channels)[:, index].reshape(channels, channels))
-                part.bias.copy_(fused.bias.view(groups, 3, -1)[:, index].reshape(channels))
-            setattr(self, name, part)
-
-    @property
-    def bias(self) -> Tensor:
-        """``(3 * channels,)``: what a zero token is projected to (LoRA has no bias of its own)."""
-        return self._interleave([self.q.bias, self.k.bias, self.v.bias], -1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``(..., channels)`` to ``(..., 3 * channels)``, in the order of the fused projection."""
-        return self._interleave([self.q(tokens), self.k(tokens), self.v(tokens)], -1)
-
-    def fuse(self) -> nn.Linear:
-        """The equivalent fused projection, with its published names. LoRA must have been merged before."""
-        channels = self.q.in_features
-        fused = nn.Linear(channels, 3 * channels, device=self.q.weight.device, dtype=self.q.weight.dtype)
-        with torch.no_grad():
-            fused.weight.copy_(self._interleave([self.q.weight, self.k.weight, self.v.weight], 0))
-            fused.bias.copy_(self.bias)
-        return fused
-
-    def _interleave(self, parts: list[Tensor], dim: int) -> Tensor:
-        if self.groups == 1:
-            return torch.cat(parts, dim=dim)
-        runs = [run for group in zip(*(part.chunk(self.groups, dim) for part in parts)) for run in group]
-        return torch.cat(runs, dim=dim)
 
 
 def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
@@ -84,11 +38,10 @@ def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
 
     blocks = attention_blocks(encoder)
     for block in blocks.values():
-        groups = block.attn.num_heads if isinstance(block.attn, BiasedAttention) else 1
-        block.attn.qkv = SplitQKV(block.attn.qkv, groups)
+        block.attn.qkv = SplitQKV(block.attn.qkv, getattr(block.attn, "qkv_groups", 1))
     names = [list(blocks)[index] for index in adapted_blocks(plan.blocks, len(blocks))]
-    parts = [_ENCODER_PARTS[target] for target in plan.targets]
-    return get_peft_model(encoder, _config(plan, rf"({'|'.join(map(re.escape, names))})\.({'|'.join(parts)})"))
+    parts = "|".join(_ENCODER_PARTS[target] for target in plan.targets).replace("%s", "|".join(encoder.mlp_layers))
+    return get_peft_model(encoder, _config(plan, rf"({'|'.join(map(re.escape, names))})\.({parts})"))
 
 
 def add_decoder_lora(transformer: nn.Module, plan: LoraPlan) -> nn.Module:
@@ -221,3 +174,28 @@ def _check_config(path: Path, planned: dict[str, Any]) -> None:
                 f"{path}: {key} is {given.get(key)!r}, but the plans say {planned[key]!r}",
                 "use the adapter with the plans it was trained with",
             )
+
+
+class Lora(Adaptation):
+    """Frozen weights with low-rank updates, and a decoder that trains or has updates as well."""
+
+    name = "lora"
+    title, marker = "LoRA", ".lora_"
+    settings = LoraPlan
+
+    def adapt_encoder(self, encoder: nn.Module, settings: LoraPlan) -> nn.Module:
+        """See :func:`add_lora`."""
+        return add_lora(encoder, settings)
+
+    def adapt_decoder(self, decoder: nn.Module, settings: LoraPlan) -> None:
+        """See :func:`add_decoder_lora`."""
+        if settings.decoder:
+            decoder.transformer = add_decoder_lora(decoder.transformer, settings)
+
+    def freezes_decoder(self, components: str) -> bool:
+        """Where it is the only part that is adapted."""
+        return components == "decoder"
+
+    def learning_rate(self, facts: EncoderFacts, components: str) -> tuple[float, str]:
+        """SAMed's."""
+        return DECODER_RATE, self.name

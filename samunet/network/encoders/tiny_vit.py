@@ -8,18 +8,39 @@ fixed is folded into the convolution before it, which saves a pass over memory a
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samunet.encoders import EncoderFacts, Stage
 from samunet.network.attention import in_windows
-from samunet.network.image_encoder import Features
+from samunet.network.encoders.encoder import HALF, Features, KeptValues, Shapes, pairs
 from samunet.network.projection import project_qkv, to_autocast
 from samunet.network.sam_modules import LayerNorm2d
 
+TITLE = "MobileSAM"  # as which its checkpoints are known
 _EXPANSION = 4  # of channels, in the MLPs as in the convolutional blocks
 _IMAGENET_CLASSES = 1000
+# In 16-bit values counted in PyTorch's saved tensors: per token and channel of a block with attention, where everything
+# trains also of a convolutional one, and per attention score; per token and channel on both sides of a step to the next
+# stage. Measured: bytes that exist for a moment, per token and channel of the first stage.
+_VALUES_PER_TOKEN = {"full": 20.0, "lora": 12.1, "adapter": 13.0}
+_VALUES_PER_TOKEN_CONVOLVED = 27
+_VALUES_PER_SCORE = {"full": 3}  # 1 with any other
+_VALUES_PER_TOKEN_BETWEEN = 2.5
+_PASSING_BYTES = 28
+
+
+def build(facts: EncoderFacts, *, checkpoint_blocks: bool = False) -> TinyViT:
+    """The encoder of these facts; no plan asks for ``checkpoint_blocks``, which it does not have."""
+    return TinyViT(facts)
+
+
+def fits(facts: EncoderFacts, shapes: Shapes) -> bool:
+    """Whether tensors of these shapes are of a checkpoint of this encoder: the only one with such a stem."""
+    return "image_encoder.patch_embed.seq.0.c.weight" in shapes
 
 
 class TinyViT(nn.Module):
@@ -29,8 +50,11 @@ class TinyViT(nn.Module):
         facts: The encoder to build; its ``stages`` say all.
 
     Attributes:
-        tap_widths, gives_details: Empty and False; see :class:`samunet.network.image_encoder.Features`.
+        tap_widths, gives_details: Empty and False; see :class:`samunet.network.encoders.Features`.
+        mlp_layers: Names of the linear layers of a block's MLP.
     """
+
+    mlp_layers = ("fc1", "fc2")
 
     def __init__(self, facts: EncoderFacts) -> None:
         super().__init__()
@@ -220,11 +244,14 @@ class BiasedAttention(nn.Module):
         width: Channels.
         num_heads: Attention heads.
         window: Side of the windows in tokens.
+
+    Attributes:
+        qkv_groups: Runs of (q, k, v) in the projection's output channels.
     """
 
     def __init__(self, width: int, num_heads: int, window: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = self.qkv_groups = num_heads
         self.window = window
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -266,3 +293,62 @@ def attend_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return torch.softmax(scores + bias, dim=-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def weights(facts: EncoderFacts) -> tuple[int, int]:
+    """How many are in the blocks, and absolute positions."""
+    return sum(12 * stage.depth * stage.width**2 for stage in facts.stages), 0
+
+
+def block_widths(facts: EncoderFacts) -> list[int]:
+    """Channels of every block with attention."""
+    return [stage.width for stage in facts.stages if stage.window for _ in range(stage.depth)]
+
+
+def kept_bytes(
+    facts: EncoderFacts,
+    input_shape: list[int],
+    first: int,
+    kept: KeptValues,
+    device: str,
+    checkpoint_blocks: bool = False,
+) -> tuple[int, int]:
+    """As :func:`samunet.network.encoders.vit.kept_bytes`; device and ``checkpoint_blocks`` change nothing."""
+    if kept.adaptation == "full" and first < facts.attention_blocks:
+        return sum(_block_bytes(stage, input_shape, kept) for stage in facts.stages for _ in range(stage.depth)), 0
+    # Convolutional blocks come before all attention: no gradient reaches them.
+    stages = [stage for stage in facts.stages if stage.window]
+    total, index = 0, 0
+    for number, stage in enumerate(stages):
+        adapted = max(0, index + stage.depth - max(first, index))
+        total += adapted * _block_bytes(stage, input_shape, kept)
+        if adapted and number + 1 < len(stages):
+            following = stages[number + 1]
+            both = sum(math.prod(side // part.stride for side in input_shape) for part in (stage, following))
+            total += round(both * following.width * _VALUES_PER_TOKEN_BETWEEN) * HALF
+        index += stage.depth
+    start = facts.stages[0]
+    tokens = math.prod(side // start.stride for side in input_shape)
+    return total, tokens * start.width * _PASSING_BYTES
+
+
+def _block_bytes(stage: Stage, input_shape: list[int], kept: KeptValues) -> int:
+    """What one block keeps, on its own grid, padded to whole windows."""
+    grid = [side // stage.stride for side in input_shape]
+    per_token = _VALUES_PER_TOKEN_CONVOLVED
+    if stage.window:
+        counted = _VALUES_PER_TOKEN.get(kept.adaptation)
+        per_token = counted or _VALUES_PER_TOKEN["lora"] + kept.more(stage.width) / stage.width
+    windows = math.prod(-(-side // stage.window) for side in grid) if stage.window else 0
+    scores = windows * stage.window**4 * _VALUES_PER_SCORE.get(kept.adaptation, 1)
+    return round(math.prod(grid) * stage.width * per_token + scores * stage.heads) * HALF
+
+
+def operations(facts: EncoderFacts, input_shape: list[int], first: int = 0) -> tuple[float, float]:
+    """As :func:`samunet.network.encoders.vit.operations`, by blocks; backward, a block costs 1.3 times its forward."""
+    each = []
+    for stage in facts.stages:
+        grid = [side // stage.stride for side in input_shape]
+        scores = math.prod(pairs(side, stage.window) for side in grid) if stage.window else 0
+        each += [24.0 * math.prod(grid) * stage.width**2 + 4 * scores * stage.width] * stage.depth
+    return sum(each), 1.3 * sum(each[len(each) - facts.attention_blocks :][first:])
