@@ -50,6 +50,7 @@ setup(
         "pillow>=10.0",
         "pydicom>=3.0",  # headers of DICOM files; SimpleITK decodes their pixels
         "tifffile>=2023.7",
+        "imagecodecs>=2024.1",  # compressions of TIFF
         "matplotlib>=3.8",
         "jinja2>=3.1",  # pages of reports
         "pydantic>=2.6",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -19,6 +19,8 @@ from samunet.signals import STOPPED, interrupts_held, prepare_worker
 
 log = logging.getLogger(__name__)
 
+_said: set[str] = set()  # warnings
+_unsaid: list[str] = []  # of a worker: for the first process
 _GRACE_SECONDS = 5.0  # for a worker that is told to stop to remove its unfinished files
 
 
@@ -89,7 +91,9 @@ def _run(
         for future in as_completed(futures):
             case = futures[future]
             with collecting_failures(failures, case), naming_the_case(case):
-                result = future.result()
+                result, notes = future.result()
+                for note in notes:
+                    warn_once(note)
             if failures is None or case not in failures:
                 yield case, result
     except BaseException as error:
@@ -104,9 +108,22 @@ def _run(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _call(function: Callable[..., Any], arguments: tuple) -> Any:
+def warn_once(message: str) -> None:
+    """Log a warning once in a run, whichever workers of :func:`map_cases` have it."""
+    if message not in _said:
+        _said.add(message)
+        if parent_process() is None:
+            log.warning("%s", message)
+        else:
+            _unsaid.append(message)
+
+
+def _call(function: Callable[..., Any], arguments: tuple) -> tuple[Any, list[str]]:
+    """The result, and the warnings for the first process to log."""
     try:
-        return function(*arguments)
+        result, notes = function(*arguments), list(_unsaid)
+        _unsaid.clear()
+        return result, notes
     except SystemExit:
         os._exit(STOPPED)  # unfinished files are removed by now; the pool would go on to the next case
 

@@ -1,4 +1,4 @@
-"""All 48 ways to lay a volume's axes along the body's, straight and oblique, through every format that has a place."""
+"""Ways to lay a volume's axes along the body's: all 48 in memory, six of them through every format that has a place."""
 
 import itertools
 import json
@@ -12,6 +12,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
 from samunet.imageio.registry import reader_for
+from samunet.preprocessing.orientation import orientation_of, reorient, reorient_axes, wanted_orientation
 
 RAS = [[0, 1], [1, 1], [2, 1]]
 ORIENTATIONS = [
@@ -26,7 +27,12 @@ ROTATIONS = {"straight": np.eye(3), "tilted": TILTED, "steep": STEEP}
 # Unequal sides, an origin away from zero, and voxels that are all different: nothing can be swapped unnoticed.
 ANATOMY = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 SPACING, ORIGIN = (0.7, 0.9, 3.3), (-12.3, 45.6, 7.89)
-EXACT = (".nii.gz", ".nii", ".nrrd", ".mha")
+# Each axis of the file along each of the body's, both ways.
+IN_FILES = [
+    [[axis, sign] for axis, sign in zip(axes, signs)]
+    for axes in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    for signs in ((1, -1, 1), (-1, 1, -1))
+]
 
 
 def name_of(orientation):
@@ -52,8 +58,28 @@ def as_itk(voxels, affine):
     return image
 
 
+def test_files_cover_every_axis_both_ways():
+    found = {(own, *axis) for orientation in IN_FILES for own, axis in enumerate(orientation)}
+    assert found == {(own, axis, sign) for own in range(3) for axis in range(3) for sign in (1, -1)}
+
+
+@pytest.mark.parametrize("rotation", ["straight", "tilted"])
+def test_every_orientation_is_found_and_turned(rotation):
+    """In memory: the orientation of each of the 48, and its voxels and sides turned to RAS and back."""
+    for orientation in ORIENTATIONS:
+        voxels, affine = stored_as(orientation, ROTATIONS[rotation])
+        image = as_itk(voxels, affine)
+        sides = image.GetSpacing()[::-1]
+        place = Geometry(sides, True, image.GetOrigin(), image.GetDirection(), 3)
+        assert orientation_of(place) == name_of(orientation)
+        turned = reorient(voxels.T, name_of(orientation), "RAS")
+        assert np.array_equal(turned, ANATOMY.T)
+        assert np.array_equal(reorient(turned, "RAS", name_of(orientation)), voxels.T)
+        assert reorient_axes(sides, name_of(orientation), "RAS") == pytest.approx(SPACING[::-1])
+
+
 @pytest.mark.parametrize("rotation", ["straight", "steep"])
-@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+@pytest.mark.parametrize("orientation", IN_FILES, ids=name_of)
 @pytest.mark.parametrize("name", ["SimpleITKIO", "NibabelIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient"])
 def test_nifti_is_restored_bit_for_bit(tmp_path, name, orientation, rotation):
     voxels, affine = stored_as(orientation, ROTATIONS[rotation])
@@ -80,7 +106,7 @@ def test_nifti_is_restored_bit_for_bit(tmp_path, name, orientation, rotation):
 
 
 @pytest.mark.parametrize("rotation", ["straight", "steep"])
-@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+@pytest.mark.parametrize("orientation", IN_FILES, ids=name_of)
 @pytest.mark.parametrize("name", ["SimpleITKIO", "SimpleITKIOWithReorient"])
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_nrrd_and_metaimage_are_restored_bit_for_bit(tmp_path, ending, name, orientation, rotation):
@@ -98,7 +124,7 @@ def test_nrrd_and_metaimage_are_restored_bit_for_bit(tmp_path, ending, name, ori
         assert getattr(first, attribute)() == getattr(second, attribute)()
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+@pytest.mark.parametrize("orientation", IN_FILES, ids=name_of)
 @pytest.mark.parametrize("name", ["SimpleITKIO", "SimpleITKIOWithReorient"])
 def test_gipl_keeps_all_that_itk_keeps(tmp_path, name, orientation):
     voxels, affine = stored_as(orientation, STEEP)
@@ -115,57 +141,47 @@ def test_gipl_keeps_all_that_itk_keeps(tmp_path, name, orientation):
         assert getattr(first, attribute)() == getattr(second, attribute)()
 
 
-@pytest.mark.parametrize("rotation", ["straight", "tilted"])
+@pytest.mark.parametrize("rotation", list(ROTATIONS))
 @pytest.mark.parametrize(
     ("name", "ending"),
     [
-        (name, ending)
-        for name in ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
-        for ending in EXACT
-        if ending in reader_for(".nii.gz", name).endings
+        *(("SimpleITKIOWithReorient", ending) for ending in (".nii.gz", ".nii", ".nrrd", ".mha")),
+        *(("NibabelIOWithReorient", ending) for ending in (".nii.gz", ".nii")),
     ],
 )
-def test_reorienting_readers_give_one_array_for_all_orientations(tmp_path, name, ending, rotation):
-    reader = reader_for(".nii.gz", name)
-    for orientation in ORIENTATIONS:
+def test_reorienting_readers_have_volumes_turned_as_itk_and_nibabel_turn_them(tmp_path, name, ending, rotation):
+    """Whatever the plans say, and however oblique the axes are: by those that they are closest to."""
+    for orientation in IN_FILES:
         voxels, affine = stored_as(orientation, ROTATIONS[rotation])
         path = tmp_path / f"image{ending}"
         sitk.WriteImage(as_itk(voxels, affine), str(path))
-        image = reader.read_image([path])
-        assert np.array_equal(image.array[0], ANATOMY.T), name_of(orientation)
-        assert image.geometry.spacing == pytest.approx(SPACING[::-1])
-        assert image.geometry.origin == pytest.approx((12.3, -45.6, 7.89), abs=1e-5)
-        expected = np.diag([-1, -1, 1]) @ ROTATIONS[rotation]
-        assert image.geometry.direction == pytest.approx(expected.ravel(), abs=1e-6)
+        image = reader_for(".nii.gz", name).read_image([path])
+        own, wanted = orientation_of(image.geometry), wanted_orientation(image.geometry, "")
+        assert wanted == "RAS"
+        turned = reorient(image.array[0], own, wanted)
+        assert np.array_equal(turned, sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "RAS")))
+        if rotation != "steep":
+            assert np.array_equal(turned, ANATOMY.T), name_of(orientation)
+            assert reorient_axes(image.geometry.spacing, own, wanted) == pytest.approx(SPACING[::-1])
+        if ending.startswith(".nii"):
+            canonical = nibabel.as_closest_canonical(nibabel.load(path))
+            assert np.array_equal(turned, np.asarray(canonical.dataobj).T)
+        plain = reader_for(".nii.gz", "SimpleITKIO").read_image([path])
+        assert wanted_orientation(plain.geometry, "") == ""
+        assert np.array_equal(plain.array, image.array)
 
 
-@pytest.mark.parametrize("name", ["SimpleITKIOWithReorient", "NibabelIOWithReorient"])
-def test_channels_in_different_orientations_meet_in_ras(tmp_path, name):
+def test_channels_in_different_orientations_meet_on_the_first_grid(tmp_path):
     paths = [tmp_path / f"c_{index:04d}.nii.gz" for index in range(2)]
     for path, orientation in zip(paths, (ORIENTATIONS[11], ORIENTATIONS[38])):
         voxels, affine = stored_as(orientation, TILTED)
         nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
-    image = reader_for(".nii.gz", name).read_image(paths)
-    assert np.array_equal(image.array, np.stack([ANATOMY.T] * 2))
-    # Without a common orientation, the first file's holds.
-    plain = reader_for(".nii.gz", "SimpleITKIO").read_image(paths)
-    assert np.array_equal(plain.array[0], plain.array[1])
-    assert plain.geometry == reader_for(".nii.gz", "SimpleITKIO").read_image(paths[:1]).geometry
+    image = reader_for(".nii.gz", "SimpleITKIO").read_image(paths)
+    assert np.array_equal(image.array[0], image.array[1])
+    assert image.geometry == reader_for(".nii.gz", "SimpleITKIO").read_image(paths[:1]).geometry
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
-def test_reorienting_agrees_with_itk_and_nibabel(tmp_path, orientation):
-    voxels, affine = stored_as(orientation, STEEP)
-    path = tmp_path / "image.nii"
-    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
-    by_nibabel = np.asarray(nibabel.as_closest_canonical(nibabel.load(path)).dataobj).T
-    by_itk = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "RAS"))
-    assert np.array_equal(by_nibabel, by_itk)
-    for name in ("SimpleITKIOWithReorient", "NibabelIOWithReorient"):
-        assert np.array_equal(reader_for(".nii", name).read_image([path]).array[0], by_itk)
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS[::7], ids=name_of)
+@pytest.mark.parametrize("orientation", IN_FILES, ids=name_of)
 def test_nibabel_and_itk_find_the_same_place(tmp_path, orientation):
     voxels, affine = stored_as(orientation, STEEP)
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "image.nii")
@@ -175,14 +191,6 @@ def test_nibabel_and_itk_find_the_same_place(tmp_path, orientation):
     assert np.array_equal(first.array, second.array)
     for attribute in ("spacing", "origin", "direction"):
         assert getattr(first.geometry, attribute) == pytest.approx(getattr(second.geometry, attribute), abs=1e-5)
-
-
-def test_several_channels_are_reoriented_together(tmp_path):
-    voxels, affine = stored_as(ORIENTATIONS[17], TILTED)
-    both = np.stack([voxels, voxels + 1000], axis=-1)
-    nibabel.save(nibabel.Nifti1Image(both, affine), tmp_path / "a.nii")
-    image = reader_for(".nii", "NibabelIOWithReorient").read_image([tmp_path / "a.nii"], channels=2)
-    assert np.array_equal(image.array, np.stack([ANATOMY.T, ANATOMY.T + 1000]))
 
 
 def test_a_2d_file_cannot_be_reoriented(tmp_path):

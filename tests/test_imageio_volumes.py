@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from samunet.errors import SamunetError
 from samunet.imageio import border
 from samunet.imageio.registry import image_reader_for, mask_ending, reader_for
-from samunet.imageio.simpleitk import joined
+from samunet.imageio.simpleitk import SimpleITKReader
 
 READER = reader_for(".mha")
 KINDS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"]
@@ -197,7 +197,7 @@ def test_nrrd_data_in_another_file(tmp_path):
     (tmp_path / "b.raw").write_bytes(b"head" + VALUES.tobytes())
     path = nrrd(tmp_path / "a.nhdr", "data file: b.raw", "byte skip: 4", data=b"")
     assert_as_itk(path)
-    (tmp_path / "c.nrrd").write_bytes(joined(path))
+    (tmp_path / "c.nrrd").write_bytes(SimpleITKReader().in_one_file(path))
     assert np.array_equal(READER.read_voxels(tmp_path / "c.nrrd")[0].ravel(), VALUES)
 
 
@@ -241,7 +241,7 @@ def test_packed_and_separate_voxels_of_a_metaimage(tmp_path, packed):
     (tmp_path / "a.zraw").write_bytes(data)
     path = meta(tmp_path / "b.mhd", "CompressedData = True", size, where="a.zraw", data=b"")
     assert_as_itk(path)
-    (tmp_path / "c.mha").write_bytes(joined(path))
+    (tmp_path / "c.mha").write_bytes(SimpleITKReader().in_one_file(path))
     assert_as_itk(tmp_path / "c.mha", sitk.ReadImage(str(path)))
 
 
@@ -250,7 +250,7 @@ def test_a_separate_file_with_bytes_before_the_voxels(tmp_path):
     for skip in (4, -1):
         path = meta(tmp_path / "b.mhd", f"HeaderSize = {skip}", where="a.raw", data=b"")
         assert_as_itk(path)
-        (tmp_path / "c.mha").write_bytes(joined(path))
+        (tmp_path / "c.mha").write_bytes(SimpleITKReader().in_one_file(path))
         assert np.array_equal(READER.read_voxels(tmp_path / "c.mha")[0].ravel(), VALUES)
 
 

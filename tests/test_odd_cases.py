@@ -20,8 +20,8 @@ from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
 from samunet.planning.fingerprint import extract_fingerprint
 from samunet.planning.planner import PlannerOptions, plan
+from samunet.preprocessing.chunks import chunks, sample_positions, unique_values
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.pieces import pieces, places, values_in
 from samunet.preprocessing.run import preprocess_dataset, stored_cases
 from samunet.training.loader import SliceLoader
 
@@ -403,10 +403,10 @@ def test_each_step_holds_few_copies_of_a_case(tmp_path):
 
 
 def test_pieces_are_views_of_the_whole(monkeypatch):
-    monkeypatch.setattr("samunet.preprocessing.pieces._PIECE", 7)
+    monkeypatch.setattr("samunet.preprocessing.chunks._CHUNK", 7)
     array, other = np.arange(60).reshape(3, 4, 5), np.ones((3, 4, 5), dtype=bool)
     sizes = []
-    for values, where in pieces(array, other):
+    for values, where in chunks(array, other):
         assert values.shape == where.shape
         sizes.append(len(values))
         values += 1
@@ -415,15 +415,15 @@ def test_pieces_are_views_of_the_whole(monkeypatch):
 
 
 def test_values_and_places(monkeypatch):
-    monkeypatch.setattr("samunet.preprocessing.pieces._PIECE", 7)
+    monkeypatch.setattr("samunet.preprocessing.chunks._CHUNK", 7)
     label = np.random.default_rng(0).integers(-1, 4, (5, 6, 7)).astype(np.int16)
-    assert values_in(label) == [-1, 0, 1, 2, 3]
+    assert unique_values(label) == [-1, 0, 1, 2, 3]
     whole = np.flatnonzero(label == 2)
 
     def twos(piece):
         return piece == 2
 
-    assert np.array_equal(places(label, twos, np.arange), whole)
+    assert np.array_equal(sample_positions(label, twos, np.arange), whole)
     ranks = np.array([0, 3, 3, 8, len(whole) - 1])
-    assert np.array_equal(places(label, twos, lambda number: ranks), whole[ranks])
-    assert len(places(label, lambda piece: piece == 9, np.arange)) == 0
+    assert np.array_equal(sample_positions(label, twos, lambda number: ranks), whole[ranks])
+    assert len(sample_positions(label, lambda piece: piece == 9, np.arange)) == 0

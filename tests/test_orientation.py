@@ -13,8 +13,8 @@ from samunet.preprocessing.orientation import (
     UNKNOWN,
     common_orientation,
     orientation_of,
-    turned,
-    turned_sides,
+    reorient,
+    reorient_axes,
 )
 
 EVERY = ["".join(axes) for three in product("LR", "PA", "SI") for axes in permutations(three)]
@@ -109,18 +109,18 @@ def test_turned_as_simpleitk_turns(own, wanted):
     image.SetDirection(direction_of(own))
     image.SetSpacing((1.0, 2.0, 3.0))
     expected = sitk.DICOMOrient(image, wanted)
-    got = turned(array, own, wanted)
+    got = reorient(array, own, wanted)
     assert np.array_equal(got, sitk.GetArrayFromImage(expected))
-    assert turned_sides((3.0, 2.0, 1.0), own, wanted) == list(expected.GetSpacing()[::-1])
-    assert np.array_equal(turned(got, wanted, own), array)
+    assert reorient_axes((3.0, 2.0, 1.0), own, wanted) == list(expected.GetSpacing()[::-1])
+    assert np.array_equal(reorient(got, wanted, own), array)
     channels = np.stack([array, -array])
-    assert np.array_equal(turned(channels, own, wanted), np.stack([got, -got]))
+    assert np.array_equal(reorient(channels, own, wanted), np.stack([got, -got]))
 
 
 def test_what_is_unknown_is_left_alone():
     array = np.arange(24).reshape(2, 3, 4)
-    assert turned(array, UNKNOWN, "RAS") is turned(array, "RAS", UNKNOWN) is array
-    assert turned_sides((3.0, 2.0, 1.0), UNKNOWN, "RAS") == [3.0, 2.0, 1.0]
+    assert reorient(array, UNKNOWN, "RAS") is reorient(array, "RAS", UNKNOWN) is array
+    assert reorient_axes((3.0, 2.0, 1.0), UNKNOWN, "RAS") == [3.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "PIL", "SLA"])
@@ -136,15 +136,15 @@ def test_a_case_is_prepared_as_if_it_lay_as_the_others_do(orientation, order):
     label = (image[0] > 1.5).astype(np.int32)
     plans, configuration = plans_and_configuration(1, order=order, orientation="LPS", spacing=[2.0, 2.0])
     lying = prepare_case(Image(image, geometry(np.eye(3).ravel())), label, plans, configuration)
-    spacing = tuple(turned_sides((3.0, 2.0, 1.0), "LPS", orientation))
+    spacing = tuple(reorient_axes((3.0, 2.0, 1.0), "LPS", orientation))
     place = geometry(direction_of(orientation), spacing=spacing)
-    other = Image(turned(image, "LPS", orientation), place)
-    case = prepare_case(other, turned(label, "LPS", orientation), plans, configuration)
+    other = Image(reorient(image, "LPS", orientation), place)
+    case = prepare_case(other, reorient(label, "LPS", orientation), plans, configuration)
     assert np.array_equal(case.image, lying.image)
     assert np.array_equal(case.label, lying.label)
     assert case.record.stored_spacing == lying.record.stored_spacing
     mask = rng.integers(0, 3, case.record.cropped_shape)
     record = CaseRecord.from_json(case.record.to_json())
-    assert np.array_equal(restore_mask(mask, record), turned(restore_mask(mask, lying.record), "LPS", orientation))
+    assert np.array_equal(restore_mask(mask, record), reorient(restore_mask(mask, lying.record), "LPS", orientation))
     several = restore_mask(np.stack([mask, 2 * mask]), record)
     assert np.array_equal(several[1], 2 * restore_mask(mask, record))

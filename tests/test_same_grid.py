@@ -210,6 +210,7 @@ def test_a_report_shows_masks_on_the_image(tmp_path, monkeypatch):
     truth[1:3, 1:4, 1:4] = 1
     image = save(volume(), tmp_path / "a_0000.nii.gz")
     mask, reference = (save(volume(truth), tmp_path / f"{way}.nii.gz", way) for way in ("SPR", "RAI"))
-    overlays.overlay(overlays.Shown("a", "", (image,), mask, reference), description_from_json(DESCRIPTION, ""), None)
+    figure = overlays.CaseFigure("a", "", (image,), mask, reference)
+    overlays.overlay(figure, description_from_json(DESCRIPTION, ""), None)
     assert np.array_equal(shown["mask"], truth)
     assert np.array_equal(shown["reference"], truth)

@@ -7,11 +7,14 @@ import pytest
 import SimpleITK as sitk
 
 from samunet.commands import run_command
+from samunet.dataset.cases import Case
 from samunet.dataset.check import complete_check
+from samunet.dataset.description import description_from_json
 from samunet.dataset.layout import read_dataset
 from samunet.errors import SamunetError
+from samunet.evaluation.summary import read_pair
 from samunet.imageio.registry import reader_for
-from samunet.imageio.segments import on_grid
+from samunet.imageio.same_grid import Grid, fitted
 from samunet.preprocessing.case import read_case
 
 SPACING, ORIGIN = (0.5, 0.8, 2.0), (-10.0, 20.0, 5.0)
@@ -149,11 +152,37 @@ def test_what_is_drawn_outside_the_image_is_not_cut_off(work):
     geometry = reader_for(".nii.gz").read_image([work / "a.nii.gz"]).geometry
     segmentation(work / "b.seg.nrrd", [("liver", 1, 0, LIVER)], (1, 2, 3), (3, 5, 5))
     label, own = reader_for(".nrrd").read_label(work / "b.seg.nrrd")
-    assert np.array_equal(on_grid(label, own, SHAPE, geometry), LIVER)
+
+    def placed(label, shape):
+        file = work / "b.seg.nrrd"
+        return fitted(label, Grid(file, label.shape, own), Grid(work / "scans/a.nii.gz", shape, geometry))
+
+    assert np.array_equal(placed(label, SHAPE), LIVER)
     # Of a shorter image: the last drawn slice is 3.
-    assert np.array_equal(on_grid(label, own, (4, 8, 10), geometry), LIVER[:4])
-    assert on_grid(label, own, (3, 8, 10), geometry) is None
-    assert on_grid(np.zeros_like(label), own, (1, 2, 3), geometry).shape == (1, 2, 3)
+    assert np.array_equal(placed(label, (4, 8, 10)), LIVER[:4])
+    assert placed(label, (3, 8, 10)) is None
+    assert placed(np.zeros_like(label), (1, 2, 3)).shape == (1, 2, 3)
+
+
+def test_cropped_segmentations_as_labels_and_in_evaluation(work):
+    """Put into labelsTr or scored as they are, they lie where their own geometry says."""
+    scan(work / "a_0000.nrrd", 0)
+    reader = reader_for(".nrrd")
+    geometry = reader.read_image([work / "a_0000.nrrd"]).geometry
+    segmentation(work / "a.nrrd", [("liver", 1, 0, LIVER)], (1, 2, 3), (3, 5, 5))
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nrrd"}
+    description = description_from_json(content, "dataset.json")
+    case = Case("a", (work / "a_0000.nrrd",), work / "a.nrrd")
+    assert np.array_equal(read_case(case, description)[1], LIVER)
+    reader.write_label(LIVER.astype(int), work / "b.nrrd", geometry)
+    for pair in (("a.nrrd", "b.nrrd"), ("b.nrrd", "a.nrrd")):
+        one, other, _ = read_pair(*(work / name for name in pair), reader)
+        assert np.array_equal(one, LIVER)
+        assert np.array_equal(other, LIVER)
+    # A plain label map of that size is no part of anything.
+    reader.write_label(LIVER[1:4, 2:7, 3:8].astype(int), work / "a.nrrd", reader.read_label(work / "a.nrrd")[1])
+    with pytest.raises(SamunetError, match=r"a\.nrrd has shape \(3, 5, 5\)"):
+        read_case(case, description)
 
 
 def test_layers_as_a_label_map_where_they_are_one(work):

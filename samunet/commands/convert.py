@@ -122,8 +122,8 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     Flag("-i", type=Path, required=True, metavar="FOLDER", help="the task, such as Task04_Hippocampus"),
     Flag("-overwrite_id", type=int, metavar="ID", help="another number than the task's"),
     geometry(),
-    description="Make a dataset of a task of the Medical Segmentation Decathlon (http://medicaldecathlon.com). Several "
-    "channels stay together in one file, as they come.",
+    description="Make a dataset of a task of the Medical Segmentation Decathlon (http://medicaldecathlon.com). "
+    "Several channels stay together in one file, as they come.",
     examples=("samunet_convert_MSD_dataset -i Task04_Hippocampus",),
 )
 def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
@@ -138,8 +138,8 @@ def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
     Flag("input_folder", type=Path, help="the task, with imagesTr, labelsTr and dataset.json"),
     Flag("output_dataset_name", help="such as Dataset004_Hippocampus"),
     geometry(),
-    description="Make a dataset of a task in nnU-Net v1's raw format. Label values with gaps are numbered in ascending "
-    "order, with their names.",
+    description="Make a dataset of a task in nnU-Net v1's raw format. Label values with gaps are numbered in "
+    "ascending order, with their names.",
     examples=("samunet_convert_old_nnUNet_dataset nnUNet_raw_data/Task017_Abdomen Dataset017_Abdomen",),
 )
 def convert_old_nnUNet_dataset(arguments: argparse.Namespace) -> None:
@@ -199,9 +199,8 @@ def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
     _THRESHOLD,
     _PATIENTS,
     description="Make a dataset of pictures that are listed as for finetune-SAM: CSV files without a header whose "
-    "lines "
-    "are IMAGE,MASK, or separated by a tab. A case is called by its image's path with _ for /, without the folders "
-    "that all have in common. Slices with an empty mask are kept, which finetune-SAM leaves out.",
+    "lines are IMAGE,MASK, or separated by a tab. A case is called by its image's path with _ for /, without the "
+    "folders that all have in common. Slices with an empty mask are kept, which finetune-SAM leaves out.",
     examples=(
         "samunet_convert_finetune_SAM_dataset -img_folder images -mask_folder masks -train_img_list train.csv "
         "-val_img_list val.csv --name Hip --id 31",

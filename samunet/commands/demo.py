@@ -19,10 +19,9 @@ _TRAINING_CASES, _TEST_CASES = 16, 4
     Flag("--folder", type=Path, default=Path("demo_samunet"), help="where (default: demo_samunet)"),
     Flag("--time_budget", default="4m", metavar="T", help="training time (default: 4m)"),
     Flag("--seed", type=int, default=0, help="of the example data (default: 0)"),
-    description="Make an example dataset (Dataset999_Phantoms: 16 training and 4 test volumes, drawn, not real), plan, "
-    "train, predict, evaluate and report: a few minutes. Sets the three folders itself, inside its own, and prints "
-    "each "
-    "command as you would type it.",
+    description="Make an example dataset (Dataset999_Phantoms: 16 training and 4 test volumes, drawn, not real), "
+    "plan, train, predict, evaluate and report: a few minutes. Sets the three folders itself, inside its own, and "
+    "prints each command as you would type it.",
     examples=("samunet_demo",),
 )
 def demo(arguments: argparse.Namespace) -> int:

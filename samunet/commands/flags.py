@@ -75,18 +75,10 @@ def window_of(given: list[float] | None) -> tuple[float, float] | None:
 
 
 DATASETS = Flag(
-    "-d",
-    nargs="+",
-    required=True,
-    metavar="ID",
-    help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn",
+    "-d", nargs="+", required=True, metavar="ID", help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn"
 )
 DATASET = Flag("dataset", help="27, 027 or Dataset027_ACDC")
-MODEL = (
-    DATASET,
-    Flag("configuration", help="for example 2d"),
-    Flag("fold", help="0 to 4, or all"),
-)
+MODEL = (DATASET, Flag("configuration", help="for example 2d"), Flag("fold", help="0 to 4, or all"))
 PLANS = Flag("-p", default=PLANS_NAME, metavar="NAME", help=f"plans' name (default: {PLANS_NAME})")
 DEVICE = Flag("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
 OVERWRITE = Switch(
@@ -132,8 +124,8 @@ PLANNER = (
         type=finite,
         default=8.0,
         metavar="GB",
-        help="memory a training step may take (default: 8); with less, SAM's blocks are first computed twice, then its "
-        "input shrinks",
+        help="memory a training step may take (default: 8); with less, SAM's blocks are first computed twice, then "
+        "its input shrinks",
     ),
     Flag(
         "-encoder",

@@ -20,8 +20,7 @@ _OTHER_JSON = ("dataset.json", "dataset_fingerprint.json", "splits_final.json", 
     "this machine, the folders, and what is in them",
     Switch("--json", help="print it as JSON, sizes in bytes"),
     description="Show versions, processor, cores, memory, devices and the number format they compute in, the folders, "
-    "and "
-    "every dataset with the stage that it has reached, its models, their folds, and what they take on the disk.",
+    "and every dataset with the stage that it has reached, its models, their folds, and what they take on the disk.",
     examples=("samunet_info",),
 )
 def info(arguments: argparse.Namespace) -> None:

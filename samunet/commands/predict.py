@@ -45,8 +45,7 @@ _PREDICTION = (
         help="distance of tiles as share of their side (default: 0.5); for slices larger than the network's input",
     ),
     Switch(
-        "--disable_tta",
-        help="no averaging over mirrored or shifted images, nor over slices along several axes: faster",
+        "--disable_tta", help="no averaging over mirrored or shifted images, nor over slices along several axes: faster"
     ),
     Switch("--disable_postprocessing", help="leave out what samunet_find_best_configuration found to help"),
     Switch("--save_probabilities", help="also write CASE.npz with the probabilities, (classes, z, y, x) in 16 bits"),
@@ -161,8 +160,7 @@ def _predict(arguments: argparse.Namespace, **model: Any) -> None:
     OVERWRITE,
     WORKERS,
     description="Average the probabilities of several predictions of the same images, and write the masks. With "
-    "regions "
-    "the mean of the sigmoids is compared with one half, otherwise the largest mean wins.",
+    "regions the mean of the sigmoids is compared with one half, otherwise the largest mean wins.",
     examples=(
         "samunet_predict -i imagesTs -o first -d 027 -c 2d --save_probabilities",
         "samunet_predict -i imagesTs -o second -d 027 -c 2d_448 --save_probabilities",

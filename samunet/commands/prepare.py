@@ -43,9 +43,8 @@ if TYPE_CHECKING:
     WORKERS_ONE_NUMBER,
     Switch("--no_pp", help="stop after planning"),
     description="Measure a raw dataset, plan, and store its slices. The fingerprint is measured again when files, "
-    "labels "
-    "or channels have changed; a case is stored again when its files or the plan's decisions about storing have "
-    "changed.",
+    "labels or channels have changed; a case is stored again when its files or the plan's decisions about storing "
+    "have changed.",
     examples=(
         "samunet_plan_and_preprocess -d 027",
         "samunet_plan_and_preprocess -d 027 -encoder vit_b -adaptation adapter -overwrite_plans_name adapterPlans",
@@ -61,11 +60,7 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> None:
             _show(api.plan_experiment(dataset, _options(arguments), dry_run=True), arguments)
             continue
         plans = api.plan_and_preprocess(
-            dataset,
-            _options(arguments),
-            arguments.c,
-            **_measuring(arguments),
-            store=not arguments.no_pp,
+            dataset, _options(arguments), arguments.c, **_measuring(arguments), store=not arguments.no_pp
         )
         splits = read_splits(paths.preprocessed_folder() / plans.dataset_name / FILE_NAME)
         words = ["samunet_train", dataset, next(iter(plans.configurations)), "0" if splits else "all"]
@@ -96,8 +91,7 @@ def extract_fingerprint(arguments: argparse.Namespace) -> None:
     *PLANNER,
     *SHOWING,
     description="The second step alone: plan from an existing fingerprint. Configurations that you added to an "
-    "existing "
-    "plans file under names of your own are kept.",
+    "existing plans file under names of your own are kept.",
     examples=("samunet_plan_experiment -d 027 -gpu_memory_target 24 -overwrite_plans_name largePlans",),
 )
 def plan_experiment(arguments: argparse.Namespace) -> None:
@@ -123,11 +117,7 @@ def preprocess(arguments: argparse.Namespace) -> None:
 
     for dataset in arguments.d:
         api.preprocess(
-            dataset,
-            arguments.c,
-            arguments.p,
-            tolerate_geometry=arguments.tolerate_geometry,
-            num_workers=arguments.np,
+            dataset, arguments.c, arguments.p, tolerate_geometry=arguments.tolerate_geometry, num_workers=arguments.np
         )
 
 
@@ -256,10 +246,7 @@ def _options(arguments: argparse.Namespace) -> PlannerOptions:
         }
     )
     adapter = _given(
-        {
-            "reduction": arguments.adapter_reduction,
-            "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks),
-        }
+        {"reduction": arguments.adapter_reduction, "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks)}
     )
     return PlannerOptions(
         plans_name=arguments.overwrite_plans_name,

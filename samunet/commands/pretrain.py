@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
         type=Path,
         metavar="FILE",
         help="weights to start from: what samunet_pretrain wrote, or with -d any file in SAM's layout (default: "
-        "random; "
-        "with -d the encoder's own)",
+        "random; with -d the encoder's own)",
     ),
     Flag("--out", type=Path, metavar="FOLDER", help="for checkpoints, log and weights (with -d: among the results)"),
     Group(

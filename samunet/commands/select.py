@@ -26,9 +26,9 @@ _FOLDS = Flag("-f", nargs="+", metavar="FOLD", help="folds (default: all of the 
     PLANS,
     Switch("--json", help="print the summary as JSON instead of a table"),
     WORKERS,
-    description="Gather the validation masks of a model's folds in one folder and score them together: each case as it "
-    "was predicted by the fold that had not seen it. Only cases that splits_final.json names count. A fold that was "
-    "trained on a case which it would validate by now is an error, and so is a case that two folds validate.",
+    description="Gather the validation masks of a model's folds in one folder and score them together: each case as "
+    "it was predicted by the fold that had not seen it. Only cases that splits_final.json names count. A fold that "
+    "was trained on a case which it would validate by now is an error, and so is a case that two folds validate.",
     examples=("samunet_accumulate_crossval_results 027 -c 2d_448 -f 0 1 2",),
 )
 def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
@@ -37,12 +37,7 @@ def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
     from samunet.files import to_json
 
     summary = api.accumulate_crossval_results(
-        arguments.dataset,
-        arguments.c,
-        arguments.f,
-        arguments.p,
-        output=arguments.o,
-        num_workers=workers(arguments),
+        arguments.dataset, arguments.c, arguments.f, arguments.p, output=arguments.o, num_workers=workers(arguments)
     )
     if arguments.json:
         print(to_json(summary).rstrip())
@@ -68,11 +63,10 @@ def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
     Switch("--json", help="print inference_information.json instead of the table"),
     WORKERS,
     description="Compare all trained configurations and their pairs by the Dice of cases that they had not seen, "
-    "choose "
-    "postprocessing for the best, and write the commands that predict with it.",
+    "choose postprocessing for the best, and write the commands that predict with it.",
     examples=("samunet_find_best_configuration 027",),
-    see="[How the best is found](how_commands_work.md#how-the-best-is-found), "
-    "[After training](../guide/after_training.md)",
+    see="[How the best is found](how_commands_work.md#how-the-best-is-found), [After "
+    "training](../guide/after_training.md)",
 )
 def find_best_configuration(arguments: argparse.Namespace) -> None:
     from samunet import api, paths

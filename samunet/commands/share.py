@@ -15,8 +15,8 @@ from samunet.errors import UsageError, quoted
     Flag(
         "name",
         nargs="*",
-        help="one or several of vit_b, vit_l, vit_h (SAM), vit_t (MobileSAM) and medsam, whose encoder is vit_b: train "
-        "with --checkpoint; --list shows all",
+        help="one or several of vit_b, vit_l, vit_h (SAM), vit_t (MobileSAM) and medsam, whose encoder is vit_b: "
+        "train with --checkpoint; --list shows all",
     ),
     Switch("--list", help="show what there is, with sizes and licences, and what of it is here"),
     Flag("--folder", type=Path, help="where to (default: samunet_checkpoints, else ~/.cache/samunet)"),
@@ -87,8 +87,7 @@ def _presence(folder: Path, facts) -> str:
     Switch("--exp_cv_preds", help="also the masks of the folds' validation cases (needs --with_case_ids)"),
     Switch("--force", help="replace an existing file"),
     description="Write trained models of a dataset into one zip, with a manifest of hashes, licence and versions. "
-    "Names "
-    "of cases, paths and logs stay out of it.",
+    "Names of cases, paths and logs stay out of it.",
     examples=("samunet_export_model_to_zip -d 027 -o acdc.zip -licence CC-BY-4.0",),
     see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
@@ -117,12 +116,10 @@ def export_model_to_zip(arguments: argparse.Namespace) -> None:
     Flag("zip", type=Path, help="the file"),
     Flag("-o", type=Path, metavar="FOLDER", help="where to (default: samunet_results)"),
     Switch(
-        "--force",
-        help="replace models of the same names, each with its whole folder; the dataset's other results stay",
+        "--force", help="replace models of the same names, each with its whole folder; the dataset's other results stay"
     ),
     description="Install a model that samunet_export_model_to_zip wrote, and print its folders. Everything in the zip "
-    "is "
-    "checked first, and nothing in it is run.",
+    "is checked first, and nothing in it is run.",
     examples=("samunet_install_pretrained_model_from_zip acdc.zip",),
     see="[Share a model](../guide/share.md#installing)",
     go_on="nothing was installed; start it again",
@@ -139,17 +136,13 @@ def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
     *MODEL,
     Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .onnx; it must not exist"),
     Flag(
-        "-i",
-        type=Path,
-        nargs="+",
-        metavar="INPUT",
-        help="images to compare on (default: the dataset's training cases)",
+        "-i", type=Path, nargs="+", metavar="INPUT", help="images to compare on (default: the dataset's training cases)"
     ),
     PLANS,
     checkpoint(),
     description="Write a trained fold as an ONNX graph, adapters merged, for any batch, and compare both on real "
-    "slices: "
-    "logits that differ by more than 1e-3 are an error, and nothing is written. Needs the packages of samunet[onnx].",
+    "slices: logits that differ by more than 1e-3 are an error, and nothing is written. Needs the packages of "
+    "samunet[onnx].",
     examples=("samunet_export_onnx 027 2d 0 -o acdc.onnx",),
     see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
@@ -185,12 +178,7 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
     from samunet import api
 
     file = api.merge_adapter(
-        arguments.dataset,
-        arguments.configuration,
-        arguments.fold,
-        arguments.o,
-        arguments.p,
-        checkpoint=arguments.chk,
+        arguments.dataset, arguments.configuration, arguments.fold, arguments.o, arguments.p, checkpoint=arguments.chk
     )
     print(file)
 
@@ -217,8 +205,8 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
         help="values that become 0 and 1 (default: -125 275, SAMed's for CT)",
     ),
     Flag("--file_ending", default=".nii.gz", metavar="ENDING", help="of images (default: .nii.gz)"),
-    description="Make a model folder of a checkpoint that SAMed or SAMed_s wrote or published. SAM's own checkpoint of "
-    "the encoder must be in samunet_checkpoints. The network gives SAMed's logits; slices are scaled with their "
+    description="Make a model folder of a checkpoint that SAMed or SAMed_s wrote or published. SAM's own checkpoint "
+    "of the encoder must be in samunet_checkpoints. The network gives SAMed's logits; slices are scaled with their "
     "proportions kept and padded, where SAMed stretches them to a square.",
     examples=(
         "samunet_import_samed epoch_159.pth --encoder vit_b --image_size 512 --num_classes 8",

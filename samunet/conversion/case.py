@@ -14,14 +14,10 @@ from samunet.dataset.check import count_values, grid_differences, unusable
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, write_json
-from samunet.imageio.base import Geometry, Image
+from samunet.imageio.base import Geometry, Image, Segment
 from samunet.imageio.dicom import write_as_nifti
-from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import READERS, ending_of, image_reader_for, mask_ending
-from samunet.imageio.same_grid import Grid, turn_between, turned
-from samunet.imageio.segments import Segment
-from samunet.imageio.simpleitk import joined
-from samunet.imageio.tiff import TIFF_ENDINGS
+from samunet.imageio.registry import READERS, ending_of, image_reader_for, kind_of, mask_ending
+from samunet.imageio.same_grid import Grid, fitted
 from samunet.workers import map_cases
 
 _TEST = "imagesTs: "  # marks test cases, which may have the names of training cases
@@ -101,22 +97,14 @@ class Case:
             ending = mask_ending(file) if kind_of(file) == "volume" else ending_of(file)
             target = folder / f"{self.name}_{channel:04d}{ending}"
             try:
-                content = joined(file) or file.read_bytes()
+                content = image_reader_for(file, READERS[0]).in_one_file(file) or file.read_bytes()
             except OSError as error:
                 raise SamunetError(f"could not read {file}: {error.strerror}", "check that you may read it") from error
             # Content alone: a copy with the permissions of a read-only file could not be replaced later.
             with atomic_path(target) as temporary:
                 temporary.write_bytes(content)
-            if geometry.physical and target.suffix in TIFF_ENDINGS:
+            if geometry.physical and kind_of(target) == "tiff":
                 write_json(target.with_suffix(".json"), {"spacing": list(geometry.spacing)})
-
-
-def kind_of(file: Path) -> str:
-    """``volume``, ``tiff`` or ``picture``, by a file's ending; a DICOM folder is a volume."""
-    ending = ending_of(file)
-    if ending in TIFF_ENDINGS:
-        return "tiff"
-    return "picture" if ending in NaturalImageReader().image_endings else "volume"
 
 
 @dataclass
@@ -238,7 +226,7 @@ def mask_for(found: Inspection, coloured: bool, threshold: float | None) -> RawM
         Grid(case.files[0], shape, geometry)
         for shape, geometry in ((mask.values.shape, mask.geometry), (found.shape, found.geometry))
     )
-    turn = turn_between(own, wanted)
-    if turn is None and mask.values.shape != found.shape:
+    fit = fitted(mask.values, own, wanted)
+    if fit is None and mask.values.shape != found.shape:
         raise SamunetError(f"{case.mask_name} has changed while it was read", "run the same command again")
-    return mask if turn is None else replace(mask, values=turned(mask.values, turn))
+    return mask if fit is None else replace(mask, values=fit)

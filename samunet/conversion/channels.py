@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from samunet.conversion.case import Inspection
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.nifti import NIFTI_ENDINGS
-from samunet.imageio.registry import ending_of
+from samunet.imageio.registry import READERS, ending_of
 
 _COLOURS = ("R", "G", "B")
 _NAMES_HINT = (
@@ -85,6 +84,5 @@ def decide_file_ending(findings: Sequence[Inspection]) -> str:
     if "tiff" in by_kind:
         return ".tif"
     masks = {ending_of(file) for found in findings for file in found.case.masks}
-    # GIPL keeps no direction.
     only = masks.pop() if len(masks) == 1 else None
-    return only if only in (*NIFTI_ENDINGS, ".nrrd", ".mha") else ".nii.gz"
+    return only if any(only in reader.directed_endings for reader in READERS) else ".nii.gz"

@@ -19,8 +19,7 @@ from samunet.dataset.description import description_from_json
 from samunet.dataset.names import unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.nrrd import NRRD_ENDINGS
-from samunet.imageio.registry import ending_of
+from samunet.imageio.registry import ending_of, may_have_segments
 from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
@@ -172,7 +171,7 @@ def make_draft(
     if not training:
         raise_problems(problems, where)
         raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
-    named = coding.class_files or any((case.mask_name or "").lower().endswith(NRRD_ENDINGS) for case in training)
+    named = coding.class_files or any(may_have_segments(case.mask_name or "") for case in training)
     if coding.paint_in_order and not named:
         raise UsageError(
             "--paint_in_order says which of several files covers the others, but masks are one file per case",

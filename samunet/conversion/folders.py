@@ -13,7 +13,7 @@ from samunet.conversion.pairing import Pairs, find_pairs, group_by_pattern
 from samunet.conversion.patterns import names_in
 from samunet.dataset.problems import shortened
 from samunet.errors import UsageError
-from samunet.imageio.tiff import TIFF_ENDINGS
+from samunet.imageio.registry import is_companion
 
 log = logging.getLogger(__name__)
 
@@ -115,4 +115,4 @@ def _check_classes(masks: str, training: Pairs, coding: CodingOptions) -> None:
 
 def _states_spacing(file: Path) -> bool:
     """Whether a file belongs to a TIFF beside it, whose spacing it states."""
-    return file.suffix == ".json" and any(file.with_suffix(ending).is_file() for ending in TIFF_ENDINGS)
+    return is_companion(file)

@@ -11,14 +11,12 @@ import numpy as np
 from samunet.dataset.check import count_values
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry, to_label
-from samunet.imageio.nrrd import NRRD_ENDINGS, read_nrrd
+from samunet.imageio.base import Geometry, Segment, Segmentation
 from samunet.imageio.pictures import PICTURE_GEOMETRY
-from samunet.imageio.registry import READERS, ending_of, image_reader_for
-from samunet.imageio.same_grid import Grid, difference, turn_between, turned
-from samunet.imageio.segments import Segment, drawn, on_grid, segments_of
+from samunet.imageio.registry import READERS, image_reader_for, is_lossy, kind_of
+from samunet.imageio.same_grid import Grid, difference, fitted
+from samunet.imageio.segments import drawn
 
-_LOSSY = (".jpg", ".jpeg")
 _JPEG_START = b"\xff\xd8"
 _LOSSLESS = "export the masks again without loss, as PNG; converting this file keeps its wrong values"
 
@@ -81,9 +79,10 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     _refuse_jpeg(file)
     if as_colours:
         return _read_colours(file)
-    if ending_of(file) in NRRD_ENDINGS:
-        return _read_nrrd(file)
     reader = image_reader_for(file, READERS[0])
+    segmentation = reader.read_segmentation(file)
+    if segmentation is not None:
+        return _named(segmentation, file)
     try:
         values, geometry = reader.read_label(file)
     except SamunetError:
@@ -93,16 +92,12 @@ def read_mask(file: Path, *, as_colours: bool = False, threshold: float | None =
     return RawMask(values, geometry, palette=_palette(file, values))
 
 
-def _read_nrrd(file: Path) -> RawMask:
-    """A label map, or a segmentation of 3D Slicer's, whose structures have names."""
-    nrrd = read_nrrd(file)
-    segments = segments_of(nrrd.keys, len(nrrd.voxels), file)
-    if not segments:
-        return RawMask(to_label(nrrd.voxels, file), nrrd.geometry)
-    numbers, meanings = drawn(nrrd.voxels, segments, file)
+def _named(segmentation: Segmentation, file: Path) -> RawMask:
+    """A segmentation of 3D Slicer's, whose structures have names."""
+    numbers, meanings = drawn(segmentation.layers, segmentation.segments, file)
     if meanings[0]:
         numbers, meanings = numbers + 1, [(), *meanings]
-    return RawMask(numbers.astype(np.int32), nrrd.geometry, segments=meanings)
+    return RawMask(numbers.astype(np.int32), segmentation.geometry, segments=meanings)
 
 
 def join_class_files(files: Sequence[tuple[str, Path]], threshold: float | None) -> RawMask:
@@ -124,10 +119,11 @@ def join_class_files(files: Sequence[tuple[str, Path]], threshold: float | None)
         if first is None:
             first, values = own, np.zeros(own.shape, np.int32)
         # Where it cannot be turned to the first's grid, its own place is compared with the image's.
-        found, turn = difference(own, first), turn_between(own, first)
-        if found is not None and found.kind == "shape":
+        fit = fitted(inside, own, first)
+        if fit is None and own.shape != first.shape:
+            found = difference(own, first)
             raise SamunetError(found.text, found.fix)
-        inside = inside if turn is None else turned(inside, turn)
+        inside = inside if fit is None else fit
         segment = Segment(name, order.index(name) + 1, 0)
         before = values[inside]
         table = np.arange(len(meanings), dtype=np.int32)
@@ -135,7 +131,7 @@ def join_class_files(files: Sequence[tuple[str, Path]], threshold: float | None)
             if segment not in there and (before == number).any():
                 table[number] = meanings.setdefault((*there, segment), len(meanings))
         values[inside] = table[before]
-        parts.append((file, mask.geometry if turn is None else first.geometry))
+        parts.append((file, mask.geometry if fit is None else first.geometry))
         below |= mask.below
     return RawMask(values, parts[0][1], parts=tuple(parts), below=below, segments=list(meanings))
 
@@ -154,7 +150,7 @@ def drawn_on(mask: RawMask, shape: tuple[int, ...], geometry: Geometry) -> RawMa
     """A segmentation, which Slicer crops to what is drawn, on the grid of its image; other masks as they are."""
     if mask.segments is None or mask.parts or mask.values.shape == shape:
         return mask
-    values = on_grid(mask.values, mask.geometry, shape, geometry)
+    values = fitted(mask.values, Grid(Path(), mask.values.shape, mask.geometry), Grid(Path(), shape, geometry))
     return mask if values is None else replace(mask, values=values, geometry=geometry)
 
 
@@ -164,7 +160,7 @@ def _refuse_jpeg(file: Path) -> None:
             start = stream.read(2)
     except OSError as error:
         raise SamunetError(f"could not read {file}: {error.strerror}", "check that you may read it") from error
-    if ending_of(file) in _LOSSY or start == _JPEG_START:
+    if is_lossy(file) or start == _JPEG_START:
         raise SamunetError(
             f"{file} is a JPEG, which changes label values",
             f"{_LOSSLESS}; where one structure is drawn in white on black and they are all there is: --threshold 127",
@@ -172,7 +168,7 @@ def _refuse_jpeg(file: Path) -> None:
 
 
 def _is_colour_picture(file: Path) -> bool:
-    if not _is_picture(file):
+    if kind_of(file) == "volume":
         return False
     try:
         return image_reader_for(file, READERS[0]).count_channels(file) == 3
@@ -180,12 +176,8 @@ def _is_colour_picture(file: Path) -> bool:
         return False
 
 
-def _is_picture(file: Path) -> bool:
-    return ending_of(file) in (".png", ".bmp", ".tif", ".tiff")
-
-
 def _read_colours(file: Path) -> RawMask:
-    if ending_of(file) == ".png":
+    if kind_of(file) == "picture":
         drawn = _drawn_on_nothing(file)
         if drawn is not None:
             return drawn
@@ -228,7 +220,7 @@ def _drawn_on_nothing(file: Path) -> RawMask | None:
 
 def _palette(file: Path, values: np.ndarray) -> dict[int, int]:
     """Colours of a palette's indices; empty for files without palette (those of TIFF are not looked at)."""
-    if ending_of(file) not in (".png", ".bmp"):
+    if kind_of(file) != "picture":
         return {}
     from PIL import Image as pillow
 

@@ -13,13 +13,7 @@ from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError, printable
 from samunet.imageio.base import Reader
 from samunet.imageio.dicom import is_dicom_folder, patient_id
-from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import READERS, ending_of, image_reader_for
-from samunet.imageio.tiff import TIFF_ENDINGS, Tiff3DReader
-
-MASK_ENDINGS = sorted({ending for reader in READERS for ending in reader.endings})
-# Pictures store grey as equal colours and colours as channels, so only their pixels show whether they fit.
-_FITTING = (NaturalImageReader, Tiff3DReader)
+from samunet.imageio.registry import MASK_ENDINGS, companions, ending_of, image_reader_for
 
 _LEVELS = 3  # of folders between a patient's and a series' files, such as studies
 
@@ -196,8 +190,7 @@ def mask_files(folder: Path) -> dict[str, Path]:
 
 def with_sidecar(mask: Path) -> list[Path]:
     """A mask and, of a TIFF volume, the JSON file beside it that states its spacing."""
-    sidecar = mask.with_suffix(".json")
-    return [mask, sidecar] if mask.suffix.lower() in TIFF_ENDINGS and sidecar.is_file() else [mask]
+    return [mask, *companions(mask)]
 
 
 def channel_gaps(cases: Mapping[str, Iterable[int | None]]) -> list[Problem]:
@@ -251,7 +244,8 @@ def number_problem(
         count = sum(reader.count_channels(file) for reader, file in zip(readers, files))
         if count == expected:
             return None
-        if expected / len(files) in (1, 3) and all(isinstance(reader, _FITTING) for reader in readers):
+        # Pictures store grey as equal colours and colours as channels, so only their pixels show whether they fit.
+        if expected / len(files) in (1, 3) and all(reader.fits_channels for reader in readers):
             if thorough:
                 readers[0].read_image(files, channels=expected)
             return None

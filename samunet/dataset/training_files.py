@@ -12,8 +12,7 @@ from samunet.dataset.description import CaseFiles, Description
 from samunet.dataset.names import case_and_channel, ending_in, one_spelling, unusable_names
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import printable
-from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.registry import IN_ONE_FILE
+from samunet.imageio.registry import IN_ONE_FILE, READERS
 
 Found = tuple[dict[str, Case], list[Problem]]
 
@@ -89,10 +88,10 @@ def _left_alone(folder: Path, listed: list[Path], endings: Sequence[str]) -> lis
 
 def image_endings(description: Description) -> tuple[str, ...]:
     """Endings that images of a dataset may have: those of its reader, and of all pictures if it holds pictures."""
-    pictures = NaturalImageReader().image_endings
+    pictures = [ending for one in READERS if one.kind == "picture" for ending in one.image_endings]
     endings = description.reader.image_endings
     if description.reader_override is None and set(endings) & set(pictures):
-        endings += pictures
+        endings = (*endings, *pictures)
     return tuple(dict.fromkeys(endings))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Required
 import numpy as np
 from typing_extensions import TypedDict  # pydantic needs this before Python 3.12
 
-from samunet.dataset.cases import MASK_ENDINGS, mask_files, visible
+from samunet.dataset.cases import mask_files, visible
 from samunet.dataset.description import description_from_json
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import ending_in
@@ -25,7 +25,7 @@ from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
 from samunet.files import read_as, read_json
 from samunet.imageio.base import Geometry, Reader
-from samunet.imageio.registry import image_reader_for, reader_for
+from samunet.imageio.registry import MASK_ENDINGS, image_reader_for, reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.tables import number, text_table
 from samunet.workers import map_cases
@@ -126,9 +126,11 @@ def read_pair(
     prediction, prediction_geometry = image_reader_for(prediction_file, reader).read_label(prediction_file)
     reference, reference_geometry = image_reader_for(reference_file, reader).read_label(reference_file)
     own = Grid(prediction_file, prediction.shape, prediction_geometry)
-    prediction = on_grid(
-        prediction, own, Grid(reference_file, reference.shape, reference_geometry), tolerate_geometry
-    )  # fmt: skip
+    first = Grid(reference_file, reference.shape, reference_geometry)
+    if reference_geometry.cropped and not prediction_geometry.cropped:
+        reference = on_grid(reference, first, own, tolerate_geometry)
+    else:
+        prediction = on_grid(prediction, own, first, tolerate_geometry)
     if known is not None:
         known.check(np.unique(prediction).tolist(), prediction_file)
         known.check(np.unique(reference).tolist(), reference_file)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,10 +39,11 @@ class Geometry:
         direction: ITK's direction cosines, row by row; 4 or 9 numbers.
         dimension: The file's own number of axes, 2 or 3.
         placed: False where the file does not say which way its axes run; ``direction`` then means nothing.
-        nifti: Orientation part of a NIfTI header (see :mod:`samunet.imageio.nifti`); None for other formats.
-        nrrd: Lines of a NRRD header that place the voxels (see :mod:`samunet.imageio.nrrd`); None for other formats.
-        stored: Geometry of the file itself, where a reader presents the voxels in another axis order (see
-            :mod:`samunet.imageio.reorient`); None where the array has the file's axes.
+        nifti: Of a NIfTI file, a header with size and place alone, in hexadecimal (:mod:`samunet.imageio.nifti`).
+        nrrd: Of a NRRD file, the lines of its header that place the voxels (:mod:`samunet.imageio.nrrd`).
+        reorient: Whether the dataset asks for volumes to be turned to one orientation before anything else, however
+            oblique they are (nnU-Net's readers named ``...WithReorient``).
+        cropped: Of a segmentation that may cover a part of its image's grid alone, as 3D Slicer saves them.
     """
 
     spacing: tuple[float, float, float]
@@ -51,9 +52,10 @@ class Geometry:
     direction: tuple[float, ...]
     dimension: int
     placed: bool = True
-    nifti: tuple[float, ...] | None = None
+    nifti: str | None = None
     nrrd: tuple[str, ...] | None = None
-    stored: Geometry | None = None
+    reorient: bool = False
+    cropped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As a plain dict; numbers survive JSON bit for bit."""
@@ -62,18 +64,7 @@ class Geometry:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Geometry:
         """Inverse of :meth:`to_json`."""
-        nifti, nrrd, stored = data["nifti"], data["nrrd"], data["stored"]
-        return Geometry(
-            spacing=_floats(data["spacing"]),
-            physical=bool(data["physical"]),
-            origin=_floats(data["origin"]),
-            direction=_floats(data["direction"]),
-            dimension=int(data["dimension"]),
-            placed=bool(data["placed"]),
-            nifti=None if nifti is None else _floats(nifti),
-            nrrd=None if nrrd is None else tuple(nrrd),
-            stored=None if stored is None else Geometry.from_json(stored),
-        )
+        return Geometry(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
 
 
 @dataclass
@@ -84,21 +75,56 @@ class Image:
     geometry: Geometry
 
 
+class Segment(NamedTuple):
+    """A segment: its name, the value of its voxels, and the layer that they are in."""
+
+    name: str
+    value: int
+    layer: int
+
+
+class Segmentation(NamedTuple):
+    """Named segments, and the layers ``(layers, z, y, x)`` that they are drawn in."""
+
+    layers: np.ndarray
+    geometry: Geometry
+    segments: tuple[Segment, ...]
+
+
 class Reader(ABC):
     """Reads images and labels of some file endings and writes labels. Upper-case endings are opened as well.
 
+    Nothing else knows a format: what others need is told by these attributes, mostly through
+    :mod:`samunet.imageio.registry`.
+
     Attributes:
         name: As ``overwrite_image_reader_writer`` in dataset.json names it.
+        kind: ``volume``, ``tiff`` (stacks and pictures) or ``picture``.
         endings: Lower-case endings of labels and masks, with the leading dot.
+        read_only: Endings of images alone, lossy or with voxels in another file; and the ending of their masks.
+        directed_endings: Those of ``endings`` whose files say which way their axes run.
+        segment_endings: Those of files that may hold named segments (:meth:`read_segmentation`).
+        companions: By ending, those of files beside an image that are read along with it.
+        opens_folders: Whether a folder with DICOM files is an image.
+        fits_channels: Whether grey is repeated for three channels, and equal colours are one channel.
+        reorients: Whether volumes are turned to one orientation before anything else (``Geometry.reorient``).
     """
 
     name: str
+    kind: str = "volume"
     endings: tuple[str, ...]
+    read_only: Mapping[str, str] = {}
+    directed_endings: tuple[str, ...] = ()
+    segment_endings: tuple[str, ...] = ()
+    companions: Mapping[str, tuple[str, ...]] = {}
+    opens_folders: bool = False
+    fits_channels: bool = False
+    reorients: bool = False
 
     @property
     def image_endings(self) -> tuple[str, ...]:
-        """Endings that are opened as images: those of labels, and lossy ones that no label may have."""
-        return self.endings
+        """Endings that are opened as images."""
+        return (*self.endings, *self.read_only)
 
     @abstractmethod
     def read_image(
@@ -145,6 +171,22 @@ class Reader(ABC):
         Raises:
             SamunetError: If it cannot.
         """
+
+    def read_segmentation(self, file: Path) -> Segmentation | None:
+        """A file with named segments in layers (:mod:`samunet.imageio.segments`); None if it is a plain label map.
+
+        Raises:
+            SamunetError: As :meth:`read_label`.
+        """
+        return None
+
+    def in_one_file(self, file: Path) -> bytes | None:
+        """A header and the voxels in another file as the content of one; None for a file that is whole.
+
+        Raises:
+            SamunetError: If the header is damaged, or the other file is missing.
+        """
+        return None
 
     @abstractmethod
     def count_channels(self, file: Path) -> int:
@@ -280,8 +322,3 @@ def _wrong_channels(files: Sequence[Path], got: int, expected: int) -> SamunetEr
         f"{what} {got} channel{'s' * (got != 1)}, but channel_names in dataset.json lists {expected}",
         "give one file per channel (case_0000, case_0001, ...) or one file that holds exactly these channels",
     )
-
-
-def _floats(values: Sequence[float | None]) -> tuple[float, ...]:
-    # JSON has no NaN; a header field that nobody reads may hold one, and comes back from the file as null.
-    return tuple(float("nan") if value is None else float(value) for value in values)

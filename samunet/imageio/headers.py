@@ -98,7 +98,7 @@ def geometry_of(
     *,
     placed: bool,
     nrrd: tuple[str, ...] | None = None,
-    nifti: tuple[float, ...] | None = None,
+    nifti: str | None = None,
 ) -> Geometry:
     """A file's geometry, checked.
 

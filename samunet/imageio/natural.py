@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -26,13 +25,11 @@ from samunet.imageio.base import (
 )
 from samunet.imageio.border import check_size, reading
 from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
+from samunet.workers import warn_once
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-log = logging.getLogger(__name__)
-
-_LOSSY_ENDINGS = (".jpg", ".jpeg")
 # MPO is what many telephones write into .jpg: a JPEG picture with a second one behind it.
 _LOSSY_FORMATS = ("JPEG", "MPO")
 _FORMATS = ("PNG", "BMP", "JPEG")
@@ -42,7 +39,6 @@ _ALPHA = ("LA", "RGBA")
 # Pillow stretches PNG's grey of 2 and 4 bits to 0...255.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _EXIF_ORIENTATION = 0x0112
-_said_turned: set[Path] = set()
 # The largest numbers that a mask may have.
 _WIDEST = {".png": np.uint16, ".bmp": np.uint8}
 _SAVE_LABEL = (
@@ -59,12 +55,10 @@ class NaturalImageReader(Reader):
     """
 
     name = "NaturalImage2DIO"
+    kind = "picture"
     endings = (".png", ".bmp", *tiff.TIFF_ENDINGS)
-
-    @property
-    def image_endings(self) -> tuple[str, ...]:
-        """JPEG too: it is read, but never written, and no label may have it, since it changes values."""
-        return (*self.endings, *_LOSSY_ENDINGS)
+    read_only: ClassVar = {".jpg": ".png", ".jpeg": ".png"}  # lossy: no label may have such values
+    fits_channels = True
 
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
@@ -187,13 +181,10 @@ def _as_shown(picture: Picture, file: Path) -> Picture:
 
     if picture.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1):
         return picture
-    if file.parent not in _said_turned:
-        _said_turned.add(file.parent)
-        log.warning(
-            "%s: photographs that are stored turned (EXIF), such as %s, are read as they are shown; their masks must "
-            "be drawn on what is shown",
-            file.parent, file.name,
-        )  # fmt: skip
+    warn_once(
+        f"{file.parent}: photographs that are stored turned (EXIF) are read as they are shown; their masks must be "
+        "drawn on what is shown"
+    )
     return ImageOps.exif_transpose(picture)
 
 

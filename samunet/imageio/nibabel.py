@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,12 +16,11 @@ class NibabelReader(SimpleITKReader):
     """NIfTI alone. The array is that of SimpleITKIO; axes that are not at right angles are taken as they are."""
 
     name = "NibabelIO"
-    endings = NIFTI_ENDINGS
-
-    @property
-    def image_endings(self) -> tuple[str, ...]:
-        """NIfTI alone."""
-        return self.endings
+    endings = directed_endings = NIFTI_ENDINGS
+    read_only: ClassVar = {}
+    segment_endings = ()
+    companions: ClassVar = {}
+    opens_folders = False
 
     def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """See :meth:`SimpleITKReader.read_voxels`."""

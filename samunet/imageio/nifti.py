@@ -32,10 +32,9 @@ _LONGEST_HEADER = 540
 _VOXEL_TYPES = {"float32", "float64"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _FLAT = 1e-3  # volume between three axes of length 1
 _MOST_BEFORE = 64 << 20  # bytes before the voxels: extensions of the header
-# Behind the version and pixdim[0:4]; the order is that of the numbers in stored geometries.
-_SCALARS = ("xyzt_units", "qform_code", "sform_code", *(f"quatern_{axis}" for axis in "bcd"))
-_SCALARS += tuple(f"qoffset_{axis}" for axis in "xyz")
-_ROWS = ("srow_x", "srow_y", "srow_z")
+# Fields of a header that say where the voxels lie.
+_PLACING = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
+_PLACING += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 # The format's codes for metres and micrometres; everything else counts as millimetres.
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
 # NIfTI's x and y point to the right and forwards, ITK's to the left and backwards.
@@ -48,13 +47,13 @@ class Nifti(NamedTuple):
     Attributes:
         voxels: ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them).
         dimension: The file's own number of axes without those of channels, 2 or 3.
-        orientation: The version of the format and the 25 numbers of the header that :func:`write_nifti` restores.
-        header: What ITK may see of the file: a NIfTI-1 header with nothing but sizes and place; of NIfTI-2 nothing.
+        version: 1 or 2.
+        header: A header with nothing but sizes and place, which :func:`write_nifti` restores.
     """
 
     voxels: np.ndarray
     dimension: int
-    orientation: tuple[float, ...]
+    version: int
     header: bytes
 
 
@@ -88,9 +87,7 @@ def read_nifti(file: Path) -> Nifti:
         with np.errstate(over="ignore", invalid="ignore"):
             voxels *= slope
             voxels += intercept
-    parts = [header["pixdim"][:4], *(header[name] for name in _SCALARS + _ROWS)]
-    orientation = (float(_version(header)), *(float(number) for part in parts for number in np.ravel(part)))
-    return Nifti(voxels, min(number, 3), orientation, _bare(header, sizes))
+    return Nifti(voxels, min(number, 3), _version(header), _bare(header, sizes))
 
 
 def count_nifti_channels(file: Path) -> int:
@@ -113,7 +110,7 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
         SamunetError: If the spacing is not positive, or an axis has no direction.
     """
     dimension = image.dimension
-    header = _header(image.orientation, image.voxels.shape[: -dimension - 1 : -1])
+    header = _parse_header(image.header, file)
     scale = _scale(header)
     spacing = tuple(abs(float(side)) * scale for side in header["pixdim"][dimension:0:-1])
     check_spacing(spacing, file, "pixdim")
@@ -136,49 +133,39 @@ def affine_geometry(image: Nifti, file: Path) -> Geometry:
         origin=tuple((_TO_ITK @ affine[:3, 3] * scale)[:dimension].tolist()),
         direction=tuple((columns / lengths)[:dimension, :dimension].ravel().tolist()),
         dimension=dimension,
-        placed=states_axes(image.orientation),
-        nifti=image.orientation,
+        placed=states_axes(header),
+        nifti=image.header.hex(),
     )
 
 
-def states_axes(orientation: tuple[float, ...]) -> bool:
+def states_axes(header: Nifti1Header) -> bool:
     """Whether a header says which way its axes run: ``qform_code`` or ``sform_code`` is not 0."""
-    first = 1 + 4  # behind the version and pixdim[0:4]
-    return any(orientation[first + _SCALARS.index(code)] for code in ("qform_code", "sform_code"))
+    return bool(header["qform_code"] or header["sform_code"])
 
 
-def write_nifti(array: np.ndarray, file: Path, orientation: tuple[float, ...]) -> None:
-    """Write an array atomically with an orientation that was read from another file.
+def write_nifti(array: np.ndarray, file: Path, header: str) -> None:
+    """Write an array atomically where the voxels of another file lie.
 
     Args:
         array: ``(z, y, x)`` or ``(y, x)`` of an unsigned integer type.
         file: ``.nii`` or ``.nii.gz``.
-        orientation: Of a :class:`Nifti`; its version of the format is written.
+        header: ``Geometry.nifti``; its version of the format is written.
     """
     from nibabel import Nifti1Image, Nifti2Image
 
-    image = (Nifti2Image if orientation[0] == 2 else Nifti1Image)(array.T, None, dtype=array.dtype)
+    source = _parse_header(bytes.fromhex(header), file)
+    image = (Nifti2Image if _version(source) == 2 else Nifti1Image)(array.T, None, dtype=array.dtype)
     # Set in the finished image: its constructor would "repair" unusual values of a given header.
-    _restore(image.header, orientation)
+    for name in _PLACING:
+        image.header[name] = source[name]
     content = image.to_bytes()
     with atomic_path(file) as temporary:
         temporary.write_bytes(gzip.compress(content, 6, mtime=0) if file.name.lower().endswith(".gz") else content)
 
 
-def _header(orientation: tuple[float, ...], sizes: tuple[int, ...]) -> Nifti1Header:
-    from nibabel import Nifti1Header, Nifti2Header
-
-    header = (Nifti2Header if orientation[0] == 2 else Nifti1Header)()
-    header.set_data_shape(sizes)
-    _restore(header, orientation)
-    return header
-
-
-def _restore(header: Nifti1Header, orientation: tuple[float, ...]) -> None:
-    header["pixdim"][:4] = orientation[1:5]
-    values = [*orientation[5:14], *np.reshape(orientation[14:], (3, 4))]
-    for name, value in zip(_SCALARS + _ROWS, values, strict=True):
-        header[name] = value
+def parse_header(geometry_header: str) -> Nifti1Header:
+    """The header in ``Geometry.nifti``."""
+    return _parse_header(bytes.fromhex(geometry_header), Path())
 
 
 def _scale(header: Nifti1Header) -> float:
@@ -186,18 +173,14 @@ def _scale(header: Nifti1Header) -> float:
 
 
 def _bare(header: Nifti1Header, sizes: list[int]) -> bytes:
-    """A NIfTI-1 header, uncompressed and without any text, that says the same of size and place."""
-    from nibabel import Nifti1Header
-
-    if _version(header) == 2:
-        return b""
-    bare = Nifti1Header()
-    for name in ("intent_code", "datatype", "bitpix", "pixdim", *_SCALARS, *_ROWS):
+    """A header, uncompressed and without any text, that says the same of size and place."""
+    bare = type(header)()
+    for name in ("intent_code", "datatype", "bitpix", *_PLACING):
         bare[name] = header[name]
     bare["dim"] = [len(sizes), *sizes, *[1] * (7 - len(sizes))]
     bare["pixdim"][4:] = 1
-    bare["vox_offset"], bare["magic"] = bare["sizeof_hdr"] + 4, b"n+1"
-    return bare.binaryblock + bytes(4)
+    bare["vox_offset"], bare["magic"] = bare["sizeof_hdr"] + 4, f"n+{_version(header)}".encode()
+    return bare.binaryblock
 
 
 def _parse_header(content: bytes, file: Path) -> Nifti1Header:

@@ -10,7 +10,6 @@ from samunet.imageio.base import Reader
 from samunet.imageio.dicom import is_dicom_folder
 from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.nibabel import NibabelReader
-from samunet.imageio.reorient import NibabelReorientingReader, ReorientingReader, SimpleITKReorientingReader
 from samunet.imageio.simpleitk import SimpleITKReader
 from samunet.imageio.tiff import Tiff3DReader
 
@@ -20,11 +19,16 @@ READERS: tuple[Reader, ...] = (
     Tiff3DReader(),
     NaturalImageReader(),
     NibabelReader(),
-    NibabelReorientingReader(),
-    SimpleITKReorientingReader(),
+    SimpleITKReader(reorients=True),
+    NibabelReader(reorients=True),
 )
-# Of headers with separate voxels, which are read but not written: the same format in one file.
-IN_ONE_FILE = {".mhd": ".mha", ".nhdr": ".nrrd"}
+MASK_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.endings))
+# Read but not written, and what their masks are written as.
+READ_ONLY = {ending: mask for reader in READERS for ending, mask in reader.read_only.items()}
+# Of headers with separate voxels: the same format in one file.
+IN_ONE_FILE = {
+    ending: mask for reader in READERS if reader.kind == "volume" for ending, mask in reader.read_only.items()
+}
 _IMAGE_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.image_endings))
 
 
@@ -89,13 +93,12 @@ def image_reader_for(path: Path, preferred: Reader) -> Reader:
     """
     path = Path(path)
     ending = _image_ending(path)
-    opens_folders = isinstance(preferred, SimpleITKReader) and not isinstance(preferred, NibabelReader)
-    if opens_folders if ending is None else ending in preferred.image_endings:
-        return preferred
-    able = [reader for reader in READERS if ending is None or ending in reader.image_endings]
-    turning = [reader for reader in able if isinstance(reader, ReorientingReader)]
-    # The last of them opens all formats of volumes.
-    return turning[-1] if turning and isinstance(preferred, ReorientingReader) else able[0]
+    able = [
+        reader
+        for reader in (preferred, *READERS)
+        if (reader.opens_folders if ending is None else ending in reader.image_endings)
+    ]
+    return next((reader for reader in able if reader.reorients == preferred.reorients), able[0])
 
 
 def mask_ending(image: Path) -> str:
@@ -109,7 +112,40 @@ def mask_ending(image: Path) -> str:
     ending = _image_ending(Path(image))
     if ending is None:
         return ".nii.gz"
-    return ending if any(ending in reader.endings for reader in READERS) else IN_ONE_FILE.get(ending, ".png")
+    return READ_ONLY.get(ending, ending)
+
+
+def kind_of(path: Path) -> str:
+    """``volume``, ``tiff`` or ``picture``, by a file's ending; a DICOM folder is a volume."""
+    ending = ending_of(path)
+    return next((reader.kind for reader in READERS if ending in reader.image_endings), "volume")
+
+
+def may_have_segments(name: str) -> bool:
+    """Whether a file of that name may hold named segments."""
+    return any(name.lower().endswith(reader.segment_endings) for reader in READERS)
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether no label may have a file's ending, since its format changes values."""
+    return kind_of(path) == "picture" and ending_of(path) in READ_ONLY
+
+
+def companions(path: Path) -> list[Path]:
+    """Files beside an image or a mask that are read along with it, such as the JSON with a TIFF volume's spacing."""
+    path = Path(path)
+    endings = {ending: beside for reader in READERS for ending, beside in reader.companions.items()}
+    found = (path.with_suffix(ending) for ending in endings.get(path.suffix.lower(), ()))
+    return [file for file in found if file.is_file()]
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file lies beside an image or a mask that it is read along with."""
+    return any(
+        path in companions(path.with_suffix(ending)) and path.with_suffix(ending).is_file()
+        for reader in READERS
+        for ending in reader.companions
+    )
 
 
 def _image_ending(path: Path) -> str | None:

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 # After a flip the first voxel was the last: rounded spacings add up on the way. A share of the smallest pixel side.
 _FLIPPED_TOLERANCE = 0.02
 
+# Of a voxel: how far a cropped grid may lie beside its image's.
+_OFF_GRID = 0.01
+
 # By axis z, y, x of a grid: the axis of another one that it is, and whether that runs backwards.
 Turn = tuple[tuple[int, ...], tuple[bool, ...]]
 
@@ -60,7 +63,7 @@ class Difference:
 
 
 def on_grid(voxels: np.ndarray, own: Grid, first: Grid, tolerate_geometry: bool = False) -> np.ndarray:
-    """Voxels of a file on the grid of another: themselves, or a view with axes swapped and flipped.
+    """Voxels of a file on the grid of another: themselves, a view with axes swapped and flipped, or a part put there.
 
     Pictures and TIFF files have no place, and need the same shape only.
 
@@ -73,16 +76,27 @@ def on_grid(voxels: np.ndarray, own: Grid, first: Grid, tolerate_geometry: bool 
     Raises:
         SamunetError: If the grids differ; the hint says how to repair that, or to tolerate it.
     """
-    turn = turn_between(own, first)
-    if turn is not None:
-        return turned(voxels, turn)
+    fit = fitted(voxels, own, first)
+    if fit is not None:
+        return fit
     found = difference(own, first)
-    if found is None:
-        return voxels
     if not (tolerate_geometry and found.tolerable):
         raise SamunetError(found.text, found.fix)
     log.warning("%s: %s is used, as --tolerate_geometry asks", found.text, _name(first, own))
     return voxels
+
+
+def fitted(voxels: np.ndarray, own: Grid, first: Grid) -> np.ndarray | None:
+    """As :func:`on_grid`; None if the grids differ."""
+    turn = turn_between(own, first)
+    if turn is not None:
+        axes, flips = turn
+        lead = voxels.ndim - 3
+        swapped = voxels.transpose(*range(lead), *(lead + axis for axis in axes))
+        return swapped[(..., *(slice(None, None, -1 if flip else 1) for flip in flips))]
+    if difference(own, first) is None:
+        return voxels
+    return _uncropped(voxels, own.geometry, first) if own.geometry.cropped else None
 
 
 def difference(own: Grid, first: Grid) -> Difference | None:
@@ -123,14 +137,6 @@ def difference(own: Grid, first: Grid) -> Difference | None:
     return None
 
 
-def turned(voxels: np.ndarray, turn: Turn) -> np.ndarray:
-    """A view of ``([channels,] z, y, x)`` on another grid, as :func:`turn_between` found it."""
-    axes, flips = turn
-    lead = voxels.ndim - 3
-    swapped = voxels.transpose(*range(lead), *(lead + axis for axis in axes))
-    return swapped[(..., *(slice(None, None, -1 if flip else 1) for flip in flips))]
-
-
 def turn_between(own: Grid, first: Grid) -> Turn | None:
     """By axis ``z, y, x`` of ``first``: the axis of ``own`` that it is, and whether that runs backwards.
 
@@ -163,6 +169,33 @@ def turn_between(own: Grid, first: Grid) -> Turn | None:
     axes = (*range(3 - dimension), *(2 - int(axis) for axis in source[::-1]))
     flips = (*(False for _ in range(3 - dimension)), *(bool(flip) for flip in backwards[::-1]))
     return (axes, flips) if tuple(own.shape[axis] for axis in axes) == tuple(first.shape) else None
+
+
+def _uncropped(label: np.ndarray, own: Geometry, first: Grid) -> np.ndarray | None:
+    """A cropped label ``(z, y, x)`` where it lies in its image's grid; None if it is of another grid.
+
+    What is 0 may lie outside the image; what is drawn may not.
+    """
+    geometry, shape = first.geometry, first.shape
+    if not (own.dimension == geometry.dimension == 3 and own.physical and geometry.physical):
+        return None
+    same_spacing = np.allclose(own.spacing, geometry.spacing, rtol=SPACING_TOLERANCE, atol=0)
+    if not (same_spacing and np.allclose(own.direction, geometry.direction, rtol=0, atol=PLACE_TOLERANCE)):
+        return None
+    offset = np.subtract(own.origin, geometry.origin) @ np.reshape(geometry.direction, (3, 3))
+    steps = (offset / geometry.spacing[::-1])[::-1]
+    start = np.rint(steps).astype(int)
+    if np.abs(steps - start).max() > _OFF_GRID:
+        return None
+    low, high = np.maximum(start, 0), np.minimum(start + label.shape, shape)
+    if np.any(low >= high):
+        return None if label.any() else np.zeros(shape, label.dtype)
+    inside = label[tuple(slice(*ends) for ends in zip(low - start, high - start))]
+    if np.count_nonzero(label) != np.count_nonzero(inside):
+        return None
+    placed = np.zeros(shape, label.dtype)
+    placed[tuple(slice(*ends) for ends in zip(low, high))] = inside
+    return placed
 
 
 def _name(first: Grid, own: Grid) -> str:

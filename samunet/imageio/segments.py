@@ -5,26 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.imageio.base import Geometry
+from samunet.imageio.base import Segment
 from samunet.imageio.headers import integers, wrong
 
 _KEY = re.compile(r"Segment(\d{1,4})_(Name|LabelValue|Layer)")
 _CONVERT = "samunet_make_dataset reads it by the names of its segments; or export it from Slicer as a label map"
-# Of a voxel: how far a cropped grid may lie beside its image's.
-_OFF_GRID = 0.01
 
 
-class Segment(NamedTuple):
-    """A segment: its name, the value of its voxels, and the channel of the file that they are in."""
-
-    name: str
-    value: int
-    layer: int
+def has_segments(keys: Mapping[str, str]) -> bool:
+    """Whether a NRRD file's own keys describe segments."""
+    return any(_KEY.fullmatch(key) for key in keys)
 
 
 def segments_of(keys: Mapping[str, str], layers: int, file: Path) -> tuple[Segment, ...]:
@@ -99,29 +93,3 @@ def flat(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> np.ndar
         what = " and ".join(one.name for one in both) + " overlap" if both else "some share a value"
         raise SamunetError(f"{file} is a segmentation in layers that are no label map: {what}", _CONVERT)
     return np.array([found[0].value if found else 0 for found in meanings], np.int32)[numbers][None]
-
-
-def on_grid(label: np.ndarray, own: Geometry, shape: tuple[int, ...], reference: Geometry) -> np.ndarray | None:
-    """A cropped label ``(z, y, x)`` where it lies in its image's grid; None if it is of another grid.
-
-    What is 0 may lie outside the image; what is drawn may not.
-    """
-    alike = own.dimension == reference.dimension == 3 and own.physical and reference.physical
-    if not alike or not np.allclose(own.spacing, reference.spacing, rtol=1e-3, atol=0):
-        return None
-    if not np.allclose(own.direction, reference.direction, rtol=0, atol=1e-3):
-        return None
-    offset = np.subtract(own.origin, reference.origin) @ np.reshape(reference.direction, (3, 3))
-    steps = (offset / reference.spacing[::-1])[::-1]
-    start = np.rint(steps).astype(int)
-    if np.abs(steps - start).max() > _OFF_GRID:
-        return None
-    first, last = np.maximum(start, 0), np.minimum(start + label.shape, shape)
-    if np.any(first >= last):
-        return None if label.any() else np.zeros(shape, label.dtype)
-    inside = tuple(slice(low, high) for low, high in zip(first - start, last - start))
-    if np.count_nonzero(label) != np.count_nonzero(label[inside]):
-        return None
-    placed = np.zeros(shape, label.dtype)
-    placed[tuple(slice(low, high) for low, high in zip(first, last))] = label[inside]
-    return placed

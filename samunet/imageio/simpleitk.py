@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from samunet.imageio.base import (
     Geometry,
     Image,
     Reader,
+    Segmentation,
     smallest_unsigned,
     stack_channels,
     to_label,
@@ -29,12 +31,13 @@ from samunet.imageio.nifti import (
     NIFTI_ENDINGS,
     affine_geometry,
     count_nifti_channels,
+    parse_header,
     read_nifti,
     states_axes,
     write_nifti,
 )
 from samunet.imageio.nrrd import NRRD_ENDINGS, count_nrrd_channels, join_nrrd, nrrd_keys, read_nrrd, restore_placement
-from samunet.imageio.segments import flat, segments_of
+from samunet.imageio.segments import flat, has_segments, segments_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -49,27 +52,53 @@ class SimpleITKReader(Reader):
 
     name = "SimpleITKIO"
     endings = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".gipl", ".gipl.gz")
+    read_only: ClassVar = {".mhd": ".mha", ".nhdr": ".nrrd"}
+    directed_endings = (*NIFTI_ENDINGS, ".nrrd", ".mha")
+    segment_endings = NRRD_ENDINGS
+    companions: ClassVar = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz")}
+    opens_folders = True
 
-    @property
-    def image_endings(self) -> tuple[str, ...]:
-        """Headers with separate voxels too: they are read, but written in one file."""
-        return (*self.endings, ".mhd", ".nhdr")
+    def __init__(self, *, reorients: bool = False) -> None:
+        self.reorients = reorients
+        if reorients:
+            self.name += "WithReorient"
 
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
     ) -> Image:
         """See :meth:`Reader.read_image`."""
-        parts = [(Path(file), *self.read_voxels(Path(file))) for file in files]
+        parts = [(Path(file), *self._read(Path(file))) for file in files]
         return stack_channels(parts, channels, tolerate_geometry)
 
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """See :meth:`Reader.read_label`."""
         file = Path(file)
-        voxels, geometry = self.read_voxels(file)
-        if len(voxels) > 1 and file.name.lower().endswith(NRRD_ENDINGS):
-            segments = segments_of(nrrd_keys(file), len(voxels), file)
-            voxels = flat(voxels, segments, file) if segments else voxels
+        segmentation = self.read_segmentation(file)
+        if segmentation is not None:
+            voxels, geometry, segments = segmentation
+            return to_label(flat(voxels, segments, file) if len(voxels) > 1 else voxels, file), geometry
+        voxels, geometry = self._read(file)
         return to_label(voxels, file), geometry
+
+    def read_segmentation(self, file: Path) -> Segmentation | None:
+        """See :meth:`Reader.read_segmentation`: 3D Slicer's, in NRRD."""
+        if not file.name.lower().endswith(self.segment_endings) or not has_segments(nrrd_keys(file)):
+            return None
+        voxels, geometry, keys = read_nrrd(file)
+        geometry = replace(self._marked(geometry, file), cropped=True)
+        return Segmentation(voxels, geometry, segments_of(keys, len(voxels), file))
+
+    def _read(self, file: Path) -> tuple[np.ndarray, Geometry]:
+        voxels, geometry = self.read_voxels(file)
+        return voxels, self._marked(geometry, file)
+
+    def _marked(self, geometry: Geometry, file: Path) -> Geometry:
+        if self.reorients and geometry.dimension != 3:
+            raise SamunetError(
+                f"{file} is 2D: {self.name} can reorient only volumes",
+                f"set overwrite_image_reader_writer in dataset.json to {self.name.removesuffix('WithReorient')}",
+            )
+        return replace(geometry, reorient=self.reorients)
 
     def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """One file's voxels ``(channels, z, y, x)`` in its own number type, and its geometry.
@@ -106,17 +135,12 @@ class SimpleITKReader(Reader):
         count = count_nrrd_channels if name.endswith(NRRD_ENDINGS) else count_gipl_channels
         return count_meta_channels(file) if name.endswith(META_ENDINGS) else count(file)
 
-
-def joined(file: Path) -> bytes | None:
-    """A header and the voxels in another file as the content of one; None for a file that is whole.
-
-    Raises:
-        SamunetError: If the header is damaged, or the other file is missing.
-    """
-    name = file.name.lower()
-    if name.endswith(META_ENDINGS):
-        return join_meta(file)
-    return join_nrrd(file) if name.endswith(NRRD_ENDINGS) else None
+    def in_one_file(self, file: Path) -> bytes | None:
+        """See :meth:`Reader.in_one_file`."""
+        name = file.name.lower()
+        if name.endswith(META_ENDINGS):
+            return join_meta(file)
+        return join_nrrd(file) if name.endswith(NRRD_ENDINGS) else None
 
 
 def _read_series(folder: Path) -> tuple[np.ndarray, Geometry]:
@@ -132,19 +156,19 @@ def _read_series(folder: Path) -> tuple[np.ndarray, Geometry]:
 
 def _read_nifti(file: Path) -> tuple[np.ndarray, Geometry]:
     image = read_nifti(file)
-    if image.orientation[0] == 2:  # which ITK does not know
+    if image.version == 2:  # which ITK does not know
         return image.voxels, affine_geometry(image, file)
     header = itk().ImageFileReader()
     with TemporaryDirectory(prefix="samunet-") as folder:
         copy = Path(folder, "header.nii")
-        copy.write_bytes(image.header)
+        copy.write_bytes(image.header + bytes(4))
         header.SetFileName(str(copy))
         header.SetImageIO(itk_format(copy))
         try:
             header.ReadImageInformation()
         except RuntimeError as error:
             raise _misplaced(file, error) from error
-    return image.voxels, _geometry(header, file, nifti=image.orientation)
+    return image.voxels, _geometry(header, file, nifti=image.header.hex())
 
 
 def _misplaced(file: Path, error: RuntimeError) -> SamunetError:
@@ -157,13 +181,11 @@ def _misplaced(file: Path, error: RuntimeError) -> SamunetError:
     return SamunetError(f"could not read {file}: {reason(error)}", COPY_AGAIN)
 
 
-def _geometry(
-    source: sitk.Image | sitk.ImageFileReader, file: Path, nifti: tuple[float, ...] | None = None
-) -> Geometry:
+def _geometry(source: sitk.Image | sitk.ImageFileReader, file: Path, nifti: str | None = None) -> Geometry:
     axes = source.GetDimension()
     direction = np.reshape(source.GetDirection(), (axes, axes))
     fields = ("pixdim", "qform or sform") if nifti is not None else ("PixelSpacing and positions", "orientation")
-    placed = states_axes(nifti) if nifti is not None else True
+    placed = nifti is None or states_axes(parse_header(nifti))
     return geometry_of(file, source.GetSpacing(), source.GetOrigin(), direction, fields, placed=placed, nifti=nifti)
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import io
 import logging
-import lzma
 import re
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -35,22 +32,22 @@ from samunet.imageio.base import (
 )
 from samunet.imageio.border import check_size, reading
 from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
+from samunet.workers import warn_once
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
-
-log = logging.getLogger(__name__)
 
 TIFF_ENDINGS = (".tif", ".tiff")
 
 _CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 _SAVE_AGAIN = "save it again; with tifffile: imwrite(file, array, photometric='minisblack', compression='zlib')"
 # Numbers of the format's definition (TIFF 6.0): kinds of pixels, and extra samples that are transparency.
-_ZERO_IS_WHITE, _PALETTE = 0, 3
+_PALETTE = 3
 _ALPHA_SAMPLES = (1, 2)
-# Of packings that tifffile unpacks without a bound: how, and the most that one byte can stand for.
-_UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 34925: (lzma.LZMADecompressor, 1 << 15)}
-_UNPACKED_FREELY, _UNPACKED_AT_ONCE = 64 << 20, 4 << 20
+_MOST_PAGES = 20_000  # each is parsed by itself, before anything is known of the whole
+# Those that imagecodecs decodes into as many bytes as a page has: none, LZW, JPEG, deflate, PackBits, LZMA, Zstandard.
+# Others, such as JPEG 2000, have sizes of their own.
+_COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 34925, 50000)
 
 
 class Pages(NamedTuple):
@@ -74,7 +71,10 @@ class Tiff3DReader(Reader):
     """
 
     name = "Tiff3DIO"
+    kind = "tiff"
     endings = TIFF_ENDINGS
+    companions = dict.fromkeys(TIFF_ENDINGS, (".json",))
+    fits_channels = True
 
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
@@ -132,12 +132,7 @@ def read_pages(file: Path, wanted: int | None, label: bool = False) -> Pages:
         page = series.keyframe
         check_size(series.shape, file)
         _check_pages(tiff, series, file)
-        try:
-            array = series.asarray()
-        except (ValueError, NotImplementedError) as error:
-            if "imagecodecs" not in str(error):
-                raise
-            array = _through_pillow(file, series, error)
+        array = series.asarray()
         axes = "ZYX" if wanted == 1 and series.axes == "CYX" else series.axes
         pixels, dimension = _canonical(array, axes, file)
         if page.photometric == _PALETTE and not label:
@@ -200,29 +195,6 @@ def _canonical(array: np.ndarray, axes: str, file: Path) -> tuple[np.ndarray, in
     return array.reshape(sizes[0] if channels else 1, sizes[-3] if depth else 1, *sizes[-2:]), 2 + len(depth)
 
 
-def _through_pillow(file: Path, series: TiffPageSeries, error: ValueError) -> np.ndarray:
-    """Decode what tifffile leaves to another package, such as LZW, page by page with Pillow."""
-    from PIL import Image as pillow
-    from PIL import ImageSequence
-
-    try:
-        # Pillow would invert pages whose zero is white.
-        if series.keyframe.photometric != _ZERO_IS_WHITE:
-            with pillow.open(file, formats=["TIFF"]) as picture:
-                array = np.stack([np.asarray(page) for page in ImageSequence.Iterator(picture)])
-            if array.size == np.prod(series.shape) and array.dtype == series.dtype:
-                return array.reshape(series.shape)
-    except Exception:  # whatever Pillow makes of what tifffile could not read
-        pass
-    bits = series.keyframe.bitspersample
-    if bits not in (1, 8, 16, 32, 64):
-        raise SamunetError(
-            f"{file} packs {bits} bits for each value; it must be 1, 8, 16, 32 or 64", f"as 16 bit, {_SAVE_AGAIN}"
-        ) from error
-    compression = getattr(series.keyframe.compression, "name", series.keyframe.compression)
-    raise SamunetError(f"{file} has a compression ({compression}) that cannot be read", _SAVE_AGAIN) from error
-
-
 def _geometry(file: Path, dimension: int) -> Geometry:
     names = dict.fromkeys([file.stem, _CHANNEL_SUFFIX.sub("", file.stem)])
     found = (_spacing(file.with_name(f"{name}.json")) for name in names)
@@ -230,7 +202,10 @@ def _geometry(file: Path, dimension: int) -> Geometry:
     if spacing is None and dimension == 2:
         return PICTURE_GEOMETRY
     if spacing is None:
-        _warn_once(file.parent)
+        warn_once(
+            f"{file.parent} holds TIFF volumes without spacing: 1, 1, 1 is used. State it in CASE.json beside each: "
+            '{"spacing": [z, y, x]} in mm'
+        )
     return Geometry(
         spacing=spacing or (1.0, 1.0, 1.0),
         physical=spacing is not None,
@@ -252,24 +227,6 @@ def _spacing(sidecar: Path) -> tuple[float, float, float] | None:
         raise SamunetError(f'{sidecar}: "spacing" is {spacing!r}', "it must be three numbers in mm: [z, y, x]")
     check_spacing(spacing, sidecar, "spacing")
     return tuple(map(float, spacing))
-
-
-@cache
-def _warn_once(folder: Path) -> None:
-    log.warning(
-        '%s holds TIFF volumes without spacing: 1, 1, 1 is used. State it in CASE.json beside each: {"spacing": [z, y, '
-        "x]} in mm",
-        folder,
-    )
-
-
-@cache
-def _warn_of_set(folder: Path) -> None:
-    log.warning(
-        "%s holds TIFF files that describe themselves as parts of sets of files (OME, Micro-Manager): only the pages "
-        "in each file itself are read",
-        folder,
-    )
 
 
 class _Complaints(logging.Handler):
@@ -308,7 +265,10 @@ def _opened(file: Path) -> Iterator[TiffFile]:
                 yield tiff
                 # Where its description names other files, tifffile goes by the pages alone.
                 if complaints.part_of_set or (tiff.is_ome and not any(one.kind == "ome" for one in tiff.series)):
-                    _warn_of_set(file.parent)
+                    warn_once(
+                        f"{file.parent} holds TIFF files that describe themselves as parts of sets of files (OME, "
+                        "Micro-Manager): only the pages in each file itself are read"
+                    )
     finally:
         logger.removeHandler(complaints)
         logger.propagate = propagate
@@ -329,6 +289,8 @@ def _check_chain(stream: BinaryIO, file: Path) -> None:
     while at:
         if at in seen:
             raise SamunetError(f"{file} is damaged: its pages follow each other in a circle", COPY_AGAIN)
+        if len(seen) == _MOST_PAGES:
+            raise SamunetError(f"{file} has more than {_MOST_PAGES} pages", "cut the stack into smaller ones")
         seen.add(at)
         stream.seek(at)
         number = stream.read(struct.calcsize(count))
@@ -354,35 +316,7 @@ def _check_pages(tiff: TiffFile, series: TiffPageSeries, file: Path) -> None:
             f"{file} has {len(tiff.pages)} pages, but its own description (OME, Micro-Manager) counts {len(pages)}",
             _SAVE_AGAIN,
         )
-    if series.keyframe.compression in _UNPACKERS:
-        _check_packed(tiff, series, file)
-
-
-def _check_packed(tiff: TiffFile, series: TiffPageSeries, file: Path) -> None:
-    """Raise a SamunetError if a piece unpacks to far more than a page: tifffile unpacks whatever comes."""
-    unpacker, ratio = _UNPACKERS[series.keyframe.compression]
-    most = series.keyframe.nbytes + _UNPACKED_FREELY
-    for page in series.pages:
-        for offset, count in zip(page.dataoffsets, page.databytecounts):
-            if count * ratio <= most:
-                continue
-            tiff.filehandle.seek(offset)
-            if _unpacked_size(unpacker(), tiff.filehandle.read(count), most) > most:
-                raise SamunetError(
-                    f"{file} holds more than its header announces: its pages have {series.keyframe.nbytes} bytes, a "
-                    f"piece of one unpacks to over {most >> 20} MB",
-                    COPY_AGAIN,
-                )
-
-
-def _unpacked_size(unpacker: Any, packed: bytes, most: int) -> int:
-    """How many bytes there are in ``packed``; no more are unpacked at a time than memory holds easily."""
-    total, rest = 0, packed
-    while total <= most and not unpacker.eof:
-        got = len(unpacker.decompress(rest, _UNPACKED_AT_ONCE))
-        total += got
-        # zlib hands back what it has not looked at; lzma keeps it.
-        rest = getattr(unpacker, "unconsumed_tail", b"")
-        if not got and not rest:
-            break  # cut short, which the reader reports
-    return total
+    compression = series.keyframe.compression
+    if compression not in _COMPRESSIONS:
+        name = getattr(compression, "name", compression)
+        raise SamunetError(f"{file} has a compression ({name}) that cannot be read", _SAVE_AGAIN)

@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from samunet import paths
-from samunet.dataset.cases import MASK_ENDINGS
 from samunet.errors import SamunetError, UsageError
 from samunet.files import JSON_BYTES, make_folder, read_json
+from samunet.imageio.registry import MASK_ENDINGS
 from samunet.models.folder import ModelFolder
 from samunet.models.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
 from samunet.models.pretrained import BASE_FOLDER

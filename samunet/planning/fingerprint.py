@@ -16,9 +16,16 @@ from samunet.files import read_as
 from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import AtLeastOne, IntensityStatistics, Orientation, PlainModel, Positive, fingerprint_of
 from samunet.preprocessing.case import read_case
+from samunet.preprocessing.chunks import chunks, sample_positions
 from samunet.preprocessing.crop import bounding_box, content_mask, crop
-from samunet.preprocessing.orientation import common_orientation, orientation_of, turned
-from samunet.preprocessing.pieces import pieces, places
+from samunet.preprocessing.orientation import (
+    UNKNOWN,
+    common_orientation,
+    orientation_of,
+    reorient,
+    reorient_axes,
+    wanted_orientation,
+)
 from samunet.workers import map_cases
 
 Item = TypeVar("Item")
@@ -162,7 +169,7 @@ def extract_fingerprint(
         foreground_intensity_properties_per_channel=_statistics([values for _, values, *_ in measured.values()]),
         median_relative_size_after_cropping=float(np.median(kept)),
         cases=cases,
-        asymmetry=asymmetry([turned(small, case.orientation, common) for case, _, small, _ in measured.values()]),
+        asymmetry=asymmetry([reorient(small, case.orientation, common) for case, _, small, _ in measured.values()]),
         empty_cases=[name for name, case in cases.items() if not any(case.class_voxels.values())],
         physical_spacing=physical == {True},
         source=source_hash(dataset),
@@ -177,6 +184,9 @@ def _measure_case(
     Holds the image, its label (half a copy of one channel) and less than half a copy more; reading takes more.
     """
     image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
+    own, wanted = orientation_of(image.geometry), wanted_orientation(image.geometry, UNKNOWN)
+    spacing, physical = reorient_axes(image.geometry.spacing, own, wanted), image.geometry.physical
+    image.array, label = (np.ascontiguousarray(reorient(array, own, wanted)) for array in (image.array, label))
     labels = description.labels
     classes = labels.values[1:]
     faces = _faces(label, max(classes) + 1, labels.ignore)
@@ -184,13 +194,11 @@ def _measure_case(
         label[label == labels.ignore] = 0
     counts = _count(label, max(classes) + 1)
     box = bounding_box(content_mask(image.array))
-    chosen = places(label, lambda piece: piece > 0, lambda number: _draw(number, samples))
+    chosen = sample_positions(label, lambda piece: piece > 0, lambda number: _draw(number, samples))
     intensities = image.array.reshape(len(image.array), -1)[:, chosen]
-    integer = all(bool((piece == np.rint(piece)).all()) for (piece,) in pieces(image.array))
+    integer = all(bool((piece == np.rint(piece)).all()) for (piece,) in chunks(image.array))
     positions = _positions(label, max(classes) + 1)
     extrema = [(float(channel.min()), float(channel.max())) for channel in image.array]
-    spacing, physical = list(image.geometry.spacing), image.geometry.physical
-    orientation = orientation_of(image.geometry)
     small = thumbnail(crop(image.array, box))
     fingerprint = CaseFingerprint(
         spacing=spacing,
@@ -203,14 +211,14 @@ def _measure_case(
         integer=integer,
         minimum=[minimum for minimum, _ in extrema],
         maximum=[maximum for _, maximum in extrema],
-        orientation=orientation,
+        orientation=wanted or own,
     )
     return fingerprint, intensities, small, physical
 
 
 def _count(label: np.ndarray, length: int) -> np.ndarray:
     """Voxels of each of the values 0 to ``length`` - 1."""
-    return sum(np.bincount(piece, minlength=length) for (piece,) in pieces(label))
+    return sum(np.bincount(piece, minlength=length) for (piece,) in chunks(label))
 
 
 def _faces(label: np.ndarray, length: int, ignore: int | None) -> np.ndarray:
@@ -230,7 +238,7 @@ def _positions(label: np.ndarray, length: int) -> list[tuple[list[float], list[f
     """Of each of the values 0 to ``length`` - 1 the mean and the deviation of its voxels' indices; 0 is not counted."""
     count, total, squares = np.zeros(length), np.zeros((3, length)), np.zeros((3, length))
     start = 0
-    for (piece,) in pieces(label):
+    for (piece,) in chunks(label):
         places = np.flatnonzero(piece)
         values = piece[places]
         count += np.bincount(values, minlength=length)

@@ -12,10 +12,10 @@ from samunet.dataset.layout import find_dataset
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.planning.agreement import check_fingerprint
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
-from samunet.planning.orientation import common_way_round, mirrored_axes, turned_fingerprint
+from samunet.planning.orientation import choose_orientation, mirrored_axes, turned_fingerprint
 from samunet.planning.rules import UNMIRRORED_ROTATION
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
-from samunet.preprocessing.orientation import turned_sides
+from samunet.preprocessing.orientation import reorient_axes
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +82,9 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
             f"only {with_spacing} has spacing in millimetres", "plan the target for itself: samunet_plan_experiment"
         )
     # The target is measured in its own axes; names of left and right are told from the plans' axes.
-    own, _ = common_way_round(fingerprint)
+    own, _ = choose_orientation(fingerprint)
     fingerprint = turned_fingerprint(fingerprint, own)
-    own_axis = turned_sides(range(3), own, plans.orientation)
+    own_axis = reorient_axes(range(3), own, plans.orientation)
     frames = plans.transpose_forward, [int(own_axis[axis]) for axis in plans.transpose_forward]
     found = [mirrored_axes(description.labels, fingerprint, order) for order in frames]
     allowed = [axis for axis in found[0][0] if axis in found[1][0]]

@@ -11,12 +11,12 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.problems import shortened
 from samunet.planning.fingerprint import CaseFingerprint, Fingerprint
 from samunet.planning.rules import Decision, fixed_order, mirror_axes
-from samunet.preprocessing.orientation import UNKNOWN, common_orientation, flipped_axes, turned_sides
+from samunet.preprocessing.orientation import UNKNOWN, common_orientation, flipped_axes, reorient_axes
 
 _FEWEST_CASES = 5
 
 
-def common_way_round(fingerprint: Fingerprint) -> Decision:
+def choose_orientation(fingerprint: Fingerprint) -> Decision:
     """The orientation to which images are turned before anything else: that of most training images."""
     orientations = [case.orientation for case in fingerprint.cases.values()]
     common = common_orientation(orientations)
@@ -59,7 +59,7 @@ def _turned_case(case: CaseFingerprint, orientation: str) -> CaseFingerprint:
     backwards = flipped_axes(case.orientation, orientation)
 
     def sides(numbers: Sequence[float]) -> list[float]:
-        return turned_sides(numbers, case.orientation, orientation)
+        return reorient_axes(numbers, case.orientation, orientation)
 
     shape = sides(case.shape)
 

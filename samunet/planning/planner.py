@@ -21,7 +21,7 @@ from samunet.files import as_kind, read_as
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.orientation import common_way_round, mirrored_axes, otherwise, turned_fingerprint
+from samunet.planning.orientation import choose_orientation, mirrored_axes, otherwise, turned_fingerprint
 from samunet.planning.planes import planes as sliced_planes
 from samunet.plans import (
     DEFAULT_PLANS_NAME,
@@ -92,7 +92,7 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         UsageError: If an option does not fit the dataset or the encoder.
     """
     _check(options, description, fingerprint)
-    orientation, orientation_why = common_way_round(fingerprint)
+    orientation, orientation_why = choose_orientation(fingerprint)
     mixed = otherwise(fingerprint, orientation)
     if mixed:
         log.warning("%s: %s", dataset_name, mixed)

@@ -13,10 +13,10 @@ from samunet.imageio.base import Geometry, Image
 from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, on_grid
 from samunet.plans import ConfigurationPlan, Plans
+from samunet.preprocessing.chunks import chunks, unique_values
 from samunet.preprocessing.crop import Box, bounding_box, content_mask, crop, uncrop
 from samunet.preprocessing.normalize import normalize
-from samunet.preprocessing.orientation import UNKNOWN, orientation_of, turned, turned_sides
-from samunet.preprocessing.pieces import pieces, values_in
+from samunet.preprocessing.orientation import UNKNOWN, orientation_of, reorient, reorient_axes, wanted_orientation
 from samunet.preprocessing.resample import reduce_image, reduce_label
 
 OUTSIDE = -1  # label of voxels outside the nonzero mask, where normalisation uses one
@@ -50,7 +50,7 @@ class CaseRecord:
     @property
     def slice_spacing(self) -> float:
         """Millimetres from one stored slice to the next."""
-        spacing = turned_sides(self.geometry.spacing, orientation_of(self.geometry), self.orientation)
+        spacing = reorient_axes(self.geometry.spacing, orientation_of(self.geometry), self.orientation)
         return spacing[self.transpose[0]]
 
     def to_json(self) -> dict:
@@ -98,7 +98,7 @@ def read_case(
     label, geometry = preferred.read_label(case.label)
     own = Grid(case.label, label.shape, geometry)
     label = on_grid(label, own, Grid(case.images[0], image.array.shape[1:], image.geometry), tolerate_geometry)
-    description.labels.check(values_in(label), case.label)
+    description.labels.check(unique_values(label), case.label)
     return image, label.astype(np.int16, order="C")
 
 
@@ -127,13 +127,13 @@ def prepare_case(
         raise SamunetError(
             f"the image has {len(image.array)} channels, the plans expect {len(configuration.normalization)}"
         )
-    own = orientation_of(image.geometry)
-    array = turned(image.array, own, plans.orientation)
-    label = None if label is None else turned(label, own, plans.orientation)
+    own, wanted = orientation_of(image.geometry), wanted_orientation(image.geometry, plans.orientation)
+    array = reorient(image.array, own, wanted)
+    label = None if label is None else reorient(label, own, wanted)
     axes = plans.transpose_forward
-    sides = turned_sides(image.geometry.spacing, own, plans.orientation)
+    sides = reorient_axes(image.geometry.spacing, own, wanted)
     spacing = [sides[axis] for axis in axes]
-    mask = turned(content_mask(image.array), own, plans.orientation)
+    mask = reorient(content_mask(image.array), own, wanted)
     box = bounding_box(mask)
     masked = any(configuration.use_mask_for_norm)
     inside = np.ascontiguousarray(_filled(crop(mask, box)).transpose(axes)) if masked else None
@@ -148,7 +148,7 @@ def prepare_case(
     )
     shape, stored_spacing = stored_shape(cropped.shape[2:], spacing[1:], configuration.spacing)
     transposed_shape, transposed_box = ([sides[axis] for axis in axes] for sides in (array.shape[1:], box))
-    orientation = plans.orientation if own else UNKNOWN
+    orientation = wanted if own else UNKNOWN
     record = CaseRecord(image.geometry, list(axes), transposed_shape, transposed_box, stored_spacing, orientation)
     reduced = reduce_image(cropped, shape)
     del cropped  # its memory is needed for the label
@@ -156,7 +156,7 @@ def prepare_case(
     if label is not None:
         stored_label = np.array(crop(label, box).transpose(axes), dtype=np.int16, order="C")
         if masked:
-            for values, where in pieces(stored_label, inside):
+            for values, where in chunks(stored_label, inside):
                 values[~where & (values == 0)] = OUTSIDE
         stored_label = reduce_label(stored_label, shape, ignore)
     return PreparedCase(reduced, stored_label, record)
@@ -194,7 +194,7 @@ def restore_mask(mask: np.ndarray, record: CaseRecord) -> np.ndarray:
     full = uncrop(mask, record.box, tuple(record.transposed_shape))
     leading = mask.ndim - 3
     backward = [leading + int(axis) for axis in np.argsort(record.transpose)]
-    return turned(full.transpose(*range(leading), *backward), record.orientation, orientation_of(record.geometry))
+    return reorient(full.transpose(*range(leading), *backward), record.orientation, orientation_of(record.geometry))
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:

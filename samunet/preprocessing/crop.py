@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from samunet.preprocessing.pieces import pieces
+from samunet.preprocessing.chunks import chunks
 
 Box = list[list[int]]
 
@@ -29,7 +29,7 @@ def content_mask(array: np.ndarray) -> np.ndarray:
         if len(corners) > 1:
             return np.ones(array.shape[1:], dtype=bool)
         border = corners.pop()
-        for inside, values in pieces(mask, channel):
+        for inside, values in chunks(mask, channel):
             inside |= values != border
     return mask if mask.any() else np.ones_like(mask)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
-from samunet.preprocessing.pieces import pieces
+from samunet.preprocessing.chunks import chunks
 
 _SMALLEST_STD = 1e-8
 
@@ -20,15 +20,15 @@ def _zscore(values: np.ndarray, mask: np.ndarray | None, statistics: IntensitySt
     values -= mean
     values /= max(math.sqrt(squares / count), _SMALLEST_STD)
     if mask is not None:
-        for piece, where in pieces(values, mask):
+        for piece, where in chunks(values, mask):
             piece[~where] = 0
 
 
 def _inside(values: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
     if mask is None:
-        yield from (piece for (piece,) in pieces(values))
+        yield from (piece for (piece,) in chunks(values))
     else:
-        yield from (piece[where] for piece, where in pieces(values, mask))
+        yield from (piece[where] for piece, where in chunks(values, mask))
 
 
 def _ct(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:

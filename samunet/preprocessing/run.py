@@ -21,6 +21,8 @@ from samunet.preprocessing.sources import FileFacts, changed_files, file_facts, 
 from samunet.preprocessing.store import StoredCase, StoreKey, read_record, stored_key, write_case, write_record
 from samunet.workers import map_cases
 
+_LAYOUT = 2  # of the records; another number has all cases stored again
+
 
 def preprocess_dataset(
     dataset: Dataset,
@@ -220,6 +222,7 @@ def _store(
 def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Description) -> str:
     """Hash of the decisions about preprocessing alone, and of the ignore label, which stored places depend on."""
     return fingerprint_of(
+        _LAYOUT,
         plans.orientation,
         plans.transpose_forward,
         configuration.spacing,

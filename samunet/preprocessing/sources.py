@@ -10,14 +10,10 @@ from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
 from samunet.files import file_hash
+from samunet.imageio.registry import companions
 from samunet.paths import number_in
 
 FileFacts = dict[str, Any]
-
-# What lies beside a file and is read with it: a TIFF volume's spacing, the voxels of a header.
-_COMPANIONS = {
-    ".tif": (".json",), ".tiff": (".json",), ".mhd": (".raw", ".zraw"), ".hdr": (".img",), ".nhdr": (".raw", ".raw.gz"),
-}  # fmt: skip
 
 
 def image_files(case: Case) -> list[Path]:
@@ -31,8 +27,7 @@ def source_files(case: Case) -> list[Path]:
 
 
 def _with_companions(path: Path) -> list[Path]:
-    beside = [path.with_suffix(ending) for ending in _COMPANIONS.get(path.suffix.lower(), ())]
-    files = sorted(path.iterdir()) if path.is_dir() else [path, *beside]
+    files = sorted(path.iterdir()) if path.is_dir() else [path, *companions(path)]
     return [file for file in files if file.is_file()]
 
 

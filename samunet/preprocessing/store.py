@@ -25,7 +25,7 @@ from samunet.files import atomic_path, make_folder, read_json, to_json, write_js
 from samunet.plans import fingerprint_of
 from samunet.preprocessing.case import CaseRecord, PreparedCase
 from samunet.preprocessing.checksums import CheckedArray, Damaged, array_checksums, checked_bytes, file_checksum
-from samunet.preprocessing.pieces import places, values_in
+from samunet.preprocessing.chunks import sample_positions, unique_values
 from samunet.preprocessing.planes import ALONG_Z, Plane
 from samunet.preprocessing.sources import FileFacts
 
@@ -138,9 +138,9 @@ def class_locations(label: np.ndarray, ignore: int | None = None) -> dict[int, n
     """
     lowest = 1 if ignore is None else 0
     found = {}
-    for value in values_in(label):
+    for value in unique_values(label):
         if value >= lowest and value != ignore:
-            chosen = places(label, lambda piece, value=value: piece == value, _evenly)
+            chosen = sample_positions(label, lambda piece, value=value: piece == value, _evenly)
             found[value] = np.stack(np.unravel_index(chosen, label.shape), axis=1).astype(np.int32)
     return found
 

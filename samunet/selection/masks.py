@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from samunet.dataset.cases import MASK_ENDINGS, mask_files
+from samunet.dataset.cases import mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import atomic_folder, atomic_path, read_json, write_json
+from samunet.imageio.registry import MASK_ENDINGS
 from samunet.models.folder import ModelFolder
 
 Pairs = dict[str, tuple[Path, Path]]  # case to its mask and its reference
