@@ -54,7 +54,7 @@ def make_loader(
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
         use_mask_for_norm=[masked], mirror_axes=[0, 1], foreground_share=foreground_share,
-        networks={"bundled": network}, **changes,
+        networks={"small": network}, **changes,
     )  # fmt: skip
     cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
     return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore, slices=slices)
