@@ -40,7 +40,7 @@ def floors() -> list[list[str]]:
 
 def main() -> None:
     *upper, ground = [rooms for rooms in floors() if rooms != ["__main__"]]
-    lines = [ground[index : index + 6] for index in range(0, len(ground), 6)]
+    lines = [ground[index : index + 7] for index in range(0, len(ground), 7)]
     drawing = Drawing(16 + STEP * len(upper) + 40 + 28 * len(lines) + 60, "The rooms; each imports only rooms below it")
     for index, rooms in enumerate(upper):
         width = (WIDTH - GAP * (len(rooms) - 1)) / len(rooms)
