@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
-from samunet.errors import SamunetError, quoted, raise_failures, with_arguments
+from samunet.errors import SamunetError, raise_failures, with_arguments
 from samunet.files import write_json
-from samunet.plans import DEFAULT_PLANS_NAME, Plans, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, Plans, plans_called, read_plans
 from samunet.selection.apply import apply_postprocessing
 from samunet.selection.best import find_best_configuration
 from samunet.selection.crossval import accumulate_crossval_results
@@ -163,13 +163,8 @@ def preprocess(
 ) -> None:
     """Store the slices of a planned dataset; finished cases are kept where plans and files are unchanged."""
     name = find_dataset(dataset)
-    path = paths.preprocessed_folder() / name / f"{plans_name}.json"
-    if not path.is_file():
-        own_name = "" if plans_name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(plans_name)}"
-        raise SamunetError(
-            f"{name} has no plans called {plans_name}", f"samunet_plan_experiment -d {paths.number_in(name)}{own_name}"
-        )
-    _preprocess(load_dataset(name), read_plans(path), configurations, num_workers, progress, tolerate_geometry)
+    plans = plans_called(plans_name, paths.preprocessed_folder() / name, "samunet_plan_experiment")
+    _preprocess(load_dataset(name), plans, configurations, num_workers, progress, tolerate_geometry)
 
 
 def plan_and_preprocess(

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from annotated_types import Ge, Gt, Interval, Le, Len
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from samunet import paths
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import as_kind, read_as, write_json
@@ -364,12 +365,13 @@ def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, 
     return renamed
 
 
-def plans_called(name: str, folder: Path) -> Plans:
+def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_preprocess") -> Plans:
     """The plans of a dataset by their name.
 
     Args:
         name: Such as ``samunetPlans``.
         folder: The dataset's, in ``samunet_preprocessed``.
+        command: Which makes them, for the message.
 
     Raises:
         SamunetError: If there are none of that name, with those there are; or as :func:`read_plans`.
@@ -380,7 +382,7 @@ def plans_called(name: str, folder: Path) -> Plans:
         own_name = "" if name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(name)}"
         raise SamunetError(
             f"{folder.name} has no plans called {name} (plans there: {there})",
-            f"samunet_plan_and_preprocess -d {quoted(folder.name)}{own_name}",
+            f"{command} -d {paths.number_in(folder.name)}{own_name}",
         )
     return read_plans(path)
 

@@ -1,11 +1,15 @@
 """Fixtures that several test files use: the three folders, and a tiny dataset in the raw one."""
 
 import json
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))  # the factory of the bundled weights
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from bundled_weights.network import PretrainingModel
 
 from samunet.encoders import ENCODERS
 from samunet.models import pretrained
 from samunet.network import checkpoints
-from samunet.pretraining.network import PretrainingModel, write_tensors
+from samunet.tensors import write_tensors
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="samunet_tests_")
 

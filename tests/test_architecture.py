@@ -15,7 +15,7 @@ FLOORS = [
     {"commands"},
     {"api"},
     {"selection"},
-    {"training", "pretraining", "sharing", "report"},
+    {"training", "sharing", "report"},
     {"inference"},
     {"models"},
     {"planning"},

@@ -49,12 +49,12 @@ def make_loader(
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
-        training_images={}, memory_bytes=0, training_gflops=0.0,
+        training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
     )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
         use_mask_for_norm=[masked], mirror_axes=[0, 1], foreground_share=foreground_share,
-        networks={"bundled": network}, **changes,
+        networks={"small": network}, **changes,
     )  # fmt: skip
     cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
     return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore, slices=slices)

@@ -74,7 +74,7 @@ def test_what_the_target_forbids_is_told_in_its_own_axes(planned, samunet_folder
         (["-s", "998", "-t", "998"], "give two datasets"),
         (["-s", "998", "-t", "997", "-sp", "otherPlans"], "no plans called otherPlans (plans there: samunetPlans)"),
         (["-s", "998", "-t", "997", "-tp", "a/b"], "is no name for plans"),
-        (["-s", "998", "-t", "997"], "are for 1 channels, Dataset997_Two has 2"),
+        (["-s", "998", "-t", "997"], "channel_names lists 2 channels (T1, T2), but the plans were made for 1"),
         (["-s", "998", "-t", "5"], "no dataset 5"),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bundled_weights.images import SyntheticImages
 from reduced import reduce_bundled_encoder
 from safetensors.torch import load_file, save_file
 
@@ -21,10 +22,10 @@ from samunet.network.heads import SamHead
 from samunet.planning.planner import PlannerOptions
 from samunet.plans import plans_called
 from samunet.preprocessing.store import StoredCase
-from samunet.pretraining import own_images, run
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.options import PretrainingOptions
-from samunet.pretraining.own_images import OwnImages
+from samunet.training.pretraining import own_images, run
+from samunet.training.pretraining.draw import Draw
+from samunet.training.pretraining.options import PretrainingOptions
+from samunet.training.pretraining.own_images import OwnImages
 
 NAME = "Dataset998_Tiny"
 CPU = torch.device("cpu")
@@ -252,18 +253,14 @@ def test_other_weights_in_a_folder_are_refused(dataset):
     with pytest.raises(SamunetError, match="was begun with"):
         run.pretrain(dataset / "out", options(iterations=2), own("vit_b", dataset / "other.safetensors"))
     with pytest.raises(SamunetError, match="was begun with"):
-        run.pretrain(dataset / "out", options(iterations=2))  # on synthetic images
+        run.pretrain(dataset / "out", options(iterations=2), SyntheticImages())
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--out", "x"], "synthetic images need a folder and a length"),
-        (["--iterations", "3"], "synthetic images need a folder and a length"),
-        (["--out", "x", "--iterations", "3", "-encoder", "vit_b"], "-encoder belongs to a dataset's own images"),
-        (["--out", "x", "--iterations", "3", "--no_test_images"], "--no_test_images belongs to"),
-        (["-d", "998", "--objective", "dense"], "needs synthetic images"),
-        (["-d", "998", "--image_size", "64"], "-c 2d_448"),
+        (["-d", "998", "--objective", "dense"], "invalid choice: 'dense'"),
+        (["--out", "x", "--iterations", "1"], "tools/bundled_weights"),
         (["-d", "998", "-p", "vit_bPlans", "-encoder", "small", "--batch_size", "0"], "batch_size must be above 0"),
         (["-d", "998", "--final_decay"], "give either --time_budget or --iterations"),
         (["-d", "997", "--iterations", "1"], "there is no dataset 997"),

@@ -1,4 +1,4 @@
-"""benchmarks/transfer.py computes each training once and sorts the results; benchmarks/pretraining.py counts images."""
+"""benchmarks/transfer.py computes each training once and sorts the results; the factory's speed.py counts images."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
+from bundled_weights import speed
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -91,7 +92,7 @@ def test_a_file_that_is_not_there(transfer, tmp_path):
 
 
 def test_speed_of_the_pretraining():
-    result = _load("pretraining").main(["--updates", "1", "--batch_size", "1", "--device", "cpu"])
+    result = speed.main(["--updates", "1", "--batch_size", "1", "--device", "cpu"])
     dense = result["objectives"]["dense"]
     assert dense["updates"] == 8
     assert dense["images"] == 4 * 4 + 4 * 1  # of a quarter of the pixels, four to one

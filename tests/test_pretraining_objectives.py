@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from bundled_weights import prompts
+from bundled_weights.contrast import SameRegion, draw_pixels, region_contrast, region_sizes
 
 from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.pretraining import prompts
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.objectives import MaskedReconstruction, SameRegion, draw_pixels, region_contrast, region_sizes
+from samunet.training.pretraining.draw import Draw
+from samunet.training.pretraining.reconstruction import MaskedReconstruction
 
 CPU = torch.device("cpu")
 

@@ -6,28 +6,39 @@ import signal
 
 import pytest
 import torch
+from bundled_weights import __main__ as factory
+from bundled_weights.images import SyntheticImages, SyntheticOptions
+from bundled_weights.network import PretrainingModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from samunet.commands import run_command
 from samunet.cores import FreeCores
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
-from samunet.pretraining import run
-from samunet.pretraining.network import PretrainingModel
-from samunet.pretraining.options import PretrainingOptions
+from samunet.training.pretraining import run
+
+
+def pretrain(folder, given):
+    return run.pretrain(folder, given, SyntheticImages())
 
 
 def options(**changes):
-    given = {"iterations": 4, "batch_size": 2, "image_sizes": (32, 64), "device": "cpu", "seed": 3} | changes
-    return PretrainingOptions(**given)
+    given = {
+        "objective": "mix",
+        "iterations": 4,
+        "batch_size": 2,
+        "image_sizes": (32, 64),
+        "device": "cpu",
+        "seed": 3,
+    } | changes
+    return SyntheticOptions(**given)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """A pretraining of four updates without interruption, the last on reconstruction."""
     folder = tmp_path_factory.mktemp("four")
-    run.pretrain(folder, options())
+    pretrain(folder, options())
     return folder
 
 
@@ -37,8 +48,8 @@ def assert_same(first, second):
 
 
 def test_pieces_give_what_one_piece_gives(four, tmp_path):
-    run.pretrain(tmp_path, options(iterations=2))
-    run.pretrain(tmp_path, options())
+    pretrain(tmp_path, options(iterations=2))
+    pretrain(tmp_path, options())
     assert_same(load_file(tmp_path / run.LATEST), load_file(four / run.LATEST))
     card = json.loads((tmp_path / "small_latest.json").read_text())
     assert [piece["images"] for piece in card["pieces"]] == [16, 16]
@@ -54,16 +65,11 @@ def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
-    assert (
-        run_command(
-            "samunet_pretrain",
-            f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3".split(),
-        )
-        == 130
-    )
+    command = f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3"
+    assert factory.main([*command.split(), "--objective", "mix"]) == 130
     monkeypatch.undo()
     assert not (tmp_path / run.WEIGHTS_SO_FAR.format("small")).exists()
-    run.pretrain(tmp_path, options())
+    pretrain(tmp_path, options())
     assert_same(load_file(tmp_path / run.LATEST), load_file(four / run.LATEST))
 
 
@@ -99,7 +105,7 @@ def test_final_decay_ends_at_zero_and_leaves_the_constant_rate_to_go_on_from(fou
     factors = []
     step = run._Pretraining._step
     monkeypatch.setattr(run._Pretraining, "_step", lambda self, factor: factors.append(factor) or step(self, factor))
-    weights = run.pretrain(tmp_path, options(iterations=2, final_decay=True))
+    weights = pretrain(tmp_path, options(iterations=2, final_decay=True))
     assert factors == [1.0, 0.5]
     assert weights.name == "small_pretrained.safetensors"
     card = json.loads(weights.with_suffix(".json").read_text())
@@ -119,12 +125,12 @@ def test_an_interrupted_decay_goes_on_and_is_not_forgotten(four, tmp_path, monke
     decay = options(iterations=2, final_decay=True)
     monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
     with pytest.raises(KeyboardInterrupt):
-        run.pretrain(tmp_path, decay)
+        pretrain(tmp_path, decay)
     factors = []
     monkeypatch.setattr(run._Pretraining, "_step", lambda self, factor: factors.append(factor) or step(self, factor))
     with pytest.raises(SamunetError, match="final decay that was interrupted"):
-        run.pretrain(tmp_path, options(iterations=9))
-    run.pretrain(tmp_path, decay)
+        pretrain(tmp_path, options(iterations=9))
+    pretrain(tmp_path, decay)
     assert factors == [0.5]
 
 
@@ -137,7 +143,7 @@ def test_warm_up_is_linear_and_then_the_rate_is_constant(tmp_path, monkeypatch):
         return {"dense": 1.0}
 
     monkeypatch.setattr(run._Pretraining, "_step", step)
-    run.pretrain(tmp_path, options())
+    pretrain(tmp_path, options())
     assert factors == [0.5, 1.0, 1.0, 1.0]
 
 
@@ -145,18 +151,19 @@ def test_time_budget_is_of_the_piece(tmp_path, monkeypatch):
     watched = []
     monkeypatch.setattr(run, "FreeCores", lambda watch: watched.append(watch) or FreeCores(watch))
     for _ in range(2):
-        run.pretrain(tmp_path, options(iterations=None, seconds=0.01, objective="mae"))
+        pretrain(tmp_path, options(iterations=None, seconds=0.01, objective="mae"))
     with safe_open(tmp_path / run.LATEST, "pt") as stream:
         iterations = json.loads(stream.metadata()["progress"])["iteration"]
     assert iterations >= 2
-    run.pretrain(tmp_path, options(iterations=iterations + 1, objective="mae"))
+    pretrain(tmp_path, options(iterations=iterations + 1, objective="mae"))
     assert watched == [True, True, False]  # the last is to come out the same every time
 
 
 @pytest.mark.parametrize("objective", ["dense", "prompt", "mae"])
 def test_an_objective_alone_trains_the_encoder(objective):
-    from samunet.pretraining.draw import Draw
-    from samunet.pretraining.synthesis import synthetic_batch
+    from bundled_weights.synthesis import synthetic_batch
+
+    from samunet.training.pretraining.draw import Draw
 
     torch.manual_seed(0)
     model = PretrainingModel(encoder_facts("small"))
@@ -170,7 +177,7 @@ def test_an_objective_alone_trains_the_encoder(objective):
 def test_log_has_losses_and_speed(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(run, "_LOG_EVERY", 2)
     with caplog.at_level(logging.INFO, "samunet"):
-        run.pretrain(tmp_path, options(objective="dense"))
+        pretrain(tmp_path, options(objective="dense"))
     entries = json.loads((tmp_path / "pretraining_log.json").read_text())
     assert [entry["iteration"] for entry in entries] == [2, 4]
     assert all(entry["losses"]["dense"] > 0 and entry["images_per_second"] > 0 for entry in entries)
@@ -183,14 +190,14 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_kept(tmp_path, four):
     for content in (whole[:1000], (four / run.WEIGHTS_SO_FAR.format("small")).read_bytes()):
         (tmp_path / run.LATEST).write_bytes(content)
         with pytest.raises(SamunetError, match=r"pretraining_latest") as error:
-            run.pretrain(tmp_path, options())
+            pretrain(tmp_path, options())
         assert "--out FOLDER" in error.value.hint
         assert (tmp_path / run.LATEST).read_bytes() == content
 
 
 def test_wrong_usage(tmp_path, capsys):
     with pytest.raises(UsageError, match="no pretraining to end"):
-        run.pretrain(tmp_path, options(final_decay=True))
+        pretrain(tmp_path, options(final_decay=True))
     for changes in (
         {"image_sizes": (224, 100)},
         {"seconds": 3.0},
@@ -200,19 +207,19 @@ def test_wrong_usage(tmp_path, capsys):
     ):
         with pytest.raises(UsageError):
             options(**changes)
-    assert run_command("samunet_pretrain", ["--out", str(tmp_path), "--iterations", "1", "--objective", "x"]) == 2
-    assert run_command("samunet_pretrain", ["--out", str(tmp_path)]) == 2
+    assert factory.main(["--out", str(tmp_path), "--iterations", "1", "--objective", "x"]) == 2
+    assert factory.main(["--out", str(tmp_path)]) == 2
     (tmp_path / "file").touch()
-    assert run_command("samunet_pretrain", ["--out", str(tmp_path / "file"), "--iterations", "1"]) == 1
+    assert factory.main(["--out", str(tmp_path / "file"), "--iterations", "1"]) == 1
     assert "--time_budget" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_ends_with_advice(tmp_path, monkeypatch):
-    from samunet.pretraining import network
+    from bundled_weights import network
 
     monkeypatch.setattr(network.SameRegion, "forward", lambda self, e, r, d: e.sum() * float("nan"))
     with pytest.raises(SamunetError, match="the loss became") as error:
-        run.pretrain(tmp_path, options(objective="dense"))
+        pretrain(tmp_path, options(objective="dense"))
     assert "--lr" in error.value.hint
     assert not (tmp_path / run.LATEST).exists()
 
@@ -225,10 +232,9 @@ def test_cards_do_not_tell_where_folders_are():
 
 def test_a_pretraining_starts_from_the_weights_of_another(four, tmp_path, capsys):
     source = four / "small_latest.safetensors"
-    command = (
-        f"--out {tmp_path} --checkpoint {source} --iterations 1 --batch_size 2 --image_size 32 -device cpu --lr 1e-9"
-    )
-    assert run_command("samunet_pretrain", command.split()) == 0
+    command = f"--out {tmp_path} --checkpoint {source} --iterations 1 --batch_size 2 --image_size 32 -device cpu"
+    command += " --lr 1e-9 --objective mix"
+    assert factory.main(command.split()) == 0
     assert f"--checkpoint {source} --final_decay" in capsys.readouterr().out
     weights = load_file(tmp_path / "small_latest.safetensors")
     for name, value in load_file(source).items():
@@ -236,9 +242,9 @@ def test_a_pretraining_starts_from_the_weights_of_another(four, tmp_path, capsys
     card = json.loads((tmp_path / "small_latest.json").read_text())
     assert card["images_seen"] == 2
     assert card["base"]["card"]["images_seen"] == json.loads((four / "small_latest.json").read_text())["images_seen"]
-    assert run_command("samunet_pretrain", command.replace("--iterations 1", "--iterations 2").split()) == 0  # goes on
+    assert factory.main(command.replace("--iterations 1", "--iterations 2").split()) == 0  # goes on
     without = command.replace(f"--checkpoint {source} ", "").replace("--iterations 1", "--iterations 3")
-    assert run_command("samunet_pretrain", without.split()) == 1
+    assert factory.main(without.split()) == 1
     said = capsys.readouterr().err
     assert "was begun with" in said
     assert "give the same --checkpoint" in said
@@ -251,7 +257,7 @@ def test_a_pretraining_starts_from_no_trained_fold(four, tmp_path, capsys):
     state[name] = state[name][:2].clone()
     save_file(state, tmp_path / "fold.safetensors")
     command = f"--out {tmp_path / 'out'} --checkpoint {tmp_path / 'fold.safetensors'} --iterations 1 -device cpu"
-    assert run_command("samunet_pretrain", command.split()) == 1
+    assert factory.main(command.split()) == 1
     errors = capsys.readouterr().err
     assert "mask_tokens" in errors
-    assert "samunet_pretrain wrote" in errors
+    assert "give one that a pretraining wrote" in errors

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from bundled_weights.network import PretrainingModel
 from safetensors.torch import load_file
 
 from samunet.commands import run_command
@@ -13,7 +14,7 @@ from samunet.models.pretrained import pretrained_weights
 from samunet.network.checkpoints import load_base
 from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import build_head
-from samunet.pretraining.network import PretrainingModel, write_tensors
+from samunet.tensors import write_tensors
 
 
 @pytest.fixture(scope="module")

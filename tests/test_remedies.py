@@ -20,8 +20,8 @@ def test_a_misspelt_command_with_arguments_is_named(capsys):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("samunetPlans", "samunet_plan_and_preprocess -d Dataset021_A"),
-        ("otherPlans", "samunet_plan_and_preprocess -d Dataset021_A -overwrite_plans_name otherPlans"),
+        ("samunetPlans", "samunet_plan_and_preprocess -d 021"),
+        ("otherPlans", "samunet_plan_and_preprocess -d 021 -overwrite_plans_name otherPlans"),
     ],
 )
 def test_plans_that_are_missing_are_made_under_their_name(tmp_path, name, remedy):

@@ -24,6 +24,7 @@ from samunet.imageio.registry import MASK_ENDINGS
 from samunet.models.folder import ModelFolder
 from samunet.models.manifest import FILE_NAME, FileEntry, Manifest, ModelEntry, parse_manifest
 from samunet.models.pretrained import BASE_FOLDER
+from samunet.preprocessing.run import check_channels
 
 _BLOCK = 1 << 20
 _MOST_FILES = 5000
@@ -336,11 +337,6 @@ def _check_opens(folder: Path, entry: ModelEntry) -> None:
         SamunetError: If a file does not hold what it should.
     """
     model = ModelFolder(folder, entry.folder)
-    channels = len(model.description.channel_names)
-    if len(model.configuration.normalization) != channels:
-        raise SamunetError(
-            f"{entry.folder}: its plans are for {len(model.configuration.normalization)} channels, its "
-            f"dataset.json has {channels}"
-        )
+    check_channels(model.configuration, model.description, f"{entry.folder}/dataset.json")
     for fold in entry.folds:
         model.run(fold)

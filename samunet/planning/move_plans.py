@@ -14,8 +14,9 @@ from samunet.planning.agreement import check_fingerprint
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
 from samunet.planning.orientation import choose_orientation, mirrored_axes, turned_fingerprint
 from samunet.planning.rules import UNMIRRORED_ROTATION
-from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, read_plans
+from samunet.plans import DEFAULT_PLANS_NAME, Plans, check_plans_name, plans_called, read_plans
 from samunet.preprocessing.orientation import reorient_axes
+from samunet.preprocessing.run import check_channels
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +47,12 @@ def move_plans_between_datasets(
         raise UsageError(f"-s and -t are both {source_name}", "give two datasets")
     new_name = target_plans_name or plans_name
     check_plans_name(new_name, "-tp")
-    from_file = paths.preprocessed_folder() / source_name / f"{plans_name}.json"
-    if not from_file.is_file():
-        there = ", ".join(file.stem for file in from_file.parent.glob("*Plans*.json")) or "none"
-        raise UsageError(f"{source_name} has no plans called {plans_name} (plans there: {there})", "-sp NAME")
+    plans = plans_called(plans_name, paths.preprocessed_folder() / source_name)
     folder = paths.preprocessed_folder() / target_name
     if not (folder / FILE_NAME).is_file():
         raise SamunetError(
             f"{target_name} has no fingerprint yet", f"samunet_extract_fingerprint -d {quoted(target_name)}"
         )
-    plans = read_plans(from_file)
     moved = _moved(plans, target_name, new_name, folder)
     path = folder / f"{new_name}.json"
     if path.is_file() and read_plans(path) != moved:
@@ -67,13 +64,11 @@ def move_plans_between_datasets(
 
 def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans:
     description = read_description(folder)
-    channels, planned = len(description.channel_names), len(plans.foreground_intensity_properties_per_channel)
-    if channels != planned:
-        raise SamunetError(
-            f"the plans {plans.plans_name} of {plans.dataset_name} are for {planned} channels, {target_name} has "
-            f"{channels}",
+    for name in plans.configurations:
+        check_channels(
+            plans.configuration(name), description, folder / "dataset.json",
             "plans can be moved only between datasets with the same channels",
-        )
+        )  # fmt: skip
     fingerprint = read_fingerprint(folder / FILE_NAME)
     check_fingerprint(fingerprint, description, folder / "dataset.json")
     if fingerprint.physical_spacing != plans.physical_spacing:

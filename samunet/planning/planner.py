@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,15 +73,24 @@ class PlannerOptions:
 
 @dataclass(frozen=True)
 class _Slices:
-    """What the network's rules need to know of the stored slices and their labels."""
+    """The stored slices, as far as the rules of a network depend on them.
+
+    Attributes:
+        median_shape: ``[z, y, x]`` in voxels.
+        extent: Median ``[height, width]`` of a slice in mm, or in pixels without physical spacing.
+        physical: Whether that is in mm.
+        count: Over all cases and planes.
+        thinnest: Mean width of the thinnest class as a share of the longer side.
+        input_channels: How channels become the encoder's three, with the reason.
+        num_outputs: Classes including background, or regions.
+    """
 
     median_shape: list[int]
     extent: list[float]
-    stored_pixel: float | None
+    physical: bool
     count: int
     thinnest: float
-    input_channels: str
-    input_channels_why: str
+    input_channels: rules.Decision
     num_outputs: int
 
 
@@ -97,72 +106,29 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
     if mixed:
         log.warning("%s: %s", dataset_name, mixed)
     fingerprint = turned_fingerprint(fingerprint, orientation)
-    physical = fingerprint.physical_spacing
     median = [float(value) for value in np.median(fingerprint.spacings, axis=0)]
     target = options.target_spacing or median
     order, order_why = _slicing_order(fingerprint, target)
-    spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
-    if options.target_spacing:
-        spacing_why = "given by -overwrite_target_spacing"
-    shapes, pixels = _stored(fingerprint, order, spacing)
-    median_shape = [round(float(side)) for side in np.median(shapes, axis=0)]
-    pixel = float(np.median(pixels))
-    planes, planes_why = sliced_planes(
-        median_shape, [target[order[0]], *np.median(pixels, axis=0)], description.labels.num_outputs, physical,
-        options.recipe,
-    )  # fmt: skip
-    extent = _extent(fingerprint, order, shapes, pixels, planes)
-    channels, channels_why = rules.input_channels(len(description.channel_names), target[order[0]], pixel, physical)
-    slices = _Slices(
-        median_shape=median_shape,
-        extent=extent,
-        stored_pixel=pixel if physical else None,
-        count=int(shapes[:, [axes[0] for axes in planes]].sum()),
-        thinnest=_thinnest(fingerprint, order) / max(extent),
-        input_channels=channels,
-        input_channels_why=channels_why,
-        num_outputs=description.labels.num_outputs,
-    )
-    schemes = _normalization(description, fingerprint, unit_range=options.recipe == "samed")
-    masked, masked_why = rules.masked_normalization(
-        [scheme for scheme, _ in schemes], fingerprint.median_relative_size_after_cropping
-    )
-    mirrored, mirrored_why = mirrored_axes(description.labels, fingerprint, order)
-    rotation, rotation_why = rules.rotation(extent, mirrored)
+    slices, decisions = _stored_slices(description, fingerprint, options, order, target)
     sam = options.encoder if options.encoder not in ("auto", BUNDLED) else DEFAULT_SAM
     own = {name: _meant_for(name, options) for name in (sam, BUNDLED)}
     networks = {name: plan_network(encoder_facts(name), slices, given) for name, given in own.items()}
     configuration = ConfigurationPlan(
         data_identifier=f"{options.plans_name}_2d",
-        spacing=spacing,
-        median_shape=median_shape,
-        normalization=[scheme for scheme, _ in schemes],
-        use_mask_for_norm=masked,
-        mirror_axes=mirrored,
-        foreground_share=0.33,
-        rotation=rotation,
-        planes=planes,
+        median_shape=slices.median_shape,
         networks=networks,
-        why={
-            "planes": planes_why,
-            "spacing": spacing_why,
-            "normalization": "; ".join(why for _, why in schemes),
-            "use_mask_for_norm": masked_why,
-            "mirror_axes": mirrored_why,
-            "rotation": rotation_why,
-            "foreground_share": "a third of the images is drawn around foreground, decided item by item",
-        },
+        **{key: value for key, (value, _) in decisions.items()},
+        why={key: why for key, (_, why) in decisions.items()},
     )
+    shapes = [case.shape for case in fingerprint.cases.values()]
     return Plans(
         dataset_name=dataset_name,
         plans_name=options.plans_name,
         samunet_version=__version__,
         image_reader=description.reader.name,
-        physical_spacing=physical,
+        physical_spacing=fingerprint.physical_spacing,
         original_median_spacing=[median[axis] for axis in order],
-        original_median_shape=[
-            round(float(np.median([case.shape[axis] for case in fingerprint.cases.values()]))) for axis in order
-        ],
+        original_median_shape=[round(float(side)) for side in np.median(shapes, axis=0)[order]],
         transpose_forward=order,
         orientation=orientation,
         foreground_intensity_properties_per_channel=fingerprint.foreground_intensity_properties_per_channel,
@@ -171,6 +137,48 @@ def plan(dataset_name: str, description: Description, fingerprint: Fingerprint, 
         configurations={"2d": configuration.model_dump(), **_smaller_inputs(networks[sam], slices, own[sam])},
         why={"transpose_forward": order_why, "orientation": orientation_why},
     )
+
+
+def _stored_slices(
+    description: Description,
+    fingerprint: Fingerprint,
+    options: PlannerOptions,
+    order: list[int],
+    target: Sequence[float],
+) -> tuple[_Slices, dict[str, rules.Decision]]:
+    """What slices will be stored, and the decisions of a configuration about them, by field."""
+    physical, num_outputs = fingerprint.physical_spacing, description.labels.num_outputs
+    spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
+    if options.target_spacing:
+        spacing_why = "given by -overwrite_target_spacing"
+    shapes, pixels = _stored(fingerprint, order, spacing)
+    median_shape = [round(float(side)) for side in np.median(shapes, axis=0)]
+    voxel = [target[order[0]], *np.median(pixels, axis=0)]
+    planes = sliced_planes(median_shape, voxel, num_outputs, physical, options.recipe)
+    extent = _extent(fingerprint, order, shapes, pixels, planes[0])
+    schemes = _normalization(description, fingerprint, unit_range=options.recipe == "samed")
+    mirrored = mirrored_axes(description.labels, fingerprint, order)
+    decisions = {
+        "spacing": (spacing, spacing_why),
+        "normalization": schemes,
+        "use_mask_for_norm": rules.masked_normalization(schemes[0], fingerprint.median_relative_size_after_cropping),
+        "mirror_axes": mirrored,
+        "foreground_share": (0.33, "a third of the images is drawn around foreground, decided item by item"),
+        "rotation": rules.rotation(extent, mirrored[0]),
+        "planes": planes,
+    }
+    slices = _Slices(
+        median_shape=median_shape,
+        extent=extent,
+        physical=physical,
+        count=int(shapes[:, [axes[0] for axes in planes[0]]].sum()),
+        thinnest=_thinnest(fingerprint, order) / max(extent),
+        input_channels=rules.input_channels(
+            len(description.channel_names), target[order[0]], float(np.median(pixels)), physical
+        ),
+        num_outputs=num_outputs,
+    )
+    return slices, decisions
 
 
 def _slicing_order(fingerprint: Fingerprint, spacing: Sequence[float]) -> rules.Decision:
@@ -198,65 +206,65 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
 def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
     """Plan the network with one encoder for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
-    flags = options.adaptation, options.components, options.lora, options.adapter
-    adapted, adaptation_why = rules.adaptation(facts, *flags)
+    adapted, adaptation_why = rules.adaptation(
+        facts, options.adaptation, options.components, options.lora, options.adapter
+    )
+    trained = adapted["adaptation"], adapted["components"]
     recipe, recipe_why = rules.recipe(options.recipe, facts)
     samed = recipe == "samed"
     predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=not samed)
-    size = rules.parse_image_size(options.image_size, facts)
-    size_why = "given by -image_size"
-    if size is None:
-        allowed = [
-            side
-            for side in rules.SAM_INPUT_SIZES
-            if predict(_shape(side, slices, facts), checkpoint_blocks=True).for_batch(1) <= budget
-        ] or [rules.SAM_INPUT_SIZES[-1]]
-        size, size_why = rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
-        if samed:
-            size, size_why = rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
+    size, size_why = _input_size(facts, slices, options, predict, budget, samed)
     shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
     plain, checkpointed = (predict(shape, checkpoint_blocks=twice) for twice in (False, True))
     twice, twice_why = rules.checkpoint_blocks(plain.for_batch(1), checkpointed.for_batch(1), budget)
     estimate = checkpointed if twice else plain
     effective = rules.SAMED_BATCH if samed else rules.effective_batch(facts, shape)
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
-    head, head_why = rules.head(facts)
-    rate, rate_why = rules.learning_rate(facts, adapted["adaptation"], adapted["components"], batch * accumulation)
-    optimizer, optimizer_why = rules.optimizer(facts, adapted["adaptation"], adapted["components"])
-    channels, channels_why = slices.input_channels, slices.input_channels_why
-    if samed and channels == "neighbours":
-        channels, channels_why = "repeat", "one channel three times: SAMed's"
-    images, images_why = rules.training_images(slices.count)
+    channels = slices.input_channels
+    if samed and channels[0] == "neighbours":
+        channels = "repeat", "one channel three times: SAMed's"
+    decisions = {
+        "input_shape": (shape, f"{size_why}; {shape_why}"),
+        "head": rules.head(facts),
+        "input_channels": channels,
+        "batch_size": (batch, batch_why),
+        "learning_rate": rules.learning_rate(facts, *trained, batch * accumulation),
+        "training_images": rules.training_images(slices.count),
+        "recipe": (recipe, recipe_why),
+        "checkpoint_blocks": (twice, twice_why),
+        "optimizer": rules.optimizer(facts, *trained),
+    }
     return NetworkPlan(
         encoder=facts.name,
-        input_shape=shape,
-        spacing=max(slices.extent) / size if slices.stored_pixel is not None else None,
-        head=head,
-        **adapted,
-        input_channels=channels,
-        batch_size=batch,
+        spacing=max(slices.extent) / size if slices.physical else None,
         accumulation=accumulation,
-        learning_rate=rate,
         weight_decay=0.1,
-        training_images=images,
         memory_bytes=estimate.for_batch(batch),
         training_gflops=round(estimate.training_flops / 1e9, 1),
-        recipe=recipe,
-        checkpoint_blocks=twice,
-        optimizer=optimizer,
-        why={
-            "input_shape": f"{size_why}; {shape_why}",
-            "head": head_why,
-            "adaptation": adaptation_why,
-            "recipe": recipe_why,
-            "input_channels": channels_why,
-            "checkpoint_blocks": twice_why,
-            "batch_size": batch_why,
-            "learning_rate": rate_why,
-            "optimizer": optimizer_why,
-            "training_images": images_why,
-        },
+        **adapted,
+        **{key: value for key, (value, _) in decisions.items()},
+        why={"adaptation": adaptation_why} | {key: why for key, (_, why) in decisions.items()},
     )
+
+
+def _input_size(
+    facts: EncoderFacts,
+    slices: _Slices,
+    options: PlannerOptions,
+    predict: Callable[..., resources.Estimate],
+    budget: int,
+    samed: bool,
+) -> rules.Decision:
+    """Long side of the input: as asked for, SAMed's, or the largest for which memory is enough."""
+    asked = rules.parse_image_size(options.image_size, facts)
+    if asked is not None:
+        return asked, "given by -image_size"
+    if samed:
+        return rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
+    shapes = {side: rules.input_shape(side, slices.extent, facts.patch_size)[0] for side in rules.SAM_INPUT_SIZES}
+    fitting = [side for side, shape in shapes.items() if predict(shape, checkpoint_blocks=True).for_batch(1) <= budget]
+    allowed = fitting or [rules.SAM_INPUT_SIZES[-1]]
+    return rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
 
 
 def _meant_for(encoder: str, options: PlannerOptions) -> PlannerOptions:
@@ -320,18 +328,16 @@ def _thinnest(fingerprint: Fingerprint, order: list[int]) -> float:
     return min(widths, default=math.inf)
 
 
-def _normalization(description: Description, fingerprint: Fingerprint, unit_range: bool) -> list[tuple[str, str]]:
+def _normalization(description: Description, fingerprint: Fingerprint, unit_range: bool) -> rules.Decision:
+    """One scheme per channel."""
     cases = fingerprint.cases.values()
-    return [
+    schemes = [
         rules.normalization_scheme(
             name, max(case.maximum[index] for case in cases), all(case.integer for case in cases), unit_range
         )
         for index, name in enumerate(description.channel_names)
     ]
-
-
-def _shape(size: int, slices: _Slices, facts: EncoderFacts) -> list[int]:
-    return rules.input_shape(size, slices.extent, facts.patch_size)[0]
+    return [scheme for scheme, _ in schemes], "; ".join(why for _, why in schemes)
 
 
 def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: bool | int) -> resources.Estimate:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from samunet.network.adaptations import ADAPTATIONS
 from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
 from samunet.recipes import check_recipe_name
 
-Decision = tuple  # (value, reason)
+Decision = tuple[Any, str]  # value and reason
 
 SAM_INPUT_SIZES = (1024, 896, 672, 448)
 SMALL_INPUT_SIZES = (112, 224)

@@ -82,13 +82,16 @@ def store_cases(
     return len(todo)
 
 
-def check_channels(configuration: ConfigurationPlan, description: Description, source: Path) -> None:
+def check_channels(
+    configuration: ConfigurationPlan, description: Description, source: Path | str, hint: str | None = None
+) -> None:
     """Check that the plans prepare as many channels as dataset.json lists.
 
     Args:
         configuration: Of the plans.
         description: Read from ``source``.
         source: The dataset.json, for the message.
+        hint: What to do if they do not; None where one of the two was edited.
 
     Raises:
         SamunetError: If they do not.
@@ -99,7 +102,7 @@ def check_channels(configuration: ConfigurationPlan, description: Description, s
         raise SamunetError(
             f"{source}: channel_names lists {given} channel{'s' if given > 1 else ''} ({names}), but the plans were "
             f"made for {planned} (normalization)",
-            "undo the edit of channel_names, or plan again: samunet_plan_and_preprocess -d ID",
+            hint or "undo the edit of channel_names, or plan again: samunet_plan_and_preprocess -d ID",
         )
 
 

@@ -11,7 +11,6 @@ DOES = {
     "api": "the steps as functions",
     "selection": "the best model",
     "training": "trainer, losses",
-    "pretraining": "own images",
     "sharing": "zip, ONNX",
     "report": "report.html",
     "inference": "predictor",

@@ -1,45 +1,42 @@
-"""What a pretraining works on: an encoder, the images that it sees, and what is known of both."""
+"""The small encoder on synthetic images."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
+from bundled_weights.network import PretrainingModel
+from bundled_weights.synthesis import SyntheticBatch, synthetic_batch
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.files import read_json
 from samunet.models.pretrained import pretrained_weights
-from samunet.pretraining.network import PretrainingModel
-from samunet.pretraining.options import PretrainingOptions
-from samunet.pretraining.synthesis import SyntheticBatch, synthetic_batch
+from samunet.training.pretraining.options import PretrainingOptions
+
+Objective = Literal["dense", "prompt", "mae", "mix"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 
-class Work(Protocol):
-    """What :func:`samunet.pretraining.run.pretrain` is given.
+@dataclass(frozen=True)
+class SyntheticOptions(PretrainingOptions):
+    """Options of a pretraining on synthetic images.
 
     Attributes:
-        encoder: Name of the encoder.
-        optimizer: As a plan names it (:func:`samunet.network.optimizer.build_optimizer`).
-        setup: What must not change from piece to piece.
-        facts: What the weights' card says of the images and of the weights at the start.
+        objective: ``dense`` (do two pixels lie in the same region?), ``prompt`` (a click or box gives the mask),
+            ``mae`` (reconstruct what is hidden), or ``mix``: the first, in every fourth batch with the second,
+            and every fourth batch the third instead.
     """
 
-    encoder: str
-    optimizer: Literal["adamw", "muon"]
-    setup: dict[str, Any]
-    facts: dict[str, Any]
+    objective: Objective = "dense"
+    image_sizes: tuple[int, ...] = (112, 224)
 
-    def build(self) -> nn.Module:
-        """A model whose forward pass takes a batch, the objective, the iteration and a
-        :class:`~samunet.pretraining.draw.Draw`, and returns losses by name; its ``sam_state()`` gives the weights by
-        SAM's names.
-        """
-
-    def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Any:
-        """The batch of an iteration, which depends on the arguments alone."""
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"there is no objective {self.objective!r}", f"choose one of: {', '.join(OBJECTIVES)}")
+        super().__post_init__()
 
 
 class SyntheticImages:
@@ -58,9 +55,7 @@ class SyntheticImages:
     def __init__(self, checkpoint: Path | None = None) -> None:
         self.base = pretrained_weights(self.encoder, checkpoint=checkpoint) if checkpoint else None
         self.setup: dict[str, Any] = {"encoder": self.encoder, "optimizer": self.optimizer}
-        self.facts: dict[str, Any] = {
-            "data": "randomised synthetic images alone, made by samunet_pretrain; no image of a person or a thing"
-        }
+        self.facts: dict[str, Any] = {"data": "randomised synthetic images alone; no image of a person or a thing"}
         if self.base:
             self.setup["base"] = self.base.record["sha256"]
             self.facts["base"] = {key: self.base.record[key] for key in ("file", "bytes", "sha256")}
@@ -69,7 +64,7 @@ class SyntheticImages:
                 self.facts["base"]["card"] = read_json(card)
 
     def build(self) -> PretrainingModel:
-        """See :class:`Work`."""
+        """See :class:`samunet.training.pretraining.work.Work`."""
         model = PretrainingModel(encoder_facts(self.encoder))
         if self.base:
             try:
@@ -77,10 +72,10 @@ class SyntheticImages:
             except RuntimeError as error:
                 raise SamunetError(
                     f"{self.base.record['file']} is no file of a pretraining: {str(error).splitlines()[-1].strip()}",
-                    "give one that samunet_pretrain wrote, or leave out --checkpoint",
+                    "give one that a pretraining wrote, or leave out --checkpoint",
                 ) from error
         return model
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> SyntheticBatch:
-        """See :class:`Work`."""
+        """See :class:`samunet.training.pretraining.work.Work`."""
         return synthetic_batch(options.seed, iteration, *options.shape(iteration), device)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from samunet import paths
 from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
-from samunet.dataset.layout import list_cases, raw_dataset
+from samunet.dataset.layout import raw_dataset
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError
@@ -30,13 +30,14 @@ from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, plans_called
 from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
-from samunet.preprocessing.run import store_cases, stored_cases
+from samunet.preprocessing.run import stored_cases
 from samunet.preprocessing.sources import check_cases
 from samunet.preprocessing.store import StoredCase
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.objectives import MaskedReconstruction
-from samunet.pretraining.options import PretrainingOptions
-from samunet.pretraining.run import DECAY, WEIGHTS, pretrain
+from samunet.training.pretraining.draw import Draw
+from samunet.training.pretraining.options import PretrainingOptions
+from samunet.training.pretraining.reconstruction import MaskedReconstruction
+from samunet.training.pretraining.run import DECAY, WEIGHTS, pretrain
+from samunet.training.unlabelled import stored_test_images
 
 OBJECTIVE = "mae"
 _RATE = 1e-4  # lower than from random weights: there is something to keep
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class OwnImages:
-    """An encoder with its weights, and a preprocessed dataset's slices: a :class:`~samunet.pretraining.work.Work`.
+    """An encoder with its weights, and a preprocessed dataset's slices; see :mod:`.work`.
 
     Args:
         dataset: Full name of a preprocessed dataset.
@@ -92,7 +93,8 @@ class OwnImages:
         self.cases = _training_images(source, plans, self.configuration, self.description, raw_dataset(dataset))
         numbers = {"imagesTr": len(self.cases)}
         if test_images:
-            found = _test_images(dataset, source, plans, self.configuration, self.description, num_workers, progress)
+            given = (source, plans, self.configuration, self.description, num_workers, progress)
+            found = list(stored_test_images(*given).values())
             self.cases, numbers["imagesTs"] = self.cases + found, len(found)
         self.slices = sum(case.shape[0] for case in self.cases)
         self.base = pretrained_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
@@ -115,7 +117,7 @@ class OwnImages:
         log.info("at the start: %s", base["file"])
 
     def build(self) -> ReconstructionModel:
-        """See :class:`samunet.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.work.Work`."""
         return ReconstructionModel(self.network, self.configuration, self.description, self.base)
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Tensor:
@@ -230,33 +232,11 @@ def _training_images(
     return list(stored_cases(source, plans, configuration, description, names, raw, images_only=True).values())
 
 
-def _test_images(
-    dataset: str,
-    source: Path,
-    plans: Plans,
-    configuration: ConfigurationPlan,
-    description: Description,
-    num_workers: int,
-    progress: bool,
-) -> list[StoredCase]:
-    """The images of ``imagesTs``, preprocessed as those of a prediction and stored beside the training cases."""
-    folder = paths.raw_folder() / dataset / "imagesTs"
-    if not (folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir())):
-        return []
-    cases = list_cases(folder, description)
-    target = source / f"{configuration.data_identifier}_imagesTs"
-    store_cases(
-        cases, description, plans, configuration, target,
-        num_workers=num_workers, progress=progress, tolerate_geometry=True,
-    )  # fmt: skip
-    return [StoredCase(target, name) for name in cases]
-
-
 def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: OwnImages) -> Path:
     """A whole pretraining: a constant rate, and over its last fifth the final decay; resumes where it stopped.
 
     Args:
-        folder: See :func:`samunet.pretraining.run.pretrain`.
+        folder: See :func:`samunet.training.pretraining.run.pretrain`.
         options: Those of the constant rate; their length is that of the whole.
         work: Encoder and images.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samunet.pretraining.appearance import draw_images
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.label_maps import draw_label_maps
+from bundled_weights.appearance import draw_images
+from bundled_weights.label_maps import draw_label_maps
+from samunet.training.pretraining.draw import Draw
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,12 @@ from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
 from samunet.locks import LockHeld, exclusive
 from samunet.network.optimizer import build_optimizer
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.network import PretrainingProgress, load_state, save_state, write_tensors
-from samunet.pretraining.options import PretrainingOptions
-from samunet.pretraining.work import SyntheticImages, Work
 from samunet.signals import StopRequest
+from samunet.tensors import write_tensors
+from samunet.training.pretraining.draw import Draw
+from samunet.training.pretraining.options import PretrainingOptions
+from samunet.training.pretraining.state import PretrainingProgress, load_state, save_state
+from samunet.training.pretraining.work import Work
 
 LATEST = "pretraining_latest.safetensors"
 DECAY = "pretraining_decay.safetensors"
@@ -44,13 +45,13 @@ _OBJECTIVE_KEY = 1  # tells the objectives' randomness from the images'
 log = logging.getLogger(__name__)
 
 
-def pretrain(folder: Path, options: PretrainingOptions, work: Work | None = None) -> Path:
+def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
     """Train a piece, or the final decay, going on from what ``folder`` holds.
 
     Args:
         folder: For checkpoints, log and weights; made if missing.
         options: The user's choices.
-        work: Encoder and images; None for the small one on synthetic images.
+        work: Encoder and images.
 
     Returns:
         The file with the weights, by SAM's names; a card beside it says how they came about.
@@ -66,7 +67,7 @@ def pretrain(folder: Path, options: PretrainingOptions, work: Work | None = None
         with exclusive(folder.resolve()) as held:
             if not held:
                 log.warning("%s cannot be locked: never use one folder twice at once", folder)
-            return _Pretraining(folder, options, work or SyntheticImages()).run()
+            return _Pretraining(folder, options, work).run()
     except LockHeld as holder:
         raise SamunetError(
             f"{folder} is being pretrained by {holder}", "wait until it is done, or use another --out FOLDER"

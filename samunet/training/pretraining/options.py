@@ -1,14 +1,11 @@
-"""What a user may choose for a pretraining."""
+"""Options of a pretraining."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from samunet.errors import UsageError, check_number
 
-Objective = Literal["dense", "prompt", "mae", "mix"]
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
 PERIOD = 4  # updates after which a mix begins anew, at the next image size
 
 _MOST = {"iterations": 1e9, "seconds": 1e9, "batch_size": 1e5, "learning_rate": 100.0}
@@ -19,9 +16,7 @@ class PretrainingOptions:
     """Flags of ``samunet_pretrain``.
 
     Attributes:
-        objective: ``dense`` (do two pixels lie in the same region?), ``prompt`` (a click or box gives the mask),
-            ``mae`` (reconstruct what is hidden), or ``mix``: the first, in every fourth batch with the second,
-            and every fourth batch the third instead.
+        objective: ``mae``: reconstruct what is hidden.
         iterations: Length in updates over all pieces, or of the final decay; exclusive with ``seconds``.
         seconds: Length of this piece in the training loop.
         batch_size: Images of the largest size per update; of smaller ones as many more as have the same pixels.
@@ -33,11 +28,11 @@ class PretrainingOptions:
         checkpoint_seconds: Time between checkpoints.
     """
 
-    objective: Objective = "mix"
+    objective: str = "mae"
     iterations: int | None = None
     seconds: float | None = None
     batch_size: int = 12
-    image_sizes: tuple[int, ...] = (112, 224)
+    image_sizes: tuple[int, ...] = (224,)
     learning_rate: float = 5e-4
     final_decay: bool = False
     seed: int = 12345
@@ -45,10 +40,6 @@ class PretrainingOptions:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UsageError(
-                f"there is no objective {self.objective!r}", f"choose one of: {', '.join(OBJECTIVES)}"
-            )  # fmt: skip
         if (self.iterations is None) == (self.seconds is None):
             raise UsageError("the length is not clear", "give either --time_budget or --iterations")
         for name in ("iterations", "seconds", "batch_size", "learning_rate"):

@@ -1,6 +1,6 @@
-"""How fast samunet_pretrain is: images a second, and which share of an update its images take to make.
+"""How fast a pretraining on synthetic images is: images a second, and which share of an update its images take to make.
 
-    python benchmarks/pretraining.py --objective dense mix --updates 40
+    PYTHONPATH=tools python -m bundled_weights.speed --objective dense mix --updates 40
 
 Every objective trains the small encoder from random weights, as the command does, in turn with the others: a round of
 eight updates each, which is a batch of every kind. The first round of each warms up and is not counted. Images are made
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from samunet.pretraining.options import OBJECTIVES, PERIOD, PretrainingOptions
-from samunet.pretraining.run import _Pretraining
-from samunet.pretraining.work import SyntheticImages
+from bundled_weights.images import OBJECTIVES, SyntheticImages, SyntheticOptions
+from samunet.training.pretraining.options import PERIOD, PretrainingOptions
+from samunet.training.pretraining.run import _Pretraining
 
 
 class TimedImages(SyntheticImages):
@@ -31,7 +31,7 @@ class TimedImages(SyntheticImages):
     seconds = 0.0
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device):
-        """See :class:`samunet.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.work.Work`."""
         synchronize(device)
         start = time.perf_counter()
         made = super().batch(options, iteration, device)
@@ -45,7 +45,7 @@ class Contestant:
 
     def __init__(self, objective: str, batch_size: int, device: str) -> None:
         self.images = TimedImages()
-        options = PretrainingOptions(objective=objective, iterations=1, batch_size=batch_size, device=device)
+        options = SyntheticOptions(objective=objective, iterations=1, batch_size=batch_size, device=device)
         self.pretraining = _Pretraining(Path(tempfile.gettempdir()), options, self.images)
         self.forget()
 

@@ -1,4 +1,4 @@
-"""The encoder with all that pretraining hangs on it, and the files that it is kept in."""
+"""Checkpoints of a pretraining."""
 
 from __future__ import annotations
 
@@ -10,77 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
-from samunet.files import as_kind, atomic_path, parse_json
-from samunet.network.encoders import build_encoder
-from samunet.network.heads import build_head
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.objectives import MaskedReconstruction, SameRegion
-from samunet.pretraining.options import PERIOD
-from samunet.pretraining.prompts import prompt_loss
-from samunet.pretraining.synthesis import SyntheticBatch
-from samunet.tensors import read_tensors
-
-_MASK_TOKENS = 4  # as every SAM
-
-
-class PretrainingModel(nn.Module):
-    """A SAM, and a small head for each objective that SAM itself has none for.
-
-    Every part is there whatever the objective, so that a later piece may change it.
-
-    Args:
-        facts: The encoder to train.
-    """
-
-    def __init__(self, facts: EncoderFacts) -> None:
-        super().__init__()
-        self.image_encoder = build_encoder(facts)
-        self.head = build_head("detail", _MASK_TOKENS, self.image_encoder, facts)
-        self.head.requires_grad_(True)
-        self.head.prompt_encoder.mask_downscaling.requires_grad_(False)  # no mask is ever the prompt here
-        self.same_region = SameRegion(facts.embedding // 8)
-        self.reconstruction = MaskedReconstruction(facts.embedding, facts.patch_size)
-
-    def forward(self, batch: SyntheticBatch, objective: str, iteration: int, draw: Draw) -> dict[str, Tensor]:
-        """Losses of a batch by name: ``dense``, ``prompt``, ``mae``; what is minimised is their sum."""
-        if objective == "mae" or (objective == "mix" and iteration % PERIOD == PERIOD - 1):
-            seen, mask = self.reconstruction.hide(batch.images, draw)
-            return {"mae": self.reconstruction(self.image_encoder(seen), batch.images, mask)}
-        features = self.image_encoder.features(batch.images)
-        losses = {}
-        if objective in ("dense", "mix"):
-            _, upscaled = self.head.decode(features, batch.images)
-            losses["dense"] = self.same_region(upscaled, batch.regions, draw)
-        if objective == "prompt" or (objective == "mix" and iteration % PERIOD == 0):
-            losses["prompt"] = prompt_loss(self.head, features, batch.images, batch.regions, draw)
-        return losses
-
-    def sam_state(self) -> dict[str, Tensor]:
-        """Encoder, prompt encoder and mask decoder by SAM's names, and ``detail``, in half precision."""
-        return {
-            f"{part}.{name}": value.detach().half()
-            for part, module in self._parts().items()
-            for name, value in module.state_dict().items()
-        }
-
-    def load_sam_state(self, state: dict[str, Tensor]) -> None:
-        """Start from what :meth:`sam_state` gave; the heads of the other objectives stay as they are.
-
-        Raises:
-            RuntimeError: If a tensor is missing or of another shape, as in a file with the mask tokens of a dataset.
-        """
-        for part, module in self._parts().items():
-            module.load_state_dict(_with_prefix(state, f"{part}."))
-
-    def _parts(self) -> dict[str, nn.Module]:
-        return {
-            "image_encoder": self.image_encoder,
-            "detail": self.head.detail,
-            "prompt_encoder": self.head.prompt_encoder,
-            "mask_decoder": self.head.mask_decoder,
-        }
+from samunet.files import as_kind, parse_json
+from samunet.tensors import read_tensors, write_tensors
 
 
 @dataclass
@@ -155,15 +87,6 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, setup: dict) 
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise SamunetError(f"{path} is no checkpoint of a pretraining: {first}", remedy) from error
     return progress
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically."""
-    from safetensors.torch import save_file
-
-    contiguous = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

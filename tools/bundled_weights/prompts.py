@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundled_weights.contrast import region_sizes
 from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.pretraining.draw import Draw
-from samunet.pretraining.objectives import region_sizes
+from samunet.training.pretraining.draw import Draw
 
 _STRIDE = 4  # input pixels per pixel of the targets, as of SAM's masks
 _SMALLEST = 4  # pixels of a target's region on the masks' grid

@@ -1,0 +1,1 @@
+"""The factory of the weights in the package: synthetic images and what they teach."""
