@@ -193,9 +193,10 @@ def test_reconstruction_is_learnt(dataset):
     work = own("small")
     torch.manual_seed(0)
     model = work.build().train()
+    recipe = work.recipe(model, options())
 
     def loss(iteration):
-        return model(work.batch(options(), iteration, CPU), "mae", iteration, Draw(CPU, 0, iteration))["mae"]
+        return recipe.losses(work.batch(options(), iteration, CPU), Draw(CPU, 0, iteration))["mae"]
 
     def judged():
         with torch.no_grad():
@@ -214,16 +215,16 @@ def test_without_a_length_it_ends_with_the_decay_and_goes_on_after_a_kill(datase
     monkeypatch.setattr(own_images, "_FEWEST_UPDATES", 5)
     monkeypatch.setattr(own_images, "_PASSES", 0)
     command = ["-d", "998", "-p", "vit_bPlans", "-encoder", "small", "--batch_size", "2", "-device", "cpu"]
-    step = run._Pretraining._step
+    step = run.Pretraining._step
 
-    def step_and_stop(self, factor):
+    def step_and_stop(self, batch):
         if self.options.final_decay:
             raise KeyboardInterrupt
-        return step(self, factor)
+        return step(self, batch)
 
-    monkeypatch.setattr(run._Pretraining, "_step", step_and_stop)
+    monkeypatch.setattr(run.Pretraining, "_step", step_and_stop)
     assert run_command("samunet_pretrain", command) == 130
-    monkeypatch.setattr(run._Pretraining, "_step", step)
+    monkeypatch.setattr(run.Pretraining, "_step", step)
     assert run_command("samunet_pretrain", command) == 0
     weights = dataset / "results" / NAME / "pretraining_small" / "small_pretrained.safetensors"
     card = json.loads(weights.with_suffix(".json").read_text())

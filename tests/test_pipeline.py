@@ -208,7 +208,7 @@ def test_threads_follow_other_programs_unless_updates_are_counted(planned, monke
             super().__init__(watch)
             watched.append(watch)
 
-    monkeypatch.setattr("samunet.training.trainer.FreeCores", Watched)
+    monkeypatch.setattr("samunet.training.loop.FreeCores", Watched)
     assert run_command("samunet_train", ["998", "2d", "all", "--time_budget", "0.1s", "-device", "cpu"]) == 0
     assert run_command("samunet_train", ["998", "2d", "all", "--iterations", "1", "--overwrite", "-device", "cpu"]) == 0
     assert watched == [True, False]

@@ -8,14 +8,15 @@ import pytest
 import torch
 from bundled_weights import __main__ as factory
 from bundled_weights.images import SyntheticImages, SyntheticOptions
-from bundled_weights.network import PretrainingModel
+from bundled_weights.network import PretrainingModel, Synthetic
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from samunet.cores import FreeCores
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
-from samunet.training.pretraining import run
+from samunet.training import loop
+from samunet.training.pretraining import recipe, run
 
 
 def pretrain(folder, given):
@@ -42,6 +43,19 @@ def four(tmp_path_factory):
     return folder
 
 
+def recorded_factors(monkeypatch):
+    """Multipliers of the learning rate that the optimizer's steps are given, as they come."""
+    factors, step = [], run.Pretraining._step
+
+    def recorded(self, batch):
+        loss = step(self, batch)
+        factors.extend({group["lr"] / self.options.learning_rate for group in self.optimizer.param_groups})
+        return loss
+
+    monkeypatch.setattr(run.Pretraining, "_step", recorded)
+    return factors
+
+
 def assert_same(first, second):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -56,15 +70,15 @@ def test_pieces_give_what_one_piece_gives(four, tmp_path):
 
 
 def test_a_signal_loses_nothing(four, tmp_path, monkeypatch):
-    step = run._Pretraining._step
+    step = run.Pretraining._step
 
-    def step_and_signal(self, factor):
-        values = step(self, factor)
+    def step_and_signal(self, batch):
+        values = step(self, batch)
         if self.state.iteration == 1:
             signal.raise_signal(signal.SIGTERM)
         return values
 
-    monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
+    monkeypatch.setattr(run.Pretraining, "_step", step_and_signal)
     command = f"--out {tmp_path} --iterations 4 --batch_size 2 --image_size 32 64 -device cpu --seed 3"
     assert factory.main([*command.split(), "--objective", "mix"]) == 130
     monkeypatch.undo()
@@ -102,9 +116,7 @@ def test_training_moves_every_part(four):
 
 def test_final_decay_ends_at_zero_and_leaves_the_constant_rate_to_go_on_from(four, tmp_path, monkeypatch):
     (tmp_path / run.LATEST).write_bytes((four / run.LATEST).read_bytes())
-    factors = []
-    step = run._Pretraining._step
-    monkeypatch.setattr(run._Pretraining, "_step", lambda self, factor: factors.append(factor) or step(self, factor))
+    factors = recorded_factors(monkeypatch)
     weights = pretrain(tmp_path, options(iterations=2, final_decay=True))
     assert factors == [1.0, 0.5]
     assert weights.name == "small_pretrained.safetensors"
@@ -116,18 +128,18 @@ def test_final_decay_ends_at_zero_and_leaves_the_constant_rate_to_go_on_from(fou
 
 def test_an_interrupted_decay_goes_on_and_is_not_forgotten(four, tmp_path, monkeypatch):
     (tmp_path / run.LATEST).write_bytes((four / run.LATEST).read_bytes())
-    step = run._Pretraining._step
+    step = run.Pretraining._step
 
-    def step_and_signal(self, factor):
+    def step_and_signal(self, batch):
         signal.raise_signal(signal.SIGINT)
-        return step(self, factor)
+        return step(self, batch)
 
     decay = options(iterations=2, final_decay=True)
-    monkeypatch.setattr(run._Pretraining, "_step", step_and_signal)
+    monkeypatch.setattr(run.Pretraining, "_step", step_and_signal)
     with pytest.raises(KeyboardInterrupt):
         pretrain(tmp_path, decay)
-    factors = []
-    monkeypatch.setattr(run._Pretraining, "_step", lambda self, factor: factors.append(factor) or step(self, factor))
+    monkeypatch.setattr(run.Pretraining, "_step", step)
+    factors = recorded_factors(monkeypatch)
     with pytest.raises(SamunetError, match="final decay that was interrupted"):
         pretrain(tmp_path, options(iterations=9))
     pretrain(tmp_path, decay)
@@ -135,21 +147,15 @@ def test_an_interrupted_decay_goes_on_and_is_not_forgotten(four, tmp_path, monke
 
 
 def test_warm_up_is_linear_and_then_the_rate_is_constant(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_WARM_UP", 2)
-    factors = []
-
-    def step(self, factor):
-        factors.append(factor)
-        return {"dense": 1.0}
-
-    monkeypatch.setattr(run._Pretraining, "_step", step)
+    monkeypatch.setattr(recipe, "_WARM_UP", 2)
+    factors = recorded_factors(monkeypatch)
     pretrain(tmp_path, options())
     assert factors == [0.5, 1.0, 1.0, 1.0]
 
 
 def test_time_budget_is_of_the_piece(tmp_path, monkeypatch):
     watched = []
-    monkeypatch.setattr(run, "FreeCores", lambda watch: watched.append(watch) or FreeCores(watch))
+    monkeypatch.setattr(loop, "FreeCores", lambda watch: watched.append(watch) or FreeCores(watch))
     for _ in range(2):
         pretrain(tmp_path, options(iterations=None, seconds=0.01, objective="mae"))
     with safe_open(tmp_path / run.LATEST, "pt") as stream:
@@ -168,7 +174,7 @@ def test_an_objective_alone_trains_the_encoder(objective):
     torch.manual_seed(0)
     model = PretrainingModel(encoder_facts("small"))
     batch = synthetic_batch(0, 0, 1, 64, torch.device("cpu"))
-    losses = model(batch, objective, 0, Draw(torch.device("cpu"), 0, 0, 1))
+    losses = Synthetic(model, options(objective=objective)).losses(batch, Draw(torch.device("cpu"), 0, 0, 1))
     assert list(losses) == [objective]
     losses[objective].backward()
     assert all(parameter.grad is not None for parameter in model.image_encoder.blocks.parameters())

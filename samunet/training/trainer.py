@@ -1,4 +1,4 @@
-"""The training loop of one fold, top to bottom: set up, step, check, save."""
+"""The training of one fold: set up, check, log, save; the loop itself is in :mod:`.loop`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from samunet.cores import FreeCores
 from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_device
 from samunet.errors import SamunetError
@@ -27,13 +26,13 @@ from samunet.network.encoders import hold_frozen
 from samunet.planning.resources import step_bytes
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.store import StoredCase
-from samunet.signals import StopRequest
 from samunet.training.check import monitored_dice, seconds_of_pass, seconds_of_prediction
 from samunet.training.divergence import loss_error
 from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
 from samunet.training.feature_cache import CachedEncoder
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import point_line, progress_bar, update_bar, write_logs
+from samunet.training.loop import Loop
 from samunet.training.monitoring import (
     GRADIENTS,
     is_check,
@@ -54,7 +53,7 @@ _LONG_PREDICTION = 120.0  # seconds that are not spent to say how long a predict
 _EPOCH_ITERATIONS = (100, 250)
 
 
-class Trainer:
+class Trainer(Loop):
     """Trains one fold.
 
     Args:
@@ -97,8 +96,8 @@ class Trainer:
         self.show_progress = progress
         self.device = resolve_device(options.device)
         reset_peak_memory(self.device)
-        recipe = load_recipe(network.recipe)
-        self.micro_batch = max(1, network.batch_size // (recipe.slices * (2 if unlabelled else 1)))
+        kind_of_recipe = load_recipe(network.recipe)
+        self.micro_batch = max(1, network.batch_size // (kind_of_recipe.slices * (2 if unlabelled else 1)))
         self.batch_size = network.batch_size * network.accumulation
         num_slices = sum(case.shape[0] for case in train.values())
         self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
@@ -106,7 +105,7 @@ class Trainer:
         self.labels = description.labels
         self.loader = SliceLoader(
             train, configuration, network, self.batch_size, options.seed,
-            ignore=self.labels.ignore, slices=recipe.slices, unlabelled=unlabelled,
+            ignore=self.labels.ignore, slices=kind_of_recipe.slices, unlabelled=unlabelled,
         )  # fmt: skip
         torch.manual_seed(options.seed)
         self.model = build_network(configuration, network, description, base).to(self.device)
@@ -116,14 +115,14 @@ class Trainer:
         if options.pretrained:
             start_from(self.model, options.pretrained)
         self.dtype = self._choose_dtype()
-        self.recipe = recipe(self.model, network, self.labels, self.dtype)
-        self.optimizer = self.recipe.optimizer()
+        recipe = kind_of_recipe(self.model, network, self.labels, self.dtype)
+        optimizer = recipe.optimizer()
         self.monitored = self._choose_monitored(validation or train)
         kind = "validation" if validation else "training"
         self.monitored_name = f"{len(self.monitored)} of {len(validation or train)} {kind} cases"
         self.validation = validation
         if options.feature_cache:
-            self.recipe.encode = self._open_cache()
+            recipe.encode = self._open_cache()
         self.setup = {
             "identity": identity,
             "seed": options.seed,
@@ -133,10 +132,15 @@ class Trainer:
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
         }
-        self.state = load_latest(folder, self.recipe, self.optimizer, self.setup)
+        state = load_latest(folder, recipe, optimizer, self.setup)
         if self.dtype is not None:
             hold_frozen(self.model.image_encoder, self.dtype)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+        # A number of updates that the user gave is to come out the same every time, to the last bit.
+        repeatable = bool(options.iterations or options.epochs)
+        super().__init__(
+            recipe, optimizer, state, self.budget,
+            checkpoint_seconds=options.checkpoint_seconds, repeatable=repeatable, dtype=self.dtype,
+        )  # fmt: skip
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
 
@@ -150,73 +154,34 @@ class Trainer:
         self._announce()
         if self.state.log:
             self._write_logs()  # what was written after the checkpoint is done again
-        source = batches(self.loader, self.state.iteration, self.options.num_workers)
-        started, saved = time.monotonic() - self.state.elapsed, time.monotonic()
-        steps, seconds, data_seconds = 0, 0.0, 0.0
-        clock: StepClock | None = StepClock(2 * self.options.num_workers)
-        # A number of updates that the user gave is to come out the same every time, to the last bit.
-        watch = self.device.type == "cpu" and not (self.options.iterations or self.options.epochs)
-        with StopRequest() as stop, progress_bar(self.show_progress) as bar, FreeCores(watch) as cores:
-            if not self.state.iteration:
-                self._add_point(0, 0.0, 0.0, bar, check=True)
-                self.state.elapsed = time.monotonic() - started
-            while self.budget.progress(self.state.iteration, self.state.elapsed) < 1:
-                begin = time.monotonic()
-                batch = next(source)
-                data_seconds += time.monotonic() - begin
-                cores.adjust()
-                self.state.losses.append(self._step(batch))
-                self.state.iteration += 1
-                steps += 1
-                self.state.elapsed = time.monotonic() - started
-                seconds += time.monotonic() - begin
-                if clock:
-                    clock.add(time.monotonic() - begin)
-                done = self.budget.progress(self.state.iteration, self.state.elapsed) >= 1
-                if done or is_point(self.state.iteration, self.epoch_iterations):
-                    check = done or is_check(self.state.iteration, self.epoch_iterations)
-                    self._add_point(steps, seconds, data_seconds, bar, check=check)
-                    steps, seconds, data_seconds = 0, 0.0, 0.0
-                    self.state.elapsed = time.monotonic() - started
-                update_bar(bar, self.budget.progress(self.state.iteration, self.state.elapsed), self.state)
-                if clock and self.costs and (done or clock.is_enough):  # gone on, the first check is still to come
-                    bar.clear()
-                    self._announce_duration(clock.mean)
-                    clock = None
-                if stop.received or time.monotonic() - saved > self.options.checkpoint_seconds:
-                    self._save_latest()
-                    saved = time.monotonic()
-                if stop.received:
-                    source.close()
-                    log.info("checkpoint written at iteration %d", self.state.iteration)
-                    stop.pass_on()
-        source.close()
+        self.clock: StepClock | None = StepClock(2 * self.options.num_workers)
+        with progress_bar(self.show_progress) as self.bar:
+            self.learn(batches(self.loader, self.state.iteration, self.options.num_workers))
         self._finish()
+
+    def _begin(self) -> None:
+        if not self.state.iteration:
+            self._add_point(check=True)
+
+    def _updated(self, loss: float, seconds: float) -> None:
+        iteration, done = self.state.iteration, self.progress >= 1
+        self.state.losses.append(loss)
+        if self.clock:
+            self.clock.add(seconds)
+        if done or is_point(iteration, self.epoch_iterations):
+            self._add_point(check=done or is_check(iteration, self.epoch_iterations))
+        update_bar(self.bar, self.progress, self.state)
+        if self.clock and self.costs and (done or self.clock.is_enough):  # gone on, the first check is still to come
+            self.bar.clear()
+            self._announce_duration(self.clock.mean)
+            self.clock = None
 
     def _save_latest(self) -> None:
         self.state.scaler = self.scaler.state_dict()
         save_latest(self.folder, self.recipe, self.optimizer, self.state)
 
-    def _step(self, arrays: dict[str, np.ndarray]) -> float:
-        """One update from one batch; returns its loss."""
-        factor = self.recipe.rate(self.budget, self.state.iteration, self.state.elapsed)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.network.learning_rate * factor
-        self.recipe.progress = self.budget.progress(self.state.iteration, self.state.elapsed)
-        batch = Batch.of(arrays, self.device)
-        loss = self._backward(batch)
-        if not np.isfinite(loss):
-            rate = self.network.learning_rate
-            raise loss_error(loss, self.state.iteration, batch.images, self.model, self.dtype, rate)
-        if self.recipe.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            trained = [parameter for parameter in self.recipe.learner.parameters() if parameter.requires_grad]
-            nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.recipe.after_update()
-        return loss
+    def _loss_error(self, loss: float, batch: Batch) -> SamunetError:
+        return loss_error(loss, self.state.iteration, batch.images, self.model, self.dtype, self.network.learning_rate)
 
     def _backward(self, batch: Batch) -> float:
         """Gradients of the batch, in as many parts as memory needs; returns the loss."""
@@ -236,11 +201,12 @@ class Trainer:
             self.micro_batch = max(1, self.micro_batch // 2)
             log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
 
-    def _add_point(self, steps: int, seconds: float, data_seconds: float, bar, *, check: bool) -> None:
-        """Add a point to the curve: of the updates since the last one, the seconds they took and those spent on data.
+    def _add_point(self, *, check: bool) -> None:
+        """Add a point to the curve: of the updates since the last one.
 
         With a check, log and plot the curve, and keep the model if it is the best so far.
         """
+        steps, seconds = self.steps, self.seconds
         begin = time.monotonic()
         score = self._monitor() if check else None
         self.state.log.append(
@@ -252,18 +218,22 @@ class Trainer:
                 "dice": score,
                 "learning_rate": self.optimizer.param_groups[0]["lr"] if steps else None,
                 "images_per_second": steps * self.batch_size / seconds if steps else None,
-                "data_share": data_seconds / seconds if steps else None,
+                "data_share": self.data_seconds / seconds if steps else None,
             }
         )
         self.state.losses = []
-        if not check:
-            return
+        self.restart_clock()
+        if check:
+            self._check(score, begin, trained=steps > 0)
+        self._tick()
+
+    def _check(self, score: float | None, begin: float, *, trained: bool) -> None:
+        """Log the curve with its last point, and keep the model if it has been trained and is the best so far."""
         self.costs["prediction"] = time.monotonic() - begin
-        bar.clear()
+        self.bar.clear()
         log.info("%s", point_line(self.state.log[-1]))
         self._write_logs()
-        # Of no use as a model: what has not been trained.
-        if score is not None and steps and (self.state.best_dice is None or score > self.state.best_dice):
+        if score is not None and trained and (self.state.best_dice is None or score > self.state.best_dice):
             self.state.best_dice = score
             save_model(self.folder, self.recipe.result, "best")
         self.costs["check"] = time.monotonic() - begin

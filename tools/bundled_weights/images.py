@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from bundled_weights.network import PretrainingModel
+from bundled_weights.network import PretrainingModel, Synthetic
 from bundled_weights.synthesis import SyntheticBatch, synthetic_batch
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
@@ -49,6 +49,7 @@ class SyntheticImages:
         SamunetError: If the file cannot be read or holds other weights.
     """
 
+    recipe = Synthetic
     encoder = "small"
     optimizer = "muon"
 

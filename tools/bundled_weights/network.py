@@ -1,4 +1,4 @@
-"""The encoder with all that synthetic images teach."""
+"""The encoder with all that synthetic images teach, and how it learns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
 from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PERIOD
+from samunet.training.pretraining.recipe import Reconstruction
 from samunet.training.pretraining.reconstruction import MaskedReconstruction
 
 _MASK_TOKENS = 4  # as every SAM
@@ -34,20 +35,6 @@ class PretrainingModel(nn.Module):
         self.head.prompt_encoder.mask_downscaling.requires_grad_(False)  # no mask is ever the prompt here
         self.same_region = SameRegion(facts.embedding // 8)
         self.reconstruction = MaskedReconstruction(facts.embedding, facts.patch_size)
-
-    def forward(self, batch: SyntheticBatch, objective: str, iteration: int, draw: Draw) -> dict[str, Tensor]:
-        """Losses of a batch by name: ``dense``, ``prompt``, ``mae``; what is minimised is their sum."""
-        if objective == "mae" or (objective == "mix" and iteration % PERIOD == PERIOD - 1):
-            seen, mask = self.reconstruction.hide(batch.images, draw)
-            return {"mae": self.reconstruction(self.image_encoder(seen), batch.images, mask)}
-        features = self.image_encoder.features(batch.images)
-        losses = {}
-        if objective in ("dense", "mix"):
-            _, upscaled = self.head.decode(features, batch.images)
-            losses["dense"] = self.same_region(upscaled, batch.regions, draw)
-        if objective == "prompt" or (objective == "mix" and iteration % PERIOD == 0):
-            losses["prompt"] = prompt_loss(self.head, features, batch.images, batch.regions, draw)
-        return losses
 
     def sam_state(self) -> dict[str, Tensor]:
         """Encoder, prompt encoder and mask decoder by SAM's names, and ``detail``, in half precision."""
@@ -73,6 +60,28 @@ class PretrainingModel(nn.Module):
             "prompt_encoder": self.head.prompt_encoder,
             "mask_decoder": self.head.mask_decoder,
         }
+
+
+class Synthetic(Reconstruction):
+    """The objectives of :class:`bundled_weights.images.SyntheticOptions`, with a :class:`PretrainingModel`."""
+
+    def images(self, batch: SyntheticBatch) -> Tensor:
+        """As they are made."""
+        return batch.images
+
+    def losses(self, batch: SyntheticBatch, draw: Draw) -> dict[str, Tensor]:
+        """Losses of a batch by name: ``dense``, ``prompt``, ``mae``."""
+        model, objective, turn = self.model, self.options.objective, self.iteration % PERIOD
+        if objective == "mae" or (objective == "mix" and turn == PERIOD - 1):
+            return super().losses(batch, draw)
+        features = model.image_encoder.features(batch.images)
+        losses = {}
+        if objective in ("dense", "mix"):
+            _, upscaled = model.head.decode(features, batch.images)
+            losses["dense"] = model.same_region(upscaled, batch.regions, draw)
+        if objective == "prompt" or (objective == "mix" and turn == 0):
+            losses["prompt"] = prompt_loss(model.head, features, batch.images, batch.regions, draw)
+        return losses
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

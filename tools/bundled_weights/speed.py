@@ -22,7 +22,7 @@ import torch
 
 from bundled_weights.images import OBJECTIVES, SyntheticImages, SyntheticOptions
 from samunet.training.pretraining.options import PERIOD, PretrainingOptions
-from samunet.training.pretraining.run import _Pretraining
+from samunet.training.pretraining.run import Pretraining
 
 
 class TimedImages(SyntheticImages):
@@ -46,7 +46,8 @@ class Contestant:
     def __init__(self, objective: str, batch_size: int, device: str) -> None:
         self.images = TimedImages()
         options = SyntheticOptions(objective=objective, iterations=1, batch_size=batch_size, device=device)
-        self.pretraining = _Pretraining(Path(tempfile.gettempdir()), options, self.images)
+        self.pretraining = Pretraining(Path(tempfile.gettempdir()), options, self.images)
+        self.batches = self.pretraining.batches()
         self.forget()
 
     def forget(self) -> None:
@@ -59,7 +60,7 @@ class Contestant:
         state, options = self.pretraining.state, self.pretraining.options
         start = time.perf_counter()
         for _ in range(updates):
-            self.pretraining._step(1.0)
+            self.pretraining._step(next(self.batches))
             self.seen += options.shape(state.iteration)[0]
             state.iteration += 1
         synchronize(self.pretraining.device)
@@ -88,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=["dense"])
     parser.add_argument("--updates", type=int, default=40, help="of each objective, in rounds of eight (default: 40)")
-    parser.add_argument("--batch_size", type=int, default=PretrainingOptions.batch_size)
+    parser.add_argument("--batch_size", type=int, default=SyntheticOptions.batch_size)
     parser.add_argument("--device", default="auto", help="cpu, cuda or mps (default: a GPU if there is one)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parsed = parser.parse_args(arguments)
-    round_length = PERIOD * len(PretrainingOptions.image_sizes)
+    round_length = PERIOD * len(SyntheticOptions.image_sizes)
     contestants = {name: Contestant(name, parsed.batch_size, parsed.device) for name in parsed.objective}
     for number in range(1 + max(1, round(parsed.updates / round_length))):
         for contestant in contestants.values():

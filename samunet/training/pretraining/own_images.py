@@ -33,8 +33,8 @@ from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.run import stored_cases
 from samunet.preprocessing.sources import check_cases
 from samunet.preprocessing.store import StoredCase
-from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PretrainingOptions
+from samunet.training.pretraining.recipe import Reconstruction
 from samunet.training.pretraining.reconstruction import MaskedReconstruction
 from samunet.training.pretraining.run import DECAY, WEIGHTS, pretrain
 from samunet.training.unlabelled import stored_test_images
@@ -70,6 +70,7 @@ class OwnImages:
         SamunetError: If the dataset is not preprocessed, or weights or images cannot be read.
     """
 
+    recipe = Reconstruction
     optimizer = "adamw"  # weights that are good already move little by little
 
     def __init__(
@@ -196,12 +197,6 @@ class ReconstructionModel(nn.Module):
         super().train(mode)
         self.image_encoder.eval()
         return self
-
-    def forward(self, batch: Tensor, objective: str, iteration: int, draw: Draw) -> dict[str, Tensor]:
-        """The loss of a batch ``(batch, channels, height, width)``, as ``mae``."""
-        images = self.input_layer(batch)
-        seen, mask = self.reconstruction.hide(images, draw)
-        return {OBJECTIVE: self.reconstruction(self.image_encoder(seen), images, mask)}
 
     def sam_state(self) -> dict[str, Tensor]:
         """All tensors by SAM's names, in the number format of the weights at the start."""

@@ -6,41 +6,37 @@ it is, so that a longer pretraining can go on from before the decay (Hu et al. 2
 
 from __future__ import annotations
 
+import itertools
 import logging
 import platform
 import shlex
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from samunet import __version__
-from samunet.cores import FreeCores
 from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path, file_hash, make_folder, write_json
 from samunet.locks import LockHeld, exclusive
-from samunet.network.optimizer import build_optimizer
-from samunet.signals import StopRequest
 from samunet.tensors import write_tensors
-from samunet.training.pretraining.draw import Draw
+from samunet.training.loop import Loop
 from samunet.training.pretraining.options import PretrainingOptions
-from samunet.training.pretraining.state import PretrainingProgress, load_state, save_state
+from samunet.training.pretraining.state import PretrainingProgress, load_pretraining
 from samunet.training.pretraining.work import Work
+from samunet.training.schedule import Budget
+from samunet.training.state import save_state
 
 LATEST = "pretraining_latest.safetensors"
 DECAY = "pretraining_decay.safetensors"
 WEIGHTS = "{}_pretrained.safetensors"  # of an encoder, after a final decay
 WEIGHTS_SO_FAR = "{}_latest.safetensors"
-_WARM_UP = 200
 _LOG_EVERY = 100
-_CLIP_NORM = 1.0
-_WEIGHT_DECAY = 0.05
-_OBJECTIVE_KEY = 1  # tells the objectives' randomness from the images'
 
 log = logging.getLogger(__name__)
 
@@ -67,122 +63,112 @@ def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
         with exclusive(folder.resolve()) as held:
             if not held:
                 log.warning("%s cannot be locked: never use one folder twice at once", folder)
-            return _Pretraining(folder, options, work).run()
+            return Pretraining(folder, options, work).run()
     except LockHeld as holder:
         raise SamunetError(
             f"{folder} is being pretrained by {holder}", "wait until it is done, or use another --out FOLDER"
         ) from None
 
 
-class _Pretraining:
+@dataclass(frozen=True)
+class PieceBudget(Budget):
+    """The length of a piece, counted from an iteration and a moment on."""
+
+    first_iteration: int = 0
+    first_elapsed: float = 0.0
+
+    def progress(self, iteration: int, elapsed: float) -> float:
+        """Share of the piece that is done, from 0 to 1."""
+        return super().progress(iteration - self.first_iteration, elapsed - self.first_elapsed)
+
+
+class Pretraining(Loop):
+    """A piece of a pretraining, or its final decay; see :func:`pretrain`."""
+
     def __init__(self, folder: Path, options: PretrainingOptions, work: Work) -> None:
         self.folder, self.options, self.work = folder, options, work
-        self.device = resolve_device(options.device)
-        fast = fast_dtype(self.device)
-        self.dtype = fast if fast is torch.bfloat16 else None  # float16 would need its gradients scaled
+        device = resolve_device(options.device)
+        fast = fast_dtype(device)
+        dtype = fast if fast is torch.bfloat16 else None  # float16 would need its gradients scaled
         torch.manual_seed(options.seed)
-        self.model = work.build().to(self.device).train()
-        self.optimizer = build_optimizer(
-            work.optimizer, self.model, options.learning_rate, _WEIGHT_DECAY, betas=(0.9, 0.95)
-        )
+        self.model = work.build().to(device).train()
+        recipe = work.recipe(self.model, options, work.optimizer, dtype)
+        optimizer = recipe.optimizer()
         self.file = folder / (DECAY if options.final_decay else LATEST)
         source = self.file if self.file.is_file() else folder / LATEST
         if source.is_file():
-            self.state = load_state(source, self.model, self.optimizer, work.setup)
+            state = load_pretraining(source, recipe, optimizer, work.setup)
         elif options.final_decay:
             raise UsageError(f"{folder} has no pretraining to end", "run the same without --final_decay first")
         else:
-            self.state = PretrainingProgress(setup=work.setup)
+            state = PretrainingProgress(setup=work.setup)
         if not options.final_decay and (folder / DECAY).is_file():
             raise SamunetError(
                 f"{folder} has a final decay that was interrupted",
                 f"end it with --final_decay, or delete {folder / DECAY} to go on without it",
             )
+        # Iterations are counted over all pieces, seconds in this one; a final decay counts in all its runs.
+        first, begun = 0, state.elapsed
+        if options.final_decay:
+            first, begun = state.iteration - state.decay["iterations"], state.elapsed - state.decay["seconds"]
+        super().__init__(
+            recipe, optimizer, state, PieceBudget(options.iterations, options.seconds, first, begun),
+            checkpoint_seconds=options.checkpoint_seconds, repeatable=bool(options.iterations), dtype=dtype,
+        )  # fmt: skip
+        self.before = list(state.pieces)
+        self.images_before = self.images_logged = state.images
+        self.sums: dict[str, list[float]] = {}
 
     def run(self) -> Path:
-        state, options = self.state, self.options
-        begun, images = dict(vars(state)), state.images
-        spent = self._spent(begun)
-        if spent() >= 1:
-            log.info("%s has %d iterations already", self.folder, state.iteration)
-        started, saved, logged = time.monotonic() - state.elapsed, time.monotonic(), time.monotonic()
-        sums: dict[str, list[float]] = {}
-        seen = images
-        watch = self.device.type == "cpu" and not options.iterations
-        with StopRequest() as stop, FreeCores(watch) as cores:
-            while spent() < 1:
-                before = time.monotonic()
-                cores.adjust()
-                factor = 1 - spent() if options.final_decay else min(1.0, (state.iteration + 1) / _WARM_UP)
-                for name, value in self._step(factor).items():
-                    sums.setdefault(name, []).append(value)
-                now = time.monotonic()
-                state.iteration += 1
-                state.images += options.shape(state.iteration - 1)[0]
-                state.elapsed = now - started
-                if options.final_decay:
-                    state.decay["iterations"] += 1
-                    state.decay["seconds"] += now - before
-                if state.iteration % _LOG_EVERY == 0:
-                    self._log(sums, factor, (state.images - seen) / (now - logged))
-                    sums, seen, logged = {}, state.images, time.monotonic()
-                if stop.received or now - saved > options.checkpoint_seconds:
-                    self._save(begun, images)
-                    saved = time.monotonic()
-                if stop.received:
-                    log.info("checkpoint written at iteration %d", state.iteration)
-                    stop.pass_on()
-        return self._finish(begun, images)
+        """Go on to the end; returns the file with the weights."""
+        if self.progress >= 1:
+            log.info("%s has %d iterations already", self.folder, self.state.iteration)
+        self.learn(self.batches())
+        return self._finish()
 
-    def _spent(self, begun: dict) -> Callable[[], float]:
-        """Share of this piece's length that is done. A final decay counts from its own beginning, in all its runs."""
-        state, options = self.state, self.options
-        if options.iterations:
-            if options.final_decay:
-                return lambda: state.decay["iterations"] / options.iterations
-            return lambda: state.iteration / options.iterations
-        if options.final_decay:
-            return lambda: state.decay["seconds"] / options.seconds
-        return lambda: (state.elapsed - begun["elapsed"]) / options.seconds
+    def batches(self) -> Generator[Any, None, None]:
+        """From the state's iteration on."""
+        for iteration in itertools.count(self.state.iteration):
+            yield self.work.batch(self.options, iteration, self.device)
 
-    def _step(self, factor: float) -> dict[str, float]:
-        """One update; returns its losses."""
-        options, iteration = self.options, self.state.iteration
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * factor
-        batch = self.work.batch(options, iteration, self.device)
-        draw = Draw(self.device, options.seed, iteration, _OBJECTIVE_KEY)
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            losses = self.model(batch, options.objective, iteration, draw)
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        if not all(abs(value) < float("inf") for value in values.values()):
-            raise SamunetError(
-                f"the loss became {values} at iteration {iteration}",
-                f"go on from the last checkpoint with a lower rate: --lr {options.learning_rate / 3:.1e}",
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return values
+    def _updated(self, loss: float, seconds: float) -> None:
+        state, budget = self.state, self.budget
+        state.images += self.options.shape(state.iteration - 1)[0]
+        if self.options.final_decay:
+            state.decay = {
+                "iterations": state.iteration - budget.first_iteration,
+                "seconds": state.elapsed - budget.first_elapsed,
+            }
+        for name, value in self.recipe.values.items():
+            self.sums.setdefault(name, []).append(value)
+        if state.iteration % _LOG_EVERY == 0:
+            self._log()
 
-    def _log(self, sums: dict[str, list[float]], factor: float, images_per_second: float) -> None:
+    def _loss_error(self, loss: float, batch: Any) -> SamunetError:
+        return SamunetError(
+            f"the loss became {self.recipe.values} at iteration {self.state.iteration}",
+            f"go on from the last checkpoint with a lower rate: --lr {self.options.learning_rate / 3:.1e}",
+        )
+
+    def _log(self) -> None:
         entry = {
             "iteration": self.state.iteration,
             "images": self.state.images,
-            "losses": {name: sum(values) / len(values) for name, values in sorted(sums.items())},
-            "learning_rate": self.options.learning_rate * factor,
-            "images_per_second": round(images_per_second, 1),
+            "losses": {name: sum(values) / len(values) for name, values in sorted(self.sums.items())},
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": round((self.state.images - self.images_logged) / self.seconds, 1),
         }
         self.state.log.append(entry)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in entry["losses"].items())
         log.info("iteration %6d: %s, %.1f images/s", entry["iteration"], losses, entry["images_per_second"])
+        self.sums, self.images_logged = {}, self.state.images
+        self.restart_clock()
 
-    def _save(self, begun: dict, images: int) -> None:
+    def _save_latest(self) -> None:
         """Checkpoint and log, with this piece as the last of the record."""
-        if self.state.images > images:
-            self.state.pieces = [*begun["pieces"], self._piece(images)]
-        save_state(self.file, self.model, self.optimizer, self.state)
+        if self.state.images > self.images_before:
+            self.state.pieces = [*self.before, self._piece(self.state.images - self.images_before)]
+        save_state(self.file, self.recipe, self.optimizer, self.state)
         write_json(self.folder / "pretraining_log.json", self.state.log)
         if self.state.log:
             _plot(self.state.log, self.folder / "pretraining.png")
@@ -191,7 +177,7 @@ class _Pretraining:
         options = self.options
         return {
             "objective": options.objective,
-            "images": self.state.images - images,
+            "images": images,
             "seed": options.seed,
             "batch_size": options.batch_size,
             "image_sizes": list(options.image_sizes),
@@ -205,8 +191,8 @@ class _Pretraining:
             "versions": {"samunet": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
 
-    def _finish(self, begun: dict, images: int) -> Path:
-        self._save(begun, images)
+    def _finish(self) -> Path:
+        self._save_latest()
         encoder = self.work.encoder
         weights = self.folder / (WEIGHTS if self.options.final_decay else WEIGHTS_SO_FAR).format(encoder)
         write_tensors(weights, self.model.sam_state(), {"encoder": encoder})

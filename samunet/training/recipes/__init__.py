@@ -6,10 +6,10 @@ import importlib
 
 from samunet.errors import UsageError
 from samunet.recipes import check_recipe_name
-from samunet.training.recipes.recipe import Batch, Recipe
+from samunet.training.recipes.recipe import BaseRecipe, Batch, Recipe
 from samunet.training.recipes.samed import Samed
 
-__all__ = ["RECIPES", "Batch", "Recipe", "load_recipe"]
+__all__ = ["RECIPES", "BaseRecipe", "Batch", "Recipe", "load_recipe"]
 
 RECIPES: dict[str, type[Recipe]] = {"samunet": Recipe, "samed": Samed}
 

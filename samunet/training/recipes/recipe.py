@@ -1,10 +1,11 @@
-"""The plain recipe, from which others are derived."""
+"""What the loop asks of a recipe, and the plain recipe of a fold, from which others are derived."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,82 @@ class Batch:
         return Batch(self.images[rows], self.target[rows], unlabelled)
 
 
-class Recipe:
+class BaseRecipe:
+    """How something learns: all that :class:`samunet.training.loop.Loop` knows of it.
+
+    Args:
+        model: On its device.
+        dtype: What autocast computes in; None for float32.
+
+    Attributes:
+        clip_norm: Largest norm of an update's gradients; None for any; class attribute.
+        iteration, progress: Number of the update to come, and share of the training that is done, 0 to 1; the loop
+            sets both before every update.
+    """
+
+    clip_norm: float | None = 1.0
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self.model, self.dtype = model, dtype
+        self.device = next(model.parameters()).device
+        self.iteration, self.progress = 0, 0.0
+
+    @property
+    def learner(self) -> nn.Module:
+        """Everything that the optimizer trains; of several networks an ``nn.ModuleList``."""
+        return self.model
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak."""
+        raise NotImplementedError
+
+    def optimizer(self) -> Optimizer:
+        """Of :attr:`learner`."""
+        raise NotImplementedError
+
+    def rate(self, budget: Budget, iteration: int, elapsed: float) -> float:
+        """Multiplier of the peak learning rate for the next update."""
+        raise NotImplementedError
+
+    def place(self, given: Any) -> Any:
+        """A batch on the device, as :meth:`gradients` takes it, from what the source of batches gives."""
+        return given
+
+    def gradients(self, batch: Any, size: int | None, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> float:
+        """Add the gradients of an update's loss.
+
+        Args:
+            batch: The whole update.
+            size: Items that memory allows at a time; None for all.
+            scale: Of a gradient scaler.
+
+        Returns:
+            The loss.
+        """
+        raise NotImplementedError
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the network computes."""
+        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def after_update(self) -> None:
+        """Move what follows the network, for example a teacher."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the optimizer's state."""
+        return with_prefix("model.", self.model.state_dict())
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what :meth:`tensors` gave, from a whole checkpoint."""
+        self.model.load_state_dict(without_prefix("model.", tensors))
+
+    def optimizer_keys(self, optimizer: Optimizer) -> list[str]:
+        """Names in a checkpoint of the optimizer's parameters, in its order."""
+        return [str(index) for index in range(sum(len(group["params"]) for group in optimizer.param_groups))]
+
+
+class Recipe(BaseRecipe):
     """How a network learns; as it stands, by cross-entropy and Dice on labelled slices.
 
     The trainer knows nothing else of a method: it makes batches, asks for their gradients, takes the optimizer's step,
@@ -70,32 +146,31 @@ class Recipe:
         clip_norm: Largest norm of an update's gradients; None for any; class attribute.
         everything_decays: Whether weight decay shrinks biases, norms and positions as well; class attribute.
         encode: Another way to the encoder's output (the feature cache), or None.
-        progress: Share of the training that is done, 0 to 1; the trainer sets it before every update.
+        iteration, progress: Number of the update to come, and share of the training that is done, 0 to 1; the loop
+            sets both before every update.
     """
 
     unlabelled = False
     slices = 1
-    clip_norm: float | None = 1.0
     everything_decays = False
 
     def __init__(
         self, model: SamunetModel, network: NetworkPlan, labels: Labels, dtype: torch.dtype | None = None
     ) -> None:
-        self.model, self.network, self.labels, self.dtype = model, network, labels, dtype
-        self.device = next(model.parameters()).device
+        super().__init__(model, dtype)
+        self.network, self.labels = network, labels
         self.upsampled = recipe_facts(network.recipe).upsampled
         self.loss = self.build_loss().to(self.device)
         self.encode: Callable[[Tensor], Features] | None = None
-        self.progress = 0.0
 
     def build_loss(self) -> UpdateLoss:
         """The loss of labelled items."""
         return SegmentationLoss(self.labels)
 
     @property
-    def learner(self) -> nn.Module:
-        """Everything that the optimizer trains; of several networks an ``nn.ModuleList``."""
-        return self.model
+    def learning_rate(self) -> float:
+        """The peak, as planned."""
+        return self.network.learning_rate
 
     @property
     def result(self) -> SamunetModel:
@@ -114,6 +189,10 @@ class Recipe:
         """Multiplier of the peak learning rate for the next update."""
         return budget.learning_rate_factor(iteration, elapsed)
 
+    def place(self, given: Mapping[str, np.ndarray]) -> Batch:
+        """A loader's batch on the device."""
+        return Batch.of(given, self.device)
+
     def logits(self, images: Tensor, model: nn.Module | None = None) -> Tensor:
         """Class logits, float32, of the network or of another one (a teacher).
 
@@ -121,7 +200,7 @@ class Recipe:
             images: ``(n, channels, height, width)``.
             model: Instead of :attr:`model`.
         """
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+        with self.autocast():
             return (model or self.model)(images, upsample=self.upsampled, encode=self.encode).float()
 
     def sums(self, batch: Batch) -> Tensor:
@@ -136,16 +215,7 @@ class Recipe:
         return self.loss.value(sums)
 
     def gradients(self, batch: Batch, size: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> float:
-        """Add the gradients of an update's loss, whatever parts it is computed in.
-
-        Args:
-            batch: The whole update.
-            size: Items that memory allows at a time.
-            scale: Of a gradient scaler.
-
-        Returns:
-            The loss.
-        """
+        """Add the gradients of an update's loss, the same whatever parts it is computed in."""
         parts = batch.parts(size)
         if len(parts) == 1:
             loss = self.value(self.sums(batch))
@@ -160,8 +230,14 @@ class Recipe:
             scale(slope @ self.sums(part)).backward()
         return float(loss.detach())
 
-    def after_update(self) -> None:
-        """Move what follows the network, for example a teacher."""
+    def tensors(self) -> dict[str, Tensor]:
+        """See :class:`BaseRecipe`."""
+        return with_prefix("model.", self.model.trained_state()) | with_prefix("recipe.", self.state())
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See :class:`BaseRecipe`."""
+        self.model.load_trained_state(without_prefix("model.", tensors))
+        self.load_state(without_prefix("recipe.", tensors))
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint needs besides the trained tensors of :attr:`model` and the optimizer's state."""
@@ -169,6 +245,16 @@ class Recipe:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` gave."""
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by longer names."""
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager
