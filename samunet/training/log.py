@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from samunet.files import atomic_path, write_json, write_text
 from samunet.training.schedule import format_duration
 from samunet.training.state import Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("epoch", "iteration", "elapsed", "loss", "dice", "learning_rate", "images_per_second", "data_share")
 
@@ -56,42 +62,49 @@ def plot(log: list[dict], file: Path, title: str, monitored: str) -> None:
         log, title, monitored: See :func:`write_logs`.
         file: A PNG, replaced atomically.
     """
+    with drawn(file, (10, 9)) as figure:
+        figure.suptitle(title.replace("$", r"\$"), fontsize=13, fontweight="bold")
+        upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 1.4))
+        checked = [entry for entry in log if entry["dice"] is not None]
+        upper.set_title(f"Dice of {monitored}, mean over classes", fontsize=10, loc="left")
+        if checked:
+            upper.plot(*_points(checked, "dice"), color="tab:green", marker="o", markersize=3)
+            best = max(checked[1:] or checked, key=lambda entry: entry["dice"])  # before the first update is no model
+            upper.axhline(best["dice"], color="tab:green", linewidth=0.8, linestyle=":")
+            upper.plot(best["iteration"], best["dice"], color="tab:green", marker="*", markersize=13, linestyle="none")
+            upper.annotate(
+                f"best {best['dice']:.3f} at iteration {best['iteration']}",
+                (1, best["dice"]), (-4, 5 if best["dice"] < 0.92 else -14), xycoords=("axes fraction", "data"),
+                textcoords="offset points", ha="right", fontsize=10,
+            )  # fmt: skip
+        else:
+            upper.text(0.5, 0.5, "no foreground to check", transform=upper.transAxes, ha="center", va="center")
+        upper.set_ylim(0, 1)
+        upper.set_ylabel("Dice (0 to 1)")
+        trained = [entry for entry in log if entry["loss"] is not None]
+        middle.set_title("training loss, mean since the point before", fontsize=10, loc="left")
+        middle.plot(*_points(trained, "loss"), color="tab:blue", marker=".", markersize=4)
+        middle.set_ylabel("loss")
+        lower.set_title("learning rate", fontsize=10, loc="left")
+        lower.plot(*_points(trained, "learning_rate"), color="tab:orange")
+        lower.set_ylabel("per update")
+        lower.set_ylim(bottom=0)
+        minutes = log[-1]["elapsed"] / 60
+        lower.set_xlabel(f"iteration (one update each; the {log[-1]['iteration']} so far took {minutes:.1f} min)")
+        for axes in (upper, middle, lower):
+            axes.grid(color="#d5dae0", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+
+
+@contextmanager
+def drawn(file: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure of so many inches, which becomes a PNG; replaced atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 9), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=13, fontweight="bold")
-    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 1.4))
-    checked = [entry for entry in log if entry["dice"] is not None]
-    upper.set_title(f"Dice of {monitored}, mean over classes", fontsize=10, loc="left")
-    if checked:
-        upper.plot(*_points(checked, "dice"), color="tab:green", marker="o", markersize=3)
-        best = max(checked[1:] or checked, key=lambda entry: entry["dice"])  # before the first update is no model
-        upper.axhline(best["dice"], color="tab:green", linewidth=0.8, linestyle=":")
-        upper.plot(best["iteration"], best["dice"], color="tab:green", marker="*", markersize=13, linestyle="none")
-        upper.annotate(
-            f"best {best['dice']:.3f} at iteration {best['iteration']}",
-            (1, best["dice"]), (-4, 5 if best["dice"] < 0.92 else -14), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", fontsize=10,
-        )  # fmt: skip
-    else:
-        upper.text(0.5, 0.5, "no foreground to check", transform=upper.transAxes, ha="center", va="center")
-    upper.set_ylim(0, 1)
-    upper.set_ylabel("Dice (0 to 1)")
-    trained = [entry for entry in log if entry["loss"] is not None]
-    middle.set_title("training loss, mean since the point before", fontsize=10, loc="left")
-    middle.plot(*_points(trained, "loss"), color="tab:blue", marker=".", markersize=4)
-    middle.set_ylabel("loss")
-    lower.set_title("learning rate", fontsize=10, loc="left")
-    lower.plot(*_points(trained, "learning_rate"), color="tab:orange")
-    lower.set_ylabel("per update")
-    lower.set_ylim(bottom=0)
-    minutes = log[-1]["elapsed"] / 60
-    lower.set_xlabel(f"iteration (one update each; the {log[-1]['iteration']} so far took {minutes:.1f} min)")
-    for axes in (upper, middle, lower):
-        axes.grid(color="#d5dae0", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+    yield figure
     with atomic_path(file) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
 

@@ -14,6 +14,7 @@ from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PERIOD
 from samunet.training.pretraining.recipe import Reconstruction
 from samunet.training.pretraining.reconstruction import MaskedReconstruction
+from samunet.training.recipes.recipe import without_prefix
 
 _MASK_TOKENS = 4  # as every SAM
 
@@ -51,7 +52,7 @@ class PretrainingModel(nn.Module):
             RuntimeError: If a tensor is missing or of another shape, as in a file with the mask tokens of a dataset.
         """
         for part, module in self._parts().items():
-            module.load_state_dict(_with_prefix(state, f"{part}."))
+            module.load_state_dict(without_prefix(f"{part}.", state))
 
     def _parts(self) -> dict[str, nn.Module]:
         return {
@@ -82,7 +83,3 @@ class Synthetic(Reconstruction):
         if objective == "prompt" or (objective == "mix" and turn == 0):
             losses["prompt"] = prompt_loss(model.head, features, batch.images, batch.regions, draw)
         return losses
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -22,9 +22,10 @@ from samunet import __version__
 from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
-from samunet.files import atomic_path, file_hash, make_folder, write_json
+from samunet.files import file_hash, make_folder, write_json
 from samunet.locks import LockHeld, exclusive
 from samunet.tensors import write_tensors
+from samunet.training.log import drawn
 from samunet.training.loop import Loop
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.state import PretrainingProgress, load_pretraining
@@ -224,17 +225,11 @@ def _without_place(word: str) -> str:
 
 def _plot(entries: list[dict], file: Path) -> None:
     """Losses over images seen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for name in sorted({name for entry in entries for name in entry["losses"]}):
-        points = [(entry["images"], entry["losses"][name]) for entry in entries if name in entry["losses"]]
-        axes.plot(*zip(*points), label=name)
-    axes.set_xlabel("images seen")
-    axes.set_ylabel("loss")
-    axes.legend()
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    with drawn(file, (9, 5)) as figure:
+        axes = figure.subplots()
+        for name in sorted({name for entry in entries for name in entry["losses"]}):
+            points = [(entry["images"], entry["losses"][name]) for entry in entries if name in entry["losses"]]
+            axes.plot(*zip(*points), label=name)
+        axes.set_xlabel("images seen")
+        axes.set_ylabel("loss")
+        axes.legend()

@@ -116,7 +116,7 @@ class BaseRecipe:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""
-        return with_prefix("model.", self.model.state_dict())
+        return {f"model.{name}": value for name, value in self.model.state_dict().items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what :meth:`tensors` gave, from a whole checkpoint."""
@@ -140,14 +140,11 @@ class Recipe(BaseRecipe):
         labels: The dataset's.
         dtype: What autocast computes in; None for float32.
 
-    Attributes:
+    Attributes, besides those of :class:`BaseRecipe`:
         unlabelled: Whether a batch holds as many items without labels as with; class attribute.
         slices: Neighbouring slices that an item holds, an odd number; class attribute.
-        clip_norm: Largest norm of an update's gradients; None for any; class attribute.
         everything_decays: Whether weight decay shrinks biases, norms and positions as well; class attribute.
         encode: Another way to the encoder's output (the feature cache), or None.
-        iteration, progress: Number of the update to come, and share of the training that is done, 0 to 1; the loop
-            sets both before every update.
     """
 
     unlabelled = False
@@ -232,7 +229,8 @@ class Recipe(BaseRecipe):
 
     def tensors(self) -> dict[str, Tensor]:
         """See :class:`BaseRecipe`."""
-        return with_prefix("model.", self.model.trained_state()) | with_prefix("recipe.", self.state())
+        further = {f"recipe.{name}": value for name, value in self.state().items()}
+        return {f"model.{name}": value for name, value in self.model.trained_state().items()} | further
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See :class:`BaseRecipe`."""
@@ -245,11 +243,6 @@ class Recipe(BaseRecipe):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` gave."""
-
-
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by longer names."""
-    return {f"{prefix}{name}": value for name, value in tensors.items()}
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
