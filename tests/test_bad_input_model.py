@@ -193,7 +193,7 @@ TRAINING = [
         TRAIN, ("other plans", "samunet_plan_experiment -d Dataset", "-overwrite_plans_name NAME", "--overwrite"),
         repaired=False),
     Row("another process trains the fold", holder, TRAIN, ("fold_1", "is being trained by process", "since", "wait"),
-        writes=("results/*/*/.fold_1.lock",)),
+        writes=("results/*/*/.fold_1.lock", "results/*/*/.fold_1.holder")),
     Row("disk full at the model's folder", both(remove("results/*"), full_disk(2000)), TRAIN,
         ("plans.json", "free some space")),
     Row("disk full at the checkpoint", full_disk(2_000_000), TRAIN,
@@ -285,9 +285,9 @@ PREDICTION = [
     Row("no parts", nothing, PREDICT + " -num_parts 0", ("num_parts", "0"), 2, repaired=False),
     Row("an unknown device", nothing, PREDICT + " -device tpu", ("tpu", "cuda"), 2, repaired=False),
     Row("disk full", full_disk(2000), PREDICT, ("preds/plans.json", "free some space"), writes=MASKS),
-    # 400 bytes: the header that a reader needs for a moment fits.
-    Row("disk full at a mask", full_disk(400), PREDICT.replace("imagesTs", "imagesTs/test_0_0000.nii.gz")
-        .replace("-o preds", "-o mask.nii.gz"), ("mask.nii.gz", "free some space")),
+    # A record fits, an uncompressed mask does not.
+    Row("disk full at a mask", full_disk(1000), PREDICT.replace("imagesTs", "imagesTs/test_0_0000.nii.gz")
+        .replace("-o preds", "-o mask.nii"), ("mask.nii", "free some space"), writes=("samunet_record/*",)),
     Row("output folder is read-only", both(make_folder("preds"), locked("preds")), PREDICT,
         ("preds", "Permission denied", "folder that you may write to"), repaired=False),
 ]  # fmt: skip

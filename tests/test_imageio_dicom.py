@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from samunet.errors import SamunetError
 from samunet.imageio.registry import image_reader_for, is_dicom_folder, mask_ending, reader_for
+from samunet.preprocessing.orientation import orientation_of, reorient, wanted_orientation
 
 VOXELS = np.random.default_rng(0).integers(0, 2000, (5, 6, 7)).astype(np.int16)
 STEEP = np.array([[-10, 2, 11], [10, -5, 10], [5, 14, 2]]) / 15
@@ -91,7 +92,9 @@ def test_a_model_that_reorients_reorients_a_series_too(tmp_path):
     reader = image_reader_for(folder, reader_for(".nii.gz", "NibabelIOWithReorient"))
     image = reader.read_image([folder])
     plain = reader_for(".nii.gz").read_image([folder])
-    assert np.array_equal(image.array, plain.array[:, :, ::-1, ::-1])
+    own, wanted = orientation_of(image.geometry), wanted_orientation(image.geometry, "")
+    assert (own, wanted) == ("LPS", "RAS")
+    assert np.array_equal(reorient(image.array, own, wanted), plain.array[:, :, ::-1, ::-1])
     reader.write_label(image.array[0].astype(int) + 1024, tmp_path / "m.nii.gz", image.geometry)
     assert np.array_equal(reader_for(".nii.gz").read_label(tmp_path / "m.nii.gz")[0], plain.array[0] + 1024)
 

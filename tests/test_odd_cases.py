@@ -362,8 +362,10 @@ def measure(name, step):
     return result
 
 one, values, _, _ = measure("fingerprint", lambda: fingerprint._measure_case(case, description, 1000, False))
-whole = fingerprint.Fingerprint([one.spacing], [one.shape_after_crop], fingerprint._statistics([values]), 1.0,
-                                {"a": one}, [0.0, 0.0, 0.0], [], True, "")
+whole = fingerprint.Fingerprint(
+    spacings=[one.spacing], shapes_after_crop=[one.shape_after_crop], cases={"a": one}, asymmetry=[0.0, 0.0, 0.0],
+    foreground_intensity_properties_per_channel=fingerprint._statistics([values]), empty_cases=[], source="",
+    median_relative_size_after_cropping=1.0, physical_spacing=True)
 plans = plan("Dataset001_A", description, whole, PlannerOptions())
 configuration = plans.configuration("2d")
 measure("preprocessing", lambda: run._store(case, description, plans, configuration, folder, "", False))

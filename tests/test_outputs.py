@@ -137,8 +137,8 @@ def test_other_commands_do_not_write_there_either(masks, capsys):
         (f"merge_adapter 998 2d 0 -o {RAW}/sam.pth", "raw dataset"),
         ("merge_adapter 998 2d 0 -o sam.pth", "sam.pth exists"),
         ("export_onnx 998 2d 0 -o model.onnx", "model.onnx exists"),
-        (f"pretrain --out {MODEL} --time_budget 1s", "trained model"),
-        (f"pretrain --out {RAW} --time_budget 1s", "raw dataset"),
+        (f"pretrain -d 998 --out {MODEL} --time_budget 1s", "trained model"),
+        (f"pretrain -d 998 --out {RAW} --time_budget 1s", "raw dataset"),
         (f"demo --folder {RAW}/demo", "raw dataset"),
     ):
         refused(masks, command, says, capsys)

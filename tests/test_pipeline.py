@@ -89,7 +89,7 @@ def test_a_short_training_is_called_too_short_to_judge(planned, samunet_folders,
     errors = capsys.readouterr().err
     folder = open_model_folder(model_folder(samunet_folders))
     run = folder.run(0)
-    planned_images = folder.configuration.networks[run["family"]].training_images["cpu"]
+    planned_images = folder.configuration.networks[run["encoder"]].training_images["cpu"]
     seen = run["iterations"] * run["setup"]["batch_size"]
     assert f"too short to judge: {seen:,} images seen, where the plans train on {planned_images:,}" in errors
     enough = run | {"iterations": -(-planned_images // (10 * run["setup"]["batch_size"]))}

@@ -244,7 +244,7 @@ def test_cases_in_no_fold_are_reported(tmp_path, caplog):
         ([{"train": ["a"], "val": []}], "fold 0 has no cases to validate on"),
         ([{"train": ["a"]}], r"0\.val: Field required\n.*a list of"),
         ([{"train": ["a"], "val": "b"}], r"0\.val: .*valid array, got 'b'\n.*a list of"),
-        ([{"train": ["a"], "val": ["b"], "test": []}], r"0\.test: .*not permitted.*\n.*a list of"),
+        ([{"train": ["a"], "val": ["b"], "test": []}], r"0\.test: there is no such key\n.*a list of"),
         ({"train": ["a"], "val": ["b"]}, r"the whole file: .*valid array.*\n.*a list of"),
     ],
 )

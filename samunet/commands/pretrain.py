@@ -54,11 +54,14 @@ def pretrain(arguments: argparse.Namespace) -> None:
     _check(arguments)
     from samunet import paths
     from samunet.dataset.layout import find_dataset
+    from samunet.dataset.outputs import check_holdings, check_place
     from samunet.training.pretraining import run
     from samunet.training.pretraining.own_images import OBJECTIVE, OwnImages, pretrain_without_end_given
     from samunet.workers import default_workers
 
     dataset = find_dataset(arguments.d)
+    if arguments.out:  # before images are stored
+        check_holdings(check_place(arguments.out))
     work = OwnImages(
         dataset, arguments.encoder, arguments.checkpoint, arguments.c or "2d", arguments.p or PLANS_NAME,
         test_images=not arguments.no_test_images, device=arguments.device, num_workers=default_workers(),
