@@ -132,7 +132,7 @@ class Recipe(BaseRecipe):
 
     The trainer knows nothing else of a method: it makes batches, asks for their gradients, takes the optimizer's step,
     and looks after budget, checks, checkpoints and logs. A recipe of one's own overrides what differs
-    (documentation/write_a_recipe.md).
+    (documentation/guide/write_a_recipe.md). Further attributes: :class:`BaseRecipe`.
 
     Args:
         model: The network as planned; on its device.
@@ -140,7 +140,7 @@ class Recipe(BaseRecipe):
         labels: The dataset's.
         dtype: What autocast computes in; None for float32.
 
-    Attributes, besides those of :class:`BaseRecipe`:
+    Attributes:
         unlabelled: Whether a batch holds as many items without labels as with; class attribute.
         slices: Neighbouring slices that an item holds, an odd number; class attribute.
         everything_decays: Whether weight decay shrinks biases, norms and positions as well; class attribute.
