@@ -84,8 +84,9 @@ def compare(arguments: argparse.Namespace) -> dict:
 
 
 def possible_operations(result: dict) -> float:
-    """Operations that samunet's step could have done at the rate of a large bfloat16 matrix product."""
-    return result["samunet"]["step_s"] * result["matmul"]["bfloat16_gflops"] * 1e9
+    """Operations that samunet's step could have done at the rate of a large matrix product in the faster format."""
+    rates = [rate for key, rate in result["matmul"].items() if key.endswith("_gflops")]
+    return result["samunet"]["step_s"] * max(rates) * 1e9
 
 
 def useful_operations(arguments: argparse.Namespace) -> float:
