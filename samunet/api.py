@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.move_plans import move_plans_between_datasets
     from samunet.planning.planner import PlannerOptions
-    from samunet.report.dataset_overlays import plot_overlays
+    from samunet.report.overlays import plot_overlays
     from samunet.report.write import report
     from samunet.sharing.export import ExportOptions, export_model
     from samunet.sharing.install import install_model
@@ -72,7 +72,7 @@ _LAZY = {
     "install_model": "sharing.install",
     "merge_adapter": "sharing.sam_export",
     "move_plans_between_datasets": "planning.move_plans",
-    "plot_overlays": "report.dataset_overlays",
+    "plot_overlays": "report.overlays",
     "report": "report.write",
 }
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,7 +7,7 @@ from PIL import Image
 from samunet.commands.flags import window_of
 from samunet.errors import SamunetError, UsageError
 from samunet.plans import IntensityStatistics
-from samunet.report.case_overlay import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
+from samunet.report.overlays import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
 
 
 def test_slices_with_most_foreground_in_each_third():
@@ -82,8 +84,10 @@ def test_only_ct_has_the_window_of_the_plans():
     statistics = IntensityStatistics(
         mean=50, median=50, std=20, min=-900, max=900, percentile_00_5=-60, percentile_99_5=140
     )
-    assert ct_window("CT", statistics) == (-60, 140)
-    assert ct_window("MRI", statistics) is None
+    plans = SimpleNamespace(foreground_intensity_properties_per_channel={"0": statistics, "1": statistics})
+    channels = SimpleNamespace(channel_names=("MRI", "CT"))
+    assert ct_window(plans, channels, 1) == (-60, 140)
+    assert ct_window(plans, channels) is None
     assert is_colour(["R", "Green", "b"])
     assert not is_colour(["red"])
 

@@ -197,12 +197,12 @@ def test_class_files_and_masks_of_a_new_dataset_are_turned(tmp_path, monkeypatch
 
 
 def test_a_report_shows_masks_on_the_image(tmp_path, monkeypatch):
-    from samunet.report import overlays
+    from samunet.report import sections
 
     shown = {}
-    draw = overlays.draw_overlay
+    draw = sections.draw_overlay
     monkeypatch.setattr(
-        overlays,
+        sections,
         "draw_overlay",
         lambda *call, **more: shown.update(mask=call[1], reference=call[2]) or draw(*call, **more),
     )
@@ -210,7 +210,6 @@ def test_a_report_shows_masks_on_the_image(tmp_path, monkeypatch):
     truth[1:3, 1:4, 1:4] = 1
     image = save(volume(), tmp_path / "a_0000.nii.gz")
     mask, reference = (save(volume(truth), tmp_path / f"{way}.nii.gz", way) for way in ("SPR", "RAI"))
-    figure = overlays.CaseFigure("a", "", (image,), mask, reference)
-    overlays.overlay(figure, description_from_json(DESCRIPTION, ""), None)
+    sections.case_picture("a", "", (image,), mask, reference, description_from_json(DESCRIPTION, ""), None)
     assert np.array_equal(shown["mask"], truth)
     assert np.array_equal(shown["reference"], truth)

@@ -58,7 +58,7 @@ def _draw_overlays(raw: Path, predictions: Path, folder: Path) -> Path:
     from samunet.dataset.description import read_description
     from samunet.dataset.layout import list_cases
     from samunet.imageio.registry import reader_for
-    from samunet.report.case_overlay import save_overlay
+    from samunet.report.overlays import save_overlay
 
     description = read_description(raw)
     ending = description.file_ending
