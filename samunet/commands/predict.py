@@ -345,6 +345,7 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
     ),
     WINDOW,
     Flag("-o", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)"),
+    Switch("--json", help="print where the page was written as JSON"),
     description="Write report.html about a cross-validation (give a dataset, or a model's folder) or about a "
     "prediction (give the folder of masks): one file without anything from elsewhere, worst cases first.",
     examples=("samunet_report 027", "samunet_report preds"),
@@ -353,6 +354,7 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
 )
 def report(arguments: argparse.Namespace) -> None:
     from samunet import api
+    from samunet.files import to_json
 
     target = api.report(
         arguments.source,
@@ -363,4 +365,6 @@ def report(arguments: argparse.Namespace) -> None:
         window=window_of(arguments.window),
         output=arguments.o,
     )
+    if arguments.json:
+        print(to_json({"report": str(target)}).rstrip())
     print(f"report written to {target}", file=sys.stderr)
