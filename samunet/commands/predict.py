@@ -296,8 +296,7 @@ def evaluate_simple(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
     from samunet import api
     from samunet.errors import raise_failures
-    from samunet.evaluation.detailed import format_detailed
-    from samunet.evaluation.summary import FAILED, format_table, labels_to_score
+    from samunet.evaluation.summary import FAILED, format_table, labels_to_score, surface_table
     from samunet.files import to_json
 
     failures: dict = {}
@@ -321,7 +320,7 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
         named = None if "labels" in labels else labels_to_score(arguments.pred_folder, arguments.gt_folder, **labels)[0]
         print(format_table(summary, named))
         if metrics:
-            print(f"\n{format_detailed(metrics, named)}")
+            print(f"\n{surface_table(metrics, named)}")
     print(f"written to {target}", file=sys.stderr)
     if metrics:
         print(f"written to {target.parent / 'metrics.csv'} and metrics.json", file=sys.stderr)

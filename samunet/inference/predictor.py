@@ -19,10 +19,9 @@ from samunet.dataset.outputs import begin, finish
 from samunet.devices import fast_dtype, resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import FatalError, SamunetError, UsageError, raise_failures, with_arguments
-from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
-from samunet.evaluation.summary import class_key
-from samunet.evaluation.uncertainty_files import KINDS, case_file, delete_stale, map_file
+from samunet.evaluation.quality import KINDS, case_file, delete_stale, map_file
+from samunet.evaluation.summary import class_key, millilitres
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending

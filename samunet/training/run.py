@@ -18,7 +18,7 @@ from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.predicted_dice import write_calibration
+from samunet.evaluation.quality import write_calibration
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
