@@ -388,14 +388,15 @@ def _preprocess(
     progress: bool,
     tolerate_geometry: bool,
 ) -> None:
-    from samunet.preprocessing.run import preprocess_dataset
+    from samunet.preprocessing.run import check_channels, store_cases
 
     workers = default_workers() if num_workers is None else num_workers
     folder = paths.preprocessed_folder() / dataset.name
     for name in configurations:
         configuration = plans.configuration(name)
-        made = preprocess_dataset(
-            dataset, plans, configuration, folder,
+        check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
+        made = store_cases(
+            dataset.cases, dataset.description, plans, configuration, folder / configuration.data_identifier,
             num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry,
         )  # fmt: skip
         kept = len(dataset.cases) - made

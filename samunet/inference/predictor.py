@@ -41,7 +41,7 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane
 from samunet.recipes import recipe_facts
 from samunet.workers import naming_the_case
 
@@ -102,7 +102,7 @@ class Predictor:
             step_size=options.step_size,
             batch_size=network.batch_size,
         )
-        planes = [Plane.of(axes) for axes in configuration.planes]
+        planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.planes = None
         if len(planes) > 1 and self._averages:
             self.planes = PlanePredictor(self.slices, planes, network, description.labels)

@@ -30,8 +30,7 @@ from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, plans_called
 from samunet.preprocessing.normalize import statistics_used
-from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
-from samunet.preprocessing.sources import check_cases
+from samunet.preprocessing.run import check_cases, check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.store import StoredCase
 from samunet.training.feature_cache import check_frozen
 from samunet.training.lock import training_lock
