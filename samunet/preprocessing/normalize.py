@@ -38,7 +38,10 @@ def _ct(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatis
 
 
 def _ct_to_unit(values: np.ndarray, mask: np.ndarray | None, statistics: IntensityStatistics) -> None:
-    low, high = statistics.percentile_00_5, statistics.percentile_99_5
+    _to_unit(values, statistics.percentile_00_5, statistics.percentile_99_5)
+
+
+def _to_unit(values: np.ndarray, low: float, high: float) -> None:
     np.clip(values, low, high, out=values)
     values -= low
     values /= max(high - low, _SMALLEST_STD)
@@ -69,10 +72,11 @@ SCHEMES: dict[str, Callable[[np.ndarray, np.ndarray | None, IntensityStatistics]
     "rescale_to_0_1": _rescale,
     "ct_to_0_1": _ct_to_unit,
     "nonorm": _none,
+    "window": _none,  # done before: it needs no statistics
 }
 # Those that use the training foreground's statistics; for others a dataset may grow without a change.
 CT_SCHEMES = frozenset({"ct", "ct_to_0_1"})
-UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1"})
+UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "window"})
 
 
 def statistics_used(plans: Plans, configuration: ConfigurationPlan) -> dict[str, IntensityStatistics]:
@@ -88,6 +92,7 @@ def normalize(
     use_mask: list[bool],
     mask: np.ndarray | None,
     statistics: dict[str, IntensityStatistics],
+    windows: list[list[float] | None] | None = None,
 ) -> None:
     """Normalise ``array`` in place.
 
@@ -95,10 +100,13 @@ def normalize(
         array: ``(channels, z, y, x)`` float32.
         schemes: Keys of :data:`SCHEMES`, one per channel. ``zscore`` uses this image's mean and standard deviation;
             ``ct`` clips to the training foreground's 0.5 and 99.5 percentiles and uses its mean and deviation;
-            ``ct_to_0_1`` maps these percentiles to 0 and 1.
+            ``ct_to_0_1`` maps these percentiles to 0 and 1, ``window`` the ends of its window.
         use_mask: Per channel, whether a z-score is taken inside ``mask`` only; outside becomes 0.
         mask: Boolean ``(z, y, x)``; needed where ``use_mask`` is true.
         statistics: Of the training foreground, by channel index as text.
+        windows: Per channel, lowest and highest value; needed for ``window``.
     """
     for index, scheme in enumerate(schemes):
+        if scheme == "window":
+            _to_unit(array[index], *windows[index])
         SCHEMES[scheme](array[index], mask if use_mask[index] else None, statistics[str(index)])
