@@ -354,8 +354,13 @@ def evaluate(
         SamunetError: If references have no prediction; or, once the others' scores were written, if cases could not be
             scored: of several a :class:`samunet.errors.CasesFailed` that lists them.
     """
-    from samunet.evaluation.detailed import check_targets, detailed_metrics, write_detailed
-    from samunet.evaluation.summary import FAILED, evaluate_folder, labels_to_score
+    from samunet.evaluation.summary import (
+        FAILED,
+        check_targets,
+        evaluate_folder,
+        labels_to_score,
+        write_surface_metrics,
+    )
 
     predictions, references = Path(predictions), Path(references)
     target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
@@ -364,13 +369,12 @@ def evaluate(
     summary = evaluate_folder(
         predictions, references, known, *file_type,
         num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failed,
+        tolerance=tolerance if surface_metrics else None,
     )  # fmt: skip
-    metrics = None
-    if surface_metrics:
-        metrics = detailed_metrics(summary, known, *file_type, tolerance, num_workers, tolerate_geometry)
+    metrics = summary.pop("surface_metrics", None)
     write_json(target, summary)
     if metrics is not None:
-        write_detailed(metrics, target.parent, None if labels is not None else known)
+        write_surface_metrics(metrics, target.parent, None if labels is not None else known)
     if failures is None:
         raise_failures(failed, len(failed) + len(summary["metric_per_case"]), FAILED)
     return summary if metrics is None else summary | {"surface_metrics": metrics}
@@ -384,14 +388,15 @@ def _preprocess(
     progress: bool,
     tolerate_geometry: bool,
 ) -> None:
-    from samunet.preprocessing.run import preprocess_dataset
+    from samunet.preprocessing.run import check_channels, store_cases
 
     workers = default_workers() if num_workers is None else num_workers
     folder = paths.preprocessed_folder() / dataset.name
     for name in configurations:
         configuration = plans.configuration(name)
-        made = preprocess_dataset(
-            dataset, plans, configuration, folder,
+        check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
+        made = store_cases(
+            dataset.cases, dataset.description, plans, configuration, folder / configuration.data_identifier,
             num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry,
         )  # fmt: skip
         kept = len(dataset.cases) - made

@@ -234,9 +234,11 @@ def test_single_file_with_uncertainty(trained, tmp_path):
 
 def test_report_of_a_cross_validation(trained, capsys):
     root, _, _ = trained
-    assert run_command("samunet_report", ["998"]) == 0
+    assert run_command("samunet_report", ["998", "--json"]) == 0
     file = next((root / "results").glob("Dataset998_*/*/report.html"))
-    assert str(file) in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert str(file) in printed.err
+    assert json.loads(printed.out) == {"report": str(file)}
     content = file.read_text()
     found = check_self_contained(content)
     assert EVIL in found.text

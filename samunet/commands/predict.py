@@ -296,8 +296,7 @@ def evaluate_simple(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
     from samunet import api
     from samunet.errors import raise_failures
-    from samunet.evaluation.detailed import format_detailed
-    from samunet.evaluation.summary import FAILED, format_table, labels_to_score
+    from samunet.evaluation.summary import FAILED, format_table, labels_to_score, surface_table
     from samunet.files import to_json
 
     failures: dict = {}
@@ -321,7 +320,7 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
         named = None if "labels" in labels else labels_to_score(arguments.pred_folder, arguments.gt_folder, **labels)[0]
         print(format_table(summary, named))
         if metrics:
-            print(f"\n{format_detailed(metrics, named)}")
+            print(f"\n{surface_table(metrics, named)}")
     print(f"written to {target}", file=sys.stderr)
     if metrics:
         print(f"written to {target.parent / 'metrics.csv'} and metrics.json", file=sys.stderr)
@@ -345,6 +344,7 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
     ),
     WINDOW,
     Flag("-o", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)"),
+    Switch("--json", help="print where the page was written as JSON"),
     description="Write report.html about a cross-validation (give a dataset, or a model's folder) or about a "
     "prediction (give the folder of masks): one file without anything from elsewhere, worst cases first.",
     examples=("samunet_report 027", "samunet_report preds"),
@@ -353,6 +353,7 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
 )
 def report(arguments: argparse.Namespace) -> None:
     from samunet import api
+    from samunet.files import to_json
 
     target = api.report(
         arguments.source,
@@ -363,4 +364,6 @@ def report(arguments: argparse.Namespace) -> None:
         window=window_of(arguments.window),
         output=arguments.o,
     )
+    if arguments.json:
+        print(to_json({"report": str(target)}).rstrip())
     print(f"report written to {target}", file=sys.stderr)

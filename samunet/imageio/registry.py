@@ -9,8 +9,7 @@ from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
 from samunet.imageio.dicom import is_dicom_folder
 from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.nibabel import NibabelReader
-from samunet.imageio.simpleitk import SimpleITKReader
+from samunet.imageio.simpleitk import NibabelReader, SimpleITKReader
 from samunet.imageio.tiff import Tiff3DReader
 
 # Without a name the first reader with an ending opens it. The names are nnU-Net's.

@@ -19,10 +19,9 @@ from samunet.dataset.outputs import begin, finish
 from samunet.devices import fast_dtype, resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import FatalError, SamunetError, UsageError, raise_failures, with_arguments
-from samunet.evaluation.detailed import millilitres
 from samunet.evaluation.metrics import confusion_counts
-from samunet.evaluation.summary import class_key
-from samunet.evaluation.uncertainty_files import KINDS, case_file, delete_stale, map_file
+from samunet.evaluation.quality import KINDS, case_file, delete_stale, map_file
+from samunet.evaluation.summary import class_key, millilitres
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending
@@ -42,7 +41,7 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane
 from samunet.recipes import recipe_facts
 from samunet.workers import naming_the_case
 
@@ -103,7 +102,7 @@ class Predictor:
             step_size=options.step_size,
             batch_size=network.batch_size,
         )
-        planes = [Plane.of(axes) for axes in configuration.planes]
+        planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.planes = None
         if len(planes) > 1 and self._averages:
             self.planes = PlanePredictor(self.slices, planes, network, description.labels)

@@ -136,7 +136,11 @@ def prepare_case(
     mask = reorient(content_mask(image.array), own, wanted)
     box = bounding_box(mask) if configuration.crop else [[0, side] for side in mask.shape]
     masked = any(configuration.use_mask_for_norm)
-    inside = np.ascontiguousarray(_filled(crop(mask, box)).transpose(axes)) if masked else None
+    inside = None
+    if masked:
+        from scipy.ndimage import binary_fill_holes
+
+        inside = np.ascontiguousarray(binary_fill_holes(crop(mask, box)).transpose(axes))
     del mask
     cropped = np.array(crop(array, box).transpose(0, *(axis + 1 for axis in axes)), dtype=np.float32, order="C")
     normalize(
@@ -196,9 +200,3 @@ def restore_mask(mask: np.ndarray, record: CaseRecord) -> np.ndarray:
     leading = mask.ndim - 3
     backward = [leading + int(axis) for axis in np.argsort(record.transpose)]
     return reorient(full.transpose(*range(leading), *backward), record.orientation, orientation_of(record.geometry))
-
-
-def _filled(mask: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import binary_fill_holes
-
-    return binary_fill_holes(mask)

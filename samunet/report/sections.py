@@ -17,8 +17,8 @@ from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import case_stem
 from samunet.errors import SamunetError
+from samunet.evaluation.quality import map_file
 from samunet.evaluation.summary import class_key, mean_of, read_summary
-from samunet.evaluation.uncertainty_files import map_file
 from samunet.files import read_as
 from samunet.imageio.registry import image_reader_for
 from samunet.imageio.same_grid import Grid, on_grid

@@ -15,8 +15,7 @@ from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import find_dataset, list_cases, load_dataset
 from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.predicted_dice import read_calibration
-from samunet.evaluation.quality_table import Quality, read_quality
+from samunet.evaluation.quality import Quality, read_calibration, read_quality
 from samunet.evaluation.summary import class_key, mean_of
 from samunet.files import read_as, read_json, write_text
 from samunet.models.choose import trained_model

@@ -27,8 +27,8 @@ from samunet.models.folder import Fold, ModelFolder, model_folder_name, open_mod
 from samunet.models.manifest import FILE_NAME, parse_manifest
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.preprocessing.case import prepare_case
-from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample
+from samunet.preprocessing.planes import slice_with_context
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,9 +14,8 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, NetworkPlan
-from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane, slice_with_context
 from samunet.preprocessing.store import StoredCase
 from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.augmentation import seeded
@@ -82,7 +81,7 @@ class SliceLoader(SlimDataLoaderBase):
             masked = [0, 1, 2]
         channels = 3 if self.neighbours else len(configuration.use_mask_for_norm)
         masked = [channel + one * channels for one in range(slices) for channel in masked]
-        self.planes = [Plane.of(axes) for axes in configuration.planes]
+        self.planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.transforms = [
             recipe.transforms(
                 shape=network.input_shape,

@@ -18,7 +18,7 @@ from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.predicted_dice import write_calibration
+from samunet.evaluation.quality import write_calibration
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
@@ -30,8 +30,7 @@ from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, plans_called
 from samunet.preprocessing.normalize import statistics_used
-from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
-from samunet.preprocessing.sources import check_cases
+from samunet.preprocessing.run import check_cases, check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.store import StoredCase
 from samunet.training.feature_cache import check_frozen
 from samunet.training.lock import training_lock
