@@ -150,7 +150,7 @@ PLANNER = (
         type=finite,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="of CT, values that become 0 and 1 (default: by the training foreground; with a published recipe -125 275)",
+        help="values of CT that become 0 and 1 (default: by training foreground; with published recipes -125 275)",
     ),
     Flag(
         "-overwrite_plans_name",
