@@ -1,4 +1,4 @@
-"""Checks of a raw dataset: keys against cases whenever it is loaded, and the complete check, which reads every file."""
+"""The complete check of a raw dataset, which reads every file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from samunet.dataset.cases import Case, Dataset
-from samunet.dataset.description import Description, misspelt_keys
+from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
+from samunet.dataset.layout import find_images
 from samunet.dataset.problems import Problem, shortened
-from samunet.dataset.training_files import find_images
 from samunet.errors import SamunetError
 from samunet.files import write_json, write_text
 from samunet.imageio.registry import image_reader_for
@@ -29,37 +29,6 @@ _KINDS = {
     "origin": "another place:",
     "direction": "another place:",
 }
-
-
-def name_problems(dataset: Dataset) -> list[Problem]:
-    """Keys of dataset.json that contradict the cases: their number, their groups, and keys that nothing reads."""
-    description, number = dataset.description, len(dataset.cases)
-    problems = []
-
-    def found(kind: str, where: str, detail: str, fix: str, warning: bool = False) -> None:
-        problems.append(Problem(kind, where, detail, fix, warning))
-
-    for wrong, right in misspelt_keys(description.raw).items():
-        fix = f'rename it to "{right}" if that is meant'
-        found("dataset.json has a key that nothing reads:", wrong, f'"{wrong}"', fix, True)
-    announced = description.num_training
-    if number and announced not in (None, number):
-        where = "imagesTr has" if description.files is None else "its key dataset lists"
-        detail = f"dataset.json announces {announced} training cases (numTraining), {where} {number}"
-        found("wrong numTraining:", "numTraining", detail, f'if none is missing, write "numTraining": {number}')
-    groups = description.groups
-    if groups:
-        missing = [name for name in dataset.cases if name not in groups]
-        if missing:
-            detail = f"{len(missing)} of {number} cases: {shortened(missing)}"
-            fix = "name a group for every training case, or remove groups"
-            found("groups of dataset.json lack", "groups", detail, fix)
-        unknown = sorted(set(groups) - set(dataset.cases))
-        if unknown and number:
-            detail = f"{len(unknown)} cases that the dataset lacks: {shortened(unknown)}"
-            fix = "correct the names, or remove them from groups"
-            found("groups of dataset.json name", "groups", detail, fix, True)
-    return problems
 
 
 @dataclass(frozen=True)

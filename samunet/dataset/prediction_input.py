@@ -24,7 +24,6 @@ from samunet.dataset.cases import (
 from samunet.dataset.description import Description
 from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
-from samunet.dataset.training_files import image_endings
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.imageio.registry import ending_of, image_reader_for, is_dicom_folder
 
@@ -123,7 +122,7 @@ def _images_of(folder: Path, description: Description, broken: list[Path]) -> li
     below = files_below(folder, broken=links)
     broken += [link for link in links if ending_of(link) or not link.suffix]
     images = [file for file in below if file.parent == folder and file.is_file() and ending_of(file)]
-    endings = image_endings(description)
+    endings = description.image_endings
     like_training = [image for image in images if ending_of(image) in endings]
     if not like_training and is_dicom_folder(folder):
         return [folder]
