@@ -184,7 +184,7 @@ def test_recipe_in_the_plans():
     planned = plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
     configuration = planned.configuration("2d")
     network = configuration.networks["vit_b"]
-    assert configuration.normalization == ["ct_to_0_1"]
+    assert configuration.normalization == ["window"]
     assert (network.recipe, network.input_shape, network.input_channels) == ("samed", [512, 512], "repeat")
     assert network.batch_size * network.accumulation == 24
     assert (network.learning_rate, network.weight_decay, network.head) == (5e-3, 0.1, "sam")
