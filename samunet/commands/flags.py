@@ -146,6 +146,13 @@ PLANNER = (
         help="spacing in mm instead of the median, in the order of the array's axes",
     ),
     Flag(
+        "-window",
+        type=finite,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of CT that become 0 and 1 (default: by training foreground; with published recipes -125 275)",
+    ),
+    Flag(
         "-overwrite_plans_name",
         default=PLANS_NAME,
         metavar="NAME",
@@ -170,8 +177,8 @@ PLANNER = (
             "-recipe",
             default="samunet",
             metavar="NAME",
-            help="samunet (default), samed: train as SAMed does, for classes without regions or an ignore label, or "
-            "your own: package.module:Class",
+            help="samunet (default); samed or finetune_sam: train as SAMed or as Gu et al. do, for classes without "
+            "regions or an ignore label; or your own: package.module:Class",
         ),
     ),
 )

@@ -254,6 +254,7 @@ def _options(arguments: argparse.Namespace) -> PlannerOptions:
         encoder=arguments.encoder,
         image_size=arguments.image_size,
         target_spacing=arguments.overwrite_target_spacing,
+        window=arguments.window,
         adaptation=arguments.adaptation,
         components=arguments.components,
         lora=plan_of_flags(LoraPlan, "-lora", lora) if lora else None,

@@ -365,7 +365,10 @@ class Predictor:
     def predict_prepared(self, case: PreparedCase) -> Prediction:
         """Predict a preprocessed case; its mask is turned back to the image's grid, and not postprocessed."""
         record, labels = case.record, self.description.labels
-        grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
+        network = self.network
+        grid = SliceGrid.of(
+            case.image.shape[2:], record.stored_spacing, network.spacing, network.input_shape, network.stretch
+        )
         shape = tuple(record.cropped_shape)
         observer = CaseUncertainty(labels, shape, len(self.slices.models)) if self._observes else None
         for_dice = self.postprocessing.decoding == DICE

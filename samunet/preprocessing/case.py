@@ -134,7 +134,7 @@ def prepare_case(
     sides = reorient_axes(image.geometry.spacing, own, wanted)
     spacing = [sides[axis] for axis in axes]
     mask = reorient(content_mask(image.array), own, wanted)
-    box = bounding_box(mask)
+    box = bounding_box(mask) if configuration.crop else [[0, side] for side in mask.shape]
     masked = any(configuration.use_mask_for_norm)
     inside = None
     if masked:
@@ -149,6 +149,7 @@ def prepare_case(
         configuration.use_mask_for_norm,
         inside,
         plans.foreground_intensity_properties_per_channel,
+        configuration.windows,
     )
     shape, stored_spacing = stored_shape(cropped.shape[2:], spacing[1:], configuration.spacing)
     transposed_shape, transposed_box = ([sides[axis] for axis in axes] for sides in (array.shape[1:], box))

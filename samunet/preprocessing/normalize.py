@@ -14,7 +14,7 @@ _SMALLEST_STD = 1e-8
 _DIVISORS = {"divide_by_255": 255.0, "divide_by_65535": 65535.0, "nonorm": 1.0}
 # Those that use the training foreground's statistics; for others a dataset may grow without a change.
 CT_SCHEMES = frozenset({"ct", "ct_to_0_1"})
-UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1"})
+UNIT_RANGE_SCHEMES = frozenset({"divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "window"})
 SCHEMES = CT_SCHEMES | UNIT_RANGE_SCHEMES | {"zscore", "nonorm"}
 
 
@@ -31,6 +31,7 @@ def normalize(
     use_mask: list[bool],
     mask: np.ndarray | None,
     statistics: dict[str, IntensityStatistics],
+    windows: list[list[float] | None] | None = None,
 ) -> None:
     """Normalise ``array`` in place.
 
@@ -38,10 +39,11 @@ def normalize(
         array: ``(channels, z, y, x)`` float32.
         schemes: Of :data:`SCHEMES`, one per channel. ``zscore`` uses this image's mean and standard deviation;
             ``ct`` clips to the training foreground's 0.5 and 99.5 percentiles and uses its mean and deviation;
-            ``ct_to_0_1`` maps these percentiles to 0 and 1.
+            ``ct_to_0_1`` maps these percentiles to 0 and 1, ``window`` the ends of its window.
         use_mask: Per channel, whether a z-score is taken inside ``mask`` only; outside becomes 0.
         mask: Boolean ``(z, y, x)``; needed where ``use_mask`` is true.
         statistics: Of the training foreground, by channel index as text.
+        windows: Per channel, lowest and highest value; needed for ``window``.
     """
     for index, (values, scheme) in enumerate(zip(array, schemes)):
         known = statistics[str(index)]
@@ -52,6 +54,10 @@ def normalize(
             subtracted, divisor = _mean_and_deviation(values, inside)
         elif scheme == "ct":
             subtracted, divisor = known.mean, known.std
+        elif scheme == "window":
+            low, high = windows[index]
+            np.clip(values, low, high, out=values)
+            subtracted, divisor = low, high - low
         elif scheme == "ct_to_0_1":
             subtracted, divisor = known.percentile_00_5, known.percentile_99_5 - known.percentile_00_5
         elif scheme == "rescale_to_0_1":

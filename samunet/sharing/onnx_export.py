@@ -136,7 +136,9 @@ def _real_windows(predictor: Predictor, cases: list[Case]) -> Tensor:
         image, _ = predictor.read(case.images)
         prepared = prepare_case(image, None, predictor.plans, predictor.configuration)
         depth, plane = prepared.image.shape[1], prepared.image.shape[2:]
-        grid = SliceGrid.of(plane, prepared.record.stored_spacing, network.spacing, network.input_shape)
+        grid = SliceGrid.of(
+            plane, prepared.record.stored_spacing, network.spacing, network.input_shape, network.stretch
+        )
         starts = grid.window_starts(predictor.options.step_size)
         for z in sorted({depth * part // (_SLICES + 1) for part in range(1, _SLICES + 1)}):
             channels = slice_with_context(

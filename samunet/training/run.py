@@ -13,8 +13,7 @@ from samunet import __version__, paths
 from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import load_dataset, raw_dataset
-from samunet.dataset.patients import patients
-from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
+from samunet.dataset.splits import fold_cases, load_or_make_splits, patients, subsample_cases
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
@@ -149,7 +148,9 @@ def _cases_of(
     groups = raw.description.groups if raw and raw.description.groups is not None else description.groups
     splits = load_or_make_splits(source, names, groups, raw.folder if raw else None)
     every, validation = fold_cases(splits, fold, names)
-    train = few_cases(every, options.num_cases, options.seed, patients(names, groups)) if options.num_cases else every
+    train = every
+    if options.num_cases:
+        train = subsample_cases(every, options.num_cases, options.seed, patients(names, groups))
     return train, [name for name in every if name not in train], validation
 
 

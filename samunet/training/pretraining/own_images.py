@@ -148,7 +148,7 @@ class OwnImages:
         depth, *plane = case.shape
         z = int(draw.integers(depth))
         shape = tuple(self.network.input_shape)
-        grid = SliceGrid.of(tuple(plane), case.spacing, self.network.spacing, shape)
+        grid = SliceGrid.of(tuple(plane), case.spacing, self.network.spacing, shape, self.network.stretch)
         start = tuple(draw.uniform(low, high) for low, high in grid.free_range())
         turned = about_centre(shape, draw.uniform(-_TURN, _TURN), math.exp(draw.uniform(*np.log(_SCALE))))
         channels = slice_with_context(case.image, z, depth, self.network.input_channels == "neighbours")
