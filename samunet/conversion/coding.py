@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.conversion.case import Inspection, RawMask, RawValue
+from samunet.conversion.case import Inspection, Options, RawMask, RawValue
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 
@@ -24,29 +24,6 @@ _SMOOTHED = (
     "export the masks again without smoothing, scaling or JPEG; for one structure drawn in white on black, add "
     "--threshold 127"
 )
-
-
-@dataclass(frozen=True)
-class CodingOptions:
-    """The user's answers about the values of masks.
-
-    Attributes:
-        labels: Names of the classes 1, 2, ...; None for names made up here.
-        remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
-        threshold: Values above it are class 1; None if not asked for.
-        known: Raw value to name, where a file of the dataset has them; then nothing is decided.
-        class_files: Whether each class has a file of its own; ``labels`` are then known.
-        paint_in_order: Whether later classes may then cover earlier ones.
-        as_colours: Whether masks are read as colours even if they have a palette or are grey.
-    """
-
-    labels: tuple[str, ...] | None = None
-    remap: tuple[tuple[str, int], ...] | None = None
-    threshold: float | None = None
-    known: Mapping[int, str] | None = None
-    class_files: bool = False
-    paint_in_order: bool = False
-    as_colours: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +131,7 @@ def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """``NAME=COLOUR`` of ``--labels`` as ``CodingOptions.remap``.
+    """``NAME=COLOUR`` of ``--labels`` as ``Options.remap``.
 
     Args:
         labels: Names of the classes 1, 2, ...
@@ -180,7 +157,7 @@ def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple
     return tuple((colour, places.get(name, 0)) for name, colour in colours.items())
 
 
-def decide_coding(found: Sequence[Inspection], options: CodingOptions) -> Coding:
+def decide_coding(found: Sequence[Inspection], options: Options) -> Coding:
     """Give every value that occurs in the masks a class.
 
     Taken as they are: 0, 1, 2, ... without gaps (with ``labels``, also with classes that occur nowhere). Made into
@@ -212,7 +189,7 @@ def voxels_of(found: Iterable[Inspection]) -> Counter[RawValue]:
     return voxels
 
 
-def overlaps(found: Iterable[Inspection], options: CodingOptions) -> list[Problem]:
+def overlaps(found: Iterable[Inspection], options: Options) -> list[Problem]:
     """Cases in which voxels belong to several structures."""
     if options.class_files:
         what, mend = "classes", f"--paint_in_order (the order is {' '.join(options.labels)}); else correct the masks"
@@ -239,7 +216,7 @@ def overlaps(found: Iterable[Inspection], options: CodingOptions) -> list[Proble
     return problems
 
 
-def _of_structures(found: Sequence[Inspection], options: CodingOptions) -> Coding:
+def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
     known: set[tuple[str, ...]] = set()
     for one in found:
         if any(isinstance(value, int) and value for value in one.values):
@@ -267,9 +244,7 @@ def _of_structures(found: Sequence[Inspection], options: CodingOptions) -> Codin
     return Coding(("background", *names), {value: classes[value] for value in ordered}, threshold=options.threshold)
 
 
-def _classes(
-    found: Sequence[Inspection], alone: set[str], options: CodingOptions
-) -> tuple[Sequence[str], dict[str, int]]:
+def _classes(found: Sequence[Inspection], alone: set[str], options: Options) -> tuple[Sequence[str], dict[str, int]]:
     """Names of the classes 1, 2, ..., and the class of every structure."""
     by_fold = {label.casefold(): place for place, label in enumerate(options.labels or (), 1)}
     of_name = {name: by_fold[name.casefold()] for name in alone if name.casefold() in by_fold}
@@ -296,7 +271,7 @@ def _classes(
     return coding.names[1:], {name: coding.classes[min(values[name])] for name in alone}
 
 
-def _of_values(voxels: Mapping[int, int], coloured: bool, options: CodingOptions) -> Coding:
+def _of_values(voxels: Mapping[int, int], coloured: bool, options: Options) -> Coding:
     values, labels, remap = sorted(voxels), options.labels, options.remap
     if options.known is not None:
         return _known(values, options.known)

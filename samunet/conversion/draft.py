@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.conversion.case import Case, Inspection, inspect_all
-from samunet.conversion.coding import Coding, CodingOptions, decide_coding, overlaps, voxels_of
+from samunet.conversion.case import Case, Inspection, Options, inspect_all
+from samunet.conversion.coding import Coding, decide_coding, overlaps, voxels_of
 from samunet.dataset.cases import duplicate
 from samunet.dataset.description import description_from_json
 from samunet.dataset.names import unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import READERS, ending_of, may_have_segments
-from samunet.workers import default_workers
 
 log = logging.getLogger(__name__)
 
@@ -26,30 +25,6 @@ _NAMES_HINT = (
     "CT selects clipping and normalisation in Hounsfield units; any other name, such as MRI, T2 or FLAIR, means a mean "
     "of 0 and a deviation of 1 per image: --channel_names CT"
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user says about the data.
-
-    Attributes:
-        channel_names: In order; None to tell them from pictures.
-        coding: About the values of masks.
-        tolerate_geometry: Accept masks whose origin or direction differs from their image's, which holds.
-        num_workers: Worker processes; None for a number that suits this machine.
-        progress: Whether to show progress bars.
-    """
-
-    channel_names: tuple[str, ...] | None = None
-    coding: CodingOptions = field(default_factory=CodingOptions)
-    tolerate_geometry: bool = False
-    num_workers: int | None = None
-    progress: bool = True
-
-    @property
-    def workers(self) -> int:
-        """Number of worker processes."""
-        return default_workers() if self.num_workers is None else self.num_workers
 
 
 @dataclass(frozen=True)
@@ -126,7 +101,7 @@ class Draft:
         facts.append(("spacing", f"{_range(spacings, '{:.3g}')} mm" if spacings else "none"))
         files = Counter(_form(file) for one in self.training for file in one.case.files[:1])
         facts.append(("images", ", ".join(f"{number} {ending}" for ending, number in files.most_common(4))))
-        if self.options.coding.class_files:
+        if self.options.class_files:
             facts.append(("class files", self._class_files()))
         facts.append(("labels", f"written as {self.file_ending}"))
         if self.groups:
@@ -178,13 +153,12 @@ def make_draft(
         UsageError: If the options do not fit the data.
     """
     training, test = (sorted(cases, key=lambda case: case.name) for cases in (training, test))
-    coding = options.coding
     problems = list(dict.fromkeys([*problems, *_names_that_clash(training), *_names_that_clash(test)]))
     if not training:
         raise_problems(problems, where)
         raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
-    named = coding.class_files or any(may_have_segments(case.mask_name or "") for case in training)
-    if coding.paint_in_order and not named:
+    named = options.class_files or any(may_have_segments(case.mask_name or "") for case in training)
+    if options.paint_in_order and not named:
         raise UsageError(
             "--paint_in_order says which of several files covers the others, but masks are one file per case",
             "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
@@ -193,23 +167,19 @@ def make_draft(
         # Cases without mask are reported already; their images need not be read for it.
         [case for case in training if case.mask_name is not None],
         test,
-        threshold=coding.threshold,
-        tolerate_geometry=options.tolerate_geometry,
-        as_colours=coding.as_colours,
-        num_workers=options.workers,
-        progress=options.progress,
+        options,
     )
     everything = found + found_test
     problems += [problem for one in everything for problem in one.problems]
-    if not coding.paint_in_order:
-        problems += overlaps(everything, coding)
+    if not options.paint_in_order:
+        problems += overlaps(everything, options)
     raise_problems(problems, where)
     for problem in problems:
         log.warning("%s: %s (%s)", problem.where, problem.text, problem.fix)
     sound = [one for one in everything if one.geometry is not None]
     channel_names = _decide_channels(sound, options.channel_names)
     raise_problems(_wrong_channels(sound, channel_names), where)
-    decided, file_ending = decide_coding(everything, coding), _decide_file_ending(sound)
+    decided, file_ending = decide_coding(everything, options), _decide_file_ending(sound)
     draft = Draft(name, found, found_test, channel_names, decided, file_ending, keys or {}, splits, options)
     description_from_json(draft.description(""), where)
     return draft
