@@ -265,7 +265,7 @@ def evaluate_files(
 def labels_to_score(
     predictions: Path, references: Path, dataset_json: str | Path | None = None, labels: Sequence[int] | None = None
 ) -> tuple[Labels | list[int], str, str | None]:
-    """What masks are scored with: labels, file ending, and name of the reader if it is not the ending's.
+    """Labels, file ending, and name of the reader if it is not the ending's, to score masks with.
 
     Args:
         predictions, references: Folders of masks.
