@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from samunet.commands.table import Flag, Group, Switch
 from samunet.errors import UsageError
+
+if TYPE_CHECKING:
+    from samunet.adaptations.adaptation import Adaptation, Setting
 
 PLANS_NAME = "samunetPlans"  # samunet.plans.DEFAULT_PLANS_NAME, without its imports
 
@@ -58,6 +62,80 @@ def geometry(where: str = "where channels, or image and label, differ in origin 
     return Switch("--tolerate_geometry", help=f"only warn {where}, and take voxels as they lie in the files")
 
 
+class AdaptationFlags:
+    """What is adapted, and how: fields of all adaptations (:class:`samunet.adaptations.adaptation.Setting`)."""
+
+    def add_to(self, parser: Any) -> None:
+        """Add them to a parser or to a group of one."""
+        from samunet.adaptations import ADAPTATIONS
+
+        *names, last = ADAPTATIONS
+        names = f"{', '.join(names)} or {last} (default: lora for pretrained SAM)"
+        parser.add_argument("-adaptation", metavar="NAME", help=names)
+        frozen = "encoder_decoder (default) or decoder: the encoder is frozen"
+        parser.add_argument("-components", metavar="NAME", help=frozen)
+        for flag, dest, field, setting in self._settings():
+            kind = {"nargs": "+"} if setting.of_words else {"type": field.annotation}
+            options = {"metavar": setting.metavar, **kind}
+            if field.annotation is bool:
+                options = {"action": "store_const", "const": True}
+            parser.add_argument(flag, dest=dest, help=setting.help, **options)
+
+    def chosen(self, arguments: argparse.Namespace) -> Adaptation | str | None:
+        """The adaptation that ``-adaptation`` names, or one of whose settings are given, with these.
+
+        Raises:
+            UsageError: If a value is not allowed, or belongs to another adaptation; names the flag.
+        """
+        from pydantic import ValidationError
+
+        from samunet.adaptations import ADAPTATIONS
+
+        given, flags = {}, {}
+        for flag, dest, _, setting in self._settings():
+            value = getattr(arguments, dest)
+            if value is not None:
+                method, name = dest.split(".")
+                given.setdefault(method, {})[name] = self._value(flag, value, setting)
+                flags[dest] = flag
+        chosen = arguments.adaptation or next(iter(given), None)
+        for dest, flag in flags.items():
+            method = dest.split(".")[0]
+            if method != chosen:
+                raise UsageError(
+                    f"{flag} is of the adaptation {method!r}, not of {chosen!r}",
+                    f"leave out {flag}, or what it excludes",
+                )
+        if chosen not in given:
+            return chosen
+        try:
+            return ADAPTATIONS[chosen].of_flags(given[chosen])
+        except ValidationError as error:
+            first = error.errors()[0]
+            flag = flags[f"{chosen}.{first['loc'][0]}"]
+            raise UsageError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
+
+    @staticmethod
+    def _value(flag: str, given: Any, setting: Setting) -> Any:
+        try:
+            return setting.of_words(given) if setting.of_words else given
+        except ValueError as error:
+            raise UsageError(f"{flag} {error}") from None
+
+    @staticmethod
+    def _settings() -> Iterator[tuple[str, str, Any, Setting]]:
+        """Of every field its flag, its place ``METHOD.FIELD``, pydantic's description, and how a command takes it."""
+        from samunet.adaptations import ADAPTATIONS
+        from samunet.adaptations.adaptation import Setting
+
+        for method, kind in ADAPTATIONS.items():
+            for name, field in kind.model_fields.items():
+                for setting in field.metadata:
+                    if isinstance(setting, Setting):
+                        dashes = "--" if field.annotation is bool else "-"
+                        yield setting.flag or f"{dashes}{method}_{name}", f"{method}.{name}", field, setting
+
+
 def window_of(given: list[float] | None) -> tuple[float, float] | None:
     """Lowest and highest intensity of a window's centre and width.
 
@@ -74,6 +152,7 @@ def window_of(given: list[float] | None) -> tuple[float, float] | None:
     return centre - width / 2, centre + width / 2
 
 
+ADAPTATION = AdaptationFlags()
 DATASETS = Flag(
     "-d", nargs="+", required=True, metavar="ID", help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn"
 )
@@ -160,19 +239,7 @@ PLANNER = (
     ),
     Group(
         "adaptation of SAM (give plans of each kind a name: -overwrite_plans_name)",
-        Flag("-adaptation", metavar="NAME", help="lora, adapter or full (default: lora for pretrained SAM)"),
-        Flag("-components", metavar="NAME", help="encoder_decoder (default) or decoder: the encoder is frozen"),
-        Flag("-lora_rank", type=int, metavar="R", help="default: 4"),
-        Flag("-lora_alpha", type=int, metavar="A", help="default: the rank"),
-        Flag(
-            "-lora_targets", nargs="+", metavar="NAME", help="q k v proj mlp, or attention: q k v proj (default: q v)"
-        ),
-        Flag("-lora_blocks", nargs="+", metavar="B", help="all (default), last_half, or numbers from 0"),
-        Switch("--lora_decoder", help="LoRA in the decoder's transformer instead of training it (SAMed_s)"),
-        Switch("--dora", help="weight-decomposed LoRA: with learnt magnitudes"),
-        Switch("--rslora", help="rank-stabilised LoRA: scaled with the root of the rank"),
-        Flag("-adapter_reduction", type=int, metavar="N", help="channels by bottleneck channels (default: 4)"),
-        Flag("-adapter_blocks", nargs="+", metavar="B", help="as -lora_blocks"),
+        ADAPTATION,
         Flag(
             "-recipe",
             default="samunet",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samunet.commands.flags import (
+    ADAPTATION,
     CONFIGURATIONS,
     DATASETS,
     FINGERPRINT,
@@ -232,22 +233,7 @@ def _show(plans, arguments: argparse.Namespace) -> None:
 
 def _options(arguments: argparse.Namespace) -> PlannerOptions:
     from samunet.planning.planner import PlannerOptions
-    from samunet.plans import AdapterPlan, LoraPlan, plan_of_flags
 
-    lora = _given(
-        {
-            "rank": arguments.lora_rank,
-            "alpha": arguments.lora_alpha if arguments.lora_alpha is not None else arguments.lora_rank,
-            "targets": arguments.lora_targets and _targets(arguments.lora_targets),
-            "blocks": _blocks("-lora_blocks", arguments.lora_blocks),
-            "decoder": arguments.lora_decoder or None,
-            "dora": arguments.dora or None,
-            "rslora": arguments.rslora or None,
-        }
-    )
-    adapter = _given(
-        {"reduction": arguments.adapter_reduction, "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks)}
-    )
     return PlannerOptions(
         plans_name=arguments.overwrite_plans_name,
         gpu_memory_target_gb=arguments.gpu_memory_target,
@@ -255,26 +241,7 @@ def _options(arguments: argparse.Namespace) -> PlannerOptions:
         image_size=arguments.image_size,
         target_spacing=arguments.overwrite_target_spacing,
         window=arguments.window,
-        adaptation=arguments.adaptation,
+        adaptation=ADAPTATION.chosen(arguments),
         components=arguments.components,
-        lora=plan_of_flags(LoraPlan, "-lora", lora) if lora else None,
-        adapter=plan_of_flags(AdapterPlan, "-adapter", adapter) if adapter else None,
         recipe=arguments.recipe,
     )
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _targets(words: list[str]) -> list[str]:
-    names = [name for word in words for name in (("q", "k", "v", "proj") if word == "attention" else (word,))]
-    return list(dict.fromkeys(names))
-
-
-def _blocks(flag: str, words: list[str] | None) -> str | list[int] | None:
-    if words is None or words in (["all"], ["last_half"]):
-        return words and words[0]
-    if not all(word.isdecimal() for word in words):
-        raise UsageError(f"{flag} must be all, last_half or numbers of blocks, got {' '.join(words)!r}")
-    return [int(word) for word in words]

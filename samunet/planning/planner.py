@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samunet import __version__
+from samunet.adaptations import Adaptation
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import UsageError, check_number
@@ -28,13 +29,11 @@ from samunet.plans import (
     MOST_MEMORY_GB,
     MOST_MM,
     MOST_SIDE,
-    AdapterPlan,
     ConfigurationPlan,
-    LoraPlan,
     NetworkPlan,
     Plans,
     check_plans_name,
-    networks_by_encoder,
+    in_todays_form,
 )
 from samunet.preprocessing.case import stored_shape
 from samunet.recipes import RecipeFacts, recipe_facts
@@ -56,8 +55,9 @@ class PlannerOptions:
         image_size: Long side of the network's input in pixels.
         target_spacing: In-plane and slice spacing ``[z, y, x]`` in mm instead of the median.
         window: Lowest and highest value of CT, which become 0 and 1.
-        adaptation, components, lora, adapter: Fields of a network's plan. With the encoder ``auto`` they are meant for
-            SAM; the small encoder is planned by the rules.
+        adaptation: A name, or one with settings such as ``LoraPlan(rank=8)`` (:mod:`samunet.adaptations`).
+        components: As in a network's plan. With the encoder ``auto`` both are meant for SAM; the small encoder is
+            planned by the rules.
         recipe: How networks are trained: a name in :mod:`samunet.recipes`, or ``package.module:Class``.
     """
 
@@ -67,10 +67,8 @@ class PlannerOptions:
     image_size: int | None = None
     target_spacing: list[float] | None = None
     window: list[float] | None = None
-    adaptation: str | None = None
+    adaptation: str | Adaptation | None = None
     components: str | None = None
-    lora: LoraPlan | None = None
-    adapter: AdapterPlan | None = None
     recipe: str = "samunet"
 
 
@@ -209,7 +207,7 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
     planned = {"2d", *(f"2d_{size}" for size in rules.SAM_INPUT_SIZES)}
     before = read_as(dict[str, Any], path, "remove it to have it made anew")
     own = as_kind(dict[str, dict[str, Any]], before.get("configurations", {}), f"{path}: configurations")
-    for name, configuration in networks_by_encoder(own).items():
+    for name, configuration in in_todays_form(own).items():
         if name not in planned:
             plans.configurations[name] = configuration
 
@@ -217,13 +215,13 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
 def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
     """Plan the network with one encoder for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
-    adapted, adaptation_why = rules.adaptation(
-        facts, options.adaptation, options.components, options.lora, options.adapter
-    )
-    trained = adapted["adaptation"], adapted["components"]
+    adapted, components, adaptation_why = rules.adaptation(facts, options.adaptation, options.components)
     name, recipe_why = rules.recipe(options.recipe, facts)
     recipe = recipe_facts(name)
-    predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=recipe.upsampled)
+    predict = partial(
+        resources.estimate, facts, adaptation=adapted, components=components, num_outputs=slices.num_outputs,
+        upsampled=recipe.upsampled,
+    )  # fmt: skip
     size, size_why = _input_size(facts, slices, options, predict, budget, recipe)
     extent = [1.0, 1.0] if recipe.whole_slices else slices.extent
     shape, shape_why = rules.input_shape(size, extent, facts.patch_size)
@@ -238,7 +236,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     if recipe.source and channels[0] == "neighbours":
         channels = "repeat", f"one channel three times ({recipe.source})"
     passes = dict(recipe.passes_of).get(facts.name, recipe.passes)
-    learning_rate = rules.learning_rate(facts, *trained, batch * accumulation)
+    learning_rate = rules.learning_rate(facts, adapted, components, batch * accumulation)
     if recipe.learning_rate:
         learning_rate = recipe.learning_rate, recipe.source
     decisions = {
@@ -250,7 +248,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         "training_images": rules.training_images(slices.count, passes),
         "recipe": (name, recipe_why),
         "checkpoint_blocks": (twice, twice_why),
-        "optimizer": ("adamw", recipe.source) if recipe.source else rules.optimizer(facts, *trained),
+        "optimizer": ("adamw", recipe.source) if recipe.source else rules.optimizer(facts, adapted, components),
     }
     return NetworkPlan(
         encoder=facts.name,
@@ -261,7 +259,8 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         weight_decay=0.1,
         memory_bytes=estimate.for_batch(batch),
         training_gflops=round(estimate.training_flops / 1e9, 1),
-        **adapted,
+        adaptation=adapted,
+        components=components,
         **{key: value for key, (value, _) in decisions.items()},
         why={"adaptation": adaptation_why} | {key: why for key, (_, why) in decisions.items()},
     )
@@ -294,7 +293,7 @@ def _meant_for(encoder: str, options: PlannerOptions) -> PlannerOptions:
     if encoder == options.encoder or (options.encoder == "auto" and encoder != BUNDLED):
         return options
     size = options.image_size if options.encoder == "auto" else None
-    return replace(options, image_size=size, adaptation=None, components=None, lora=None, adapter=None)
+    return replace(options, image_size=size, adaptation=None, components=None)
 
 
 def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) -> dict[str, dict]:
@@ -366,11 +365,6 @@ def _normalization(
         for index, name in enumerate(description.channel_names)
     ]
     return [scheme for scheme, _ in schemes], "; ".join(why for _, why in schemes)
-
-
-def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: bool | int) -> resources.Estimate:
-    chosen = adapted["adaptation"]
-    return resources.estimate(facts, shape, chosen, adapted["components"], adapted.get(chosen), **settings)
 
 
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:

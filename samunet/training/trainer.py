@@ -347,7 +347,7 @@ class Trainer(Loop):
         parts = ", ".join(f"{name} {count:,}" for name, count in trained.items() if count)
         log.info(
             "%s of %s trained: %s parameters (%s)",
-            self.network.adaptation, self.network.components, f"{sum(trained.values()):,}", parts,
+            self.network.adaptation.method, self.network.components, f"{sum(trained.values()):,}", parts,
         )  # fmt: skip
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         memory = step_bytes(self.network, self.micro_batch, kind, self.labels.num_outputs)
