@@ -222,13 +222,22 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         resources.estimate, facts, adaptation=adapted, components=components, num_outputs=slices.num_outputs,
         upsampled=recipe.upsampled,
     )  # fmt: skip
-    size, size_why = _input_size(facts, slices, options, predict, budget, recipe)
+    size, size_why = _input_size(
+        facts,
+        slices,
+        options,
+        lambda shape: predict(shape, checkpoint_blocks=True).for_batch(adapted.slab),
+        budget,
+        recipe,
+    )
     extent = [1.0, 1.0] if recipe.whole_slices else slices.extent
     shape, shape_why = rules.input_shape(size, extent, facts.patch_size)
     if recipe.whole_slices:
         shape_why = f"slices are stretched to a square ({recipe.source})"
     plain, checkpointed = (predict(shape, checkpoint_blocks=twice) for twice in (False, True))
-    twice, twice_why = rules.checkpoint_blocks(plain.for_batch(1), checkpointed.for_batch(1), budget)
+    twice, twice_why = rules.checkpoint_blocks(
+        plain.for_batch(adapted.slab), checkpointed.for_batch(adapted.slab), budget
+    )
     estimate = checkpointed if twice else plain
     effective = recipe.batch or rules.effective_batch(facts, shape)
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
@@ -257,7 +266,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         passes=passes,
         accumulation=accumulation,
         weight_decay=0.1,
-        memory_bytes=estimate.for_batch(batch),
+        memory_bytes=estimate.for_batch(max(batch, adapted.slab)),
         training_gflops=round(estimate.training_flops / 1e9, 1),
         adaptation=adapted,
         components=components,
@@ -270,18 +279,21 @@ def _input_size(
     facts: EncoderFacts,
     slices: _Slices,
     options: PlannerOptions,
-    predict: Callable[..., resources.Estimate],
+    least: Callable[[list[int]], int],
     budget: int,
     recipe: RecipeFacts,
 ) -> rules.Decision:
-    """Long side of the input: as asked for, the recipe's, or the largest for which memory is enough."""
+    """Long side of the input: as asked for, the recipe's, or the largest for which memory is enough.
+
+    ``least`` gives the bytes of the smallest step by the input's shape.
+    """
     asked = rules.parse_image_size(options.image_size, facts)
     if asked is not None:
         return asked, "given by -image_size"
     if recipe.input_size and facts.is_sam:
         return recipe.input_size, f"{recipe.input_size} px ({recipe.source})"
     shapes = {side: rules.input_shape(side, slices.extent, facts.patch_size)[0] for side in rules.SAM_INPUT_SIZES}
-    fitting = [side for side, shape in shapes.items() if predict(shape, checkpoint_blocks=True).for_batch(1) <= budget]
+    fitting = [side for side, shape in shapes.items() if least(shape) <= budget]
     allowed = fitting or [rules.SAM_INPUT_SIZES[-1]]
     return rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
 
