@@ -13,7 +13,8 @@ from samunet.commands.table import command as _command
 from samunet.errors import quoted
 
 if TYPE_CHECKING:
-    from samunet.conversion.draft import Draft, Options
+    from samunet.conversion.case import Options
+    from samunet.conversion.draft import Draft
 
 _SEE = "[Prepare a dataset](../guide/prepare.md)"
 _TARGET = (
@@ -207,18 +208,13 @@ def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
     ),
 )
 def convert_finetune_SAM_dataset(arguments: argparse.Namespace) -> None:
-    from samunet.conversion.finetune_sam import Lists, draft_of_lists
+    from samunet.conversion.finetune_sam import draft_of_lists
 
     name = _target_name(arguments)
-    lists = Lists(
-        arguments.img_folder,
-        arguments.mask_folder,
-        arguments.train_img_list,
-        arguments.val_img_list,
-        arguments.test_img_list,
-    )
+    folders = (arguments.img_folder, arguments.mask_folder)
+    lists = {part: getattr(arguments, f"{part}_img_list") for part in ("train", "val", "test")}
     options = _options(arguments, arguments.channel_names)
-    draft = draft_of_lists(name, lists, options, arguments.patient_pattern)
+    draft = draft_of_lists(name, *folders, lists, options, arguments.patient_pattern)
     _finish(draft, arguments, "samunet_convert_finetune_SAM_dataset")
 
 
@@ -256,16 +252,18 @@ def _options(
     arguments: argparse.Namespace, channels: Sequence[str] | None = None, labels: Sequence[str] | None = None
 ) -> Options:
     """What the flags ask for; ``labels``: in place of ``--labels``."""
-    from samunet.conversion.coding import CodingOptions, parse_labels, parse_remap
-    from samunet.conversion.draft import Options
+    from samunet.conversion.case import Options
+    from samunet.conversion.coding import parse_labels, parse_remap
 
-    coding = CodingOptions(
+    return Options(
+        channel_names=tuple(channels or ()) or None,
         labels=parse_labels(labels or getattr(arguments, "labels", None)),
         remap=parse_remap(getattr(arguments, "remap", None)),
         threshold=getattr(arguments, "threshold", None),
         paint_in_order=getattr(arguments, "paint_in_order", False),
+        tolerate_geometry=getattr(arguments, "tolerate_geometry", False),
+        num_workers=arguments.np,
     )
-    return Options(tuple(channels or ()) or None, coding, getattr(arguments, "tolerate_geometry", False), arguments.np)
 
 
 def _target_name(arguments: argparse.Namespace) -> str:
