@@ -376,10 +376,10 @@ def evaluate(
 
     predictions, references = Path(predictions), Path(references)
     target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
-    known, *file_type = labels_to_score(predictions, references, dataset_json, labels)
+    known, reader = labels_to_score(predictions, references, dataset_json, labels)
     failed: dict[str, SamunetError] = {} if failures is None else failures
     summary = evaluate_folder(
-        predictions, references, known, *file_type,
+        predictions, references, known, reader,
         num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failed,
         tolerance=tolerance if surface_metrics else None,
     )  # fmt: skip
