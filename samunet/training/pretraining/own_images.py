@@ -163,7 +163,7 @@ class OwnImages:
         facts = encoder_facts(self.encoder)
         if tuple(self.base.record["pixel_mean"]) != facts.pixel_mean:
             log.warning(
-                "%s was trained with pixel statistics of its own; from here on it gets those of %s, as samunet_train "
+                "%s was trained with pixel statistics of its own; from here on it gets those of %s, as `api.train` "
                 "gives them to any file that is not a published one", self.base.record["file"], self.encoder,
             )  # fmt: skip
 
@@ -240,7 +240,7 @@ def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: 
     weights = folder / WEIGHTS.format(work.encoder)
     if weights.is_file():
         raise SamunetError(
-            f"{weights} is there already", "go on from before its decay with --time_budget T, or use --out FOLDER"
+            f"{weights} is there already", "go on from before its decay with `seconds=T`, or use `output=FOLDER`"
         )
     decay = max(1, round(options.iterations * _DECAY_SHARE))
     if not (folder / DECAY).is_file():
