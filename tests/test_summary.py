@@ -11,7 +11,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.metrics import Counts
 from samunet.evaluation.summary import KEYS, evaluate_folder, format_table, scores, summarize
 from samunet.files import read_json, write_json
-from samunet.imageio.pictures import PICTURE_GEOMETRY
+from samunet.imageio.base import PICTURE_GEOMETRY
 from samunet.imageio.registry import reader_for
 
 LABELS = Labels.from_json({"background": 0, "liver": 1, "kidney": 2})

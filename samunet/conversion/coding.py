@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.conversion.masks import RawMask, RawValue
+from samunet.conversion.case import RawMask, RawValue
 from samunet.errors import SamunetError, UsageError
 
 # A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from samunet.conversion import structures
-from samunet.conversion.case import Case, Inspection, inspect_all
+from samunet.conversion.case import Case, Inspection, RawValue, inspect_all
 from samunet.conversion.channels import decide_channels, decide_file_ending, wrong_channels
 from samunet.conversion.coding import Coding, CodingOptions, decide_coding
-from samunet.conversion.masks import RawValue
 from samunet.dataset.cases import duplicate
 from samunet.dataset.description import description_from_json
 from samunet.dataset.names import unusable_names

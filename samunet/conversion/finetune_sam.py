@@ -13,7 +13,7 @@ from pathlib import Path
 
 from samunet.conversion.case import Case
 from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.pairing import group_by_pattern
+from samunet.conversion.folders import group_by_pattern
 from samunet.dataset.cases import name_below
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,33 +62,26 @@ class CheckReport:
         """One line."""
         warnings = len(self.problems) - self.errors
         test = f" and {self.test_cases} of imagesTs" if self.test_cases else ""
-        return (
-            f"{self.dataset}: {self.cases} training cases{test} checked: {_counted(self.errors, 'error')}, "
-            f"{_counted(warnings, 'warning')}"
-        )
+        found = ((self.errors, "error"), (warnings, "warning"))
+        counted = ", ".join(f"{number} {what}{'s' * (number != 1)}" for number, what in found)
+        return f"{self.dataset}: {self.cases} training cases{test} checked: {counted}"
 
     def to_text(self) -> str:
         """The table: every finding with its fix, then the label values that occur."""
-        rows = [(problem.to_json()["severity"], problem.where, problem) for problem in self.problems]
-        width = max((len(where) for _, where, _ in rows), default=0)
-        lines = [self.summary, ""]
-        for severity, where, problem in rows:
-            lines.append(f"{severity:<7}  {where:<{width}}  {problem.text}")
-            if problem.fix:
-                lines.append(" " * (11 + width) + f"-> {problem.fix}")
+        lines, rows = [self.summary, ""], [problem.to_json() for problem in self.problems]
+        width = max((len(row["where"]) for row in rows), default=0)
+        for row in rows:
+            lines.append(f"{row['severity']:<7}  {row['where']:<{width}}  {row['problem']}")
+            lines += [" " * (11 + width) + f"-> {row['fix']}"] if row["fix"] else []
         lines += [""] if rows else []
         if self.voxels:
             lines.append(f"{'label value':>11}  {'cases':>6}  {'voxels':>14}  meaning")
-        for value, voxels in self.voxels.items():
-            lines.append(f"{value:>11}  {self.cases_with[value]:>6}  {voxels:>14}  {self._meaning(value)}")
+        for row in self._label_values:
+            lines.append(f"{row['value']:>11}  {row['cases']:>6}  {row['voxels']:>14}  {row['meaning']}")
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> Path:
         """Write ``integrity_report.json`` and ``integrity_report.txt`` atomically to ``folder``; returns the latter."""
-        values = [
-            {"value": value, "cases": self.cases_with[value], "voxels": voxels, "meaning": self._meaning(value)}
-            for value, voxels in self.voxels.items()
-        ]
         content = {
             "dataset": self.dataset,
             "training_cases": self.cases,
@@ -95,19 +89,24 @@ class CheckReport:
             "errors": self.errors,
             "warnings": len(self.problems) - self.errors,
             "problems": [problem.to_json() for problem in self.problems],
-            "label_values": values,
+            "label_values": self._label_values,
         }
         write_json(folder / f"{REPORT}.json", content)
         write_text(folder / f"{REPORT}.txt", self.to_text())
         return folder / f"{REPORT}.txt"
 
-    def _meaning(self, value: int) -> str:
-        if value == 0:
-            return "background"
-        if value == self.labels.ignore:
-            return "ignore"
-        names = [name for name, region in self.labels.foreground if value in region]
-        return " and ".join(names) or "not in dataset.json"
+    @property
+    def _label_values(self) -> list[dict[str, Any]]:
+        known = self.labels.meanings
+        return [
+            {
+                "value": value,
+                "cases": self.cases_with[value],
+                "voxels": voxels,
+                "meaning": known.get(value, "not in dataset.json"),
+            }
+            for value, voxels in self.voxels.items()
+        ]
 
 
 @dataclass
@@ -134,49 +133,39 @@ def complete_check(
         tolerate_geometry: Other origins and directions of channels and labels are warnings instead of errors.
     """
     description = dataset.description
-    test_cases, test_problems = _test_cases(dataset)
-    everything = dataset.cases | {f"{_TEST}{name}": case for name, case in test_cases.items()}
+    problems, test_images = list(dataset.problems), {}
+    folder = dataset.folder / "imagesTs"
+    if folder.is_dir() and any(folder.iterdir()):
+        test_images, found = find_images(folder, description)
+        problems += [replace(problem, where=f"{_TEST}{problem.where}", warning=True) for problem in found]
+    cases = dataset.cases | {f"{_TEST}{name}": Case(name, files, None) for name, files in test_images.items()}
     lean = description.without_lists()
-    jobs = [(case, lean, tolerate_geometry) for case in everything.values()]
+    jobs = [(case, lean, tolerate_geometry) for case in cases.values()]
     inspected: dict[str, _Inspection] = dict(
-        map_cases(
-            _inspect, list(everything), jobs, num_workers=num_workers, description="Checking", progress=progress
-        )
-    )  # fmt: skip
-    inspected = {name: inspected[name] for name in everything}
-    voxels, cases = Counter(), Counter()
-    for name in dataset.cases:
-        voxels.update(inspected[name].values)
-        cases.update(inspected[name].values.keys())
-    problems = dataset.problems + test_problems
-    for name, inspection in inspected.items():
-        test = name.startswith(_TEST)
-        problems += [replace(row, where=name, warning=row.warning or test) for row in inspection.problems]
-    problems += _identical_images({name: inspection.content for name, inspection in inspected.items()})
-    problems += _absent_classes(description, voxels)
+        map_cases(_inspect, list(cases), jobs, num_workers=num_workers, description="Checking", progress=progress)
+    )
+    voxels, cases_with = Counter(), Counter()
+    for name in cases:
+        found, test = inspected[name], name not in dataset.cases
+        problems += [replace(row, where=name, warning=row.warning or test) for row in found.problems]
+        if not test:
+            voxels.update(found.values)
+            cases_with.update(found.values.keys())
+    problems += _identical_images({name: inspected[name].content for name in cases})
+    problems += _absent_classes(description.labels, voxels)
     return CheckReport(
         dataset=dataset.name,
         cases=len(dataset.cases),
-        test_cases=len(test_cases),
+        test_cases=len(test_images),
         problems=sorted(problems, key=lambda problem: problem.warning),
         labels=description.labels,
         voxels=dict(sorted(voxels.items())),
-        cases_with=dict(sorted(cases.items())),
+        cases_with=dict(sorted(cases_with.items())),
     )
-
-
-def _test_cases(dataset: Dataset) -> tuple[dict[str, Case], list[Problem]]:
-    folder = dataset.folder / "imagesTs"
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return {}, []
-    images, problems = find_images(folder, dataset.description)
-    problems = [replace(problem, where=f"{_TEST}{problem.where}", warning=True) for problem in problems]
-    return {name: Case(name, files, None) for name, files in images.items()}, problems
 
 
 def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _Inspection:
     found = _Inspection()
-    first = None
     try:
         first = _inspect_image(case, description, tolerate_geometry, found)
         if case.label is not None:
@@ -187,41 +176,34 @@ def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _
     return found
 
 
-def _inspect_image(
-    case: Case, description: Description, tolerate_geometry: bool, found: _Inspection
-) -> Grid | None:  # fmt: skip
+def _inspect_image(case: Case, description: Description, tolerate_geometry: bool, found: _Inspection) -> Grid | None:
     """Look at the channels one after the other; returns the first readable file's grid."""
-    preferred = description.reader
     expected = len(description.channel_names)
     # One file per channel, or one that holds all of them; of other numbers the quick check has told.
     per_file = {1: expected, expected: 1}.get(len(case.images))
-    first, hashes, constant, total = None, [], [], 0
+    first, hashes, constant = None, [], []
     for file in case.images:
         try:
-            image = image_reader_for(file, preferred).read_image([file], channels=per_file)
+            image = image_reader_for(file, description.reader).read_image([file], channels=per_file)
         except MemoryError:
             raise
         except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
             found.problems.append(unusable(case.name, file, error))
             continue
-        shape = image.array.shape[1:]
-        if first is None:
-            first = Grid(file, shape, image.geometry)
-        else:
-            found.problems += grid_differences(case.name, Grid(file, shape, image.geometry), first, tolerate_geometry)
+        grid = Grid(file, image.array.shape[1:], image.geometry)
+        first = first or grid
+        found.problems += grid_differences(case.name, grid, first, tolerate_geometry)
         for channel in image.array:
             if channel.min() == channel.max():
                 constant.append(f"{file.name} (everywhere {channel.flat[0]:g})")
-            hashes.append(blake2b(np.ascontiguousarray(channel), digest_size=16).hexdigest() + str(shape))
-        total += len(image.array)
+            hashes.append(blake2b(np.ascontiguousarray(channel), digest_size=16).hexdigest() + str(grid.shape))
         del image
     if constant:
         fix = "look at the file: the export may have failed; remove the case if it shows nothing"
         found.problems.append(Problem("constant channels:", case.name, "; ".join(constant), fix, warning=True))
-    complete = len(case.images) > 1 and not found.problems and total != expected
-    if complete:
+    if len(case.images) > 1 and not found.problems and len(hashes) != expected:
         try:
-            image_reader_for(case.images[0], preferred).read_image(case.images, channels=expected)
+            image_reader_for(case.images[0], description.reader).read_image(case.images, channels=expected)
         except SamunetError as error:
             found.problems.append(unusable(case.name, case.images[0], error))
     if len(case.images) > 1 and len(set(hashes)) < len(hashes) and not constant:
@@ -236,25 +218,21 @@ def _inspect_image(
 def _inspect_label(
     file: Path, first: Grid | None, description: Description, tolerate_geometry: bool, found: _Inspection
 ) -> None:
-    reader, name = description.reader, file.name
+    labels, name = description.labels, file.name
     try:
-        label, geometry = reader.read_label(file)
+        label, geometry = description.reader.read_label(file)
+        own = Grid(file, label.shape, geometry)
+        if first is not None and fitted(label, own, first) is None:
+            found.problems += grid_differences(name, own, first, tolerate_geometry)
+        found.values = count_values(label)
+        labels.check(found.values, file)
     except MemoryError:
         raise
     except Exception as error:
         found.problems.append(unusable(name, file, error))
         return
-    own = Grid(file, label.shape, geometry)
-    if first is not None and fitted(label, own, first) is None:
-        found.problems += grid_differences(name, own, first, tolerate_geometry)
-    found.values = count_values(label)
-    try:
-        description.labels.check(found.values, file)
-    except SamunetError as error:
-        found.problems.append(unusable(name, file, error))
-        return
-    if not set(found.values) - {0, description.labels.ignore}:
-        what = "only background" if description.labels.ignore not in found.values else "only background and ignore"
+    if not set(found.values) - {0, labels.ignore}:
+        what = "only background" if labels.ignore not in found.values else "only background and ignore"
         fix = "right if the case is healthy; else annotate it, or remove it"
         found.problems.append(Problem("labels without any structure:", name, f"{name} has {what}", fix, warning=True))
 
@@ -296,36 +274,26 @@ def _identical_images(contents: Mapping[str, str | None]) -> list[Problem]:
     for names in groups.values():
         training = [name for name in names if not name.startswith(_TEST)]
         test = [name.removeprefix(_TEST) for name in names if name.startswith(_TEST)]
+        found = []
         if len(training) > 1:
             fix = 'remove all but one, or give them one group in dataset.json ("groups"), so that no fold '
             fix += "is validated on what it was trained on"
-            detail = shortened(training)
-            problems.append(Problem("the same image under several names:", training[0], detail, fix, warning=True))
+            found.append(("the same image under several names:", shortened(training), fix))
         if training and test:
             fix = "remove it from one of them: its test result would say nothing"
-            detail = f"{training[0]} is {shortened(test)} of imagesTs"
-            problems.append(Problem("test images that are trained on:", training[0], detail, fix, warning=True))
+            found.append(("test images that are trained on:", f"{training[0]} is {shortened(test)} of imagesTs", fix))
+        problems += [Problem(kind, training[0], detail, fix, warning=True) for kind, detail, fix in found]
     return problems
 
 
-def _absent_classes(description: Description, voxels: Mapping[int, int]) -> list[Problem]:
-    labels = description.labels
+def _absent_classes(labels: Labels, voxels: Mapping[int, int]) -> list[Problem]:
     absent = [name for name, region in labels.foreground if not any(voxels.get(value) for value in region)]
     if not absent or not voxels:
         return []
-    unknown = labels.unknown(voxels)
     detail = ", ".join(f'"{name}"' for name in absent)
-    if unknown:
-        fix = f"the files hold the values {_listed(voxels)}: number the labels in dataset.json and in the files alike"
-        detail += f", while files hold {_listed(unknown)}, which dataset.json does not list"
-        return [Problem("labels that occur in no file:", "labels", detail, fix)]
     fix = "remove them from labels in dataset.json, or add cases that have them: they cannot be learnt"
-    return [Problem("labels that occur in no file:", "labels", detail, fix, warning=True)]
-
-
-def _listed(values: Iterable[int]) -> str:
-    return shortened([str(value) for value in values])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+    if unknown := labels.unknown(voxels):
+        listed, others = (shortened(list(map(str, values))) for values in (voxels, unknown))
+        fix = f"the files hold the values {listed}: number the labels in dataset.json and in the files alike"
+        detail += f", while files hold {others}, which dataset.json does not list"
+    return [Problem("labels that occur in no file:", "labels", detail, fix, warning=not unknown)]

@@ -17,8 +17,7 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.imageio.base import Geometry
-from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_dataset, read_header
-from samunet.imageio.dicom_pixels import PixelReader
+from samunet.imageio.dicom_file import Frame, Header, PixelReader, is_dicom, raw_modality, read_dataset, read_header
 from samunet.imageio.itk import itk, written
 from samunet.imageio.volume import geometry_of
 

@@ -15,16 +15,18 @@ from samunet.files import atomic_path
 from samunet.imageio import tiff
 from samunet.imageio.base import (
     COPY_AGAIN,
+    PICTURE_GEOMETRY,
     Geometry,
     Image,
     Reader,
+    fit_channels,
     smallest_unsigned,
     stack_channels,
     to_label,
+    wanted_per_file,
     without_z_if_2d,
 )
 from samunet.imageio.border import check_size, reading
-from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 from samunet.workers import warn_once
 
 if TYPE_CHECKING:
@@ -72,6 +74,28 @@ class NaturalImageReader(Reader):
         """See :meth:`Reader.read_label`. A palette gives its indices; equal colour components count as grey."""
         file = Path(file)
         return to_label(_read(file, 1, True), file), PICTURE_GEOMETRY
+
+    def read_colours(self, file: Path) -> Image:
+        """See :meth:`Reader.read_colours`."""
+        from PIL import ImageOps
+
+        if file.suffix.lower() not in tiff.TIFF_ENDINGS:
+            with _opened(file) as picture:
+                if picture.format == "PNG" and (picture.mode == "RGBA" or "transparency" in picture.info):
+                    shown = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
+                    *colours, alpha = np.moveaxis(shown, -1, 0)[:, None]
+                    if not np.isin(alpha, (0, 255)).all():
+                        fix = "draw with a hard brush, without smoothing"
+                        raise SamunetError(f"{file} has pixels that are half transparent", fix)
+                    return Image(np.stack(colours) * (alpha > 0), PICTURE_GEOMETRY)
+        return self.read_image([file])
+
+    def palette(self, file: Path) -> list[list[int]]:
+        """See :meth:`Reader.palette`. Those of TIFF are not looked at."""
+        if file.suffix.lower() in tiff.TIFF_ENDINGS:
+            return []
+        with _opened(file) as picture:
+            return np.reshape(picture.getpalette("RGB"), (-1, 3)).tolist() if picture.mode == "P" else []
 
     def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
         """See :meth:`Reader.write_label`. Grey of 8 bit, or of 16 bit if a value is above 255 (not in BMP)."""

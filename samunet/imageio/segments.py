@@ -59,7 +59,7 @@ def drawn(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> tuple[
         file: Named in errors.
 
     Returns:
-        ``(z, y, x)`` numbers, and for each number the segments that it stands for.
+        ``(z, y, x)`` numbers, and for each number the segments that it stands for; 0 stands for none.
 
     Raises:
         SamunetError: If a voxel has a value that no segment has.
@@ -77,7 +77,7 @@ def drawn(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> tuple[
         numbers = numbers.reshape(own.shape)
         pairs = [divmod(both, len(here) + 1) for both in combined.tolist()]
         meanings = [(*meanings[before], *(here[at - 1 : at] if at else ())) for before, at in pairs]
-    return numbers, meanings
+    return (numbers + 1, [(), *meanings]) if meanings[0] else (numbers, meanings)
 
 
 def flat(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> np.ndarray:

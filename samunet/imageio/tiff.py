@@ -21,17 +21,19 @@ from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json, write_json
 from samunet.imageio.base import (
     COPY_AGAIN,
+    PICTURE_GEOMETRY,
     Geometry,
     Image,
     Reader,
     check_spacing,
+    fit_channels,
     smallest_unsigned,
     stack_channels,
     to_label,
+    wanted_per_file,
     without_z_if_2d,
 )
 from samunet.imageio.border import check_size, reading
-from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 from samunet.workers import warn_once
 
 if TYPE_CHECKING:
