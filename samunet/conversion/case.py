@@ -5,7 +5,7 @@ Masks are numbers, palettes, black and white, colours, named structures, or a fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from samunet.imageio.dicom import write_as_nifti
 from samunet.imageio.registry import READERS, ending_of, image_reader_for, is_lossy, kind_of, mask_ending
 from samunet.imageio.same_grid import Grid, difference, fitted
 from samunet.imageio.segments import drawn
-from samunet.workers import map_cases
+from samunet.workers import default_workers, map_cases
 
 _TEST = "imagesTs: "  # marks test cases, which may have the names of training cases
 _JPEG_START = b"\xff\xd8"
@@ -33,6 +33,40 @@ _ONE_VALUE = (
 )
 
 RawValue = int | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about the data.
+
+    Attributes:
+        channel_names: In order; None to tell them from pictures.
+        labels: Names of the classes 1, 2, ...; None for names made up here.
+        remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
+        threshold: Mask values above it are class 1; None if not asked for.
+        known: Raw value to name, where a file of the dataset has them; then nothing is decided.
+        class_files: Whether each class has a file of its own; ``labels`` are then known.
+        paint_in_order: Whether later classes may then cover earlier ones.
+        as_colours: Whether masks are read as colours even if they have a palette or are grey.
+        tolerate_geometry: Accept masks whose origin or direction differs from their image's, which holds.
+        num_workers: Worker processes; None for a number that suits this machine.
+    """
+
+    channel_names: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    remap: tuple[tuple[str, int], ...] | None = None
+    threshold: float | None = None
+    known: Mapping[int, str] | None = None
+    class_files: bool = False
+    paint_in_order: bool = False
+    as_colours: bool = False
+    tolerate_geometry: bool = False
+    num_workers: int | None = None
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return default_workers() if self.num_workers is None else self.num_workers
 
 
 @dataclass(frozen=True)
@@ -193,14 +227,7 @@ class Inspection:
 
 
 def inspect_all(
-    training: Sequence[Case],
-    test: Sequence[Case],
-    *,
-    threshold: float | None,
-    tolerate_geometry: bool,
-    as_colours: bool = False,
-    num_workers: int,
-    progress: bool,
+    training: Sequence[Case], test: Sequence[Case], options: Options
 ) -> tuple[list[Inspection], list[Inspection]]:
     """Read all cases once, before anything is written.
 
@@ -213,25 +240,23 @@ def inspect_all(
     jobs = {case.name: case for case in training} | {f"{_TEST}{case.name}": case for case in test}
 
     def run(names: Sequence[str], as_colours: bool) -> dict[str, Inspection]:
-        arguments = [(jobs[name], as_colours, threshold, tolerate_geometry) for name in names]
-        found = dict(
-            map_cases(inspect, names, arguments, num_workers=num_workers, description="Reading", progress=progress)
-        )
+        arguments = [(jobs[name], as_colours, options) for name in names]
+        found = dict(map_cases(_inspect, names, arguments, num_workers=options.workers, description="Reading"))
         for name, one in found.items():
             one.problems = [replace(problem, where=name) for problem in one.problems]
         return found
 
-    found = run(list(jobs), as_colours)
+    found = run(list(jobs), options.as_colours)
     palette: dict[int, int] = {}
     needed = any(one.coloured for one in found.values()) or any(
         palette.setdefault(index, colour) != colour for one in found.values() for index, colour in one.palette.items()
     )
-    if needed and not as_colours:
+    if needed and not options.as_colours:
         found |= run([name for name, one in found.items() if one.values and not one.coloured], True)
     return [found[case.name] for case in training], [found[f"{_TEST}{case.name}"] for case in test]
 
 
-def inspect(case: Case, as_colours: bool, threshold: float | None, tolerate_geometry: bool) -> Inspection:
+def _inspect(case: Case, as_colours: bool, options: Options) -> Inspection:
     """Read one case; whatever is wrong with it becomes a problem."""
     found, file = Inspection(case), case.files[0]
     try:
@@ -243,7 +268,7 @@ def inspect(case: Case, as_colours: bool, threshold: float | None, tolerate_geom
         if case.mask_name is None:
             return found
         file = case.mask_name
-        mask = _mask_on(found, as_colours, threshold)
+        mask = _mask_on(found, as_colours, options.threshold)
     except MemoryError:
         raise
     except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
@@ -251,7 +276,7 @@ def inspect(case: Case, as_colours: bool, threshold: float | None, tolerate_geom
         return found
     for file, geometry in mask.parts or [(case.files[0].with_name(case.mask_name), mask.geometry)]:
         own = Grid(file, mask.values.shape, geometry)
-        found.problems += grid_differences(case.name, own, found.grid, tolerate_geometry)
+        found.problems += grid_differences(case.name, own, found.grid, options.tolerate_geometry)
     fix = "if something is drawn there, the threshold is too high for it"
     for file, highest in mask.below.items():
         detail = f"{file} has values up to {highest:g}"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samunet.conversion.case import Case
-from samunet.conversion.coding import CodingOptions, colours_of
-from samunet.conversion.draft import Draft, Options, make_draft
+from samunet.conversion.case import Case, Options
+from samunet.conversion.coding import colours_of
+from samunet.conversion.draft import Draft, make_draft
 from samunet.dataset.cases import channel_gaps, duplicate, files_below, group, name_below
 from samunet.dataset.names import case_and_channel, unusable_names
 from samunet.dataset.problems import Problem, shortened
@@ -102,24 +102,24 @@ def draft_of_folders(
         UsageError: If a folder, a pattern or an option is wrong.
     """
     _check_options(images, masks, test_images, test_masks)
-    coding, given = options.coding, class_texts or {}
+    given = class_texts or {}
     texts: dict[str, str] = {}
     if "class" in _names_in(masks):
-        if coding.remap is not None:
+        if options.remap is not None:
             raise UsageError(
                 "--remap numbers the values of masks, but with {class} each class has a file of its own",
                 "leave out --remap: classes are numbered in the order of --labels",
             )
-        coding = replace(coding, class_files=True)
-        texts = {name: given.get(name, name) for name in coding.labels or ()}
+        options = replace(options, class_files=True)
+        texts = {name: given.get(name, name) for name in options.labels or ()}
     elif given:
-        if coding.remap is not None or coding.threshold is not None:
+        if options.remap is not None or options.threshold is not None:
             raise UsageError(
                 "--labels NAME=COLOUR says what masks hold; --remap or --threshold says it once more", "leave one out"
             )
-        coding = replace(coding, remap=colours_of(coding.labels or (), given), as_colours=True)
+        options = replace(options, remap=colours_of(options.labels or (), given), as_colours=True)
     training = _find_pairs(images, masks, channel_texts, texts)
-    _check_classes(masks, training, coding)
+    _check_classes(masks, training, options)
     test = _Pairs()
     if test_images is not None:
         test = _find_pairs(test_images, test_masks, channel_texts, texts, training.naming)
@@ -131,7 +131,7 @@ def draft_of_folders(
             log.warning("left alone, since %s: %s", why, shortened([str(file) for file in files]))
     cases = training.cases if patient_pattern is None else group_by_pattern(training.cases, patient_pattern)
     problems = [*training.problems, *(replace(problem, kind=f"test {problem.kind}") for problem in test.problems)]
-    return make_draft(name, cases, test.cases, replace(options, coding=coding), problems=problems, where=images)
+    return make_draft(name, cases, test.cases, options, problems=problems, where=images)
 
 
 def group_by_pattern(cases: Sequence[Case], pattern: str) -> list[Case]:
@@ -182,9 +182,9 @@ def _check_options(images: str, masks: str, test_images: str | None, test_masks:
         )
 
 
-def _check_classes(masks: str, training: _Pairs, coding: CodingOptions) -> None:
+def _check_classes(masks: str, training: _Pairs, options: Options) -> None:
     found = {name for case in training.cases for name, _ in case.class_files}
-    lacking = [name for name in coding.labels if name not in found] if coding.class_files else []
+    lacking = [name for name in options.labels if name not in found] if options.class_files else []
     if lacking:
         others = shortened([str(file) for file in training.other_classes]) or "none"
         raise UsageError(

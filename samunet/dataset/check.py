@@ -34,23 +34,15 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a complete check found.
-
-    Attributes:
-        dataset: Its name.
-        cases, test_cases: How many were looked at in training and in imagesTs.
-        problems: Errors first.
-        labels: Of dataset.json.
-        voxels, cases_with: Number of voxels with, and of training cases that have, each label value found.
-    """
+    """Findings of a complete check."""
 
     dataset: str
-    cases: int
-    test_cases: int
-    problems: list[Problem]
+    cases: int  # looked at in training
+    test_cases: int  # and in imagesTs
+    problems: list[Problem]  # errors first
     labels: Labels
-    voxels: dict[int, int]
-    cases_with: dict[int, int]
+    voxels: dict[int, int]  # with each label value found
+    cases_with: dict[int, int]  # training cases that have it
 
     @property
     def errors(self) -> int:
@@ -59,7 +51,7 @@ class CheckReport:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """The report in one line."""
         warnings = len(self.problems) - self.errors
         test = f" and {self.test_cases} of imagesTs" if self.test_cases else ""
         found = ((self.errors, "error"), (warnings, "warning"))
@@ -111,7 +103,7 @@ class CheckReport:
 
 @dataclass
 class _Inspection:
-    """What reading one case gave: findings, voxels of every label value, and a hash of the voxels."""
+    """Findings in one case, voxels of every label value, and a hash of the image."""
 
     problems: list[Problem] = field(default_factory=list)
     values: dict[int, int] = field(default_factory=dict)
@@ -128,8 +120,6 @@ def complete_check(
 
     Args:
         dataset: From :func:`samunet.dataset.layout.read_dataset`; its ``problems`` become part of the report.
-        num_workers: Worker processes; 0 means this one.
-        progress: Whether to show a progress bar.
         tolerate_geometry: Other origins and directions of channels and labels are warnings instead of errors.
     """
     description = dataset.description
@@ -179,7 +169,7 @@ def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _
 def _inspect_image(case: Case, description: Description, tolerate_geometry: bool, found: _Inspection) -> Grid | None:
     """Look at the channels one after the other; returns the first readable file's grid."""
     expected = len(description.channel_names)
-    # One file per channel, or one that holds all of them; of other numbers the quick check has told.
+    # One file per channel, or one that holds all of them; other numbers are findings of the quick check.
     per_file = {1: expected, expected: 1}.get(len(case.images))
     first, hashes, constant = None, [], []
     for file in case.images:
@@ -247,7 +237,7 @@ def count_values(label: np.ndarray) -> dict[int, int]:
 
 
 def unusable(name: str, file: Path | str, error: Exception) -> Problem:
-    """What to say of a file that could not be read."""
+    """The finding for a file that could not be read."""
     if isinstance(error, SamunetError):
         return Problem("cannot be used:", name, error.message, error.hint or "")
     detail = f"{file}: {type(error).__name__}: {error}"

@@ -23,7 +23,7 @@ _REGIONS_EXAMPLE = (
 
 @dataclass(frozen=True)
 class Labels:
-    """What a network for the dataset predicts, and which values its label files may hold.
+    """The outputs of a network for the dataset, and the values that its label files may hold.
 
     Attributes:
         names: One per output of the network: the classes in the order of their values, background first; with regions

@@ -35,7 +35,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# What os.path.expandvars leaves where a variable is not set.
+# os.path.expandvars leaves these where a variable is not set.
 _UNSET = re.compile(r"\$\{?(\w+)\}?")
 _Found = tuple[dict[str, Case], list[Problem]]
 
@@ -183,7 +183,7 @@ def find_images(folder: Path, description: Description) -> tuple[dict[str, tuple
     ]
     if grouped:
         problems += _left_alone(folder, listed, endings)
-    # Pictures of another kind may lie beside the images (previews, for one) as long as they are not called like them.
+    # Pictures of another kind may lie among the images (previews, for one) as long as they are not called like them.
     problems += [
         Problem("names without channel number:", file.name, file.name, hint)
         for file, key in found.items()
@@ -211,7 +211,6 @@ def _left_alone(folder: Path, listed: list[Path], endings: list[str]) -> list[Pr
 
 
 def _naming_hint(description: Description) -> str:
-    """What the files of a case must be called."""
     ending, last = description.file_ending, len(description.channel_names) - 1
     images = f"case_0000{ending}"
     if last:

@@ -103,7 +103,7 @@ def flat(sources: Sequence[Any]) -> Iterator[Path]:
 
 
 def prediction_hint(description: Description) -> str:
-    """What the files of a case to be predicted must be called."""
+    """Names of the files of a case to be predicted, as a sentence."""
     ending, names = description.file_ending, description.channel_names
     if len(names) == 1:
         return f"images must be called case_0000{ending} or case{ending}, one for each case"

@@ -1,6 +1,6 @@
 """Cross-validation: nnU-Net's five folds, with all cases of a patient on one side.
 
-Patients are those of dataset.json's ``groups``; without it they are told from the cases' names: sessions, visits,
+Patients are those of dataset.json's ``groups``; without it they are inferred from the cases' names: sessions, visits,
 times, sides and frames.
 """
 
@@ -41,7 +41,7 @@ _WORDS = (
     r"follow[_\-. ]?up|fu)"
 )
 _SIDES = r"(?:left|right)"
-# What says of itself that it is one of several of a patient. Stripped from any place but the first.
+# Words for one of several images of a patient. Stripped from any place but the first.
 _CLEAR = re.compile(
     rf"(?:[_\-. ]|(?<=\d)(?=[a-z])){_WORDS}{_NUMBER}{_END}"
     rf"|[_\-. ](?:baseline|follow[_\-. ]?up|pre[_\-]?op|post[_\-]?op|{_SIDES}){_END}"
@@ -70,17 +70,16 @@ class _Split(TypedDict):
 
 
 def patients(case_names: Sequence[str], groups: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """Case to patient: as given, else as far as names tell; None where every case stands for itself.
+    """Case to patient: as given, else inferred from the names; None where every case stands for itself.
 
     Args:
-        case_names: All training cases.
         groups: Of dataset.json. None leaves it to the names; empty says that cases have nothing to do with each other.
     """
     return infer_groups(case_names) if groups is None else groups or None
 
 
 def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
-    """Tell patients from names.
+    """Infer patients from names.
 
     A name's session, visit, time point, date, side or frame is taken off: ``sub-07_ses-2`` is of ``sub-07``,
     ``P12_T0`` of ``P12``, ``case07_left`` of ``case07``. Where no two names become one by this, and all are of the form
@@ -121,13 +120,9 @@ def make_splits(case_names: Sequence[str], groups: _Groups) -> tuple[Splits, str
     """Divide cases into training and validation.
 
     Without groups these are exactly nnU-Net's folds: scikit-learn's ``KFold(5, shuffle=True, random_state=12345)`` over
-    the sorted names. With groups (given, or told from the names) the same division is made over
+    the sorted names. With groups (given, or inferred from the names) the same division is made over
     the sorted groups, and cases follow their group. Fewer than five groups: one fold per group, which is its validation
     set. One group: no folds.
-
-    Args:
-        case_names: All cases.
-        groups: See :func:`patients`.
 
     Returns:
         ``[{"train": [...], "val": [...]}, ...]``, names sorted, and the reason.
@@ -162,12 +157,11 @@ def make_splits(case_names: Sequence[str], groups: _Groups) -> tuple[Splits, str
 def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: _Groups, raw_folder: Path | None) -> Splits:
     """The splits in ``folder``/splits_final.json; if there are none yet, make and write them.
 
-    Where patients are told from names alone, that is said, with how to switch it off.
+    A warning says where patients were inferred from names, and how to switch that off.
 
     Args:
         folder: The dataset's preprocessed folder.
-        case_names: All training cases.
-        groups: Case to patient, for :func:`make_splits`.
+        groups: See :func:`patients`.
         raw_folder: Where a splits_final.json that came with the dataset would lie; as in nnU-Net, it is taken over.
             None where the raw dataset is not there.
 
@@ -222,12 +216,6 @@ def join_folds(folder: Path, case_names: Sequence[str], groups: _Groups, raw_fol
     All others stay where they are. A new case of a known patient goes where the patient is; others go, patient by
     patient, into the validation set that has the fewest cases, and are trained on in all other folds. Where there is
     one fold only, they are trained on. A splits_final.json in the raw folder is taken over as it is.
-
-    Args:
-        folder: The dataset's preprocessed folder.
-        case_names: All training cases.
-        groups: See :func:`patients`.
-        raw_folder: The raw dataset's.
 
     Returns:
         Each new case, and where it is now, in words.
@@ -285,7 +273,7 @@ def _given(raw_folder: Path | None) -> Path | None:
 
 
 def _check_patients(splits: Splits, names: Sequence[str], groups: _Groups, path: Path) -> None:
-    """Refuse splits that divide a patient; where patients are only told from names, warn."""
+    """Refuse splits that divide a patient; only warn where patients were inferred from names."""
     membership = patients(names, groups) or {}
     for fold, split in enumerate(splits):
         sides = [{membership[name] for name in split[part] if name in membership} for part in ("train", "val")]
@@ -325,9 +313,7 @@ def folds_missing_classes(splits: Splits, class_voxels: Mapping[str, Mapping[str
     """Folds in which a class cannot be learnt or cannot be scored; one sentence each.
 
     Args:
-        splits: Folds.
         class_voxels: Case to label value (as text) to number of voxels, as the fingerprint has them.
-        labels: The classes or regions.
     """
     warnings = []
     for fold, split in enumerate(splits):
@@ -370,14 +356,8 @@ def subsample_cases(names: Sequence[str], count: int, seed: int, groups: _Groups
     Groups (patients) take turns in an order drawn by ``seed``, so that as many of them as possible take part, evenly.
     A smaller ``count`` gives a part of what a larger one gives.
 
-    Args:
-        names: Training cases of a fold.
-        count: How many to keep.
-        seed: Of the draw; the same cases and seed give the same part.
-        groups: Case to patient; None where every case stands for itself.
-
     Returns:
-        ``count`` names, sorted.
+        ``count`` of the names, sorted; the same for the same cases and seed.
 
     Raises:
         UsageError: If there are fewer cases, or ``count`` is not positive.

@@ -1,10 +1,10 @@
 """Quality of predictions without a reference: uncertainty, the Dice predicted from it, ``quality.csv``.
 
 A prediction or a validation may have ``uncertainty/`` among its masks, with figures of every class of a case. A fold
-has not seen its validation cases, so what its entropy and its disagreement under test-time augmentation say of them is
-what they say of a new case: for every class, ridge regression on the two, standardised, is fitted to the Dice of the
-validation cases of all folds that predict. Disagreement between folds cannot be used: of every training case all folds
-but one have seen the answer.
+has not seen its validation cases, so its entropy and its disagreement under test-time augmentation mean the same there
+as in a new case: for every class, ridge regression on the two, standardised, is fitted to the Dice of the
+validation cases of all folds that predict. Disagreement between folds cannot be used: all folds but one have seen the
+answer for a training case.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class CaseQuality(TypedDict):
 
 
 class CalibrationSummary(TypedDict):
-    """What the predicted Dice rests on; a case is marked where its mean is ``threshold`` or lower."""
+    """Basis of the predicted Dice; a case is marked where its mean is ``threshold`` or lower."""
 
     about: str
     threshold: float | None
@@ -159,7 +159,7 @@ class Calibration:
 
     @cached_property
     def usual(self) -> list[str]:
-        """Classes that hardly any validation case lacks, and of whose Dice something can be said."""
+        """Classes that nearly all validation cases have, with enough cases for a line."""
         shares = {key: np.mean([case[key]["in_reference"] for case in self.cases]) for key in self._tables}
         known = {key: len(_known(table, [0])) for key, table in self._tables.items()}
         return [key for key, share in shares.items() if share >= USUAL and known[key] >= FEWEST_CASES]
@@ -208,7 +208,7 @@ def _values(measures: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
 
 
 def _dice(features: np.ndarray, table: np.ndarray) -> float:
-    """What the line through a table says of a case, of which not all features need be known.
+    """Predicted Dice of a case by the line through a table; not all features need be known.
 
     A slice larger than the input has no shifted views, for example: then the line is one of entropy alone.
     """
@@ -307,7 +307,7 @@ def read_quality(masks: Path, classes: set[str]) -> Quality | None:
 
 
 def write_quality(masks: Path, folds: Sequence[Path], cases: Sequence[str] | None = None) -> dict[str, Any]:
-    """Write ``quality.csv`` and ``quality.json`` beside the masks of a prediction: the most doubtful cases first.
+    """Write ``quality.csv`` and ``quality.json`` among the masks of a prediction: the most doubtful cases first.
 
     Args:
         masks: The folder of the masks.

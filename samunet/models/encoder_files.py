@@ -78,6 +78,13 @@ def whole_checkpoint(
     )
     own = {name for name in whole if name.startswith("image_encoder.")}
     added = sorted(own - {f"image_encoder.{name}" for name in encoder})
+    lacking = [name for name in added if not re.search(r"\.neck\.|\.rel_pos_", name)]
+    if lacking:
+        raise SamunetError(
+            f"{path} has no {lacking[0].removeprefix('image_encoder.')}, which the image encoder of {facts.name} needs"
+            + (f" (and lacks {len(lacking) - 1} more)" if len(lacking) > 1 else ""),
+            "use the whole file, of an encoder of the same size",
+        )
     whole = whole | {f"image_encoder.{name}": value for name, value in encoder.items()}
     check_fits(facts, whole, path)
     write_tensors(target, {name: value.contiguous() for name, value in whole.items()}, {"made_of": json.dumps(origin)})
@@ -182,7 +189,7 @@ def _decoder_file(decoder_from: str | None, facts: EncoderFacts, path: Path, pro
         raise SamunetError(
             f"{path} holds an image encoder alone, and the checkpoint of {facts.name}, from which its decoder would "
             f"come, is not in {paths.checkpoints_folder()}",
-            f"get it: samunet_download_checkpoint {facts.name}; or give --decoder_from FILE, or --decoder_from {RANDOM}",
+            f"get it: samunet_download_checkpoint {facts.name}; or give --decoder_from FILE, or random instead of FILE",
         )
     return file
 

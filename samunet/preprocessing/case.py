@@ -1,4 +1,4 @@
-"""One case through all steps: turn, transpose, crop, normalise, reduce; and the way back for a predicted mask."""
+"""Preprocessing of one case: reorient, transpose, crop, normalise, reduce; and the way back for a predicted mask."""
 
 from __future__ import annotations
 
@@ -24,23 +24,14 @@ OUTSIDE = -1  # label of voxels outside the nonzero mask, where normalisation us
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What is needed to bring a mask on the cropped grid back to the original image.
+    """The way back from the cropped grid to the original image."""
 
-    Attributes:
-        geometry: Of the original image.
-        transpose: Order in which the original axes are stored.
-        transposed_shape: Shape after transposing, before cropping.
-        box: Crop within it, half open.
-        stored_spacing: In-plane ``[y, x]`` millimetres of the stored slices; None without physical spacing.
-        orientation: To which the volume was turned before (:mod:`.orientation`); empty if it was left as it lies.
-    """
-
-    geometry: Geometry
-    transpose: list[int]
-    transposed_shape: list[int]
-    box: Box
-    stored_spacing: list[float] | None
-    orientation: str = UNKNOWN
+    geometry: Geometry  # of the original image
+    transpose: list[int]  # order in which the original axes are stored
+    transposed_shape: list[int]  # before cropping
+    box: Box  # crop within it
+    stored_spacing: list[float] | None  # in-plane [y, x] millimetres of the stored slices; None without spacing
+    orientation: str = UNKNOWN  # to which the volume was turned first; UNKNOWN if it was left as it lies
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -78,8 +69,6 @@ def read_case(
     """Read a case's image, and its label if it has one, and check that they belong together.
 
     Args:
-        case: Its files.
-        description: Of the dataset: number of channels, labels, readers.
         tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
 
     Returns:

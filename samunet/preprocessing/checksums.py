@@ -48,7 +48,7 @@ def checked_bytes(path: Path, checksum: Any) -> bytes:
 
 
 def array_checksums(path: Path) -> dict[str, Any]:
-    """What :class:`CheckedArray` needs to know of a blosc2 array just written.
+    """Checksums of a blosc2 array just written, for :class:`CheckedArray`.
 
     Returns:
         ``bytes`` of the file, ``chunks`` (CRC-32 of each, compressed), ``data`` (where the chunks begin and end in the
@@ -72,7 +72,6 @@ class CheckedArray:
     """A stored array; what is read of it is what was stored.
 
     Args:
-        path: A blosc2 array.
         checksums: What :func:`array_checksums` told of it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The one place that knows how stored slices, network input and original slices lie on each other.
+"""Geometry between stored slices, network input and original slices.
 
 Pixels have integer centres; a slice of ``n`` pixels covers ``[-0.5, n - 0.5]``. Every map between two grids is affine,
 written as a 3 x 3 matrix from output to input positions ``(y, x, 1)``, so that maps compose and one interpolation does

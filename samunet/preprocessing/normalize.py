@@ -1,4 +1,4 @@
-"""Intensity normalisation, one scheme per channel. Which scheme a channel gets is a planning rule."""
+"""Intensity normalisation, one scheme per channel; a planning rule chooses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to cut a stored volume into slices: along the slicing axis, and where voxels are near cubes along the others.
+"""Slicing planes of a stored volume: along the slicing axis, and where voxels are near cubes along the others.
 
 A network that sees the slices of all three learns more from every case, and its predictions along each are averaged
 (Prasoon et al. 2013; Guha Roy et al. 2019, QuickNAT).

@@ -75,16 +75,11 @@ def store_cases(
 def check_channels(
     configuration: ConfigurationPlan, description: Description, source: Path | str, hint: str | None = None
 ) -> None:
-    """Check that the plans prepare as many channels as dataset.json lists.
+    """Raise a SamunetError unless the plans prepare as many channels as dataset.json lists.
 
     Args:
-        configuration: Of the plans.
-        description: Read from ``source``.
         source: The dataset.json, for the message.
         hint: What to do if they do not; None where one of the two was edited.
-
-    Raises:
-        SamunetError: If they do not.
     """
     given, planned = len(description.channel_names), len(configuration.normalization)
     if given != planned:
@@ -141,11 +136,11 @@ def stored_cases(
 
 
 def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]], *, images_only: bool = False) -> str:
-    """Which files of a raw dataset changed after their cases were stored, in words; empty if none.
+    """Files of a raw dataset that changed after their cases were stored, as a sentence; empty if none.
 
     Args:
         raw: The dataset as it is now; cases that it lacks are not looked at.
-        facts: Case to what is known of its files; see :func:`file_facts`.
+        facts: Of each case; see :func:`file_facts`.
     """
     changed = {
         name: files
@@ -171,7 +166,7 @@ def _remember_times(target: Path, raw: Dataset, keys: dict[str, dict[str, Any]])
 
 
 def stored_files(folder: Path, names: Iterable[str]) -> dict[str, list[FileFacts]]:
-    """What is known of the files that cases were stored from; of those that are stored in ``folder``."""
+    """Facts about the source files of the cases that are stored in ``folder``."""
     return {name: key["files"] for name in names if (key := stored_key(folder, name))}
 
 
@@ -181,7 +176,7 @@ def content_hash(files: dict[str, list[FileFacts]]) -> str:
 
 
 def _of_old_layout(target: Path) -> list[Path]:
-    """Files of a case of version 0.1.0, which had no checksums and told labels by a suffix."""
+    """Files of a case of version 0.1.0, which had no checksums, and labels with a suffix."""
     return sorted(target.glob("*_locations.npz"))
 
 
@@ -268,10 +263,6 @@ def _files(case: Case) -> list[tuple[Path, str]]:
 
 def check_cases(dataset: Dataset, known: Collection[str]) -> None:
     """Check that a raw dataset has the cases that were measured and stored.
-
-    Args:
-        dataset: As it is now.
-        known: Names of the cases that were measured.
 
     Raises:
         SamunetError: Naming those that were added or removed since.

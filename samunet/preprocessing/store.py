@@ -51,8 +51,6 @@ def write_case(
 
     Args:
         folder: The configuration's data folder.
-        name: Case name.
-        case: What :func:`samunet.preprocessing.case.prepare_case` made.
         key: What the stored data depend on: ``plans``, a hash of the decisions about preprocessing, and the source
             ``files``, see :func:`samunet.preprocessing.run.file_facts`.
         ignore: Label value of voxels without annotation.
@@ -75,7 +73,7 @@ def write_case(
 
 
 def case_files(folder: Path, name: str) -> dict[str, Path]:
-    """The files of a case: ``image``, ``label``, ``locations`` and ``record``."""
+    """The files of a case, by part."""
     labels = folder / LABELS
     return {
         "image": folder / f"{name}.b2nd",
@@ -110,8 +108,6 @@ def stored_key(folder: Path, name: str, *, labelled: bool | None = None) -> dict
     What is in the files is checked when it is read.
 
     Args:
-        folder: The configuration's data folder.
-        name: Case name.
         labelled: Whether it must have been stored with a label, or without; None for either.
     """
     record, files = read_record(folder, name), case_files(folder, name)

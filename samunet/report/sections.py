@@ -219,7 +219,7 @@ def training_section(model: ModelFolder, folds: Sequence[Fold]) -> list[object]:
 
 
 class _Point(TypedDict):
-    """What is drawn of a point of ``training_log.json``."""
+    """A point of ``training_log.json``, as far as it is drawn."""
 
     iteration: int
     loss: NotRequired[float | None]

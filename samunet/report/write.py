@@ -173,7 +173,7 @@ def _calibration(model: ModelFolder, folds: list[Path]) -> list[object]:
 
 
 class _Arguments(TypedDict, total=False):
-    """What is read of the record of a prediction."""
+    """The record of a prediction, as far as it is checked."""
 
     __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012
     folds: list[int | str]

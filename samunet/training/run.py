@@ -400,8 +400,7 @@ def _validate(
     summary = evaluate_files(
         {name: (predictor.mask_file(case, folder), case.label) for name, case in cases.items()},
         description.labels,
-        description.file_ending,
-        description.reader_override,
+        description.reader,
         tolerate_geometry=True,  # preprocessing has accepted these labels
     )
     if checkpoint == "final":
