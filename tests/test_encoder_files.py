@@ -134,7 +134,10 @@ def test_a_whole_checkpoint_stays_as_it_is(sam, tmp_path, checkpoints):  # noqa:
         (lambda state: state | {"blocks.0.gate.weight": torch.ones(3)}, "blocks.0.gate.weight has no place in vit_b"),
         (lambda state: state | {"pos_embed": torch.ones(1, 245, 48)}, "245 positions, which are no square"),
         (lambda state: state | {"patch_embed.proj.weight": torch.ones(48, 3, 14, 14)}, "does not fit vit_b"),
-        (lambda state: {k: v for k, v in state.items() if "blocks.1.attn.qkv" not in k}, r"has no blocks.1.attn.qkv.bias.*lacks 1 more"),
+        (
+            lambda state: {k: v for k, v in state.items() if "blocks.1.attn.qkv" not in k},
+            r"has no blocks.1.attn.qkv.bias.*lacks 1 more",
+        ),
     ],
 )
 def test_encoders_of_another_shape_are_named(sam, tmp_path, checkpoints, change, message):  # noqa: F811
@@ -149,7 +152,7 @@ def test_without_a_decoder_it_says_what_to_type(checkpoints, tmp_path, monkeypat
     torch.save(encoder_alone(sam_state(REDUCED)), tmp_path / "alone.pth")
     with pytest.raises(SamunetError, match="image encoder alone") as caught:
         whole_checkpoint(tmp_path / "alone.pth", REDUCED)
-    assert "samunet_download_checkpoint vit_b" in caught.value.hint
+    assert "download_checkpoint('vit_b')" in caught.value.hint
     with pytest.raises(UsageError, match=r"there is no file absent\.pth"):
         whole_checkpoint(tmp_path / "alone.pth", REDUCED, "absent.pth")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samunet import paths
 from samunet.encoders import EncoderFacts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import Blank, SamunetError, UsageError, argument, call
 from samunet.files import file_hash
 from samunet.models import downloads
 from samunet.network.checkpoints import check_fits, find_checkpoint, load_sam_checkpoint
@@ -61,7 +61,7 @@ def whole_checkpoint(
         if decoder_from:
             raise UsageError(
                 f"{path} is not the file of an encoder alone, so it takes no decoder from {decoder_from}",
-                "leave out --decoder_from",
+                "leave out `decoder_from`",
             )
         return path
     rest = None if decoder_from == RANDOM else _decoder_file(decoder_from, facts, path, progress)
@@ -178,7 +178,7 @@ def _decoder_file(decoder_from: str | None, facts: EncoderFacts, path: Path, pro
         file = Path(decoder_from).expanduser()
         if not file.is_file():
             raise UsageError(
-                f"--decoder_from: there is no file {decoder_from}",
+                f"`decoder_from`: there is no file {decoder_from}",
                 f"give a whole checkpoint of {facts.name}, {facts.name} for the published one, or {RANDOM}",
             )
         return file.resolve()
@@ -189,7 +189,8 @@ def _decoder_file(decoder_from: str | None, facts: EncoderFacts, path: Path, pro
         raise SamunetError(
             f"{path} holds an image encoder alone, and the checkpoint of {facts.name}, from which its decoder would "
             f"come, is not in {paths.checkpoints_folder()}",
-            f"get it: samunet_download_checkpoint {facts.name}; or give --decoder_from FILE, or random instead of FILE",
+            f"get it: {call('download_checkpoint', facts.name)}; or give {argument('decoder_from', Blank('FILE'))}, or "
+            f"{argument('decoder_from', RANDOM)}",
         )
     return file
 

@@ -114,8 +114,8 @@ class TrainingOptions:
             )
         if self.decoder_from and not self.checkpoint:
             raise UsageError(
-                "--decoder_from completes the file after --checkpoint, and there is none",
-                "leave it out, or add --checkpoint FILE",
+                "`decoder_from` completes the file of `checkpoint`, and there is none",
+                "leave it out, or add `checkpoint=FILE`",
             )
         if self.num_workers < 0:
             raise UsageError(f"--num_workers must be 0 or more, got {self.num_workers}")
