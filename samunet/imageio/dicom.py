@@ -38,7 +38,7 @@ _SEVERAL_VOLUMES = (
 
 
 def is_dicom_folder(path: Path) -> bool:
-    """Whether a path is a folder that directly holds a DICOM file, told by its content. Subfolders do not count."""
+    """Whether a path is a folder with a DICOM file (by its content) directly in it."""
     path = Path(path)
     return path.is_dir() and (any(_files(path)) or is_dicom(path / "DICOMDIR"))
 
@@ -77,11 +77,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, Geometry]:
 
 
 def write_as_nifti(folder: Path, file: Path) -> None:
-    """Write the one DICOM series in a folder as one NIfTI file, in its own number type and with nothing of its header.
-
-    Raises:
-        SamunetError: As :func:`read_series`, or if the file cannot be written.
-    """
+    """Write the one DICOM series in a folder as one NIfTI file, in its own number type, with none of its header."""
     voxels, geometry = read_series(folder)
     several = len(voxels) > 1
     image = itk().GetImageFromArray(np.moveaxis(voxels, 0, -1) if several else voxels[0], isVector=several)
@@ -93,11 +89,7 @@ def write_as_nifti(folder: Path, file: Path) -> None:
 
 
 def count_components(folder: Path) -> int:
-    """Number of channels of the one DICOM series in a folder, from the headers alone.
-
-    Raises:
-        SamunetError: If there is no series or more than one.
-    """
+    """Number of channels of the one DICOM series in a folder, from the headers alone."""
     return _series(folder)[0].components
 
 
@@ -196,18 +188,18 @@ def _check_alike(headers: Sequence[Header]) -> None:
 def _order(folder: Path, frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
     """Frames from the first to the last along the normal of their plane, and their distance in mm."""
     stored = np.arange(len(frames))
-    lacking = [frame.file.name for frame in frames if frame.position is None or frame.orientation is None]
+    missing = [frame.file.name for frame in frames if frame.position is None or frame.orientation is None]
     if len(frames) == 1:
         return stored, frames[0].distance or 1.0
-    if len(lacking) == len(frames) and len(set(lacking)) == 1:
+    if len(missing) == len(frames) and len(set(missing)) == 1:
         # Frames of one file in time, as ultrasound has them, or in space where the file does not say so.
         if frames[0].distance is None:
             log.warning("%s: %d frames without positions, taken as slices 1 mm apart", folder, len(frames))
         return stored, frames[0].distance or 1.0
-    if lacking:
+    if missing:
         what = "DICOM files" if len({frame.file for frame in frames}) > 1 else "frames"
         raise SamunetError(
-            f"{folder}: {len(lacking)} of {len(frames)} {what} have no position, such as {lacking[0]}",
+            f"{folder}: {len(missing)} of {len(frames)} {what} have no position, such as {missing[0]}",
             "only a series of parallel slices can be read; convert other files to PNG or NIfTI first",
         )
     normal = np.cross(*np.reshape(frames[0].orientation, (2, 3)))

@@ -80,7 +80,7 @@ class Frame(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What is needed of one file.
+    """Header of one file.
 
     Attributes:
         file: Its path.
@@ -115,8 +115,7 @@ def is_dicom(file: Path) -> bool:
 def read_header(file: Path) -> Header | None:
     """The header of a DICOM file; None of one without pixels, such as a report, and of one that is damaged.
 
-    Raises:
-        SamunetError: If a value is broken; names the file and the tag.
+    A value that is broken is a SamunetError that names file and tag.
     """
     try:
         dataset = read_dataset(file, stop_before_pixels=True, specific_tags=_WANTED)
@@ -126,11 +125,7 @@ def read_header(file: Path) -> Header | None:
 
 
 def read_dataset(file: Path, **how) -> Dataset:
-    """A file as pydicom has it; ``how`` goes to ``pydicom.dcmread``.
-
-    Raises:
-        SamunetError: If it cannot be parsed.
-    """
+    """A file as pydicom has it; ``how`` goes to ``pydicom.dcmread``."""
     import pydicom
 
     return guarded(file, pydicom.dcmread, file, force=True, **how)
@@ -368,7 +363,7 @@ class PixelReader:
 
 
 def _transfer_syntax(dataset: Dataset):
-    """How pixels are stored; of files that do not say it, by how their elements are."""
+    """The transfer syntax; of files that do not state it, guessed from the encoding of their elements."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "TransferSyntaxUID" not in dataset.file_meta:
