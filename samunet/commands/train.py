@@ -34,6 +34,12 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     PLANS,
     Flag("-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: what this machine allows)"),
     Flag("--checkpoint", type=Path, metavar="FILE", help="pretrained weights: any file in SAM's layout"),
+    Flag(
+        "--decoder_from",
+        metavar="FILE",
+        help="where the file after --checkpoint holds an image encoder alone: a whole checkpoint for the rest, an "
+        "encoder's name, or random (default: the encoder's published one)",
+    ),
     Switch("--random_weights", help="do not start from the bundled weights"),
     Flag(
         "--pixel_statistics",
