@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samunet import paths
 from samunet.encoders import ENCODERS
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument, call
 from samunet.files import as_kind, read_as, write_json
 from samunet.recipes import RECIPES, is_recipe_name, recipe_facts
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
-_HINT = "undo the edit, or plan again with samunet_plan_experiment"
+_HINT = "undo the edit, or plan again with `api.plan_experiment`"
 
 # Plans may come from a stranger: beyond these lies nothing that anybody trains or predicts with.
 MOST_MM = 1e5  # a 2D file has a third side of 999 times its largest
@@ -260,7 +260,7 @@ class Plans(PlainModel):
         if encoder not in configuration.networks:
             raise UsageError(
                 f"these plans hold networks for {' and '.join(configuration.networks)}, not for {encoder}",
-                f"plan for it: samunet_plan_experiment -d {quoted(self.dataset_name)} -encoder {quoted(encoder)}",
+                f"plan for it: {call('plan_experiment', self.dataset_name, encoder=encoder)}",
             )
         return configuration.networks[encoder]
 
@@ -340,22 +340,23 @@ def read_plans(path: Path) -> Plans:
     return plans
 
 
-def plan_of_flags(kind: type[Settings], flag: str, given: dict[str, Any]) -> Settings:
-    """A :class:`LoraPlan` or :class:`AdapterPlan` with what flags such as ``-lora_rank`` say.
+def settings_of(kind: type[Settings], name: str, given: dict[str, Any]) -> Settings:
+    """A :class:`LoraPlan` or :class:`AdapterPlan` of fields that were given.
 
     Args:
         kind: Which.
-        flag: What the flags begin with, such as ``-lora``.
+        name: What the argument is called that has the fields, such as ``lora``.
         given: Field to value.
 
     Raises:
-        UsageError: If a value is not allowed; names its flag.
+        UsageError: If a value is not allowed; names its field.
     """
     try:
         return kind(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{flag}_{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
+        field = argument(f"{name}.{first['loc'][0]}")
+        raise UsageError(f"{field}: {first['msg']}, got {first['input']!r}") from None
 
 
 def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -381,13 +382,13 @@ def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, 
     return renamed
 
 
-def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_preprocess") -> Plans:
+def plans_called(name: str, folder: Path, function: str = "plan_and_preprocess") -> Plans:
     """The plans of a dataset by their name.
 
     Args:
         name: Such as ``samunetPlans``.
         folder: The dataset's, in ``samunet_preprocessed``.
-        command: Which makes them, for the message.
+        function: Of the API, which makes them, for the message.
 
     Raises:
         SamunetError: If there are none of that name, with those there are; or as :func:`read_plans`.
@@ -395,10 +396,10 @@ def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_prepr
     path = folder / f"{name}.json"
     if not path.is_file():
         there = ", ".join(file.stem for file in sorted(folder.glob("*Plans*.json"))) or "none"
-        own_name = "" if name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(name)}"
+        own_name = {} if name == DEFAULT_PLANS_NAME else {"plans_name": name}
         raise SamunetError(
             f"{folder.name} has no plans called {name} (plans there: {there})",
-            f"{command} -d {paths.number_in(folder.name)}{own_name}",
+            call(function, paths.number_in(folder.name), **own_name),
         )
     return read_plans(path)
 

@@ -35,6 +35,7 @@ from samunet.plans import (
     Plans,
     check_plans_name,
     networks_by_encoder,
+    settings_of,
 )
 from samunet.preprocessing.case import stored_shape
 from samunet.recipes import RecipeFacts, recipe_facts
@@ -56,8 +57,8 @@ class PlannerOptions:
         image_size: Long side of the network's input in pixels.
         target_spacing: In-plane and slice spacing ``[z, y, x]`` in mm instead of the median.
         window: Lowest and highest value of CT, which become 0 and 1.
-        adaptation, components, lora, adapter: Fields of a network's plan. With the encoder ``auto`` they are meant for
-            SAM; the small encoder is planned by the rules.
+        adaptation, components, lora, adapter: Fields of a network's plan, the last two also as
+            dictionaries. With the encoder ``auto`` they are meant for SAM; the small encoder is planned by the rules.
         recipe: How networks are trained: a name in :mod:`samunet.recipes`, or ``package.module:Class``.
     """
 
@@ -69,9 +70,14 @@ class PlannerOptions:
     window: list[float] | None = None
     adaptation: str | None = None
     components: str | None = None
-    lora: LoraPlan | None = None
-    adapter: AdapterPlan | None = None
+    lora: LoraPlan | dict[str, Any] | None = None
+    adapter: AdapterPlan | dict[str, Any] | None = None
     recipe: str = "samunet"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("lora", LoraPlan), ("adapter", AdapterPlan)):
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, settings_of(kind, name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
