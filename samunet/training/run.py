@@ -214,6 +214,7 @@ def _starting_weights(
         recorded,
         options.checkpoint,
         pixel_statistics=options.pixel_statistics,
+        decoder_from=options.decoder_from,
         may_download=True,
         progress=progress,
     )
