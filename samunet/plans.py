@@ -20,14 +20,14 @@ from pydantic import BaseModel
 from samunet import paths
 from samunet.adaptations import AdaptationPlan, AdapterPlan, LoraPlan  # noqa: F401 (the two are imported from here)
 from samunet.encoders import ENCODERS
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument, call
 from samunet.files import as_kind, read_as
 from samunet.plain_model import PlainModel
 from samunet.recipes import RECIPES, is_recipe_name, recipe_facts
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
-_HINT = "undo the edit, or plan again with samunet_plan_experiment"
+_HINT = "undo the edit, or plan again with `api.plan_experiment`"
 
 # Plans may come from a stranger: beyond these lies nothing that anybody trains or predicts with.
 MOST_MM = 1e5  # a 2D file has a third side of 999 times its largest
@@ -210,7 +210,7 @@ class Plans(PlainModel):
         if encoder not in configuration.networks:
             raise UsageError(
                 f"these plans hold networks for {' and '.join(configuration.networks)}, not for {encoder}",
-                f"plan for it: samunet_plan_experiment -d {quoted(self.dataset_name)} -encoder {quoted(encoder)}",
+                f"plan for it: {call('plan_experiment', self.dataset_name, encoder=encoder)}",
             )
         return configuration.networks[encoder]
 
@@ -259,16 +259,21 @@ class Plans(PlainModel):
         return merged
 
 
-def check_plans_name(name: str, flag: str) -> None:
+def check_plans_name(name: str, given_as: str) -> None:
     """Check a name for plans: of the file ``NAME.json`` beside a dataset's others, and a part of models' folders.
+
+    Args:
+        name: What was given.
+        given_as: The argument that it was given as.
 
     Raises:
         UsageError: If it cannot be both.
     """
+    given = argument(given_as, name)
     if not name or name.startswith(".") or set(name) & set("/\\") or "__" in name:
-        raise UsageError(f"{flag} {name!r} is no name for plans", "use letters, digits and single underscores")
+        raise UsageError(f"{given} is no name for plans", "use letters, digits and single underscores")
     if name in _OTHER_FILES:
-        raise UsageError(f"{flag} {name} would replace the dataset's {name}.json", "use another name, such as myPlans")
+        raise UsageError(f"{given} would replace the dataset's {name}.json", "use another name, such as myPlans")
 
 
 def read_plans(path: Path) -> Plans:
@@ -335,13 +340,13 @@ def _with_one_adaptation(network: Any) -> Any:
     return own | {"adaptation": adaptation} if adaptation else own
 
 
-def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_preprocess") -> Plans:
+def plans_called(name: str, folder: Path, function: str = "plan_and_preprocess") -> Plans:
     """The plans of a dataset by their name.
 
     Args:
         name: Such as ``samunetPlans``.
         folder: The dataset's, in ``samunet_preprocessed``.
-        command: Which makes them, for the message.
+        function: Of the API, which makes them, for the message.
 
     Raises:
         SamunetError: If there are none of that name, with those there are; or as :func:`read_plans`.
@@ -349,10 +354,10 @@ def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_prepr
     path = folder / f"{name}.json"
     if not path.is_file():
         there = ", ".join(file.stem for file in sorted(folder.glob("*Plans*.json"))) or "none"
-        own_name = "" if name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(name)}"
+        own_name = {} if name == DEFAULT_PLANS_NAME else {"plans_name": name}
         raise SamunetError(
             f"{folder.name} has no plans called {name} (plans there: {there})",
-            f"{command} -d {paths.number_in(folder.name)}{own_name}",
+            call(function, paths.number_in(folder.name), **own_name),
         )
     return read_plans(path)
 

@@ -23,6 +23,7 @@ from samunet.network.heads import SamHead
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.planning import resources, rules
+from samunet.planning.planner import PlannerOptions
 from samunet.plans import NetworkPlan
 from samunet.tensors import read_tensors
 
@@ -387,12 +388,12 @@ VIT_B, SMALL = ENCODERS["vit_b"], ENCODERS["small"]
 @pytest.mark.parametrize(
     ("facts", "arguments", "expected"),
     [
-        (VIT_B, {"asked": "prompt"}, "-adaptation must be one of lora, adapter, full, got 'prompt'"),
-        (VIT_B, {"components": "encoder"}, "-components must be one of encoder_decoder, decoder"),
-        (VIT_B, {"asked": LoraPlan(blocks=[1, 12])}, "lora.blocks must be different numbers from 0 to 3 for vit_b"),
-        (VIT_B, {"asked": AdapterPlan(blocks=[1, 1])}, "adapter.blocks must be different numbers"),
-        (VIT_B, {"asked": LoraPlan(targets=["q", "q"])}, "lora.targets must not repeat a name, got ['q', 'q']"),
-        (SMALL, {"asked": LoraPlan(blocks=[8])}, "lora.blocks must be different numbers from 0 to 1 for small"),
+        (VIT_B, {"asked": "prompt"}, "`adaptation` must be one of lora, adapter, full, got 'prompt'"),
+        (VIT_B, {"components": "encoder"}, "`components` must be one of encoder_decoder, decoder"),
+        (VIT_B, {"asked": LoraPlan(blocks=[1, 12])}, "`lora.blocks` must be different numbers from 0 to 3 for vit_b"),
+        (VIT_B, {"asked": AdapterPlan(blocks=[1, 1])}, "`adapter.blocks` must be different numbers"),
+        (VIT_B, {"asked": LoraPlan(targets=["q", "q"])}, "`lora.targets` must not repeat a name, got ['q', 'q']"),
+        (SMALL, {"asked": LoraPlan(blocks=[8])}, "`lora.blocks` must be different numbers from 0 to 1 for small"),
     ],
 )
 def test_what_does_not_fit_is_refused(facts, arguments, expected):
@@ -404,15 +405,15 @@ def test_what_does_not_fit_is_refused(facts, arguments, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["-lora_targets", "q", "x"], "-lora_targets: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
-        (["-lora_rank", "0"], "-lora_rank: Input should be greater than or equal to 1, got 0"),
-        (["-lora_alpha", "1000000"], "-lora_alpha: Input should be less than or equal to 100000"),
+        (["-lora_targets", "q", "x"], "`lora.targets`: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
+        (["-lora_rank", "0"], "`lora.rank`: Input should be greater than or equal to 1, got 0"),
+        (["-lora_alpha", "1000000"], "`lora.alpha`: Input should be less than or equal to 100000"),
         (["-lora_blocks", "1", "x"], "-lora_blocks must be all, last_half or numbers of blocks, got '1 x'"),
         (["-adaptation", "full", "-lora_rank", "8"], "-lora_rank is of the adaptation 'lora', not of 'full'"),
         (["-adapter_reduction", "2", "--dora"], "-adapter_reduction is of the adaptation 'adapter', not of 'lora'"),
     ],
 )
-def test_settings_that_are_not_allowed_are_refused_with_their_flag(given, expected):
+def test_settings_that_are_not_allowed_are_refused_with_their_field(given, expected):
     with pytest.raises(UsageError) as error:
         given_by(*given)
     assert expected in str(error.value)
@@ -422,7 +423,7 @@ def given_by(*words):
     """The adaptation that a command line asks for."""
     parser = argparse.ArgumentParser()
     ADAPTATION.add_to(parser)
-    return ADAPTATION.chosen(parser.parse_args(words))
+    return ADAPTATION.chosen(vars(parser.parse_args(words)))
 
 
 def test_settings_of_flags():
@@ -437,6 +438,16 @@ def test_settings_of_flags():
     assert given_by("-adapter_reduction", "8", "-adapter_blocks", "last_half") == AdapterPlan(
         reduction=8, blocks="last_half"
     )
+
+
+def test_options_take_settings_by_the_adaptations_name():
+    assert PlannerOptions(lora={"rank": 8}) == PlannerOptions(adaptation=LoraPlan(rank=8))
+    assert PlannerOptions(adaptation="adapter", adapter=AdapterPlan(reduction=8)).adaptation.reduction == 8
+    with pytest.raises(UsageError, match=r"`lora\.rank`: Input should be greater than or equal to 1, got 0"):
+        PlannerOptions(lora={"rank": 0})
+    for wrong in ({"adaptation": "full", "lora": LoraPlan()}, {"lora": LoraPlan(), "adapter": AdapterPlan()}):
+        with pytest.raises(UsageError, match=r"must not be given with the adaptation '(full|lora)'"):
+            PlannerOptions(**wrong)
 
 
 def test_rules_by_kind():

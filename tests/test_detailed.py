@@ -12,6 +12,7 @@ from PIL import Image
 from samunet.commands import run_command
 from samunet.dataset.labels import Labels
 from samunet.evaluation.summary import evaluate_folder, write_surface_metrics
+from samunet.imageio.registry import reader_for
 
 SPACING = (5.0, 2.0, 1.0)  # z, y, x: a voxel has 0.01 ml
 
@@ -41,7 +42,9 @@ def folders(tmp_path):
 
 
 def measure(predictions, references, labels, ending=".nii.gz", tolerance=2.0, **options):
-    return evaluate_folder(predictions, references, labels, ending, tolerance=tolerance, **options)["surface_metrics"]
+    return evaluate_folder(predictions, references, labels, reader_for(ending), tolerance=tolerance, **options)[
+        "surface_metrics"
+    ]
 
 
 LONGEST = math.sqrt((5 * 5) ** 2 + (7 * 2) ** 2 + 7**2)

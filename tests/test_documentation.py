@@ -223,7 +223,7 @@ def test_every_field_of_adaptations_has_a_row():
 
 API_PAGE = PAGES["documentation/reference/python_api.md"]
 API_ROWS = [line.split(" | ")[0] for line in API_PAGE.splitlines() if line.startswith("| `")]
-CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PredictionOptions")
+CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PretrainingOptions", "PredictionOptions")
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samunet.commands.flags import window_of
+from samunet.commands import build_parser
 from samunet.errors import SamunetError, UsageError
 from samunet.plans import IntensityStatistics
 from samunet.report.overlays import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
@@ -74,10 +74,12 @@ def test_a_reference_without_foreground_leaves_the_choice_of_slices_to_the_predi
 
 def test_a_window_is_what_is_black_and_white():
     image = np.linspace(-1000, 1000, 1600, dtype=np.float32).reshape(1, 1, 40, 40)
-    shown = draw_overlay(image, np.zeros((1, 40, 40), int), window=window_of([40, 400])).axes[0].images[0].get_array()
+    parser = build_parser("samunet_report")
+    window = parser.parse_args(["preds", "-window", "40", "400"]).window
+    shown = draw_overlay(image, np.zeros((1, 40, 40), int), window=window).axes[0].images[0].get_array()
     np.testing.assert_allclose(shown, np.clip((image[0, 0] + 160) / 400, 0, 1), atol=1e-6)
     with pytest.raises(UsageError, match="-window 40 400"):
-        window_of([40, 0])
+        parser.parse_args(["preds", "-window", "40", "0"])
 
 
 def test_only_ct_has_the_window_of_the_plans():

@@ -120,11 +120,11 @@ def test_predictions_are_compared_in_space(tmp_path, way):
     predicted[1, 1, 2] = 0
     save(volume(truth), tmp_path / "truth" / "a.nii.gz")
     save(volume(predicted), tmp_path / "preds" / "a.nii.gz", way)
-    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz")
+    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"))
     # 18 voxels, of which 17 are found.
     assert summary["foreground_mean"]["Dice"] == pytest.approx(2 * 17 / 35)
     save(volume(truth), tmp_path / "preds" / "a.nii.gz", way)
-    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz", tolerance=2)
+    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"), tolerance=2)
     scores = summary["surface_metrics"]["mean"]["1"]
     assert (scores["HD95"], scores["SurfaceDice"], scores["Dice"]) == (0, 1, 1)
 
@@ -133,8 +133,10 @@ def test_a_prediction_elsewhere_is_refused(tmp_path, caplog):
     save(volume(VOXELS % 2), tmp_path / "truth" / "a.nii.gz")
     save(moved(volume(VOXELS % 2), Origin=(0, 0, 0)), tmp_path / "preds" / "a.nii.gz")
     with pytest.raises(SamunetError, match=r"preds/a.nii.gz has the origin .* but .*truth/a.nii.gz has"):
-        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz")
-    tolerated = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz", tolerate_geometry=True)
+        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"))
+    tolerated = evaluate_folder(
+        tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"), tolerate_geometry=True
+    )
     assert tolerated["foreground_mean"]["Dice"] == 1
     assert "has the origin" in caplog.text
 

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from pydantic import ValidationError
+
 from samunet.encoders import EncoderFacts
+from samunet.errors import UsageError, argument
 from samunet.plain_model import PlainModel
 
 if TYPE_CHECKING:
@@ -67,9 +70,23 @@ class Adaptation(PlainModel):
     merges: ClassVar[bool] = True
 
     @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        """From fields that a user gives.
+
+        Raises:
+            UsageError: If a value is not allowed; names its field.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = argument(f"{cls.model_fields['method'].default}.{first['loc'][0]}")
+            raise UsageError(f"{field}: {first['msg']}, got {first['input']!r}") from None
+
+    @classmethod
     def of_flags(cls, given: dict[str, Any]) -> Self:
-        """From the fields that a command line gives."""
-        return cls(**given)
+        """From the fields that a command line gives; errors as :meth:`of`."""
+        return cls.of(given)
 
     def for_components(self, components: str) -> Self:
         """As it must be where only these components are adapted."""

@@ -63,7 +63,7 @@ class LoraPlan(Adaptation):
     @classmethod
     def of_flags(cls, given: dict[str, Any]) -> Self:
         """As they say; alpha is the rank where they do not say it."""
-        return cls(**({"alpha": given["rank"]} if "rank" in given else {}) | given)
+        return cls.of(({"alpha": given["rank"]} if "rank" in given else {}) | given)
 
     def for_components(self, components: str) -> Self:
         """With the decoder adapted where it is the only part that is."""

@@ -98,7 +98,8 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
     ),
     see=f"[How masks are read](how_commands_work.md#how-masks-are-read), {_SEE}",
 )
-def make_dataset(arguments: argparse.Namespace) -> None:
+def make_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.folders import draft_of_folders
 
     name = _target_name(arguments)
@@ -127,7 +128,8 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     "Several channels stay together in one file, as they come.",
     examples=("samunet_convert_MSD_dataset -i Task04_Hippocampus",),
 )
-def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
+def convert_MSD_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.msd import draft_of_msd, msd_name
 
     name = _free_name(msd_name(arguments.i, arguments.overwrite_id), arguments)
@@ -143,7 +145,8 @@ def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
     "ascending order, with their names.",
     examples=("samunet_convert_old_nnUNet_dataset nnUNet_raw_data/Task017_Abdomen Dataset017_Abdomen",),
 )
-def convert_old_nnUNet_dataset(arguments: argparse.Namespace) -> None:
+def convert_old_nnUNet_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.msd import draft_of_old_nnunet
 
     name = _free_name(arguments.output_dataset_name, arguments)
@@ -168,7 +171,8 @@ def convert_old_nnUNet_dataset(arguments: argparse.Namespace) -> None:
     "dataset.json says which case is which.",
     examples=("samunet_convert_ACDC_dataset -i ACDC",),
 )
-def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
+def convert_ACDC_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.acdc import draft_of_acdc
 
     name = _target_name(arguments)
@@ -207,7 +211,8 @@ def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
         "-val_img_list val.csv --name Hip --id 31",
     ),
 )
-def convert_finetune_SAM_dataset(arguments: argparse.Namespace) -> None:
+def convert_finetune_SAM_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.finetune_sam import draft_of_lists
 
     name = _target_name(arguments)
@@ -238,7 +243,8 @@ def convert_finetune_SAM_dataset(arguments: argparse.Namespace) -> None:
     "case0005_slice001.npz and so on become the volume case0005. HDF5 volumes need the package h5py.",
     examples=("samunet_convert_SAMed_dataset --root_path train_npz --volume_path test_vol_h5 --name Synapse --id 40",),
 )
-def convert_SAMed_dataset(arguments: argparse.Namespace) -> None:
+def convert_SAMed_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.samed import draft_of_samed
 
     name = _target_name(arguments)
@@ -262,7 +268,7 @@ def _options(
         threshold=getattr(arguments, "threshold", None),
         paint_in_order=getattr(arguments, "paint_in_order", False),
         tolerate_geometry=getattr(arguments, "tolerate_geometry", False),
-        num_workers=arguments.np,
+        num_workers=arguments.num_workers,
     )
 
 

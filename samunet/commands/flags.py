@@ -24,13 +24,6 @@ def finite(text: str) -> float:
     return value
 
 
-def workers(arguments: argparse.Namespace) -> int:
-    """The number of worker processes that ``-np`` asks for, or one that suits this machine."""
-    from samunet.workers import default_workers
-
-    return default_workers() if arguments.np is None else arguments.np
-
-
 class _OneNumber(argparse.Action):
     """Of ``-np``, where nnU-Net takes a number for each configuration. Not beside arguments without a flag."""
 
@@ -54,7 +47,7 @@ def checkpoint(**options: Any) -> Flag:
         "default": "final",
         "help": "which model file (default: final); best had the highest Dice on the monitored cases",
     }
-    return Flag("-chk", type=_checkpoint, choices=("final", "best"), **(given | options))
+    return Flag("-chk", type=_checkpoint, choices=("final", "best"), **({"dest": "checkpoint"} | given | options))
 
 
 def geometry(where: str = "where channels, or image and label, differ in origin or direction") -> Flag:
@@ -81,46 +74,30 @@ class AdaptationFlags:
                 options = {"action": "store_const", "const": True}
             parser.add_argument(flag, dest=dest, help=setting.help, **options)
 
-    def chosen(self, arguments: argparse.Namespace) -> Adaptation | str | None:
+    def chosen(self, arguments: dict[str, Any]) -> Adaptation | str | None:
         """The adaptation that ``-adaptation`` names, or one of whose settings are given, with these.
 
         Raises:
-            UsageError: If a value is not allowed, or belongs to another adaptation; names the flag.
+            UsageError: If a value is not allowed, or belongs to another adaptation.
         """
-        from pydantic import ValidationError
-
         from samunet.adaptations import ADAPTATIONS
 
-        given, flags = {}, {}
+        chosen, given = arguments["adaptation"], {}
         for flag, dest, _, setting in self._settings():
-            value = getattr(arguments, dest)
-            if value is not None:
-                method, name = dest.split(".")
-                given.setdefault(method, {})[name] = self._value(flag, value, setting)
-                flags[dest] = flag
-        chosen = arguments.adaptation or next(iter(given), None)
-        for dest, flag in flags.items():
-            method = dest.split(".")[0]
+            value = arguments[dest]
+            if value is None:
+                continue
+            method, name = dest.split(".")
+            chosen = chosen or method
             if method != chosen:
                 raise UsageError(
-                    f"{flag} is of the adaptation {method!r}, not of {chosen!r}",
-                    f"leave out {flag}, or what it excludes",
+                    f"{flag} is of the adaptation {method!r}, not of {chosen!r}", "leave out one of the two"
                 )
-        if chosen not in given:
-            return chosen
-        try:
-            return ADAPTATIONS[chosen].of_flags(given[chosen])
-        except ValidationError as error:
-            first = error.errors()[0]
-            flag = flags[f"{chosen}.{first['loc'][0]}"]
-            raise UsageError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
-
-    @staticmethod
-    def _value(flag: str, given: Any, setting: Setting) -> Any:
-        try:
-            return setting.of_words(given) if setting.of_words else given
-        except ValueError as error:
-            raise UsageError(f"{flag} {error}") from None
+            try:
+                given[name] = setting.of_words(value) if setting.of_words else value
+            except ValueError as error:
+                raise UsageError(f"{flag} {error}") from None
+        return ADAPTATIONS[chosen].of_flags(given) if given else chosen
 
     @staticmethod
     def _settings() -> Iterator[tuple[str, str, Any, Setting]]:
@@ -136,35 +113,46 @@ class AdaptationFlags:
                         yield setting.flag or f"{dashes}{method}_{name}", f"{method}.{name}", field, setting
 
 
-def window_of(given: list[float] | None) -> tuple[float, float] | None:
-    """Lowest and highest intensity of a window's centre and width.
+class _Window(argparse.Action):
+    """Lowest and highest intensity of a window's centre and width."""
 
-    Raises:
-        UsageError: If the width is not positive.
-    """
-    if given is None:
-        return None
-    centre, width = given
-    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
-        raise UsageError(
-            f"-window needs a centre and a width above 0, got {centre:g} {width:g}", "for example: -window 40 400"
-        )
-    return centre - width / 2, centre + width / 2
+    def __call__(self, parser, namespace, values, option_string=None):
+        centre, width = values
+        if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+            raise UsageError(
+                f"{option_string} needs a centre and a width above 0, got {centre:g} {width:g}",
+                f"for example: {option_string} 40 400",
+            )
+        setattr(namespace, self.dest, (centre - width / 2, centre + width / 2))
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m``, ``1.5h``."""
+    from samunet.training.schedule import parse_duration
+
+    return parse_duration(text)
 
 
 ADAPTATION = AdaptationFlags()
 DATASETS = Flag(
-    "-d", nargs="+", required=True, metavar="ID", help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn"
+    "-d",
+    dest="datasets",
+    also=("dataset",),
+    nargs="+",
+    required=True,
+    metavar="ID",
+    help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn",
 )
 DATASET = Flag("dataset", help="27, 027 or Dataset027_ACDC")
 MODEL = (DATASET, Flag("configuration", help="for example 2d"), Flag("fold", help="0 to 4, or all"))
-PLANS = Flag("-p", default=PLANS_NAME, metavar="NAME", help=f"plans' name (default: {PLANS_NAME})")
+PLANS = Flag("-p", dest="plans_name", default=PLANS_NAME, metavar="NAME", help=f"plans' name (default: {PLANS_NAME})")
 DEVICE = Flag("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
 OVERWRITE = Switch(
     "--overwrite",
     help="also replace files that samunet did not write or that were edited since; never a dataset or a model",
 )
 _WORKERS = {
+    "dest": "num_workers",
     "type": int,
     "metavar": "N",
     "help": "worker processes; 0 or 1: none (default: none on two cores or fewer, else one per core, at most 8)",
@@ -173,6 +161,7 @@ WORKERS = Flag("-np", **_WORKERS)
 WORKERS_ONE_NUMBER = Flag("-np", **_WORKERS, nargs="+", action=_OneNumber)
 WINDOW = Flag(
     "-window",
+    action=_Window,
     type=float,
     nargs=2,
     metavar=("C", "W"),
@@ -181,6 +170,7 @@ WINDOW = Flag(
 )
 CONFIGURATIONS = Flag(
     "-c",
+    dest="configurations",
     nargs="+",
     default=["2d"],
     metavar="CONFIGURATION",
@@ -190,6 +180,7 @@ FINGERPRINT = (
     Switch("--clean", help="measure the fingerprint again even if it is up to date"),
     Switch(
         "--verify_dataset_integrity",
+        dest="verify",
         help="first read every file and list all that is wrong with any of them, each with its remedy; the list is "
         "also written to integrity_report.txt and .json. Errors end the command with status 1, warnings do not",
     ),
@@ -200,6 +191,7 @@ FINGERPRINT = (
 PLANNER = (
     Flag(
         "-gpu_memory_target",
+        dest="gpu_memory_target_gb",
         type=finite,
         default=8.0,
         metavar="GB",
@@ -219,6 +211,7 @@ PLANNER = (
     ),
     Flag(
         "-overwrite_target_spacing",
+        dest="target_spacing",
         type=finite,
         nargs=3,
         metavar=("Z", "Y", "X"),
@@ -233,6 +226,7 @@ PLANNER = (
     ),
     Flag(
         "-overwrite_plans_name",
+        dest="plans_name",
         default=PLANS_NAME,
         metavar="NAME",
         help=f"plans' name, so that several can stand side by side (default: {PLANS_NAME})",

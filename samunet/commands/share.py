@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 from samunet.commands.flags import MODEL, PLANS, checkpoint, finite
 from samunet.commands.table import NOTHING_WRITTEN, Flag, Switch, command
@@ -13,7 +13,9 @@ from samunet.errors import UsageError, quoted
 @command(
     "bring published weights into the checkpoints folder",
     Flag(
-        "name",
+        "names",
+        also=("name",),
+        metavar="name",
         nargs="*",
         help="one or several of vit_b, vit_l, vit_h (SAM), vit_t (MobileSAM) and medsam, whose encoder is vit_b: "
         "train with --checkpoint; --list shows all",
@@ -21,122 +23,127 @@ from samunet.errors import UsageError, quoted
     Switch("--list", help="show what there is, with sizes and licences, and what of it is here"),
     Flag("--folder", type=Path, help="where to (default: samunet_checkpoints, else ~/.cache/samunet)"),
     Flag("--url", help="another source of the same file, for example a mirror in your network"),
-    Switch("--force", help="download again and replace the file that is there"),
+    Switch("--force", dest="overwrite", help="download again and replace the file that is there"),
     description="Download published weights; goes on where it stopped, and verifies size and SHA-256. A file that is "
     "there already is verified. http_proxy, https_proxy, no_proxy and SSL_CERT_FILE are honoured.",
     examples=("samunet_download_checkpoint vit_b", "samunet_download_checkpoint --list"),
     see="[Weights without a network](how_commands_work.md#weights-without-a-network)",
+    calls=("download_checkpoint", "published_checkpoints --list"),
 )
-def download_checkpoint(arguments: argparse.Namespace) -> None:
-    from samunet import paths
-    from samunet.encoders import CHECKPOINTS
-    from samunet.models.downloads import download
+def download_checkpoint(names: list[str], list: bool, folder: Path | None, url: str | None, **given: Any) -> None:
+    from samunet import api, paths
 
-    folder = (arguments.folder or paths.checkpoints_folder()).expanduser()
-    unknown = [name for name in arguments.name if name not in CHECKPOINTS]
-    if unknown or not (arguments.name or arguments.list):
+    folder = (folder or paths.checkpoints_folder()).expanduser()
+    published = api.published_checkpoints(folder)
+    unknown = [name for name in names if name not in published]
+    if unknown or not (names or list):
         what = f"there are no published weights called {unknown[0]!r}" if unknown else "no weights were named"
-        raise UsageError(what, f"choose from: {', '.join(CHECKPOINTS)}; --list shows them")
-    if arguments.url and len(arguments.name) != 1:
+        raise UsageError(what, f"choose from: {', '.join(published)}; --list shows them")
+    if url and len(names) != 1:
         raise UsageError("--url is the source of one file", "name one")
-    for name in arguments.name:
-        print(f"{name}: {download(CHECKPOINTS[name], folder, url=arguments.url, force=arguments.force)}")
-    if arguments.list:
-        _print_table(folder)
-    if arguments.name and folder != paths.checkpoints_folder():
+    for name in names:
+        print(f"{name}: {api.download_checkpoint(name, folder, url=url, **given)}")
+    if list:
+        _print_table(folder, api.published_checkpoints(folder))
+    if names and folder != paths.checkpoints_folder():
         print(f"for samunet_train to find it: export samunet_checkpoints={quoted(folder.resolve())}")
 
 
-def _print_table(folder: Path) -> None:
-    from samunet.encoders import CHECKPOINTS
+def _print_table(folder: Path, published: dict[str, dict[str, Any]]) -> None:
     from samunet.models.downloads import format_bytes
 
     rows = [("name", "-encoder", "size", "licence", "file", f"in {folder}")]
-    for name, facts in CHECKPOINTS.items():
-        size = format_bytes(facts.checkpoint_bytes) if facts.checkpoint_bytes else "not known"
-        licence = facts.checkpoint_licence or "not known"
-        rows.append((name, facts.name, size, licence, facts.checkpoint_file, _presence(folder, facts)))
+    for name, facts in published.items():
+        size, here, begun = facts["bytes"], facts["bytes_here"], facts["bytes_begun"]
+        if here is not None:
+            there = "yes" if size in (None, here) else f"another file: {format_bytes(here)}"
+        else:
+            there = "no" if begun is None else f"{format_bytes(begun)} of it"
+        known = format_bytes(size) if size else "not known"
+        rows.append((name, facts["encoder"], known, facts["licence"] or "not known", facts["file"].name, there))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def _presence(folder: Path, facts) -> str:
-    from samunet.models.downloads import format_bytes
-
-    path = folder / facts.checkpoint_file
-    part = path.with_name(path.name + ".part")
-    if path.is_file():
-        whole = facts.checkpoint_bytes in (None, path.stat().st_size)
-        return "yes" if whole else f"another file: {format_bytes(path.stat().st_size)}"
-    return f"{format_bytes(part.stat().st_size)} of it" if part.is_file() else "no"
-
-
 @command(
     "trained models in one file, for others to install",
-    Flag("-d", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
-    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .zip"),
-    Flag("-c", nargs="+", default=[], metavar="CONFIGURATION", help="configurations (default: all that are trained)"),
+    Flag("-d", dest="dataset", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="FILE", help="file to write: .zip"),
+    Flag(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        default=[],
+        metavar="CONFIGURATION",
+        help="configurations (default: all that are trained)",
+    ),
     PLANS,
-    Flag("-f", nargs="+", default=[], metavar="FOLD", help="folds (default: all that are finished)"),
-    checkpoint(nargs="+", default=["final"], help="which model files (default: final)"),
+    Flag("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds (default: all that are finished)"),
+    checkpoint(dest="checkpoints", nargs="+", default=["final"], help="which model files (default: final)"),
     Flag("-licence", metavar="NAME", help="under which the model is handed on, for example CC-BY-4.0"),
-    Switch("--not_strict", help="leave out what is asked for and not trained; otherwise that is an error"),
+    Switch(
+        "--not_strict",
+        dest="strict",
+        sets=False,
+        help="leave out what is asked for and not trained; otherwise that is an error",
+    ),
     Switch("--with_base", help="put the frozen pretrained weights in, and not only their name and hash"),
     Switch("--with_case_ids", help="keep names of cases, paths and logs"),
-    Switch("--exp_cv_preds", help="also the masks of the folds' validation cases (needs --with_case_ids)"),
-    Switch("--force", help="replace an existing file"),
+    Switch(
+        "--exp_cv_preds",
+        dest="with_masks",
+        help="also the masks of the folds' validation cases (needs --with_case_ids)",
+    ),
+    Switch("--force", dest="overwrite", help="replace an existing file"),
     description="Write trained models of a dataset into one zip, with a manifest of hashes, licence and versions. "
     "Names of cases, paths and logs stay out of it.",
     examples=("samunet_export_model_to_zip -d 027 -o acdc.zip -licence CC-BY-4.0",),
     see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
+    calls=("export_model",),
 )
-def export_model_to_zip(arguments: argparse.Namespace) -> None:
+def export_model_to_zip(output: Path, **given: Any) -> None:
     from samunet import api
 
-    options = api.ExportOptions(
-        configurations=arguments.c,
-        plans_name=arguments.p,
-        folds=arguments.f,
-        checkpoints=list(dict.fromkeys(arguments.chk)),
-        strict=not arguments.not_strict,
-        licence=arguments.licence,
-        with_base=arguments.with_base,
-        with_case_ids=arguments.with_case_ids,
-        with_masks=arguments.exp_cv_preds,
-        overwrite=arguments.force,
-    )
-    api.export_model(arguments.d, arguments.o, options)
-    print(arguments.o)
+    api.export_model(output=output, **given)
+    print(output)
 
 
 @command(
     "a model that somebody exported",
-    Flag("zip", type=Path, help="the file"),
-    Flag("-o", type=Path, metavar="FOLDER", help="where to (default: samunet_results)"),
+    Flag("archive", metavar="zip", type=Path, help="the file"),
+    Flag("-o", dest="folder", type=Path, metavar="FOLDER", help="where to (default: samunet_results)"),
     Switch(
-        "--force", help="replace models of the same names, each with its whole folder; the dataset's other results stay"
+        "--force",
+        dest="overwrite",
+        help="replace models of the same names, each with its whole folder; the dataset's other results stay",
     ),
     description="Install a model that samunet_export_model_to_zip wrote, and print its folders. Everything in the zip "
     "is checked first, and nothing in it is run.",
     examples=("samunet_install_pretrained_model_from_zip acdc.zip",),
     see="[Share a model](../guide/share.md#installing)",
     go_on="nothing was installed; start it again",
+    calls=("install_model",),
 )
-def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
+def install_pretrained_model_from_zip(**given: Any) -> None:
     from samunet import api
 
-    for folder in api.install_model(arguments.zip, arguments.o, overwrite=arguments.force):
+    for folder in api.install_model(**given):
         print(folder)
 
 
 @command(
     "a trained fold for programs without PyTorch",
     *MODEL,
-    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .onnx; it must not exist"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="FILE", help="file to write: .onnx; it must not exist"),
     Flag(
-        "-i", type=Path, nargs="+", metavar="INPUT", help="images to compare on (default: the dataset's training cases)"
+        "-i",
+        dest="images",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="images to compare on (default: the dataset's training cases)",
     ),
     PLANS,
     checkpoint(),
@@ -147,26 +154,24 @@ def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
     see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
 )
-def export_onnx(arguments: argparse.Namespace) -> None:
+def export_onnx(output: Path, images: list[Path] | None, **given: Any) -> None:
     from samunet import api
 
-    images = arguments.i
-    api.export_onnx(
-        arguments.dataset,
-        arguments.configuration,
-        arguments.fold,
-        arguments.o,
-        arguments.p,
-        checkpoint=arguments.chk,
-        images=images[0] if images and len(images) == 1 else images,
-    )
-    print(arguments.o)
+    api.export_onnx(output=output, images=images[0] if images and len(images) == 1 else images, **given)
+    print(output)
 
 
 @command(
     "a trained fold as a plain SAM checkpoint",
     *MODEL,
-    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .pth or .safetensors; it must not exist"),
+    Flag(
+        "-o",
+        dest="output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write: .pth or .safetensors; it must not exist",
+    ),
     PLANS,
     checkpoint(),
     description="Write a trained fold in SAM's layout, with LoRA folded into the weights. It has one mask token per "
@@ -174,13 +179,10 @@ def export_onnx(arguments: argparse.Namespace) -> None:
     "Bottleneck adapters, the head detail and a projection of input channels have no place in that layout: an error.",
     examples=("samunet_merge_adapter 027 2d 0 -o sam_acdc.pth",),
 )
-def merge_adapter(arguments: argparse.Namespace) -> None:
+def merge_adapter(**given: Any) -> None:
     from samunet import api
 
-    file = api.merge_adapter(
-        arguments.dataset, arguments.configuration, arguments.fold, arguments.o, arguments.p, checkpoint=arguments.chk
-    )
-    print(file)
+    print(api.merge_adapter(**given))
 
 
 @command(
@@ -191,6 +193,7 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
     Flag("--num_classes", type=int, default=8, metavar="K", help="without background (default: 8)"),
     Flag(
         "-d",
+        dest="dataset",
         default="Dataset900_SAMed",
         metavar="NAME",
         help="name for it in samunet_results (default: Dataset900_SAMed)",
@@ -213,20 +216,8 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
         "samunet_predict -i imagesTs -o preds -d Dataset900_SAMed",
     ),
 )
-def import_samed(arguments: argparse.Namespace) -> None:
+def import_samed(dataset: str, intensity_range: list[float], **given: Any) -> None:
     from samunet import api
 
-    folder = api.import_samed(
-        arguments.file,
-        encoder=arguments.encoder,
-        image_size=arguments.image_size,
-        num_classes=arguments.num_classes,
-        dataset=arguments.d,
-        labels=arguments.labels,
-        intensity_range=tuple(arguments.intensity_range),
-        file_ending=arguments.file_ending,
-    )
-    print(f"model: {folder}")
-    print(
-        f"next, with a folder of images in place of FOLDER: samunet_predict -i FOLDER -o preds -d {quoted(arguments.d)}"
-    )
+    print(f"model: {api.import_samed(dataset=dataset, intensity_range=tuple(intensity_range), **given)}")
+    print(f"next, with a folder of images in place of FOLDER: samunet_predict -i FOLDER -o preds -d {quoted(dataset)}")

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 SURFACE_KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
-_AGAIN = "make it again: samunet_evaluate_folder, or samunet_train --val"
+_AGAIN = "make it again: `api.evaluate`, or `api.train(..., validation_only=True)`"
 _Scores = dict[str, dict[str, float | None]]
 
 
@@ -175,8 +175,7 @@ def evaluate_folder(
     predictions: Path,
     references: Path,
     labels: Labels | Sequence[int],
-    file_ending: str,
-    reader_override: str | None = None,
+    reader: Reader,
     cases: Sequence[str] | None = None,
     num_workers: int = 0,
     *,
@@ -190,8 +189,7 @@ def evaluate_folder(
     Args:
         predictions: Folder with a mask per case, of any ending; a warning names those without a reference.
         references: Folder with a mask per case, of any ending.
-        labels, file_ending, reader_override, num_workers, failures, tolerate_geometry, tolerance: See
-            :func:`evaluate_files`.
+        labels, reader, num_workers, failures, tolerate_geometry, tolerance: See :func:`evaluate_files`.
         cases: Score these cases only; by default every case that has a reference.
         allow_missing: Leave out references that have no prediction instead of stopping.
 
@@ -201,9 +199,9 @@ def evaluate_folder(
     Raises:
         SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
     """
-    pairs = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
+    pairs = _find_cases(Path(predictions), Path(references), reader.endings[0], cases, allow_missing)
     return evaluate_files(
-        pairs, labels, file_ending, reader_override, num_workers,
+        pairs, labels, reader, num_workers,
         failures=failures, tolerate_geometry=tolerate_geometry, tolerance=tolerance,
     )  # fmt: skip
 
@@ -211,8 +209,7 @@ def evaluate_folder(
 def evaluate_files(
     pairs: dict[str, tuple[Path, Path]],
     labels: Labels | Sequence[int],
-    file_ending: str,
-    reader_override: str | None = None,
+    reader: Reader,
     num_workers: int = 0,
     *,
     failures: dict[str, SamunetError] | None = None,
@@ -225,8 +222,7 @@ def evaluate_files(
         pairs: Case to its prediction and its reference.
         labels: The dataset's labels (a value that they do not have is an error, and their ignore label is left out) or
             only the values to score; voxels with any other value are in no class.
-        file_ending: The dataset's, such as ``.nii.gz``; chooses the reader of files that have it.
-        reader_override: Name of the reader, if not the one that belongs to the ending.
+        reader: The dataset's, tried first for every file.
         failures: Where given, cases that cannot be scored are put there and left out, and listed as ``failed_cases``;
             unless none can be scored.
         tolerate_geometry: See :func:`read_pair`.
@@ -243,7 +239,6 @@ def evaluate_files(
     """
     if not 0 <= (tolerance or 0) < math.inf:
         raise UsageError(f"the tolerance of the surface Dice must be 0 or more millimetres, got {tolerance}")
-    reader = reader_for(file_ending, reader_override)
     arguments = [(*files, labels, reader, tolerate_geometry, tolerance) for files in pairs.values()]
     results = map_cases(
         _evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating", failures=failures
@@ -264,20 +259,20 @@ def evaluate_files(
 
 def labels_to_score(
     predictions: Path, references: Path, dataset_json: str | Path | None = None, labels: Sequence[int] | None = None
-) -> tuple[Labels | list[int], str, str | None]:
-    """Labels, file ending, and name of the reader if it is not the ending's, to score masks with.
+) -> tuple[Labels | list[int], Reader]:
+    """Labels and reader to score masks with.
 
     Args:
         predictions, references: Folders of masks.
         dataset_json: None for the file among the predictions, else the one beside the references' folder.
-        labels: Values in place of it; the ending is then the references'.
+        labels: Values in place of it; the reader is then that of the references' ending.
 
     Raises:
         UsageError: If either is no folder.
         SamunetError: If there is no ``dataset.json``, or the references have several endings.
     """
     if labels is not None:
-        return list(dict.fromkeys(labels)), _ending_of_all(references), None
+        return list(dict.fromkeys(labels)), reader_for(_ending_of_all(references))
     if dataset_json is None:
         for folder in (references, predictions):
             if not folder.is_dir():
@@ -289,10 +284,11 @@ def labels_to_score(
         if dataset_json is None:
             raise SamunetError(
                 f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
-                "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+                "name it with `dataset_json`, or use `api.evaluate(..., labels=[1, 2, 3])`, which needs only the label "
+                "values",
             )
     description = description_from_json(read_json(Path(dataset_json)), str(dataset_json))
-    return description.labels, description.file_ending, description.reader_override
+    return description.labels, description.reader
 
 
 def _ending_of_all(folder: Path) -> str:
@@ -421,7 +417,7 @@ def _find_cases(
     if missing and not allow_missing:
         raise SamunetError(
             f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {shortened(missing)}",
-            "predict these cases, or leave them out with --chill",
+            "predict these cases, or leave them out with `allow_missing=True`",
         )
     if missing:
         log.warning("not scored, since %s has no prediction for them: %s", predictions, shortened(missing))

@@ -28,7 +28,7 @@ PLACE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where an image's voxels lie, and what is needed to write another image on exactly the same grid.
+    """Grid of an image, with all that writing another image on exactly the same grid needs.
 
     Attributes:
         spacing: Millimetres in array order ``(z, y, x)``. A 2D file's z is 999 times its largest pixel side, nnU-Net's
@@ -99,8 +99,9 @@ class Segmentation(NamedTuple):
 class Reader(ABC):
     """Reads images and labels of some file endings and writes labels. Upper-case endings are opened as well.
 
-    Nothing else knows a format: what others need is told by these attributes, mostly through
-    :mod:`samunet.imageio.registry`.
+    Nothing else knows a format: the rest of the package asks these attributes, mostly through
+    :mod:`samunet.imageio.registry`. Every method raises a SamunetError that names the file where it is missing,
+    damaged, truncated or not to be written.
 
     Attributes:
         name: As ``overwrite_image_reader_writer`` in dataset.json names it.
@@ -109,7 +110,7 @@ class Reader(ABC):
         read_only: Endings of images alone, lossy or with voxels in another file; and the ending of their masks.
         directed_endings: Those of ``endings`` whose files say which way their axes run.
         segment_endings: Those of files that may hold named segments (:meth:`read_segmentation`).
-        companions: By ending, those of files beside an image that are read along with it.
+        companions: By ending, those of other files in the same folder that are read along with the image.
         opens_folders: Whether a folder with DICOM files is an image.
         fits_channels: Whether grey is repeated for three channels, and equal colours are one channel.
         reorients: Whether volumes are turned to one orientation before anything else (``Geometry.reorient``).
@@ -132,6 +133,23 @@ class Reader(ABC):
         return (*self.endings, *self.read_only)
 
     @abstractmethod
+    def read_voxels(self, file: Path, wanted: int | None = None, label: bool = False) -> tuple[np.ndarray, Geometry]:
+        """One file's voxels ``(channels, z, y, x)`` in its own number type, and its geometry.
+
+        Args:
+            file: An image, or a label map.
+            wanted: How many channels it should have, if that is known; for what may be fitted to it.
+            label: Whether voxels are labels, to be taken as they are stored.
+        """
+
+    @abstractmethod
+    def write_voxels(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """Write ``(z, y, x)``, or ``(y, x)`` of a 2D file, of an unsigned integer type atomically."""
+
+    @abstractmethod
+    def count_channels(self, file: Path) -> int:
+        """Number of channels in one file, from its header alone."""
+
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
     ) -> Image:
@@ -145,19 +163,22 @@ class Reader(ABC):
             tolerate_geometry: Warn where channels differ in origin or direction, and use the first file's geometry.
 
         Raises:
-            SamunetError: Naming the file: unreadable or truncated, NaN or infinite voxels, another number of channels,
-                or channels that differ in shape, spacing, origin or direction.
+            SamunetError: Also if voxels are NaN or infinite, there is another number of channels, or these differ in
+                shape, spacing, origin or direction.
         """
+        wanted = channels // len(files) if channels is not None and channels % len(files) == 0 else None
+        parts = [(file, *self.read_voxels(file, wanted)) for file in map(Path, files)]
+        return stack_channels(parts, channels, tolerate_geometry)
 
-    @abstractmethod
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """Read a label map: ``(z, y, x)`` int32 and its geometry.
 
         Raises:
-            SamunetError: Naming the file: unreadable or truncated, several channels, or values that are not integers.
+            SamunetError: Also if there are several channels, or values that are not integers.
         """
+        voxels, geometry = self.read_voxels(Path(file), 1, label=True)
+        return to_label(voxels, file), geometry
 
-    @abstractmethod
     def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
         """Write a label map atomically in the smallest unsigned type that holds its values.
 
@@ -165,57 +186,35 @@ class Reader(ABC):
             array: ``(z, y, x)``, non-negative integers.
             file: Its ending is one of ``endings``.
             geometry: Of the image that the labels belong to; restored bit for bit.
-
-        Raises:
-            SamunetError: If the file cannot be written.
         """
+        self.check_mask(file, geometry)
+        if array.ndim != 3 or (geometry.dimension == 2 and len(array) != 1):
+            raise ValueError(f"a label for a {geometry.dimension}D file cannot have shape {array.shape}")
+        if array.min() < 0:
+            raise ValueError(f"labels must not be negative, got {array.min()}")
+        highest = array.max()
+        kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
+        values = np.ascontiguousarray(array[0] if geometry.dimension == 2 else array, kind)
+        self.write_voxels(values, Path(file), geometry)
 
     def check_mask(self, file: Path, geometry: Geometry) -> None:  # noqa: B027  nothing to refuse in most formats
-        """Check, before there is one, that ``file`` can hold a mask of an image; formats of volumes hold any.
-
-        Raises:
-            SamunetError: If it cannot.
-        """
+        """Raise a SamunetError if ``file``, not yet written, cannot hold a mask of an image."""
 
     def read_segmentation(self, file: Path) -> Segmentation | None:
-        """A file with named segments in layers (:mod:`samunet.imageio.segments`); None if it is a plain label map.
-
-        Raises:
-            SamunetError: As :meth:`read_label`.
-        """
+        """A file with named segments in layers (:mod:`samunet.imageio.segments`); None if it is a plain label map."""
         return None
 
     def read_colours(self, file: Path) -> Image:
-        """A mask as a picture: colours, or grey; what is transparent is black, where a format knows transparency.
-
-        Raises:
-            SamunetError: As :meth:`read_image`, or if pixels are half transparent.
-        """
+        """A mask as a picture: colours, or grey; transparent pixels are black, and half transparent ones an error."""
         return self.read_image([file])
 
     def palette(self, file: Path) -> list[list[int]]:
-        """Red, green and blue of every index of a label file's palette; empty without one.
-
-        Raises:
-            SamunetError: If the file cannot be read.
-        """
+        """Red, green and blue of every index of a label file's palette; empty without one."""
         return []
 
     def in_one_file(self, file: Path) -> bytes | None:
-        """A header and the voxels in another file as the content of one; None for a file that is whole.
-
-        Raises:
-            SamunetError: If the header is damaged, or the other file is missing.
-        """
+        """A header and the voxels in another file as the content of one; None for a file that is whole."""
         return None
-
-    @abstractmethod
-    def count_channels(self, file: Path) -> int:
-        """Number of channels in one file, from its header alone.
-
-        Raises:
-            SamunetError: If the file cannot be read.
-        """
 
 
 def stack_channels(
@@ -225,15 +224,14 @@ def stack_channels(
 
     Args:
         parts: Per file its path, voxels ``(channels, z, y, x)`` of any real number type, and geometry.
-        channels: See :meth:`Reader.read_image`.
-        tolerate_geometry: See :meth:`Reader.read_image`.
+        channels, tolerate_geometry: See :meth:`Reader.read_image`.
 
     Raises:
         SamunetError: If the number of channels is wrong, grids differ, or voxels are NaN, infinite or complex.
     """
-    first_file, first, geometry = parts[0]
     from samunet.imageio.same_grid import Grid, on_grid
 
+    first_file, first, geometry = parts[0]
     place = Grid(first_file, first.shape[1:], geometry)
     total = sum(len(voxels) for _, voxels, _ in parts)
     if channels is not None and total != channels:
@@ -261,11 +259,6 @@ def stack_channels(
     return Image(array, geometry)
 
 
-def wanted_per_file(channels: int | None, files: int) -> int | None:
-    """How many channels each file should give if all give the same number; None if that is not known."""
-    return channels // files if channels is not None and channels % files == 0 else None
-
-
 def fit_channels(pixels: np.ndarray, wanted: int | None, alpha: bool, file: Path) -> np.ndarray:
     """Fit a picture to the number of channels that is wanted, where nothing is lost by it.
 
@@ -279,7 +272,7 @@ def fit_channels(pixels: np.ndarray, wanted: int | None, alpha: bool, file: Path
         Its channels; another number than ``wanted`` if they cannot be fitted, which the caller must check.
 
     Raises:
-        SamunetError: If the picture is really transparent.
+        SamunetError: If a pixel is transparent.
     """
     if alpha and len(pixels) != wanted:
         opaque = 1 if pixels.dtype.kind in "bf" else np.iinfo(pixels.dtype).max
@@ -300,12 +293,11 @@ def fit_channels(pixels: np.ndarray, wanted: int | None, alpha: bool, file: Path
 
 
 def check_spacing(spacing: Sequence[float], file: Path, field: str = "spacing") -> None:
-    """Raise a SamunetError unless all pixel sides are sane numbers of millimetres: from 0.0001 to 100.
+    """Raise a SamunetError unless all voxel sides are from 0.0001 to 100 mm, or 999, nnU-Net's for a single slice.
 
     Args:
-        spacing: In mm; 999, nnU-Net's spacing across a single slice, is taken too.
-        file: Named in the error.
-        field: What its header calls them, such as ``pixdim``; named in the error.
+        spacing: In mm.
+        file, field: Named in the error: the field as its header calls it, such as ``pixdim``.
     """
     # Written so that NaN, which compares false with everything, counts as wrong.
     if all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE or side == NO_NEIGHBOUR for side in spacing):
@@ -347,22 +339,6 @@ def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
     if lowest < limits.min or highest > limits.max:
         raise SamunetError(f"{file} has label values from {lowest} to {highest}; they must be 0, 1, 2, ...")
     return np.ascontiguousarray(label, np.int32)
-
-
-def smallest_unsigned(array: np.ndarray) -> np.ndarray:
-    """``array`` (non-negative integers) as uint8, uint16 or uint32, the first that holds all its values."""
-    if array.min() < 0:
-        raise ValueError(f"labels must not be negative, got {array.min()}")
-    highest = array.max()
-    kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
-    return np.ascontiguousarray(array, dtype=kind)
-
-
-def without_z_if_2d(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """A label ``(z, y, x)`` with the number of axes of the file that it is written to."""
-    if array.ndim != 3 or (geometry.dimension == 2 and len(array) != 1):
-        raise ValueError(f"a label for a {geometry.dimension}D file cannot have shape {array.shape}")
-    return array[0] if geometry.dimension == 2 else array
 
 
 def _check_voxels(voxels: np.ndarray, file: Path) -> None:

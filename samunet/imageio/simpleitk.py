@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +9,7 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.imageio import dicom
-from samunet.imageio.base import (
-    Geometry,
-    Image,
-    Reader,
-    Segmentation,
-    smallest_unsigned,
-    stack_channels,
-    to_label,
-    without_z_if_2d,
-)
+from samunet.imageio.base import Geometry, Reader, Segmentation
 from samunet.imageio.gipl import Gipl
 from samunet.imageio.meta import Meta
 from samunet.imageio.nifti import NibabelNifti, Nifti
@@ -47,22 +37,21 @@ class SimpleITKReader(Reader):
             ending for form in self.formats if isinstance(form, Nrrd) for ending in (*form.endings, *form.read_only)
         )
 
-    def read_image(
-        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
-    ) -> Image:
-        """See :meth:`Reader.read_image`."""
-        parts = [(Path(file), *self.read_voxels(Path(file))) for file in files]
-        return stack_channels(parts, channels, tolerate_geometry)
-
-    def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
-        """See :meth:`Reader.read_label`."""
-        file = Path(file)
-        segmentation = self.read_segmentation(file)
+    def read_voxels(self, file: Path, wanted: int | None = None, label: bool = False) -> tuple[np.ndarray, Geometry]:
+        """See :meth:`Reader.read_voxels`."""
+        if file.is_dir():
+            voxels, geometry = dicom.read_series(file)
+            return voxels, self._marked(geometry, file)
+        segmentation = self.read_segmentation(file) if label else None
         if segmentation is not None:
             voxels, geometry, segments = segmentation
-            return to_label(flat(voxels, segments, file) if len(voxels) > 1 else voxels, file), geometry
-        voxels, geometry = self.read_voxels(file)
-        return to_label(voxels, file), geometry
+            return flat(voxels, segments, file) if len(voxels) > 1 else voxels, geometry
+        voxels, geometry, _ = self._format(file).read(file)
+        return voxels, self._marked(geometry, file)
+
+    def write_voxels(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """See :meth:`Reader.write_voxels`."""
+        self._format(file).write(array, file, geometry)
 
     def read_segmentation(self, file: Path) -> Segmentation | None:
         """See :meth:`Reader.read_segmentation`: 3D Slicer's, in NRRD."""
@@ -74,10 +63,6 @@ class SimpleITKReader(Reader):
         voxels, geometry, layout = form.read(file)
         geometry = replace(self._marked(geometry, file), cropped=True)
         return Segmentation(voxels, geometry, segments_of(layout.header.keys, len(voxels), file))
-
-    def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
-        """See :meth:`Reader.write_label`."""
-        self._format(Path(file)).write(without_z_if_2d(smallest_unsigned(array), geometry), Path(file), geometry)
 
     def count_channels(self, file: Path) -> int:
         """See :meth:`Reader.count_channels`."""
@@ -91,15 +76,6 @@ class SimpleITKReader(Reader):
     def _format(self, file: Path) -> VolumeFormat:
         name = file.name.lower()
         return next(form for form in self.formats if name.endswith((*form.endings, *form.read_only)))
-
-    def read_voxels(self, file: Path) -> tuple[np.ndarray, Geometry]:
-        """One file's voxels ``(channels, z, y, x)`` in its own number type, and its geometry.
-
-        Raises:
-            SamunetError: If the file cannot be read.
-        """
-        voxels, geometry = dicom.read_series(file) if file.is_dir() else self._format(file).read(file)[:2]
-        return voxels, self._marked(geometry, file)
 
     def _marked(self, geometry: Geometry, file: Path) -> Geometry:
         if self.reorients and geometry.dimension != 3:

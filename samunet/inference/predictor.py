@@ -18,7 +18,7 @@ from samunet.dataset.description import Description
 from samunet.dataset.outputs import begin, finish
 from samunet.devices import fast_dtype, resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import FatalError, SamunetError, UsageError, raise_failures, with_arguments
+from samunet.errors import FatalError, SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import confusion_counts
 from samunet.evaluation.quality import KINDS, case_file, delete_stale, map_file
 from samunet.evaluation.summary import class_key, millilitres
@@ -114,7 +114,6 @@ class Predictor:
         return self.options.tta and recipe_facts(self.network.recipe).averages
 
     @classmethod
-    @with_arguments
     def from_folder(
         cls,
         folder: str | Path,
@@ -153,7 +152,6 @@ class Predictor:
         return predictor
 
     @classmethod
-    @with_arguments
     def from_zip(
         cls,
         archive: str | Path,
@@ -186,7 +184,6 @@ class Predictor:
             _ = predictor.made  # as long as the files are there
             return predictor
 
-    @with_arguments
     def predict_array(self, array: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Predict one image given as an array.
 
@@ -223,13 +220,11 @@ class Predictor:
         )
         return self._predict(Image(array, geometry)).mask
 
-    @with_arguments
     def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
         """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
         image, _ = self.read(tuple(Path(file) for file in files))
         return np.ascontiguousarray(self._predict(image).mask), image.geometry  # a turned one is a view
 
-    @with_arguments
     def predict_cases(
         self, cases: dict[str, Case], output: Path, *, progress: bool = True, own: bool = False
     ) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from samunet.adaptations import ADAPTATIONS, Adaptation
 from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
-from samunet.errors import UsageError
+from samunet.errors import UsageError, argument
 from samunet.recipes import check_recipe_name, recipe_facts
 
 Decision = tuple[Any, str]  # value and reason
@@ -192,16 +192,16 @@ def adaptation(
     ruled = asked is None and components is None
     method = asked or ("lora" if facts.is_sam else "full")
     if isinstance(method, str):
-        _one_of("-adaptation", method, tuple(ADAPTATIONS))
+        _one_of("adaptation", method, tuple(ADAPTATIONS))
         method = ADAPTATIONS[method]()
     components = components or "encoder_decoder"
-    _one_of("-components", components, ("encoder_decoder", "decoder"))
+    _one_of("components", components, ("encoder_decoder", "decoder"))
     chosen = method.for_components(components)
     for key, problem in chosen.problems(facts, components):
-        hint = "change or leave out -adaptation and the flags that belong to it"
-        raise UsageError(f"{chosen.method}.{key} {problem}", hint)
+        hint = "change or leave out `adaptation` and the arguments that belong to it"
+        raise UsageError(f"{argument(f'{chosen.method}.{key}')} {problem}", hint)
     if not ruled:
-        return chosen, components, "given by -adaptation, -components and the flags that belong to them"
+        return chosen, components, "given by adaptation, components and the arguments that belong to them"
     if facts.is_sam:
         why = "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
         return chosen, components, why
@@ -384,19 +384,19 @@ def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def parse_image_size(size: int | None, facts: EncoderFacts) -> int | None:
-    """Check a size given by ``-image_size`` against an encoder.
+    """Check a size given by ``image_size`` against an encoder.
 
     Raises:
         UsageError: If it is no multiple of the encoder's patch size.
     """
     if size is not None and (size < 2 * facts.patch_size or size % facts.patch_size):
         raise UsageError(
-            f"-image_size {size} does not fit the encoder {facts.name}",
+            f"{argument('image_size', size)} does not fit the encoder {facts.name}",
             f"use a multiple of {facts.patch_size}, at least {2 * facts.patch_size}",
         )
     return size
 
 
-def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise UsageError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
+        raise UsageError(f"{argument(name)} must be one of {', '.join(allowed)}, got {value!r}")
