@@ -21,18 +21,18 @@ Blocks = Literal["all", "last_half"] | list[int]
 
 @dataclass(frozen=True)
 class Setting:
-    """How ``samunet_plan_experiment`` takes a field: ``-METHOD_FIELD``, and ``--METHOD_FIELD`` where it is a switch.
+    """How commands take a field, by a flag that is called ``METHOD_FIELD``.
 
     Attributes:
         help: For ``-h``.
         metavar: What stands for the value.
-        flag: Instead of the name made of method and field.
+        alone: Whether the flag is called ``FIELD`` instead.
         of_words: Makes the value of several words; None where there is one.
     """
 
     help: str
     metavar: str | None = None
-    flag: str | None = None
+    alone: bool = False
     of_words: Callable[[list[str]], Any] | None = None
 
 
@@ -47,6 +47,9 @@ def blocks_of(words: list[str]) -> Blocks:
     if not all(word.isdecimal() for word in words):
         raise ValueError(f"must be all, last_half or numbers of blocks, got {' '.join(words)!r}")
     return [int(word) for word in words]
+
+
+BLOCKS = Setting("all (default), last_half, or numbers from 0", metavar="B", of_words=blocks_of)
 
 
 class Adaptation(PlainModel):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Interval
 
-from samunet.adaptations.adaptation import Adaptation, Blocks, Setting, attention_blocks, blocks_of
+from samunet.adaptations.adaptation import BLOCKS, Adaptation, Blocks, Setting, attention_blocks
 from samunet.encoders import EncoderFacts
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class AdapterPlan(Adaptation):
     reduction: Annotated[
         int, Interval(ge=1, le=1024), Setting("channels by bottleneck channels (default: 4)", metavar="N")
     ] = 4
-    blocks: Annotated[Blocks, Setting("as -lora_blocks", metavar="B", of_words=blocks_of)] = "all"
+    blocks: Annotated[Blocks, BLOCKS] = "all"
 
     def adapt_encoder(self, encoder: nn.Module) -> nn.Module:
         """Freeze an encoder and put two adapters into each planned block, in place.

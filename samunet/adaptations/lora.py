@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Interval, Len
 
-from samunet.adaptations.adaptation import DECODER_RATE, Adaptation, Blocks, Setting, attention_blocks, blocks_of
+from samunet.adaptations.adaptation import BLOCKS, DECODER_RATE, Adaptation, Blocks, Setting, attention_blocks
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder, read_as
@@ -53,12 +53,10 @@ class LoraPlan(Adaptation):
         Len(1),
         Setting("q k v proj mlp, or attention: q k v proj (default: q v)", metavar="NAME", of_words=_targets),
     ] = ["q", "v"]
-    blocks: Annotated[
-        Blocks, Setting("all (default), last_half, or numbers from 0", metavar="B", of_words=blocks_of)
-    ] = "all"
+    blocks: Annotated[Blocks, BLOCKS] = "all"
     decoder: Annotated[bool, Setting("LoRA in the decoder's transformer instead of training it (SAMed_s)")] = False
-    dora: Annotated[bool, Setting("weight-decomposed LoRA: with learnt magnitudes", flag="--dora")] = False
-    rslora: Annotated[bool, Setting("rank-stabilised LoRA: scaled with the root of the rank", flag="--rslora")] = False
+    dora: Annotated[bool, Setting("weight-decomposed LoRA: with learnt magnitudes", alone=True)] = False
+    rslora: Annotated[bool, Setting("rank-stabilised LoRA: scaled with the root of the rank", alone=True)] = False
 
     @classmethod
     def of_flags(cls, given: dict[str, Any]) -> Self:

@@ -110,7 +110,8 @@ class AdaptationFlags:
                 for setting in field.metadata:
                     if isinstance(setting, Setting):
                         dashes = "--" if field.annotation is bool else "-"
-                        yield setting.flag or f"{dashes}{method}_{name}", f"{method}.{name}", field, setting
+                        flag = f"{dashes}{name}" if setting.alone else f"{dashes}{method}_{name}"
+                        yield flag, f"{method}.{name}", field, setting
 
 
 class _Window(argparse.Action):
