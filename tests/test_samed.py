@@ -191,7 +191,7 @@ def test_recipe_in_the_plans():
     assert (network.lora.rank, network.lora.alpha, network.lora.targets) == (4, 4, ["q", "v"])
     assert configuration.networks["small"].recipe == "samunet"
     for options in ({"recipe": "samed", "encoder": "small"}, {"recipe": "sam"}):
-        with pytest.raises(UsageError, match=r"-recipe|there is no recipe"):
+        with pytest.raises(UsageError, match=r"`recipe|there is no recipe"):
             plan("Dataset004_A", description, fingerprint, PlannerOptions(**options))
 
 
@@ -207,7 +207,7 @@ def test_recipe_refuses_what_its_loss_cannot_learn(labels, what):
     fingerprint, description = ct()
     order = [1, 2] if "whole" in labels else None
     description = replace(description, labels=Labels.from_json(labels, regions_class_order=order))
-    with pytest.raises(UsageError, match=f"-recipe samed.*{what}"):
+    with pytest.raises(UsageError, match=f"`recipe='samed'`.*{what}"):
         plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
     assert plan("Dataset004_A", description, fingerprint, PlannerOptions()).configuration("2d")
 

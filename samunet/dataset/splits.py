@@ -181,7 +181,7 @@ def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: _Groups
                 f"to take over the dataset's: rm {quoted(path)} (folds trained before then need `overwrite=True`); to "
                 f"keep the other: rm {quoted(given)}",
             )
-        # No folds at all were made of one case; by now there may be more. And `no_groups=True` undoes a guess.
+        # No folds at all were made when there was one case; by now there may be more. And ``no_groups`` undoes a guess.
         guess = groups == {} and splits == make_splits(case_names, None)[0] != make_splits(case_names, groups)[0]
         if not guess and (splits or came is not None or not make_splits(case_names, groups)[0]):
             _check_patients(splits, case_names, groups, path)
