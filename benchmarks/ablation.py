@@ -25,8 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
-from samunet.dataset.patients import patients
-from samunet.dataset.splits import few_cases
+from samunet.dataset.splits import patients, subsample_cases
 from samunet.encoders import ENCODERS
 from samunet.files import read_json
 from samunet.models.pretrained import pretrained_weights
@@ -67,7 +66,7 @@ def main() -> None:
     names = sorted(split["train"])
     if arguments.num_cases:
         groups = patients(sorted(split["train"] + split["val"]), description.groups)
-        names = few_cases(names, arguments.num_cases, 12345, groups)
+        names = subsample_cases(names, arguments.num_cases, 12345, groups)
     base = None
     if arguments.weights != "random":
         given = None if arguments.weights == "bundled" else Path(arguments.weights)

@@ -2,7 +2,7 @@
 
     from samunet import api
     api.plan_and_preprocess("027")
-    api.train("027", "2d", 0, api.TrainingOptions(seconds=600))
+    api.train("027", "2d", 0, seconds=600)
     api.predict("imagesTs", "preds", dataset="027")
 
 With worker processes (the default on more than two cores) a script's own steps must stand under
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from samunet import paths
 from samunet.dataset.layout import Dataset, find_dataset, list_cases, load_dataset
 from samunet.dataset.prediction_input import as_paths
-from samunet.errors import SamunetError, raise_failures, with_arguments
+from samunet.errors import SamunetError, call, raise_failures
 from samunet.files import write_json
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, plans_called, read_plans
 from samunet.selection.apply import apply_postprocessing
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.move_plans import move_plans_between_datasets
     from samunet.planning.planner import PlannerOptions
-    from samunet.report.dataset_overlays import plot_overlays
+    from samunet.report.overlays import plot_overlays
     from samunet.report.write import report
     from samunet.sharing.export import ExportOptions, export_model
     from samunet.sharing.install import install_model
@@ -72,15 +73,14 @@ _LAZY = {
     "install_model": "sharing.install",
     "merge_adapter": "sharing.sam_export",
     "move_plans_between_datasets": "planning.move_plans",
-    "plot_overlays": "report.dataset_overlays",
+    "plot_overlays": "report.overlays",
     "report": "report.write",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        found = getattr(import_module(f"samunet.{_LAZY[name]}"), name)
-        return with_arguments(found) if name[0].islower() else found
+        return getattr(import_module(f"samunet.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'samunet.api' has no attribute {name!r}")
 
 
@@ -113,10 +113,17 @@ def extract_fingerprint(
     return measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
 
 
-def plan_experiment(dataset: str | int, options: PlannerOptions | None = None, *, dry_run: bool = False) -> Plans:
+def plan_experiment(
+    dataset: str | int, options: PlannerOptions | None = None, *, dry_run: bool = False, **settings: Any
+) -> Plans:
     """Plan from an existing fingerprint and write ``<plans name>.json``, unless ``dry_run``.
 
     Configurations that a user added to an existing plans file by hand are kept.
+
+    Args:
+        dataset: Its id or name.
+        options, settings: See :class:`samunet.planning.planner.PlannerOptions`; ``settings`` are fields of it.
+        dry_run: Write nothing.
     """
     from samunet.dataset.description import read_description
     from samunet.planning.agreement import check_fingerprint
@@ -124,12 +131,10 @@ def plan_experiment(dataset: str | int, options: PlannerOptions | None = None, *
     from samunet.planning.planner import PlannerOptions, keep_own_configurations, plan
 
     name = find_dataset(dataset)
-    options = options or PlannerOptions()
+    options = replace(options or PlannerOptions(), **settings)
     folder = paths.preprocessed_folder() / name
     if not (folder / FILE_NAME).is_file():
-        raise SamunetError(
-            f"{name} has no fingerprint in {folder}", f"samunet_extract_fingerprint -d {paths.number_in(name)}"
-        )
+        raise SamunetError(f"{name} has no fingerprint in {folder}", call("extract_fingerprint", paths.number_in(name)))
     description, fingerprint = read_description(folder), read_fingerprint(folder / FILE_NAME)
     check_fingerprint(fingerprint, description, folder / "dataset.json")
     plans = plan(name, description, fingerprint, options)
@@ -163,7 +168,7 @@ def preprocess(
 ) -> None:
     """Store the slices of a planned dataset; finished cases are kept where plans and files are unchanged."""
     name = find_dataset(dataset)
-    plans = plans_called(plans_name, paths.preprocessed_folder() / name, "samunet_plan_experiment")
+    plans = plans_called(plans_name, paths.preprocessed_folder() / name, "plan_experiment")
     _preprocess(load_dataset(name), plans, configurations, num_workers, progress, tolerate_geometry)
 
 
@@ -179,12 +184,13 @@ def plan_and_preprocess(
     store: bool = True,
     num_workers: int | None = None,
     progress: bool = True,
+    **settings: Any,
 ) -> Plans:
     """Fingerprint, plans and stored slices in one go.
 
     Args:
         dataset: Its id or name.
-        options: See :class:`samunet.planning.planner.PlannerOptions`.
+        options, settings: See :func:`plan_experiment`.
         configurations: Which to preprocess.
         clean: Measure the fingerprint again.
         verify, no_groups, tolerate_geometry: See :func:`extract_fingerprint`.
@@ -196,7 +202,7 @@ def plan_and_preprocess(
 
     loaded = load_checked(dataset, verify, tolerate_geometry, num_workers, progress)
     measure(loaded, clean, num_workers, progress, tolerate_geometry, verified=verify, no_groups=no_groups)
-    plans = plan_experiment(loaded.name, options)
+    plans = plan_experiment(loaded.name, options, **settings)
     for configuration in configurations:
         plans.configuration(configuration)
     if store:
@@ -233,7 +239,7 @@ def add_cases(
     plans_files = sorted(folder.glob("*Plans*.json"))
     if not plans_files:
         raise SamunetError(
-            f"{loaded.name} has no plans in {folder}", f"samunet_plan_and_preprocess -d {paths.number_in(loaded.name)}"
+            f"{loaded.name} has no plans in {folder}", call("plan_and_preprocess", paths.number_in(loaded.name))
         )
     joined = join_folds(folder, list(loaded.cases), known_groups(loaded, no_groups=False), loaded.folder)
     measure(loaded, False, num_workers, progress, tolerate_geometry, verified=False)
@@ -253,9 +259,13 @@ def train(
     plans_name: str = DEFAULT_PLANS_NAME,
     *,
     progress: bool = True,
+    **settings: Any,
 ) -> Path:
-    """Train one fold (or ``"all"`` cases), resuming where an earlier run stopped; returns the fold's folder."""
-    return train_folds(dataset, configuration, [fold], options, plans_name, progress=progress)[0]
+    """Train one fold (or ``"all"`` cases), resuming where an earlier run stopped; returns the fold's folder.
+
+    ``settings`` are fields of ``options``: ``api.train(27, seconds=600)``.
+    """
+    return train_folds(dataset, configuration, [fold], options, plans_name, progress=progress, **settings)[0]
 
 
 def predict(
@@ -271,6 +281,7 @@ def predict(
     options: PredictionOptions | None = None,
     part: tuple[int, int] = (0, 1),
     progress: bool = True,
+    **settings: Any,
 ) -> list[str]:
     """Predict every case of a folder, or single files.
 
@@ -282,7 +293,8 @@ def predict(
             :func:`samunet.models.choose.choose_model`).
         model_folder: The model's folder, anywhere, in place of the first three; needs no environment variable.
         checkpoint: ``final`` or ``best``.
-        options: How to predict.
+        options, settings: How to predict; ``settings`` are fields of
+            :class:`samunet.inference.options.PredictionOptions`.
         part: ``(index, number)`` of a share of the cases, to divide work between processes.
         progress: Whether to show a progress bar.
 
@@ -300,7 +312,7 @@ def predict(
     from samunet.models.choose import choose_model, parse_folds
     from samunet.models.folder import open_model_folder
 
-    sources, output, options = as_paths(source), Path(output), options or PredictionOptions()
+    sources, output, options = as_paths(source), Path(output), replace(options or PredictionOptions(), **settings)
     first = check_request(sources, output, options, part)
     if model_folder is None:
         model, why = choose_model(first, dataset, configuration, plans_name, checkpoint)
@@ -354,23 +366,27 @@ def evaluate(
         SamunetError: If references have no prediction; or, once the others' scores were written, if cases could not be
             scored: of several a :class:`samunet.errors.CasesFailed` that lists them.
     """
-    from samunet.evaluation.detailed import check_targets, detailed_metrics, write_detailed
-    from samunet.evaluation.summary import FAILED, evaluate_folder, labels_to_score
+    from samunet.evaluation.summary import (
+        FAILED,
+        check_targets,
+        evaluate_folder,
+        labels_to_score,
+        write_surface_metrics,
+    )
 
     predictions, references = Path(predictions), Path(references)
     target = check_targets(predictions, None if output is None else Path(output), surface_metrics)
-    known, *file_type = labels_to_score(predictions, references, dataset_json, labels)
+    known, reader = labels_to_score(predictions, references, dataset_json, labels)
     failed: dict[str, SamunetError] = {} if failures is None else failures
     summary = evaluate_folder(
-        predictions, references, known, *file_type,
+        predictions, references, known, reader,
         num_workers=num_workers, allow_missing=allow_missing, tolerate_geometry=tolerate_geometry, failures=failed,
+        tolerance=tolerance if surface_metrics else None,
     )  # fmt: skip
-    metrics = None
-    if surface_metrics:
-        metrics = detailed_metrics(summary, known, *file_type, tolerance, num_workers, tolerate_geometry)
+    metrics = summary.pop("surface_metrics", None)
     write_json(target, summary)
     if metrics is not None:
-        write_detailed(metrics, target.parent, None if labels is not None else known)
+        write_surface_metrics(metrics, target.parent, None if labels is not None else known)
     if failures is None:
         raise_failures(failed, len(failed) + len(summary["metric_per_case"]), FAILED)
     return summary if metrics is None else summary | {"surface_metrics": metrics}
@@ -384,22 +400,17 @@ def _preprocess(
     progress: bool,
     tolerate_geometry: bool,
 ) -> None:
-    from samunet.preprocessing.run import preprocess_dataset
+    from samunet.preprocessing.run import check_channels, store_cases
 
     workers = default_workers() if num_workers is None else num_workers
     folder = paths.preprocessed_folder() / dataset.name
     for name in configurations:
         configuration = plans.configuration(name)
-        made = preprocess_dataset(
-            dataset, plans, configuration, folder,
+        check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
+        made = store_cases(
+            dataset.cases, dataset.description, plans, configuration, folder / configuration.data_identifier,
             num_workers=workers, progress=progress, tolerate_geometry=tolerate_geometry,
         )  # fmt: skip
         kept = len(dataset.cases) - made
         where = folder / configuration.data_identifier
         log.info("%s: %d cases stored in %s%s", name, made, where, f", {kept} were up to date" if kept else "")
-
-
-# Those above and those that other rooms have; the rest when they are first used.
-for _name in __all__:
-    if _name in globals() and _name[0].islower():
-        globals()[_name] = with_arguments(globals()[_name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from samunet.errors import UsageError
+from samunet.errors import UsageError, argument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,16 +28,20 @@ def resolve_device(name: str) -> torch.device:
 
     kind, numbered, number = name.partition(":")
     if kind not in CHOICES or (kind == "auto" and numbered):
-        raise UsageError(f"-device {name} is unknown", f"use one of: {', '.join(CHOICES)}")
+        raise UsageError(f"{argument('device', name)} is unknown", f"use one of: {', '.join(CHOICES)}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if kind == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[kind]:
-        raise UsageError(f"-device {name}: torch finds no such device on this machine", "use -device cpu")
+        raise UsageError(
+            f"{argument('device', name)}: torch finds no such device on this machine", "use `device='cpu'`"
+        )
     there = [str(index) for index in range(torch.cuda.device_count() if kind == "cuda" else 1)]
     if numbered and number not in there:
         names = ", ".join(f"{kind}:{index}" for index in there)
-        raise UsageError(f"-device {name}: torch finds no such device, but {names}", f"use one of these, or {kind}")
+        raise UsageError(
+            f"{argument('device', name)}: torch finds no such device, but {names}", f"use one of these, or {kind}"
+        )
     return torch.device(name)
 
 

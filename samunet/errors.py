@@ -1,15 +1,34 @@
-"""The one error type that reaches a user as a sentence instead of a traceback."""
+"""Errors that reach a user as a sentence instead of a traceback.
+
+Messages and hints name arguments and calls of :mod:`samunet.api`, as Python in backticks, and never flags or commands:
+a Python program shows them as they are, and ``samunet.commands.typed`` turns them into what is typed. Texts for the log
+do the same.
+
+============================================================  ===================================================
+in the text                                                   on the command line
+============================================================  ===================================================
+```device='cpu'```, ```overwrite=True```, ```num_cases=N```   ``-device cpu``, ``--overwrite``, ``--num_cases N``
+```step_size```                                               ``-step_size``
+```seed=N, overwrite=True```                                  ``--seed N --overwrite``
+```lora={'rank': 8}```                                        ``-lora_rank 8``
+```api.predict```                                             ``samunet_predict``
+```api.train(27, '2d', 0, overwrite=True)```                  ``samunet_train 27 2d 0 --overwrite``
+```api.train(..., validation_only=True)```                    ``samunet_train … --val``
+```api.preprocess(ID)```                                      ``samunet_preprocess -d ID``
+============================================================  ===================================================
+
+Where values are known, :func:`argument` and :func:`call` write this, with quotes where they belong. A name that stands
+for what the user fills in (``ID``, ``FOLDER``) has none; in :func:`argument` and :func:`call` it is a :class:`Blank`.
+An argument alone is one of the command that runs; one of another function stands in a call of it. The flags of an
+argument are in the table of commands (``dest`` of :class:`samunet.commands.table.Flag`).
+"""
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import shlex
-from collections.abc import Callable
-from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any
 
 # Control characters, ends of lines, those that turn the direction of writing, and halves of characters.
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -35,12 +54,39 @@ def quoted(word: object) -> str:
     return shlex.quote(str(word))
 
 
+class Blank(str):
+    """A word that stands for what the user fills in, such as ``ID``; without quotes in calls and arguments."""
+
+
+def argument(name: str, *value: object) -> str:
+    """An argument of the API for a message: ```device='cpu'```, or without a value ```device```."""
+    return f"`{name}={_literal(*value)}`" if value else f"`{name}`"
+
+
+def call(function: str, *arguments: object, **keywords: object) -> str:
+    """A call of the API for a message: ``call("train", "027", "2d", 0)`` is ```api.train('027', '2d', 0)```."""
+    given = [*map(_literal, arguments), *(f"{name}={_literal(value)}" for name, value in keywords.items())]
+    return f"`api.{function}({', '.join(given)})`"
+
+
+def _literal(value: object) -> str:
+    if value is ...:
+        return "..."
+    if isinstance(value, Blank):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, Real):
+        return repr(value if isinstance(value, bool) else int(value) if isinstance(value, Integral) else float(value))
+    return "None" if value is None else repr(str(value)).replace("`", "\\x60")  # a path may have any character in it
+
+
 class SamunetError(Exception):
     """Something the user can understand and repair.
 
     Args:
         message: What was found, naming the file, key or case, and what is allowed.
-        hint: What to type or change next. Printed on a line of its own.
+        hint: What to do next, see the top of this module. Printed on a line of its own.
     """
 
     exit_status = 1
@@ -70,7 +116,7 @@ def check_number(
     """Check that an option is a finite number within its range.
 
     Args:
-        name: As the user writes it.
+        name: The argument.
         value: What was given.
         above, least, most: Limits, of which the first is not itself allowed; None for no limit.
 
@@ -83,7 +129,7 @@ def check_number(
         return
     limits = [f"{word} {limit:g}" for word, limit in (("above", above), ("at least", least)) if limit is not None]
     limits += [] if most is None else [f"at most {most:g}"]
-    raise UsageError(f"{name} must be {' and '.join(limits) or 'a finite number'}, got {value!s:.40}")
+    raise UsageError(f"{argument(name)} must be {' and '.join(limits) or 'a finite number'}, got {value!s:.40}")
 
 
 class FatalError(SamunetError):
@@ -122,65 +168,3 @@ def raise_failures(failures: dict[str, SamunetError], total: int, hint: str) -> 
     done = "the others are done" if len(failures) < total else "none is done"
     message = f"{len(failures)} of {total} cases failed, {done}:\n{listed}"
     raise CasesFailed(message, hint, failures) from first
-
-
-# Whether the user typed a command: then remedies name flags, which an API function turns into its arguments.
-COMMAND_LINE: ContextVar[bool] = ContextVar("COMMAND_LINE", default=False)
-
-_SWITCHES = {
-    "--clean": "clean=True", "--continue_prediction": "skip_existing=True", "--disable_postprocessing":
-    "postprocessing=False", "--disable_tta": "tta=False", "--force": "overwrite=True", "--npz":
-    "save_probabilities=True", "--not_strict": "strict=False", "--overwrite": "overwrite=True", "--random_weights":
-    "random_weights=True", "--save_probabilities": "save_probabilities=True", "--save_uncertainty":
-    "save_uncertainty=True", "--tolerate_geometry": "tolerate_geometry=True", "--val": "validation_only=True",
-    "--val_best": "validate_best=True", "--verify_dataset_integrity": "verify=True", "--no_pp": "store=False",
-}  # fmt: skip
-_VALUES = {
-    "--batch_size": "batch_size", "--checkpoint": "checkpoint", "--epochs": "epochs", "--feature_cache":
-    "feature_cache", "--iterations": "iterations", "--lr": "learning_rate", "--num_cases": "num_cases",
-    "--num_workers": "num_workers", "--pixel_statistics": "pixel_statistics", "--pretrained": "pretrained", "--seed":
-    "seed", "--time_budget": "seconds", "-adaptation": "adaptation", "-c": "configuration", "-chk": "checkpoint", "-d":
-    "dataset", "-dataset_json": "dataset_json", "-device": "device", "-djfile": "dataset_json", "-encoder": "encoder",
-    "-f": "folds", "-gpu_memory_target": "gpu_memory_target_gb", "-image_size": "image_size", "-m": "model_folder",
-    "-np": "num_workers", "-overwrite_plans_name": "plans_name", "-p": "plans_name", "-step_size": "step_size",
-    "-tolerance": "tolerance",
-}  # fmt: skip
-_COMMAND_OR_FLAG = re.compile(
-    r"samunet_[a-z]\w* [^,;()\n]*|(?<![\w-])(--?[a-z]\w*)( (?!or\b|and\b|for\b|of\b|to\b)[\w./:]+)?"
-)
-
-
-def in_api_terms(text: str) -> str:
-    """A remedy with arguments of the API in place of flags: ``device="cpu"`` for ``-device cpu``.
-
-    Whole commands stay as they are: they can be typed.
-    """
-
-    def argument(match: re.Match[str]) -> str:
-        flag, value = match[1], match[2]
-        if flag in _SWITCHES:
-            return _SWITCHES[flag] + (value or "")
-        if flag not in _VALUES:
-            return match[0]
-        if value is None:
-            return _VALUES[flag]
-        word = value.strip()
-        number = re.fullmatch(r"\d+(\.\d+)?|[A-Z]+", word)  # NAME and the like stand for what the user fills in
-        return f"{_VALUES[flag]}={word}" if number else f'{_VALUES[flag]}="{word}"'
-
-    return _COMMAND_OR_FLAG.sub(argument, text)
-
-
-def with_arguments(function: Callable) -> Callable:
-    """``function``, whose errors name arguments where the remedies of commands name flags."""
-
-    @functools.wraps(function)
-    def called(*arguments: Any, **keywords: Any) -> Any:
-        try:
-            return function(*arguments, **keywords)
-        except SamunetError as error:
-            if not COMMAND_LINE.get():
-                error.hint = error.hint and in_api_terms(error.hint)
-            raise
-
-    return called

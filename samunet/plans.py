@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samunet import paths
 from samunet.encoders import ENCODERS
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument, call
 from samunet.files import as_kind, read_as, write_json
 from samunet.recipes import RECIPES, is_recipe_name, recipe_facts
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
 DEFAULT_PLANS_NAME = "samunetPlans"
-_HINT = "undo the edit, or plan again with samunet_plan_experiment"
+_HINT = "undo the edit, or plan again with `api.plan_experiment`"
 
 # Plans may come from a stranger: beyond these lies nothing that anybody trains or predicts with.
 MOST_MM = 1e5  # a 2D file has a third side of 999 times its largest
@@ -115,6 +115,7 @@ class NetworkPlan(PlainModel):
         input_shape: ``[height, width]`` of the network's input in pixels.
         spacing: Millimetres per input pixel (the same along both axes); None without physical spacing, where the long
             side of each image is scaled to the input, or reduced fourfold if it is still larger then.
+        stretch: Whether every slice fills the input, whatever its proportions.
         head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with features
             of the encoder's depths and of a stem).
         adaptation: ``lora`` or ``adapter`` (SAM's weights stay, small modules beside them train) or ``full`` (SAM's
@@ -126,11 +127,12 @@ class NetworkPlan(PlainModel):
         batch_size: Images per step; ``accumulation`` steps make one update.
         optimizer, learning_rate, weight_decay: ``muon`` leaves what is no matrix to AdamW; peak rate; matrices decay.
         training_images: Images drawn in a whole training where the user states no budget, per kind of device.
+        passes: Over all slices of a fold, which are a whole training instead; None where slices are drawn.
         memory_bytes: Predicted peak memory of a training step, without what the program itself takes.
         training_gflops: Predicted work per training image, in 10^9 floating-point operations, none counted twice.
         components: What is adapted: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
-        recipe: How the network is trained: ``samunet``, ``samed`` (SAMed's loss, schedule and input range), or one of
-            somebody's own, ``package.module:Class``.
+        recipe: How the network is trained: a name in :mod:`samunet.recipes`, or one of somebody's own,
+            ``package.module:Class``.
         checkpoint_blocks: Whether the encoder's blocks are computed a second time in the backward pass instead of
             keeping what it needs (activation checkpointing). Changes memory and time, not the result.
         why: Reasons.
@@ -151,6 +153,8 @@ class NetworkPlan(PlainModel):
     memory_bytes: int
     training_gflops: float
     adapter: AdapterPlan | None = None
+    stretch: bool = False
+    passes: Count | None = None
     components: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     recipe: str = "samunet"
     checkpoint_blocks: bool = False
@@ -166,6 +170,8 @@ class ConfigurationPlan(PlainModel):
         spacing: In-plane ``[y, x]`` spacing in mm below which stored slices never go; None without physical spacing.
         median_shape: Median stored shape ``[z, y, x]``.
         normalization: One scheme per channel.
+        windows: Per channel, for the scheme ``window``, the values that become 0 and 1; None where no channel has it.
+        crop: Whether volumes are cropped to their content.
         use_mask_for_norm: Per channel, whether statistics are taken (and values kept) inside the nonzero mask only.
         mirror_axes: In-plane axes (0: y, 1: x) mirrored in training and prediction.
         foreground_share: Probability that a training image is drawn around a foreground voxel.
@@ -180,12 +186,14 @@ class ConfigurationPlan(PlainModel):
     spacing: Annotated[list[Positive], Len(2, 2)] | None
     median_shape: Annotated[list[AtLeastOne], Len(3, 3)]
     normalization: list[
-        Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "nonorm"]
+        Literal["zscore", "ct", "divide_by_255", "divide_by_65535", "rescale_to_0_1", "ct_to_0_1", "nonorm", "window"]
     ]
     use_mask_for_norm: list[bool]
     mirror_axes: list[InPlaneAxis]
     foreground_share: Annotated[float, Interval(ge=0, le=1)]
     networks: Annotated[dict[str, NetworkPlan], Len(1)]
+    windows: list[Annotated[list[float], Len(2, 2)] | None] | None = None
+    crop: bool = True
     rotation: Annotated[float, Interval(ge=0, le=180)] = 180.0
     planes: Annotated[list[Annotated[list[Axis], Len(3, 3)]], Len(1)] = [[0, 1, 2]]
     why: dict[str, str] = {}
@@ -252,7 +260,7 @@ class Plans(PlainModel):
         if encoder not in configuration.networks:
             raise UsageError(
                 f"these plans hold networks for {' and '.join(configuration.networks)}, not for {encoder}",
-                f"plan for it: samunet_plan_experiment -d {quoted(self.dataset_name)} -encoder {quoted(encoder)}",
+                f"plan for it: {call('plan_experiment', self.dataset_name, encoder=encoder)}",
             )
         return configuration.networks[encoder]
 
@@ -268,6 +276,14 @@ class Plans(PlainModel):
             )
         if len(set(configuration.mirror_axes)) != len(configuration.mirror_axes):
             yield "mirror_axes", f"must not repeat an axis, got {configuration.mirror_axes}"
+        windows = configuration.windows or [None] * channels
+        if len(windows) != channels:
+            yield "windows", f"must have one entry per channel, {channels}"
+        elif any((s == "window") != bool(w and w[0] < w[1]) for s, w in zip(configuration.normalization, windows)):
+            yield (
+                "windows",
+                "must have two rising numbers for every channel with the scheme window, and null for others",
+            )
         yield from _plane_contradictions(configuration, self.physical_spacing)
         if not folder or Path(folder).name != folder or folder.startswith("."):
             yield "data_identifier", f"must be the name of a folder, got {folder!r}"
@@ -324,22 +340,23 @@ def read_plans(path: Path) -> Plans:
     return plans
 
 
-def plan_of_flags(kind: type[Settings], flag: str, given: dict[str, Any]) -> Settings:
-    """A :class:`LoraPlan` or :class:`AdapterPlan` with what flags such as ``-lora_rank`` say.
+def settings_of(kind: type[Settings], name: str, given: dict[str, Any]) -> Settings:
+    """A :class:`LoraPlan` or :class:`AdapterPlan` of fields that were given.
 
     Args:
         kind: Which.
-        flag: What the flags begin with, such as ``-lora``.
+        name: What the argument is called that has the fields, such as ``lora``.
         given: Field to value.
 
     Raises:
-        UsageError: If a value is not allowed; names its flag.
+        UsageError: If a value is not allowed; names its field.
     """
     try:
         return kind(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{flag}_{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from None
+        field = argument(f"{name}.{first['loc'][0]}")
+        raise UsageError(f"{field}: {first['msg']}, got {first['input']!r}") from None
 
 
 def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -365,13 +382,13 @@ def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, 
     return renamed
 
 
-def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_preprocess") -> Plans:
+def plans_called(name: str, folder: Path, function: str = "plan_and_preprocess") -> Plans:
     """The plans of a dataset by their name.
 
     Args:
         name: Such as ``samunetPlans``.
         folder: The dataset's, in ``samunet_preprocessed``.
-        command: Which makes them, for the message.
+        function: Of the API, which makes them, for the message.
 
     Raises:
         SamunetError: If there are none of that name, with those there are; or as :func:`read_plans`.
@@ -379,10 +396,10 @@ def plans_called(name: str, folder: Path, command: str = "samunet_plan_and_prepr
     path = folder / f"{name}.json"
     if not path.is_file():
         there = ", ".join(file.stem for file in sorted(folder.glob("*Plans*.json"))) or "none"
-        own_name = "" if name == DEFAULT_PLANS_NAME else f" -overwrite_plans_name {quoted(name)}"
+        own_name = {} if name == DEFAULT_PLANS_NAME else {"plans_name": name}
         raise SamunetError(
             f"{folder.name} has no plans called {name} (plans there: {there})",
-            f"{command} -d {paths.number_in(folder.name)}{own_name}",
+            call(function, paths.number_in(folder.name), **own_name),
         )
     return read_plans(path)
 
@@ -435,7 +452,8 @@ def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> I
     if len(planes) > 1 and any(
         not recipe_facts(network.recipe).averages for network in configuration.networks.values()
     ):
-        yield "planes", "must be [[0, 1, 2]] with the recipe samed"
+        recipes = sorted({n.recipe for n in configuration.networks.values() if not recipe_facts(n.recipe).averages})
+        yield "planes", f"must be [[0, 1, 2]] with the recipe {' and '.join(recipes)}"
 
 
 def _network_contradictions(name: str, network: NetworkPlan, physical: bool) -> Iterator[tuple[str, str]]:

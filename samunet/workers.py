@@ -35,7 +35,7 @@ def map_cases(
     cases: Sequence[str],
     arguments: Iterable[tuple],
     *,
-    num_workers: int,
+    num_workers: int | None,
     description: str,
     progress: bool = True,
     failures: dict[str, SamunetError] | None = None,
@@ -47,7 +47,7 @@ def map_cases(
 
     Args:
         function, cases, arguments: What to do, for which cases, with which arguments.
-        num_workers: Worker processes.
+        num_workers: Worker processes; None for a number that suits this machine.
         description: For the progress bar.
         progress: Whether to show it.
         failures: Where given, cases that fail are put there and the others go on; only a
@@ -69,11 +69,15 @@ def map_cases(
 def _run(
     function: Callable[..., Any],
     jobs: list[tuple[str, tuple]],
-    num_workers: int,
+    num_workers: int | None,
     failures: dict[str, SamunetError] | None,
 ) -> Iterator[tuple[str, Any]]:
+    if num_workers is None:
+        num_workers = default_workers()
     if num_workers < 0:
-        raise UsageError(f"-np must be 0 or more, got {num_workers}", "use -np 0 for no worker processes")
+        raise UsageError(
+            f"`num_workers` must be 0 or more, got {num_workers}", "use `num_workers=0` for no worker processes"
+        )
     if num_workers <= 1 or len(jobs) <= 1:
         for case, arguments in jobs:
             with collecting_failures(failures, case), naming_the_case(case):
@@ -147,7 +151,7 @@ def _worker_died(cases: list[str]) -> SamunetError:
     which = f"case {cases[0]}" if len(cases) == 1 else f"one of the cases {', '.join(cases)}"
     return FatalError(
         f"{which}: its worker process was killed, most likely because memory ran out",
-        "run the same command again with fewer worker processes: -np 1",
+        "run the same command again with fewer worker processes: `num_workers=1`",
     )
 
 
@@ -162,7 +166,9 @@ class naming_the_case:
 
     def __exit__(self, kind, error, traceback) -> None:
         if isinstance(error, MemoryError):
-            raise FatalError(f"case {self.case}: memory ran out", "close other programs or use -np 1") from error
+            raise FatalError(
+                f"case {self.case}: memory ran out", "close other programs or use `num_workers=1`"
+            ) from error
         if isinstance(error, SamunetError):
             raise type(error)(f"case {self.case}: {error.message}", error.hint) from error
         if isinstance(error, OSError):

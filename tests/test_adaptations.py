@@ -20,7 +20,7 @@ from samunet.network.heads import SamHead
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.planning import resources, rules
-from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan, plan_of_flags
+from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan, settings_of
 from samunet.tensors import read_tensors
 
 CLASSES = 3
@@ -402,14 +402,14 @@ def test_what_does_not_fit_is_refused(facts, arguments, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"targets": ["q", "x"]}, "-lora_targets: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
-        ({"rank": 0}, "-lora_rank: Input should be greater than or equal to 1, got 0"),
-        ({"alpha": 10**6}, "-lora_alpha: Input should be less than or equal to 100000"),
+        ({"targets": ["q", "x"]}, "`lora.targets`: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
+        ({"rank": 0}, "`lora.rank`: Input should be greater than or equal to 1, got 0"),
+        ({"alpha": 10**6}, "`lora.alpha`: Input should be less than or equal to 100000"),
     ],
 )
-def test_settings_that_are_not_allowed_are_refused_with_their_flag(given, expected):
+def test_settings_that_are_not_allowed_are_refused_with_their_field(given, expected):
     with pytest.raises(UsageError) as error:
-        plan_of_flags(LoraPlan, "-lora", given)
+        settings_of(LoraPlan, "lora", given)
     assert expected in str(error.value)
 
 

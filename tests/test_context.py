@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samunet.preprocessing.context import slice_with_context
+from samunet.preprocessing.planes import slice_with_context
 
 
 def context(z, depth, neighbours=True, channels=1):

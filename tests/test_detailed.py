@@ -11,8 +11,8 @@ from PIL import Image
 
 from samunet.commands import run_command
 from samunet.dataset.labels import Labels
-from samunet.evaluation.detailed import detailed_metrics, write_detailed
-from samunet.evaluation.summary import evaluate_folder as evaluate
+from samunet.evaluation.summary import evaluate_folder, write_surface_metrics
+from samunet.imageio.registry import reader_for
 
 SPACING = (5.0, 2.0, 1.0)  # z, y, x: a voxel has 0.01 ml
 
@@ -39,6 +39,12 @@ def folders(tmp_path):
     description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 2, "file_ending": ".nii.gz"}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     return tmp_path / "labelsTs", tmp_path / "preds"
+
+
+def measure(predictions, references, labels, ending=".nii.gz", tolerance=2.0, **options):
+    return evaluate_folder(predictions, references, labels, reader_for(ending), tolerance=tolerance, **options)[
+        "surface_metrics"
+    ]
 
 
 LONGEST = math.sqrt((5 * 5) ** 2 + (7 * 2) ** 2 + 7**2)
@@ -85,10 +91,9 @@ def test_command_writes_csv_and_json_beside_the_summary(folders, capsys):
 
 def test_surface_dice_follows_the_slice_distance(folders):
     """Moved by 5 mm across slices: within 5 mm everything agrees, within 4 mm only what the two share."""
-    summary = evaluate(folders[1], folders[0], [1], ".nii.gz")
 
     def surface_dice(tolerance):
-        found = detailed_metrics(summary, [1], ".nii.gz", tolerance=tolerance)
+        found = measure(folders[1], folders[0], [1], tolerance=tolerance)
         return found["metric_per_case"][0]["metrics"]["1"]["SurfaceDice"]
 
     assert surface_dice(5) == 1
@@ -118,8 +123,7 @@ def test_ignored_voxels_belong_to_no_class(folders):
     reference = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
     reference[0, 0] = 3
     write(file, reference)
-    summary = evaluate(folders[1], folders[0], labels, ".nii.gz", cases=["a"])
-    scores = detailed_metrics(summary, labels, ".nii.gz")["metric_per_case"][0]["metrics"]["2"]
+    scores = measure(folders[1], folders[0], labels, cases=["a"])["metric_per_case"][0]["metrics"]["2"]
     assert math.isnan(scores["HD95"])
     assert scores["VolumeDifference_ml"] == 0
 
@@ -130,11 +134,10 @@ def test_pictures_are_measured_in_pixels_and_have_no_volume(tmp_path):
     for folder, shift in (("labelsTs", 0), ("preds", 3)):
         (tmp_path / folder).mkdir()
         Image.fromarray(np.roll(mask, shift, 1)).save(tmp_path / folder / "x.png")
-    summary = evaluate(tmp_path / "preds", tmp_path / "labelsTs", [1], ".png")
-    metrics = detailed_metrics(summary, [1], ".png")
+    metrics = measure(tmp_path / "preds", tmp_path / "labelsTs", [1], ".png")
     (case,) = metrics["metric_per_case"]
     assert case["unit"] == "px"
     assert case["metrics"]["1"]["HD95"] == 3
     assert math.isnan(case["metrics"]["1"]["VolumeDifference_ml"])
-    write_detailed(metrics, tmp_path)
+    write_surface_metrics(metrics, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["mean"]["1"]["VolumeDifference_ml"] is None

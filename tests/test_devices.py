@@ -30,15 +30,15 @@ def test_devices_that_are_there(gpus):
 @pytest.mark.parametrize(
     ("name", "number", "expected"),
     [
-        ("cuda:3", 1, "cuda:3: torch finds no such device, but cuda:0\n"),
+        ("cuda:3", 1, "`device='cuda:3'`: torch finds no such device, but cuda:0\n"),
         ("cuda:2", 2, "no such device, but cuda:0, cuda:1\n"),
-        ("cuda:x", 1, "cuda:x: torch finds no such device, but cuda:0\n"),
+        ("cuda:x", 1, "`device='cuda:x'`: torch finds no such device, but cuda:0\n"),
         ("cuda:", 1, "no such device, but cuda:0\n"),
         ("cuda:-1", 1, "no such device, but cuda:0\n"),
         ("cpu:x", 1, "no such device, but cpu:0\n"),
-        ("auto:1", 2, "-device auto:1 is unknown"),
-        ("tpu", 1, "-device tpu is unknown"),
-        ("cuda:0", 0, "cuda:0: torch finds no such device on this machine"),
+        ("auto:1", 2, "`device='auto:1'` is unknown"),
+        ("tpu", 1, "`device='tpu'` is unknown"),
+        ("cuda:0", 0, "`device='cuda:0'`: torch finds no such device on this machine"),
     ],
 )
 def test_devices_that_are_not_there(gpus, name, number, expected):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from samunet.evaluation.distances import surface_distances, surface_scores
+from samunet.evaluation.metrics import surface_distances, surface_scores
 
 SPACING = (10.0, 1.5, 1.25)
 

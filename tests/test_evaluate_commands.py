@@ -14,7 +14,7 @@ from samunet import api
 from samunet.commands import run_command
 from samunet.commands.table import VERBOSE
 from samunet.commands.table import run as run_parser
-from samunet.errors import SamunetError, UsageError, in_api_terms
+from samunet.errors import SamunetError, UsageError
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -228,26 +228,6 @@ def test_references_and_predictions_cannot_be_exchanged_unnoticed(folders):
             function(predictions, references)
 
 
-@pytest.mark.parametrize(
-    ("hint", "expected"),
-    [
-        ("use -device cpu", 'use device="cpu"'),
-        ("use --overwrite to train it anew, or --val to validate it again",
-         "use overwrite=True to train it anew, or validation_only=True to validate it again"),
-        ("close other programs or use -np 1", "close other programs or use num_workers=1"),
-        ("all folds of a model use one encoder: add -encoder small", 'all folds of a model use one encoder: add '
-         'encoder="small"'),
-        ("give folds that have no case in common: -f", "give folds that have no case in common: folds"),
-        ("type: samunet_plan_experiment -d 027 -encoder vit_b", "type: samunet_plan_experiment -d 027 -encoder vit_b"),
-        ("name another plan: -p NAME, or samunet_train 027 2d 0 -p own", "name another plan: plans_name=NAME, or "
-         "samunet_train 027 2d 0 -p own"),
-        ("a step-by-step guide", "a step-by-step guide"),
-    ],
-)  # fmt: skip
-def test_remedies_name_arguments(hint, expected):
-    assert in_api_terms(hint) == expected
-
-
 def test_remedies_are_in_the_terms_of_the_caller(capsys, samunet_folders, tiny_dataset):
     tiny_dataset()
     assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
@@ -256,19 +236,9 @@ def test_remedies_are_in_the_terms_of_the_caller(capsys, samunet_folders, tiny_d
     assert "-> use -device cpu\n" in capsys.readouterr().err
     with pytest.raises(UsageError) as caught:
         api.train("998", options=api.TrainingOptions(device="mps"))
-    assert caught.value.hint == 'use device="cpu"'
+    assert caught.value.hint == "use `device='cpu'`"
 
 
 def test_files_are_text_or_paths():
     options = api.TrainingOptions(checkpoint="sam.pth", pretrained="a/model.safetensors")
     assert (options.checkpoint, options.pretrained) == (Path("sam.pth"), Path("a/model.safetensors"))
-
-
-def test_a_predictor_speaks_of_arguments_too(monkeypatch):
-    def fails(self, files):
-        raise UsageError("a single slice does not fit", "use -device cpu")
-
-    monkeypatch.setattr(api.Predictor, "read", fails)
-    with pytest.raises(UsageError) as caught:
-        api.Predictor.__new__(api.Predictor).predict_files(["a.nii.gz"])
-    assert caught.value.hint == 'use device="cpu"'

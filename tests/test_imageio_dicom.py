@@ -433,12 +433,12 @@ def test_compressed_files_are_decoded_in_one_child_process(reader, tmp_path, mon
 
 @pytest.mark.parametrize("does", ["import time; time.sleep(60)", "import os; os.abort()"])
 def test_a_decoder_that_hangs_or_crashes_is_an_error(reader, tmp_path, monkeypatch, does):
-    from samunet.imageio import dicom_pixels
+    from samunet.imageio import dicom_file
 
     # In place of GDCM on a file that it never returns from: the same watchdog runs.
-    child = f"import SimpleITK\ndef read(*a, **k):\n    {does}\nSimpleITK.ReadImage = read\n{dicom_pixels._CHILD}"
-    monkeypatch.setattr(dicom_pixels, "_CHILD", child)
-    monkeypatch.setattr(dicom_pixels, "_SECONDS", 0.3)
+    child = f"import SimpleITK\ndef read(*a, **k):\n    {does}\nSimpleITK.ReadImage = read\n{dicom_file._CHILD}"
+    monkeypatch.setattr(dicom_file, "_CHILD", child)
+    monkeypatch.setattr(dicom_file, "_SECONDS", 0.3)
     with pytest.raises(SamunetError, match=r"0\.dcm cannot be decoded: .* \(compression: JPEG 2000"):
         reader.read_image([compressed(tmp_path / "scan")])
 

@@ -8,6 +8,7 @@ from samunet.preprocessing.case import OUTSIDE
 from samunet.preprocessing.store import StoredCase, class_locations
 from samunet.training.augmentation import AffineWindowTransform, MaskOutsideTransform, seeded, training_transforms
 from samunet.training.loader import SliceLoader, batches
+from samunet.training.recipes import Recipe
 
 
 class Record:
@@ -44,12 +45,12 @@ class CaseInMemory(StoredCase):
 
 def make_loader(
     foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None,
-    masked=False, slices=1, **changes,
+    masked=False, slices=1, recipe=Recipe, stretch=False, **changes,
 ):  # fmt: skip
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
-        training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
+        training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0, stretch=stretch,
     )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
@@ -57,7 +58,15 @@ def make_loader(
         networks={"small": network}, **changes,
     )  # fmt: skip
     cases = cases or {"a": CaseInMemory(), "b": CaseInMemory((4, 30, 30))}
-    return SliceLoader(cases, configuration, network, batch_size, seed, ignore=ignore, slices=slices)
+    return SliceLoader(
+        cases,
+        configuration,
+        network,
+        batch_size,
+        seed,
+        ignore=ignore,
+        recipe=recipe if slices == 1 else type("Slabs", (recipe,), {"slices": slices}),
+    )
 
 
 def test_batches_depend_on_seed_iteration_and_index_alone():

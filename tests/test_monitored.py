@@ -42,5 +42,5 @@ def monitored(slices, limit, plane=(8, 8), empty=()):
         )
         for index, depth in enumerate(slices)
     }
-    network = SimpleNamespace(spacing=1.0, input_shape=[8, 8])
+    network = SimpleNamespace(stretch=False, spacing=1.0, input_shape=[8, 8])
     return [int(name[-2:]) for name in monitored_cases(cases, network, limit)]

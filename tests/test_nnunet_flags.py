@@ -88,9 +88,9 @@ def test_values_that_look_like_flags_are_values_where_they_can_be():
 
 def test_pretrained_weights_and_names_of_checkpoints():
     train = build_parser("samunet_train").parse_args(["1", "2d", "0", "-pretrained_weights", "a.safetensors"])
-    assert (str(train.pretrained), train.p) == ("a.safetensors", "samunetPlans")
+    assert (str(train.pretrained), train.plans_name) == ("a.safetensors", "samunetPlans")
     for text in ("best", "checkpoint_best.pth", "checkpoint_best", "checkpoint_best.safetensors"):
-        assert build_parser("samunet_predict").parse_args(["-i", "a", "-o", "b", "-chk", text]).chk == "best"
+        assert build_parser("samunet_predict").parse_args(["-i", "a", "-o", "b", "-chk", text]).checkpoint == "best"
     export = build_parser("samunet_export_model_to_zip")
     words = ["-d", "1", "-o", "a.zip", "-chk", "checkpoint_final.pth", "best"]
-    assert export.parse_args(words).chk == ["final", "best"]
+    assert export.parse_args(words).checkpoints == ["final", "best"]

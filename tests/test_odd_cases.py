@@ -22,7 +22,7 @@ from samunet.planning.fingerprint import extract_fingerprint
 from samunet.planning.planner import PlannerOptions, plan
 from samunet.preprocessing.chunks import chunks, sample_positions, unique_values
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.run import preprocess_dataset, stored_cases
+from samunet.preprocessing.run import store_cases, stored_cases
 from samunet.training.loader import SliceLoader
 
 NAME = "Dataset998_Odd"
@@ -128,7 +128,8 @@ def prepare(root):
     plans = plan(NAME, dataset.description, fingerprint, PlannerOptions())
     configuration = plans.configuration("2d")
     folder = root / "preprocessed" / NAME
-    preprocess_dataset(dataset, plans, configuration, folder, progress=False)
+    target = folder / configuration.data_identifier
+    store_cases(dataset.cases, dataset.description, plans, configuration, target, progress=False)
     stored = stored_cases(folder, plans, configuration, dataset.description, list(dataset.cases), dataset)
     return dataset, fingerprint, plans, configuration, stored
 

@@ -1,11 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from samunet.commands.flags import window_of
+from samunet.commands import build_parser
 from samunet.errors import SamunetError, UsageError
 from samunet.plans import IntensityStatistics
-from samunet.report.case_overlay import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
+from samunet.report.overlays import choose_slices, ct_window, draw_overlay, is_colour, save_overlay
 
 
 def test_slices_with_most_foreground_in_each_third():
@@ -72,18 +74,22 @@ def test_a_reference_without_foreground_leaves_the_choice_of_slices_to_the_predi
 
 def test_a_window_is_what_is_black_and_white():
     image = np.linspace(-1000, 1000, 1600, dtype=np.float32).reshape(1, 1, 40, 40)
-    shown = draw_overlay(image, np.zeros((1, 40, 40), int), window=window_of([40, 400])).axes[0].images[0].get_array()
+    parser = build_parser("samunet_report")
+    window = parser.parse_args(["preds", "-window", "40", "400"]).window
+    shown = draw_overlay(image, np.zeros((1, 40, 40), int), window=window).axes[0].images[0].get_array()
     np.testing.assert_allclose(shown, np.clip((image[0, 0] + 160) / 400, 0, 1), atol=1e-6)
     with pytest.raises(UsageError, match="-window 40 400"):
-        window_of([40, 0])
+        parser.parse_args(["preds", "-window", "40", "0"])
 
 
 def test_only_ct_has_the_window_of_the_plans():
     statistics = IntensityStatistics(
         mean=50, median=50, std=20, min=-900, max=900, percentile_00_5=-60, percentile_99_5=140
     )
-    assert ct_window("CT", statistics) == (-60, 140)
-    assert ct_window("MRI", statistics) is None
+    plans = SimpleNamespace(foreground_intensity_properties_per_channel={"0": statistics, "1": statistics})
+    channels = SimpleNamespace(channel_names=("MRI", "CT"))
+    assert ct_window(plans, channels, 1) == (-60, 140)
+    assert ct_window(plans, channels) is None
     assert is_colour(["R", "Green", "b"])
     assert not is_colour(["red"])
 

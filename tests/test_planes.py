@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import torch
 from test_loader import make_loader
 from test_logits import Threshold
-from test_store import RECORD, make_case
+from test_store import KEY, RECORD, make_case
 from torch import nn
 
 from samunet.commands import run_command
@@ -18,17 +18,17 @@ from samunet.inference.logits import SlicePredictor, decode
 from samunet.inference.planes import PlanePredictor
 from samunet.inference.uncertainty import CaseUncertainty
 from samunet.preprocessing.case import CaseRecord
-from samunet.preprocessing.planes import ALONG_Z, Plane
-from samunet.preprocessing.store import StoredCase, StoreKey, write_case
+from samunet.preprocessing.planes import ALONG_Z, SlicingPlane
+from samunet.preprocessing.store import StoredCase, write_case
 
-ALL = [Plane((0, 1, 2)), Plane((1, 0, 2)), Plane((2, 1, 0))]
+ALL = [SlicingPlane((0, 1, 2)), SlicingPlane((1, 0, 2)), SlicingPlane((2, 1, 0))]
 ORDERS = [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
 LABELS = Labels(("background", "bright"), ((0,), (1,)))
 
 
 @pytest.mark.parametrize("axes", ORDERS)
 def test_a_plane_cuts_arrays_tensors_and_positions_alike(axes):
-    plane, volume = Plane(axes), np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    plane, volume = SlicingPlane(axes), np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     slices = plane.cut(volume)
     assert slices.shape == (2, *(volume.shape[1 + axis] for axis in axes))
     assert np.array_equal(plane.cut(torch.from_numpy(volume)).numpy(), slices)
@@ -40,7 +40,7 @@ def test_a_plane_cuts_arrays_tensors_and_positions_alike(axes):
 
 def test_a_plane_changes_a_view_in_place():
     volume = torch.zeros(1, 3, 4, 5)
-    Plane((2, 1, 0)).cut(volume)[:, 4] += 1  # the last column of every slice
+    SlicingPlane((2, 1, 0)).cut(volume)[:, 4] += 1  # the last column of every slice
     assert torch.equal(volume[0, :, :, 4], torch.ones(3, 4))
     assert volume.sum() == 12
 
@@ -52,7 +52,7 @@ def test_spacing_of_a_plane(axes, expected):
     """The record's volume is stored with the file's y axis first, whose spacing in (3, 0.1, 1/3) is 0.1."""
     record = CaseRecord(RECORD.geometry, [1, 0, 2], RECORD.transposed_shape, RECORD.box, [0.7, 0.9])
     assert record.slice_spacing == 0.1
-    assert Plane(axes).spacing(record) == expected
+    assert SlicingPlane(axes).spacing(record) == expected
 
 
 def test_spacing_of_a_turned_volume():
@@ -64,7 +64,7 @@ def test_spacing_of_a_turned_volume():
 
 def test_no_spacing_without_physical_spacing():
     record = CaseRecord(RECORD.geometry, [0, 1, 2], RECORD.transposed_shape, RECORD.box, None)
-    assert Plane((1, 0, 2)).spacing(record) is None
+    assert SlicingPlane((1, 0, 2)).spacing(record) is None
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_no_spacing_without_physical_spacing():
     ],
 )
 def test_mirrored_axes_of_a_plane(axes, mirrored, expected):
-    assert Plane(axes).mirrored(mirrored) == expected
+    assert SlicingPlane(axes).mirrored(mirrored) == expected
 
 
 @pytest.mark.parametrize("cubes", [False, True])
 @pytest.mark.parametrize("axes", ORDERS)
 def test_a_stored_case_reads_along_every_axis(tmp_path, axes, cubes):
-    case, plane = make_case(), Plane(axes)
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"), cubes=cubes)
+    case, plane = make_case(), SlicingPlane(axes)
+    write_case(tmp_path, "a", case, KEY, isotropic_chunks=cubes)
     stored = StoredCase(tmp_path, "a").along(plane)
     image, label = plane.cut(case.image.astype(np.float16)), plane.cut(case.label)
     assert stored.shape == label.shape
@@ -111,9 +111,9 @@ def test_large_volumes_are_stored_in_cubes(tmp_path):
     case = make_case()
     case.image = np.zeros((2, 40, 50, 60), np.float32)
     case.label = np.zeros((40, 50, 60), np.int16)
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"), cubes=True)
+    write_case(tmp_path, "a", case, KEY, isotropic_chunks=True)
     assert blosc2.open(str(tmp_path / "a.b2nd")).blocks == (2, 16, 16, 16)
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"))
+    write_case(tmp_path, "a", case, KEY)
     assert blosc2.open(str(tmp_path / "a.b2nd")).blocks == (2, 1, 50, 60)
 
 
@@ -127,7 +127,7 @@ def test_training_draws_slices_along_all_planes(tmp_path):
         [0, 1, 2], [24, 24, 24], [[0, 24]] * 3, [1.0, 1.0],
     )  # fmt: skip
     case.record = record
-    write_case(tmp_path, "a", case, StoreKey("plans", "key"), cubes=True)
+    write_case(tmp_path, "a", case, KEY, isotropic_chunks=True)
     loader = make_loader(cases={"a": StoredCase(tmp_path, "a")}, planes=[[0, 1, 2], [1, 0, 2], [2, 0, 1]], rotation=0.0)
     kinds = []
     for number in range(24):
@@ -196,7 +196,8 @@ def test_logits_on_a_finer_grid_than_the_stored_one():
 
 def test_neighbours_are_those_along_the_plane():
     image = smooth_volume(12, 16, 20)
-    predictor = make_predictor([Threshold(channel=2)], planes=[Plane((2, 1, 0))], neighbours=True)  # the next slice
+    sagittal = [SlicingPlane((2, 1, 0))]
+    predictor = make_predictor([Threshold(channel=2)], planes=sagittal, neighbours=True)  # the next slice
     logits = dict(predictor.logits(image, make_record((12, 16, 20)), (16, 20)))
     found = np.stack([logits[z][1] for z in range(12)])
     assert np.allclose(found[:, :, :-1], image[0, :, :, 1:], atol=2e-3)

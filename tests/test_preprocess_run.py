@@ -12,8 +12,7 @@ from samunet.dataset.layout import load_dataset, read_dataset
 from samunet.errors import SamunetError
 from samunet.paths import number_in
 from samunet.plans import ConfigurationPlan, IntensityStatistics, Plans
-from samunet.preprocessing.run import preprocess_dataset, stored_cases
-from samunet.preprocessing.sources import changed_files, file_facts
+from samunet.preprocessing.run import changed_files, check_channels, file_facts, store_cases, stored_cases
 
 NAME = "Dataset998_Tiny"
 CASES = ("a", "b", "c")
@@ -43,7 +42,9 @@ def folder(samunet_folders):
 
 
 def preprocess(folder, configuration=CONFIGURATION, plans=PLANS):
-    return preprocess_dataset(load_dataset(NAME), plans, configuration, folder, num_workers=0, progress=False)
+    dataset, target = load_dataset(NAME), folder / configuration.data_identifier
+    check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
+    return store_cases(dataset.cases, dataset.description, plans, configuration, target, progress=False)
 
 
 def opened(folder, configuration, names):
@@ -192,7 +193,7 @@ def test_a_copy_with_other_times_is_the_same(raw, folder, monkeypatch):
     copied(raw)
     assert preprocess(folder) == 0
     assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)
-    monkeypatch.setattr("samunet.preprocessing.sources.file_hash", None)
+    monkeypatch.setattr("samunet.preprocessing.run.file_hash", None)
     assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)  # the times are known now: nothing is read
 
 

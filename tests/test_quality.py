@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from samunet.errors import SamunetError
-from samunet.evaluation.predicted_dice import FILE_NAME, Calibration, read_calibration, write_calibration
-from samunet.evaluation.quality_table import write_quality
+from samunet.evaluation.quality import FILE_NAME, Calibration, read_calibration, write_calibration, write_quality
 
 NAN = math.nan
 

@@ -13,11 +13,9 @@ import SimpleITK as sitk
 from markupsafe import Markup
 
 from samunet.commands import run_command
-from samunet.report.charts import strip_chart, training_curves
-from samunet.report.model import curves
-from samunet.report.page import Column, blocks, page, table
-from samunet.report.prediction import _order
-from samunet.report.scores import CaseScore, dice_chart
+from samunet.report.page import BLOCKS, Column, page, strip_chart, training_curves
+from samunet.report.sections import CaseScore, curves, dice_chart
+from samunet.report.write import order_of_cases
 
 EVIL = '<script>alert("1")</script>&\'"'
 
@@ -70,17 +68,16 @@ def test_everything_is_escaped_once():
     content = page(
         EVIL,
         [EVIL],
-        [(EVIL, [EVIL, table([Column(EVIL, [EVIL])]), table([Column(EVIL, [EVIL] * 3)], first=1)])],
-        EVIL,
+        [(EVIL, [EVIL, BLOCKS.table([Column(EVIL, [EVIL])]), BLOCKS.table([Column(EVIL, [EVIL] * 3)], first=1)])],
     )
     found = check_self_contained(content)
-    assert found.text.count(EVIL) == 14  # the title twice, and the section's among the links, too
-    assert blocks([Markup("<b>")]).strip() == "<b>"
-    assert blocks(["a < b"]).strip() == "<p>a &lt; b</p>"
+    assert found.text.count(EVIL) == 13  # the title twice, and the section's among the links, too
+    assert BLOCKS.blocks([Markup("<b>")]).strip() == "<b>"
+    assert BLOCKS.blocks(["a < b"]).strip() == "<p>a &lt; b</p>"
 
 
 def test_rows_are_marked_and_folded():
-    content = table([Column("case", [f"c{i}" for i in range(20)])], [True] + [False] * 19, first=15)
+    content = BLOCKS.table([Column("case", [f"c{i}" for i in range(20)])], [True] + [False] * 19, first=15)
     assert content.count('class="marked"') == 1
     assert "5 more" in content
     assert [int(number) for number in re.findall(r"c(\d+)</td>", content)] == list(range(20))
@@ -96,10 +93,10 @@ def test_no_chart_is_empty(tmp_path):
     model = SimpleNamespace(fold=lambda fold: tmp_path)
     entries = [{"iteration": 0, "loss": None, "dice": None}, {"iteration": 1, "loss": 2.0, "dice": None}]
     (tmp_path / "training_log.json").write_text(json.dumps(entries))
-    assert Page(blocks(curves(model, [0]))).tags.count("img") == 1  # the loss
+    assert Page(BLOCKS.blocks(curves(model, [0]))).tags.count("img") == 1  # the loss
     labels = SimpleNamespace(foreground=[("organ", (1,))])
     case = CaseScore("a", "0", {"1": {"Dice": None}}, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
-    assert Page(blocks([dice_chart([case], labels)])).tags == ["p"]
+    assert Page(BLOCKS.blocks([dice_chart([case], labels)])).tags == ["p"]
 
 
 def test_the_worst_by_truth_come_first_then_those_with_a_predicted_dice(tmp_path):
@@ -108,8 +105,7 @@ def test_the_worst_by_truth_come_first_then_those_with_a_predicted_dice(tmp_path
         for name, dice in (("a", 0.9), ("b", 0.2), ("c", None))
     ]
     quality = {"cases": [{"case": name} for name in ("d", "c", "a", "b")]}
-    predicted = SimpleNamespace(scores=scored, quality=quality, masks=dict.fromkeys("abcde"))
-    assert _order(predicted) == ["b", "a", "d", "c", "e"]
+    assert order_of_cases(dict.fromkeys("abcde"), scored, quality) == ["b", "a", "d", "c", "e"]
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +234,11 @@ def test_single_file_with_uncertainty(trained, tmp_path):
 
 def test_report_of_a_cross_validation(trained, capsys):
     root, _, _ = trained
-    assert run_command("samunet_report", ["998"]) == 0
+    assert run_command("samunet_report", ["998", "--json"]) == 0
     file = next((root / "results").glob("Dataset998_*/*/report.html"))
-    assert str(file) in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert str(file) in printed.err
+    assert json.loads(printed.out) == {"report": str(file)}
     content = file.read_text()
     found = check_self_contained(content)
     assert EVIL in found.text

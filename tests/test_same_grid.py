@@ -13,7 +13,6 @@ import SimpleITK as sitk
 from samunet.dataset.cases import Case
 from samunet.dataset.description import description_from_json
 from samunet.errors import SamunetError
-from samunet.evaluation.detailed import detailed_metrics
 from samunet.evaluation.summary import evaluate_folder
 from samunet.imageio.registry import reader_for
 from samunet.imageio.same_grid import Grid, difference, on_grid, turn_between
@@ -121,11 +120,12 @@ def test_predictions_are_compared_in_space(tmp_path, way):
     predicted[1, 1, 2] = 0
     save(volume(truth), tmp_path / "truth" / "a.nii.gz")
     save(volume(predicted), tmp_path / "preds" / "a.nii.gz", way)
-    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz")
+    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"))
     # 18 voxels, of which 17 are found.
     assert summary["foreground_mean"]["Dice"] == pytest.approx(2 * 17 / 35)
     save(volume(truth), tmp_path / "preds" / "a.nii.gz", way)
-    scores = detailed_metrics(summary, [1], ".nii.gz")["mean"]["1"]
+    summary = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"), tolerance=2)
+    scores = summary["surface_metrics"]["mean"]["1"]
     assert (scores["HD95"], scores["SurfaceDice"], scores["Dice"]) == (0, 1, 1)
 
 
@@ -133,8 +133,10 @@ def test_a_prediction_elsewhere_is_refused(tmp_path, caplog):
     save(volume(VOXELS % 2), tmp_path / "truth" / "a.nii.gz")
     save(moved(volume(VOXELS % 2), Origin=(0, 0, 0)), tmp_path / "preds" / "a.nii.gz")
     with pytest.raises(SamunetError, match=r"preds/a.nii.gz has the origin .* but .*truth/a.nii.gz has"):
-        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz")
-    tolerated = evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".nii.gz", tolerate_geometry=True)
+        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"))
+    tolerated = evaluate_folder(
+        tmp_path / "preds", tmp_path / "truth", [1], reader_for(".nii.gz"), tolerate_geometry=True
+    )
     assert tolerated["foreground_mean"]["Dice"] == 1
     assert "has the origin" in caplog.text
 
@@ -197,12 +199,12 @@ def test_class_files_and_masks_of_a_new_dataset_are_turned(tmp_path, monkeypatch
 
 
 def test_a_report_shows_masks_on_the_image(tmp_path, monkeypatch):
-    from samunet.report import overlays
+    from samunet.report import sections
 
     shown = {}
-    draw = overlays.draw_overlay
+    draw = sections.draw_overlay
     monkeypatch.setattr(
-        overlays,
+        sections,
         "draw_overlay",
         lambda *call, **more: shown.update(mask=call[1], reference=call[2]) or draw(*call, **more),
     )
@@ -210,7 +212,6 @@ def test_a_report_shows_masks_on_the_image(tmp_path, monkeypatch):
     truth[1:3, 1:4, 1:4] = 1
     image = save(volume(), tmp_path / "a_0000.nii.gz")
     mask, reference = (save(volume(truth), tmp_path / f"{way}.nii.gz", way) for way in ("SPR", "RAI"))
-    figure = overlays.CaseFigure("a", "", (image,), mask, reference)
-    overlays.overlay(figure, description_from_json(DESCRIPTION, ""), None)
+    sections.case_picture("a", "", (image,), mask, reference, description_from_json(DESCRIPTION, ""), None)
     assert np.array_equal(shown["mask"], truth)
     assert np.array_equal(shown["reference"], truth)

@@ -13,7 +13,7 @@ from test_planner import describe, measure
 from samunet import api
 from samunet.commands import run_command
 from samunet.dataset.labels import Labels
-from samunet.dataset.splits import few_cases
+from samunet.dataset.splits import subsample_cases
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.inference.predictor import Predictor
@@ -184,7 +184,7 @@ def test_recipe_in_the_plans():
     planned = plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
     configuration = planned.configuration("2d")
     network = configuration.networks["vit_b"]
-    assert configuration.normalization == ["ct_to_0_1"]
+    assert configuration.normalization == ["window"]
     assert (network.recipe, network.input_shape, network.input_channels) == ("samed", [512, 512], "repeat")
     assert network.batch_size * network.accumulation == 24
     assert (network.learning_rate, network.weight_decay, network.head) == (5e-3, 0.1, "sam")
@@ -351,16 +351,16 @@ def test_files_that_do_not_fit_are_refused(reduced, tmp_path):
 def test_few_cases_are_fixed_and_spread_over_patients():
     names = [f"p{patient}_{frame}" for patient in range(6) for frame in range(1 + patient)]
     groups = {name: name.split("_")[0] for name in names}
-    chosen = few_cases(names, 6, 12345, groups)
+    chosen = subsample_cases(names, 6, 12345, groups)
     assert {groups[name] for name in chosen} == set(groups.values())
-    assert chosen == few_cases(names[::-1], 6, 12345, groups) == sorted(chosen)
-    assert set(chosen) < set(few_cases(names, 9, 12345, groups))
-    counts = np.unique([groups[name] for name in few_cases(names, 11, 1, groups)], return_counts=True)[1]
+    assert chosen == subsample_cases(names[::-1], 6, 12345, groups) == sorted(chosen)
+    assert set(chosen) < set(subsample_cases(names, 9, 12345, groups))
+    counts = np.unique([groups[name] for name in subsample_cases(names, 11, 1, groups)], return_counts=True)[1]
     assert sorted(counts) == [1, 2, 2, 2, 2, 2]  # the first patient has one case only
-    assert len({tuple(few_cases(names, 4, seed, None)) for seed in range(8)}) > 4
+    assert len({tuple(subsample_cases(names, 4, seed, None)) for seed in range(8)}) > 4
     for count in (0, 22):
         with pytest.raises(UsageError, match="1 to 21"):
-            few_cases(names, count, 0, groups)
+            subsample_cases(names, count, 0, groups)
 
 
 @pytest.mark.slow

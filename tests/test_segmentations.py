@@ -179,6 +179,14 @@ def test_cropped_segmentations_as_labels_and_in_evaluation(work):
         one, other, _ = read_pair(*(work / name for name in pair), reader)
         assert np.array_equal(one, LIVER)
         assert np.array_equal(other, LIVER)
+    # Cropped to different extents, both lie on a grid that holds both.
+    segmentation(work / "c.nrrd", [("liver", 1, 0, LIVER | TUMOUR)], (0, 1, 3), (3, 6, 6))
+    both = LIVER[0:4, 1:7, 3:9]
+    assert LIVER.sum() == both.sum(), "the rest is background"
+    for pair in (("a.nrrd", "c.nrrd"), ("c.nrrd", "a.nrrd")):
+        maps = dict(zip(pair, read_pair(*(work / name for name in pair), reader)))
+        assert np.array_equal(maps["a.nrrd"], both)
+        assert np.array_equal(maps["c.nrrd"], np.where(np.arange(4)[:, None, None] < 3, both, 0))
     # A plain label map of that size is no part of anything.
     reader.write_label(LIVER[1:4, 2:7, 3:8].astype(int), work / "a.nrrd", reader.read_label(work / "a.nrrd")[1])
     with pytest.raises(SamunetError, match=r"a\.nrrd has shape \(3, 5, 5\)"):

@@ -6,8 +6,14 @@ from sklearn.model_selection import KFold
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import load_dataset
-from samunet.dataset.patients import infer_groups
-from samunet.dataset.splits import fold_cases, join_folds, load_or_make_splits, lopsided_folds, make_splits
+from samunet.dataset.splits import (
+    fold_cases,
+    folds_missing_classes,
+    infer_groups,
+    join_folds,
+    load_or_make_splits,
+    make_splits,
+)
 from samunet.errors import SamunetError, UsageError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -306,13 +312,13 @@ def test_folds_without_a_class_are_named():
         {"train": ["b", "c"], "val": ["a"]},
         {"train": ["a"], "val": ["b"]},
     ]
-    assert lopsided_folds(splits, voxels, labels) == [
+    assert folds_missing_classes(splits, voxels, labels) == [
         "fold 0: no case to validate has any structure",
         'fold 1: no case to train on has "tumour", which is not learnt there',
         'fold 2: no case to validate has "tumour", which is not scored there',
     ]
     regions = Labels.from_json({"background": 0, "whole": [1, 2], "core": 2}, "here", [1, 2])
-    assert lopsided_folds([{"train": ["a"], "val": ["b"]}], voxels, regions) == [
+    assert folds_missing_classes([{"train": ["a"], "val": ["b"]}], voxels, regions) == [
         'fold 0: no case to validate has "core", which is not scored there'
     ]
 

@@ -1,7 +1,5 @@
 """What is stored comes back, and only what was stored completely counts as stored."""
 
-from dataclasses import asdict
-
 import blosc2
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from samunet.preprocessing.checksums import open_array
 from samunet.preprocessing.store import (
     MAX_LOCATIONS,
     StoredCase,
-    StoreKey,
     class_locations,
     read_record,
     stored_key,
@@ -22,7 +19,7 @@ from samunet.preprocessing.store import (
     write_record,
 )
 
-KEY = StoreKey("plans", [{"name": "a.nii.gz", "bytes": 7, "time": 1, "sha256": "ab"}])
+KEY = {"plans": "plans", "files": [{"name": "a.nii.gz", "bytes": 7, "time": 1, "sha256": "ab"}]}
 GEOMETRY = Geometry((3.0, 0.1, 1 / 3), True, (1e-7, -2.5, 9.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1), 3)
 RECORD = CaseRecord(GEOMETRY, [2, 0, 1], [9, 12, 14], [[1, 6], [0, 12], [2, 12]], [0.7, 0.9])
 
@@ -78,7 +75,7 @@ def test_many_classes(tmp_path, highest):
 def test_a_case_is_stored_only_with_its_json(tmp_path):
     assert stored_key(tmp_path, "a") == {}
     write_case(tmp_path, "a", make_case(), KEY)
-    assert stored_key(tmp_path, "a") == stored_key(tmp_path, "a", labelled=True) == asdict(KEY)
+    assert stored_key(tmp_path, "a") == stored_key(tmp_path, "a", labelled=True) == KEY
     assert stored_key(tmp_path, "a", labelled=False) == stored_key(tmp_path, "b") == {}
     for damaged in ("{", "[]", '{"key": 3}'):
         (tmp_path / "a.json").write_text(damaged)
@@ -106,10 +103,10 @@ def test_an_interrupted_case_is_not_stored(tmp_path, monkeypatch):
 
 
 def test_a_case_interrupted_while_made_anew_is_stored_under_neither_key(tmp_path, monkeypatch):
-    write_case(tmp_path, "a", make_case(), StoreKey("old", []))
+    write_case(tmp_path, "a", make_case(), {"plans": "old", "files": []})
     monkeypatch.setattr(store, "write_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_case(tmp_path, "a", make_case(largest=9.0), StoreKey("new", []))
+        write_case(tmp_path, "a", make_case(largest=9.0), {"plans": "new", "files": []})
     assert stored_key(tmp_path, "a") == {}  # its slices are the new ones already
 
 
@@ -147,7 +144,7 @@ def test_no_flipped_bit_is_read_as_something_else(tmp_path, file, cubes):
     image = rng.normal(size=(2, 9, 40, 33)).astype(np.float32)
     image[:, 3:6] = 0  # a chunk of one value is not in the file's data but in its index
     case = PreparedCase(image, (image[0] > 1).astype(np.int16), RECORD)
-    write_case(tmp_path, "a", case, KEY, cubes=cubes)
+    write_case(tmp_path, "a", case, KEY, isotropic_chunks=cubes)
 
     def read():
         stored = StoredCase(tmp_path, "a")
@@ -185,7 +182,7 @@ def test_a_record_with_other_content_is_not_believed(tmp_path):
     write_case(tmp_path, "a", make_case(), KEY)
     record = read_record(tmp_path, "a")
     write_record(tmp_path, "a", record)
-    assert stored_key(tmp_path, "a") == asdict(KEY)
+    assert stored_key(tmp_path, "a") == KEY
     path = tmp_path / "a.json"
     path.write_text(path.read_text().replace('"plans": "plans"', '"plans": "plant"'))
     assert stored_key(tmp_path, "a") == {}

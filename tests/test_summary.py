@@ -11,7 +11,7 @@ from samunet.errors import SamunetError, UsageError
 from samunet.evaluation.metrics import Counts
 from samunet.evaluation.summary import KEYS, evaluate_folder, format_table, scores, summarize
 from samunet.files import read_json, write_json
-from samunet.imageio.pictures import PICTURE_GEOMETRY
+from samunet.imageio.base import PICTURE_GEOMETRY
 from samunet.imageio.registry import reader_for
 
 LABELS = Labels.from_json({"background": 0, "liver": 1, "kidney": 2})
@@ -44,7 +44,7 @@ def folders(tmp_path):
 
 
 def test_keys_are_those_of_nnunet(folders, tmp_path):
-    summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    summary = evaluate_folder(*folders, LABELS, reader_for(".nii.gz"))
     assert list(summary) == ["foreground_mean", "mean", "metric_per_case"]
     assert set(summary["foreground_mean"]) == {"Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref"} == set(KEYS)
     assert set(summary["mean"]) == {"1", "2"}
@@ -62,7 +62,7 @@ def test_keys_are_those_of_nnunet(folders, tmp_path):
 
 
 def test_means_leave_out_cases_without_a_score(folders):
-    summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    summary = evaluate_folder(*folders, LABELS, reader_for(".nii.gz"))
     assert summary["mean"]["1"]["Dice"] == pytest.approx((2 / 3 + 1) / 2)
     assert summary["mean"]["2"]["Dice"] == 1  # of case a only
     assert summary["mean"]["2"]["n_ref"] == 1  # counts exist for both cases: 2 and 0
@@ -90,42 +90,44 @@ def test_no_case_is_an_error():
 
 def test_stale_predictions_are_ignored_when_cases_are_named(folders):
     predictions, references = folders
-    summary = evaluate_folder(predictions, references, LABELS, ".nii.gz", cases=["b"])
+    summary = evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"), cases=["b"])
     assert [Path(entry["prediction_file"]).name for entry in summary["metric_per_case"]] == ["b.nii.gz"]
     with pytest.raises(SamunetError, match=r"no reference in .* for c"):
-        evaluate_folder(predictions, references, LABELS, ".nii.gz", cases=["b", "c"])
+        evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"), cases=["b", "c"])
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".NII.GZ"])
 def test_masks_may_have_another_ending_than_the_dataset(folders, ending):
     predictions, references = folders
-    expected = evaluate_folder(predictions, references, LABELS, ".nii.gz")
+    expected = evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"))
     for folder in folders:
         image = sitk.ReadImage(str(folder / "b.nii.gz"))
         (folder / "b.nii.gz").unlink()
         lower = folder / f"b{ending.lower()}"
         sitk.WriteImage(image, str(lower))
         lower.rename(folder / f"b{ending}")
-        summary = evaluate_folder(predictions, references, LABELS, ".nii.gz")  # the predictions' first, then both
+        summary = evaluate_folder(
+            predictions, references, LABELS, reader_for(".nii.gz")
+        )  # b: of the predictions, then of both
         assert summary["mean"] == expected["mean"]
         assert Path(summary["metric_per_case"][1]["prediction_file"]).name == f"b{ending}"
     write(predictions / "b.mha", [0] * 8)
     with pytest.raises(SamunetError, match=r"b\.mha and b\.|b\.NII\.GZ and b\.mha"):
-        evaluate_folder(predictions, references, LABELS, ".nii.gz")
+        evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"))
 
 
 def test_leftovers_of_interrupted_writes_are_no_cases(folders):
     for folder in folders:
         (folder / ".tmp-1-c.nii.gz").write_bytes(b"")
-    assert len(evaluate_folder(*folders, LABELS, ".nii.gz")["metric_per_case"]) == 2
+    assert len(evaluate_folder(*folders, LABELS, reader_for(".nii.gz"))["metric_per_case"]) == 2
 
 
 def test_missing_prediction_is_an_error_unless_allowed(folders):
     predictions, references = folders
     (predictions / "b.nii.gz").unlink()
     with pytest.raises(SamunetError, match="1 of 2 references: b"):
-        evaluate_folder(predictions, references, LABELS, ".nii.gz")
-    summary = evaluate_folder(predictions, references, LABELS, ".nii.gz", allow_missing=True)
+        evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"))
+    summary = evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"), allow_missing=True)
     assert len(summary["metric_per_case"]) == 1
 
 
@@ -133,29 +135,29 @@ def test_empty_and_missing_folders(folders, tmp_path):
     predictions, references = folders
     (tmp_path / "empty").mkdir()
     with pytest.raises(SamunetError, match="no reference"):
-        evaluate_folder(predictions, tmp_path / "empty", LABELS, ".nii.gz")
+        evaluate_folder(predictions, tmp_path / "empty", LABELS, reader_for(".nii.gz"))
     with pytest.raises(SamunetError, match="no prediction for any of the 2"):
-        evaluate_folder(tmp_path / "empty", references, LABELS, ".nii.gz", allow_missing=True)
+        evaluate_folder(tmp_path / "empty", references, LABELS, reader_for(".nii.gz"), allow_missing=True)
     with pytest.raises(UsageError, match="nowhere is not a folder"):
-        evaluate_folder(tmp_path / "nowhere", references, LABELS, ".nii.gz")
+        evaluate_folder(tmp_path / "nowhere", references, LABELS, reader_for(".nii.gz"))
 
 
 def test_mismatches_name_the_case(folders):
     predictions, references = folders
     write(predictions / "b.nii.gz", [1] * 12)
     with pytest.raises(SamunetError, match=r"case b: .*\(2, 2, 3\).*\(2, 2, 2\)"):
-        evaluate_folder(predictions, references, LABELS, ".nii.gz")
+        evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"))
     write(predictions / "b.nii.gz", [1] * 8, spacing=1.5)
     with pytest.raises(SamunetError, match=r"case b: .*\(1.5, 1, 1\) mm.*\(1, 1, 1\) mm"):
-        evaluate_folder(predictions, references, LABELS, ".nii.gz")
+        evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"))
 
 
 def test_unknown_values_are_an_error_only_where_the_labels_are_known(folders):
     predictions, references = folders
     write(predictions / "a.nii.gz", [1, 0, 0, 0, 0, 7, 2, 2])
     with pytest.raises(SamunetError, match=r"case a: .*7"):
-        evaluate_folder(predictions, references, LABELS, ".nii.gz")
-    summary = evaluate_folder(predictions, references, [2], ".nii.gz")
+        evaluate_folder(predictions, references, LABELS, reader_for(".nii.gz"))
+    summary = evaluate_folder(predictions, references, [2], reader_for(".nii.gz"))
     assert summary["mean"]["2"]["Dice"] == 1
     assert list(summary["mean"]) == ["2"]
 
@@ -184,9 +186,9 @@ def test_masks_without_a_partner_are_named(tmp_path, caplog):
             mask = np.zeros((1, 4, 4), np.uint8)
             mask[0, 1] = 1
             reader_for(".png").write_label(mask, tmp_path / folder / f"{name}.png", PICTURE_GEOMETRY)
-    evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".png", allow_missing=True)
+    evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".png"), allow_missing=True)
     assert "truth has no reference for them: c" in caplog.text
     assert "preds has no prediction for them: b" in caplog.text
     (tmp_path / "preds" / "b.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(SamunetError, match=r"links that lead nowhere: .*b\.png -> .*gone\.png"):
-        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], ".png", allow_missing=True)
+        evaluate_folder(tmp_path / "preds", tmp_path / "truth", [1], reader_for(".png"), allow_missing=True)

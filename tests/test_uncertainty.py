@@ -175,7 +175,7 @@ def test_a_class_that_nobody_predicts():
 
 
 def test_a_case_called_like_a_map_has_a_file_of_its_own(tmp_path):
-    from samunet.evaluation.uncertainty_files import case_file, map_file, measured_cases
+    from samunet.evaluation.quality import case_file, map_file, measured_cases
 
     names = ["p1", "p1_entropy", "p1_entropy_case", "p2_fold_disagreement", "q_case"]
     files = [case_file(tmp_path, name) for name in names]

@@ -52,9 +52,11 @@ def _section(name: str) -> str:
 
 def _names(action: argparse.Action) -> str:
     if not action.option_strings:
-        return f"`{action.dest}`" + {"+": ", one or several", "*": ", any number", "?": ", optional"}.get(
-            action.nargs, ""
-        )
+        return f"`{action.metavar or action.dest}`" + {
+            "+": ", one or several",
+            "*": ", any number",
+            "?": ", optional",
+        }.get(action.nargs, "")
     values = argparse.HelpFormatter("")._format_args(action, action.dest.upper()) if action.nargs != 0 else ""
     return ", ".join(f"`{name} {values}`" if values else f"`{name}`" for name in action.option_strings)
 

@@ -13,7 +13,8 @@ from samunet.commands.table import command as _command
 from samunet.errors import quoted
 
 if TYPE_CHECKING:
-    from samunet.conversion.draft import Draft, Options
+    from samunet.conversion.case import Options
+    from samunet.conversion.draft import Draft
 
 _SEE = "[Prepare a dataset](../guide/prepare.md)"
 _TARGET = (
@@ -97,7 +98,8 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
     ),
     see=f"[How masks are read](how_commands_work.md#how-masks-are-read), {_SEE}",
 )
-def make_dataset(arguments: argparse.Namespace) -> None:
+def make_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.folders import draft_of_folders
 
     name = _target_name(arguments)
@@ -126,7 +128,8 @@ def make_dataset(arguments: argparse.Namespace) -> None:
     "Several channels stay together in one file, as they come.",
     examples=("samunet_convert_MSD_dataset -i Task04_Hippocampus",),
 )
-def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
+def convert_MSD_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.msd import draft_of_msd, msd_name
 
     name = _free_name(msd_name(arguments.i, arguments.overwrite_id), arguments)
@@ -142,7 +145,8 @@ def convert_MSD_dataset(arguments: argparse.Namespace) -> None:
     "ascending order, with their names.",
     examples=("samunet_convert_old_nnUNet_dataset nnUNet_raw_data/Task017_Abdomen Dataset017_Abdomen",),
 )
-def convert_old_nnUNet_dataset(arguments: argparse.Namespace) -> None:
+def convert_old_nnUNet_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.msd import draft_of_old_nnunet
 
     name = _free_name(arguments.output_dataset_name, arguments)
@@ -167,7 +171,8 @@ def convert_old_nnUNet_dataset(arguments: argparse.Namespace) -> None:
     "dataset.json says which case is which.",
     examples=("samunet_convert_ACDC_dataset -i ACDC",),
 )
-def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
+def convert_ACDC_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.acdc import draft_of_acdc
 
     name = _target_name(arguments)
@@ -206,19 +211,15 @@ def convert_ACDC_dataset(arguments: argparse.Namespace) -> None:
         "-val_img_list val.csv --name Hip --id 31",
     ),
 )
-def convert_finetune_SAM_dataset(arguments: argparse.Namespace) -> None:
-    from samunet.conversion.finetune_sam import Lists, draft_of_lists
+def convert_finetune_SAM_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
+    from samunet.conversion.finetune_sam import draft_of_lists
 
     name = _target_name(arguments)
-    lists = Lists(
-        arguments.img_folder,
-        arguments.mask_folder,
-        arguments.train_img_list,
-        arguments.val_img_list,
-        arguments.test_img_list,
-    )
+    folders = (arguments.img_folder, arguments.mask_folder)
+    lists = {part: getattr(arguments, f"{part}_img_list") for part in ("train", "val", "test")}
     options = _options(arguments, arguments.channel_names)
-    draft = draft_of_lists(name, lists, options, arguments.patient_pattern)
+    draft = draft_of_lists(name, *folders, lists, options, arguments.patient_pattern)
     _finish(draft, arguments, "samunet_convert_finetune_SAM_dataset")
 
 
@@ -242,7 +243,8 @@ def convert_finetune_SAM_dataset(arguments: argparse.Namespace) -> None:
     "case0005_slice001.npz and so on become the volume case0005. HDF5 volumes need the package h5py.",
     examples=("samunet_convert_SAMed_dataset --root_path train_npz --volume_path test_vol_h5 --name Synapse --id 40",),
 )
-def convert_SAMed_dataset(arguments: argparse.Namespace) -> None:
+def convert_SAMed_dataset(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.conversion.samed import draft_of_samed
 
     name = _target_name(arguments)
@@ -256,16 +258,18 @@ def _options(
     arguments: argparse.Namespace, channels: Sequence[str] | None = None, labels: Sequence[str] | None = None
 ) -> Options:
     """What the flags ask for; ``labels``: in place of ``--labels``."""
-    from samunet.conversion.coding import CodingOptions, parse_labels, parse_remap
-    from samunet.conversion.draft import Options
+    from samunet.conversion.case import Options
+    from samunet.conversion.coding import parse_labels, parse_remap
 
-    coding = CodingOptions(
+    return Options(
+        channel_names=tuple(channels or ()) or None,
         labels=parse_labels(labels or getattr(arguments, "labels", None)),
         remap=parse_remap(getattr(arguments, "remap", None)),
         threshold=getattr(arguments, "threshold", None),
         paint_in_order=getattr(arguments, "paint_in_order", False),
+        tolerate_geometry=getattr(arguments, "tolerate_geometry", False),
+        num_workers=arguments.num_workers,
     )
-    return Options(tuple(channels or ()) or None, coding, getattr(arguments, "tolerate_geometry", False), arguments.np)
 
 
 def _target_name(arguments: argparse.Namespace) -> str:

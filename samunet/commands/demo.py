@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from samunet.commands import run_command
 from samunet.commands.table import Flag, command
@@ -24,7 +26,8 @@ _TRAINING_CASES, _TEST_CASES = 16, 4
     "prints each command as you would type it.",
     examples=("samunet_demo",),
 )
-def demo(arguments: argparse.Namespace) -> int:
+def demo(**given: Any) -> int:
+    arguments = argparse.Namespace(**given)
     from samunet.commands.phantoms import make_phantoms
     from samunet.dataset.outputs import check_place
 
@@ -44,7 +47,9 @@ def demo(arguments: argparse.Namespace) -> int:
     ]
     for name, *words in steps:
         print(f"\n$ {shlex.join([name, *words])}", flush=True)
-        status = run_command(name, [*words, "--verbose"] if arguments.verbose else words)
+        status = run_command(
+            name, [*words, "--verbose"] if logging.getLogger("samunet").isEnabledFor(logging.DEBUG) else words
+        )
         if status:
             return status
     overlays = _draw_overlays(raw, predictions, folder / "overlays")
@@ -58,7 +63,7 @@ def _draw_overlays(raw: Path, predictions: Path, folder: Path) -> Path:
     from samunet.dataset.description import read_description
     from samunet.dataset.layout import list_cases
     from samunet.imageio.registry import reader_for
-    from samunet.report.case_overlay import save_overlay
+    from samunet.report.overlays import save_overlay
 
     description = read_description(raw)
     ending = description.file_ending

@@ -20,13 +20,6 @@ def finite(text: str) -> float:
     return value
 
 
-def workers(arguments: argparse.Namespace) -> int:
-    """The number of worker processes that ``-np`` asks for, or one that suits this machine."""
-    from samunet.workers import default_workers
-
-    return default_workers() if arguments.np is None else arguments.np
-
-
 class _OneNumber(argparse.Action):
     """Of ``-np``, where nnU-Net takes a number for each configuration. Not beside arguments without a flag."""
 
@@ -50,7 +43,7 @@ def checkpoint(**options: Any) -> Flag:
         "default": "final",
         "help": "which model file (default: final); best had the highest Dice on the monitored cases",
     }
-    return Flag("-chk", type=_checkpoint, choices=("final", "best"), **(given | options))
+    return Flag("-chk", type=_checkpoint, choices=("final", "best"), **({"dest": "checkpoint"} | given | options))
 
 
 def geometry(where: str = "where channels, or image and label, differ in origin or direction") -> Flag:
@@ -58,34 +51,45 @@ def geometry(where: str = "where channels, or image and label, differ in origin 
     return Switch("--tolerate_geometry", help=f"only warn {where}, and take voxels as they lie in the files")
 
 
-def window_of(given: list[float] | None) -> tuple[float, float] | None:
-    """Lowest and highest intensity of a window's centre and width.
+class _Window(argparse.Action):
+    """Lowest and highest intensity of a window's centre and width."""
 
-    Raises:
-        UsageError: If the width is not positive.
-    """
-    if given is None:
-        return None
-    centre, width = given
-    if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
-        raise UsageError(
-            f"-window needs a centre and a width above 0, got {centre:g} {width:g}", "for example: -window 40 400"
-        )
-    return centre - width / 2, centre + width / 2
+    def __call__(self, parser, namespace, values, option_string=None):
+        centre, width = values
+        if not (math.isfinite(centre) and math.isfinite(width) and width > 0):
+            raise UsageError(
+                f"{option_string} needs a centre and a width above 0, got {centre:g} {width:g}",
+                f"for example: {option_string} 40 400",
+            )
+        setattr(namespace, self.dest, (centre - width / 2, centre + width / 2))
+
+
+def duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m``, ``1.5h``."""
+    from samunet.training.schedule import parse_duration
+
+    return parse_duration(text)
 
 
 DATASETS = Flag(
-    "-d", nargs="+", required=True, metavar="ID", help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn"
+    "-d",
+    dest="datasets",
+    also=("dataset",),
+    nargs="+",
+    required=True,
+    metavar="ID",
+    help="datasets: 27, 027 or Dataset027_ACDC; several are done in turn",
 )
 DATASET = Flag("dataset", help="27, 027 or Dataset027_ACDC")
 MODEL = (DATASET, Flag("configuration", help="for example 2d"), Flag("fold", help="0 to 4, or all"))
-PLANS = Flag("-p", default=PLANS_NAME, metavar="NAME", help=f"plans' name (default: {PLANS_NAME})")
+PLANS = Flag("-p", dest="plans_name", default=PLANS_NAME, metavar="NAME", help=f"plans' name (default: {PLANS_NAME})")
 DEVICE = Flag("-device", default="auto", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
 OVERWRITE = Switch(
     "--overwrite",
     help="also replace files that samunet did not write or that were edited since; never a dataset or a model",
 )
 _WORKERS = {
+    "dest": "num_workers",
     "type": int,
     "metavar": "N",
     "help": "worker processes; 0 or 1: none (default: none on two cores or fewer, else one per core, at most 8)",
@@ -94,6 +98,7 @@ WORKERS = Flag("-np", **_WORKERS)
 WORKERS_ONE_NUMBER = Flag("-np", **_WORKERS, nargs="+", action=_OneNumber)
 WINDOW = Flag(
     "-window",
+    action=_Window,
     type=float,
     nargs=2,
     metavar=("C", "W"),
@@ -102,6 +107,7 @@ WINDOW = Flag(
 )
 CONFIGURATIONS = Flag(
     "-c",
+    dest="configurations",
     nargs="+",
     default=["2d"],
     metavar="CONFIGURATION",
@@ -111,6 +117,7 @@ FINGERPRINT = (
     Switch("--clean", help="measure the fingerprint again even if it is up to date"),
     Switch(
         "--verify_dataset_integrity",
+        dest="verify",
         help="first read every file and list all that is wrong with any of them, each with its remedy; the list is "
         "also written to integrity_report.txt and .json. Errors end the command with status 1, warnings do not",
     ),
@@ -121,6 +128,7 @@ FINGERPRINT = (
 PLANNER = (
     Flag(
         "-gpu_memory_target",
+        dest="gpu_memory_target_gb",
         type=finite,
         default=8.0,
         metavar="GB",
@@ -140,13 +148,22 @@ PLANNER = (
     ),
     Flag(
         "-overwrite_target_spacing",
+        dest="target_spacing",
         type=finite,
         nargs=3,
         metavar=("Z", "Y", "X"),
         help="spacing in mm instead of the median, in the order of the array's axes",
     ),
     Flag(
+        "-window",
+        type=finite,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of CT that become 0 and 1 (default: by training foreground; with published recipes -125 275)",
+    ),
+    Flag(
         "-overwrite_plans_name",
+        dest="plans_name",
         default=PLANS_NAME,
         metavar="NAME",
         help=f"plans' name, so that several can stand side by side (default: {PLANS_NAME})",
@@ -155,23 +172,43 @@ PLANNER = (
         "adaptation of SAM (give plans of each kind a name: -overwrite_plans_name)",
         Flag("-adaptation", metavar="NAME", help="lora, adapter or full (default: lora for pretrained SAM)"),
         Flag("-components", metavar="NAME", help="encoder_decoder (default) or decoder: the encoder is frozen"),
-        Flag("-lora_rank", type=int, metavar="R", help="default: 4"),
-        Flag("-lora_alpha", type=int, metavar="A", help="default: the rank"),
+        Flag("-lora_rank", dest="lora.rank", type=int, metavar="R", help="default: 4"),
+        Flag("-lora_alpha", dest="lora.alpha", type=int, metavar="A", help="default: the rank"),
         Flag(
-            "-lora_targets", nargs="+", metavar="NAME", help="q k v proj mlp, or attention: q k v proj (default: q v)"
+            "-lora_targets",
+            dest="lora.targets",
+            nargs="+",
+            metavar="NAME",
+            help="q k v proj mlp, or attention: q k v proj (default: q v)",
         ),
-        Flag("-lora_blocks", nargs="+", metavar="B", help="all (default), last_half, or numbers from 0"),
-        Switch("--lora_decoder", help="LoRA in the decoder's transformer instead of training it (SAMed_s)"),
-        Switch("--dora", help="weight-decomposed LoRA: with learnt magnitudes"),
-        Switch("--rslora", help="rank-stabilised LoRA: scaled with the root of the rank"),
-        Flag("-adapter_reduction", type=int, metavar="N", help="channels by bottleneck channels (default: 4)"),
-        Flag("-adapter_blocks", nargs="+", metavar="B", help="as -lora_blocks"),
+        Flag(
+            "-lora_blocks",
+            dest="lora.blocks",
+            nargs="+",
+            metavar="B",
+            help="all (default), last_half, or numbers from 0",
+        ),
+        Switch(
+            "--lora_decoder",
+            dest="lora.decoder",
+            help="LoRA in the decoder's transformer instead of training it (SAMed_s)",
+        ),
+        Switch("--dora", dest="lora.dora", help="weight-decomposed LoRA: with learnt magnitudes"),
+        Switch("--rslora", dest="lora.rslora", help="rank-stabilised LoRA: scaled with the root of the rank"),
+        Flag(
+            "-adapter_reduction",
+            dest="adapter.reduction",
+            type=int,
+            metavar="N",
+            help="channels by bottleneck channels (default: 4)",
+        ),
+        Flag("-adapter_blocks", dest="adapter.blocks", nargs="+", metavar="B", help="as -lora_blocks"),
         Flag(
             "-recipe",
             default="samunet",
             metavar="NAME",
-            help="samunet (default), samed: train as SAMed does, for classes without regions or an ignore label, or "
-            "your own: package.module:Class",
+            help="samunet (default); samed or finetune_sam: train as SAMed or as Gu et al. do, for classes without "
+            "regions or an ignore label; or your own: package.module:Class",
         ),
     ),
 )

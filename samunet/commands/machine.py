@@ -23,7 +23,8 @@ _OTHER_JSON = ("dataset.json", "dataset_fingerprint.json", "splits_final.json", 
     "and every dataset with the stage that it has reached, its models, their folds, and what they take on the disk.",
     examples=("samunet_info",),
 )
-def info(arguments: argparse.Namespace) -> None:
+def info(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.files import to_json
 
     found = information()
@@ -45,7 +46,8 @@ def info(arguments: argparse.Namespace) -> None:
     "touched, nor is a fold that is being trained.",
     examples=("samunet_clean", "samunet_clean --yes"),
 )
-def clean(arguments: argparse.Namespace) -> None:
+def clean(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet.models.downloads import format_bytes
 
     if arguments.yes and arguments.dry_run:

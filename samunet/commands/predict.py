@@ -17,24 +17,30 @@ from samunet.commands.flags import (
     checkpoint,
     finite,
     geometry,
-    window_of,
-    workers,
 )
 from samunet.commands.table import Flag, Switch, command
 
 _INPUT = (
     Flag(
         "-i",
+        dest="source",
         type=Path,
         nargs="+",
         required=True,
         metavar="INPUT",
         help="a folder of images, one or several files, or a DICOM folder",
     ),
-    Flag("-o", type=Path, required=True, metavar="OUTPUT", help="folder for the masks; for a single case also a file"),
+    Flag(
+        "-o",
+        dest="output",
+        type=Path,
+        required=True,
+        metavar="OUTPUT",
+        help="folder for the masks; for a single case also a file",
+    ),
 )
 _PREDICTION = (
-    Flag("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are finished)"),
+    Flag("-f", dest="folds", nargs="+", metavar="FOLD", help="folds to average (default: all that are finished)"),
     checkpoint(),
     DEVICE,
     Flag(
@@ -45,15 +51,23 @@ _PREDICTION = (
         help="distance of tiles as share of their side (default: 0.5); for slices larger than the network's input",
     ),
     Switch(
-        "--disable_tta", help="no averaging over mirrored or shifted images, nor over slices along several axes: faster"
+        "--disable_tta",
+        dest="tta",
+        sets=False,
+        help="no averaging over mirrored or shifted images, nor over slices along several axes: faster",
     ),
-    Switch("--disable_postprocessing", help="leave out what samunet_find_best_configuration found to help"),
+    Switch(
+        "--disable_postprocessing",
+        dest="postprocessing",
+        sets=False,
+        help="leave out what samunet_find_best_configuration found to help",
+    ),
     Switch("--save_probabilities", help="also write CASE.npz with the probabilities, (classes, z, y, x) in 16 bits"),
     Switch(
         "--save_uncertainty",
         help="also write images of the uncertainty, and quality.csv with a predicted Dice for every case",
     ),
-    Switch("--continue_prediction", "--c", help="keep masks that this model has made already"),
+    Switch("--continue_prediction", "--c", dest="skip_existing", help="keep masks that this model has made already"),
     OVERWRITE,
     geometry("where channels differ in origin or direction"),
     Flag(
@@ -75,9 +89,9 @@ _SEE = (
 @command(
     "masks for a folder of images, or for single files",
     *_INPUT,
-    Flag("-d", metavar="ID", help="dataset the model was trained on"),
-    Flag("-c", metavar="CONFIGURATION", help="configuration, for example 2d"),
-    Flag("-p", metavar="NAME", help="plans' name"),
+    Flag("-d", dest="dataset", metavar="ID", help="dataset the model was trained on"),
+    Flag("-c", dest="configuration", metavar="CONFIGURATION", help="configuration, for example 2d"),
+    Flag("-p", dest="plans_name", metavar="NAME", help="plans' name"),
     *_PREDICTION,
     description="Predict masks for a folder of images or for single files. Finds the model itself where only one fits.",
     examples=(
@@ -88,8 +102,8 @@ _SEE = (
     see=_SEE,
     go_on=_GO_ON,
 )
-def predict(arguments: argparse.Namespace) -> None:
-    _predict(arguments, dataset=arguments.d, configuration=arguments.c, plans_name=arguments.p)
+def predict(**given: Any) -> None:
+    _predict(**given)
 
 
 @command(
@@ -97,6 +111,7 @@ def predict(arguments: argparse.Namespace) -> None:
     *_INPUT,
     Flag(
         "-m",
+        dest="model_folder",
         type=Path,
         required=True,
         metavar="FOLDER",
@@ -109,48 +124,31 @@ def predict(arguments: argparse.Namespace) -> None:
     examples=("samunet_predict_from_modelfolder -i imagesTs -o preds -m /models/acdc",),
     see=_SEE,
     go_on=_GO_ON,
+    calls=("predict",),
 )
-def predict_from_modelfolder(arguments: argparse.Namespace) -> None:
-    _predict(arguments, model_folder=arguments.m)
+def predict_from_modelfolder(**given: Any) -> None:
+    _predict(**given)
 
 
-def _predict(arguments: argparse.Namespace, **model: Any) -> None:
+def _predict(source: list[Path], part_id: int, num_parts: int, **given: Any) -> None:
     from samunet import api
 
-    options = api.PredictionOptions(
-        device=arguments.device,
-        tta=not arguments.disable_tta,
-        step_size=arguments.step_size,
-        save_probabilities=arguments.save_probabilities,
-        save_uncertainty=arguments.save_uncertainty,
-        skip_existing=arguments.continue_prediction,
-        overwrite=arguments.overwrite,
-        tolerate_geometry=arguments.tolerate_geometry,
-        postprocessing=not arguments.disable_postprocessing,
-    )
-    api.predict(
-        arguments.i[0] if len(arguments.i) == 1 else arguments.i,
-        arguments.o,
-        folds=arguments.f,
-        checkpoint=arguments.chk,
-        options=options,
-        part=(arguments.part_id, arguments.num_parts),
-        **model,
-    )
+    api.predict(source[0] if len(source) == 1 else source, part=(part_id, num_parts), **given)
 
 
 @command(
     "masks from the mean of saved probabilities",
     Flag(
         "-i",
+        dest="folders",
         type=Path,
         nargs="+",
         required=True,
         metavar="FOLDER",
         help="two or more folders made by samunet_predict --save_probabilities, of the same cases",
     ),
-    Flag("-o", type=Path, required=True, metavar="OUTPUT", help="another folder for the masks"),
-    Switch("--save_npz", help="also write the mean probabilities as CASE.npz"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="OUTPUT", help="another folder for the masks"),
+    Switch("--save_npz", dest="save_probabilities", help="also write the mean probabilities as CASE.npz"),
     Flag(
         "-decoding",
         choices=("argmax", "dice"),
@@ -167,25 +165,23 @@ def _predict(arguments: argparse.Namespace, **model: Any) -> None:
         "samunet_ensemble -i first second -o both",
     ),
 )
-def ensemble(arguments: argparse.Namespace) -> None:
+def ensemble(output: Path, **given: Any) -> None:
     from samunet import api
 
-    done = api.ensemble(
-        arguments.i,
-        arguments.o,
-        save_probabilities=arguments.save_npz,
-        decoding=arguments.decoding,
-        overwrite=arguments.overwrite,
-        num_workers=workers(arguments),
-    )
-    print(f"{len(done)} masks written to {arguments.o}")
+    print(f"{len(api.ensemble(output=output, **given))} masks written to {output}")
 
 
 @command(
     "apply chosen postprocessing to a folder of masks",
-    Flag("-i", type=Path, required=True, metavar="MASKS", help="folder with the masks"),
-    Flag("-o", type=Path, required=True, metavar="OUTPUT", help="another folder for the results"),
-    Flag("-pp_json", type=Path, metavar="FILE", help="what to apply (default: postprocessing.json in MASKS)"),
+    Flag("-i", dest="source", type=Path, required=True, metavar="MASKS", help="folder with the masks"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="OUTPUT", help="another folder for the results"),
+    Flag(
+        "-pp_json",
+        dest="postprocessing",
+        type=Path,
+        metavar="FILE",
+        help="what to apply (default: postprocessing.json in MASKS)",
+    ),
     Flag("-dataset_json", type=Path, metavar="FILE", help="default: the one in MASKS, if there is one"),
     Flag("-plans_json", type=Path, metavar="FILE", help="accepted as in nnU-Net; not needed"),
     OVERWRITE,
@@ -194,18 +190,10 @@ def ensemble(arguments: argparse.Namespace) -> None:
     "itself. nnU-Net's file is a pickle, which can run code; samunet's is JSON and holds label values only.",
     examples=("samunet_apply_postprocessing -i masks -o final -pp_json postprocessing.json",),
 )
-def apply_postprocessing(arguments: argparse.Namespace) -> None:
+def apply_postprocessing(output: Path, plans_json: Path | None, **given: Any) -> None:
     from samunet import api
 
-    done = api.apply_postprocessing(
-        arguments.i,
-        arguments.o,
-        arguments.pp_json,
-        dataset_json=arguments.dataset_json,
-        overwrite=arguments.overwrite,
-        num_workers=workers(arguments),
-    )
-    print(f"{len(done)} masks written to {arguments.o}")
+    print(f"{len(api.apply_postprocessing(output=output, **given))} masks written to {output}")
 
 
 def _millimetres(text: str) -> float:
@@ -230,13 +218,18 @@ def _count(text: str) -> int:
 
 
 _FOLDERS = (
-    Flag("gt_folder", type=Path, help="folder with the references (labelsTr, labelsTs)"),
-    Flag("pred_folder", type=Path, help="folder with the predictions, named like the references; endings may differ"),
+    Flag("references", metavar="gt_folder", type=Path, help="folder with the references (labelsTr, labelsTs)"),
+    Flag(
+        "predictions",
+        metavar="pred_folder",
+        type=Path,
+        help="folder with the predictions, named like the references; endings may differ",
+    ),
 )
 _EVALUATION = (
-    Flag("-o", type=Path, metavar="FILE", help="file to write (default: pred_folder/summary.json)"),
+    Flag("-o", dest="output", type=Path, metavar="FILE", help="file to write (default: pred_folder/summary.json)"),
     WORKERS,
-    Switch("--chill", help="leave out references that have no prediction"),
+    Switch("--chill", dest="allow_missing", help="leave out references that have no prediction"),
     Switch(
         "--surface_metrics",
         help="also HD95, surface Dice and volume differences, in metrics.csv and metrics.json beside the summary",
@@ -264,6 +257,7 @@ _SEE_QUALITY = "[Quality](../guide/quality.md)"
     *_FOLDERS,
     Flag(
         "-djfile",
+        dest="dataset_json",
         type=Path,
         metavar="FILE",
         help="dataset.json (default: the one in pred_folder, else the one beside gt_folder)",
@@ -274,54 +268,53 @@ _SEE_QUALITY = "[Quality](../guide/quality.md)"
     examples=("samunet_evaluate_folder labelsTs preds",),
     see=_SEE_QUALITY,
     go_on="nothing was written",
+    calls=("evaluate",),
 )
-def evaluate_folder(arguments: argparse.Namespace) -> None:
-    _evaluate(arguments, dataset_json=arguments.djfile)
+def evaluate_folder(pfile: Path | None, **given: Any) -> None:
+    _evaluate(**given)
 
 
 @command(
     "score predictions without a dataset.json, given only the label values",
     *_FOLDERS,
-    Flag("-l", type=_label, nargs="+", required=True, metavar="VALUE", help="label values to score, 1 or more"),
+    Flag(
+        "-l",
+        dest="labels",
+        type=_label,
+        nargs="+",
+        required=True,
+        metavar="VALUE",
+        help="label values to score, 1 or more",
+    ),
     *_EVALUATION,
     description=f"{_COMPARE} Voxels with other values than those of -l count as background.",
     examples=("samunet_evaluate_simple labelsTs preds -l 1 2 3",),
     see=_SEE_QUALITY,
     go_on="nothing was written",
+    calls=("evaluate",),
 )
-def evaluate_simple(arguments: argparse.Namespace) -> None:
-    _evaluate(arguments, labels=arguments.l)
+def evaluate_simple(**given: Any) -> None:
+    _evaluate(**given)
 
 
-def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
+def _evaluate(json: bool, **given: Any) -> None:
     from samunet import api
     from samunet.errors import raise_failures
-    from samunet.evaluation.detailed import format_detailed
-    from samunet.evaluation.summary import FAILED, format_table, labels_to_score
+    from samunet.evaluation.summary import FAILED, format_table, labels_to_score, surface_table
     from samunet.files import to_json
 
     failures: dict = {}
-    summary = api.evaluate(
-        predictions=arguments.pred_folder,
-        references=arguments.gt_folder,
-        output=arguments.o,
-        surface_metrics=arguments.surface_metrics,
-        tolerance=arguments.tolerance,
-        allow_missing=arguments.chill,
-        tolerate_geometry=arguments.tolerate_geometry,
-        num_workers=workers(arguments),
-        failures=failures,
-        **labels,
-    )
+    summary = api.evaluate(failures=failures, **given)
     metrics = summary.pop("surface_metrics", None)
-    target = arguments.o or arguments.pred_folder / "summary.json"
-    if arguments.json:
+    target = given["output"] or given["predictions"] / "summary.json"
+    if json:
         print(to_json(summary).rstrip())
     else:
-        named = None if "labels" in labels else labels_to_score(arguments.pred_folder, arguments.gt_folder, **labels)[0]
+        known = ("predictions", "references", "dataset_json")
+        named = None if "labels" in given else labels_to_score(*(given[name] for name in known))[0]
         print(format_table(summary, named))
         if metrics:
-            print(f"\n{format_detailed(metrics, named)}")
+            print(f"\n{surface_table(metrics, named)}")
     print(f"written to {target}", file=sys.stderr)
     if metrics:
         print(f"written to {target.parent / 'metrics.csv'} and metrics.json", file=sys.stderr)
@@ -331,36 +324,45 @@ def _evaluate(arguments: argparse.Namespace, **labels: Any) -> None:
 @command(
     "one self-contained page about a cross-validation or a prediction",
     Flag("source", help="a dataset (27, 027 or Dataset027_ACDC), a model's folder, or a folder of masks"),
-    Flag("-c", default="2d", metavar="CONFIGURATION", help="of a dataset: configuration (default: 2d)"),
-    Flag("-p", default=PLANS_NAME, metavar="NAME", help=f"of a dataset: plans (default: {PLANS_NAME})"),
     Flag(
-        "-i", type=Path, metavar="IMAGES", help="of a prediction: its images (default: where they were when predicted)"
+        "-c",
+        dest="configuration",
+        default="2d",
+        metavar="CONFIGURATION",
+        help="of a dataset: configuration (default: 2d)",
+    ),
+    Flag(
+        "-p", dest="plans_name", default=PLANS_NAME, metavar="NAME", help=f"of a dataset: plans (default: {PLANS_NAME})"
+    ),
+    Flag(
+        "-i",
+        dest="images",
+        type=Path,
+        metavar="IMAGES",
+        help="of a prediction: its images (default: where they were when predicted)",
     ),
     Flag(
         "-n",
+        dest="pictures",
         type=_count,
         default=6,
         metavar="N",
         help="cases to show in pictures, the worst by true or predicted Dice (default: 6)",
     ),
     WINDOW,
-    Flag("-o", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)"),
+    Flag("-o", dest="output", type=Path, metavar="FILE", help="where to write (default: report.html in the folder)"),
+    Switch("--json", help="print where the page was written as JSON"),
     description="Write report.html about a cross-validation (give a dataset, or a model's folder) or about a "
     "prediction (give the folder of masks): one file without anything from elsewhere, worst cases first.",
     examples=("samunet_report 027", "samunet_report preds"),
     see="[Quality](../guide/quality.md#reports)",
     go_on="nothing was written",
 )
-def report(arguments: argparse.Namespace) -> None:
+def report(json: bool, **given: Any) -> None:
     from samunet import api
+    from samunet.files import to_json
 
-    target = api.report(
-        arguments.source,
-        arguments.c,
-        arguments.p,
-        images=arguments.i,
-        pictures=arguments.n,
-        window=window_of(arguments.window),
-        output=arguments.o,
-    )
+    target = api.report(**given)
+    if json:
+        print(to_json({"report": str(target)}).rstrip())
     print(f"report written to {target}", file=sys.stderr)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from samunet.commands.flags import (
     CONFIGURATIONS,
@@ -22,14 +21,9 @@ from samunet.commands.flags import (
     WORKERS_ONE_NUMBER,
     finite,
     geometry,
-    window_of,
-    workers,
 )
 from samunet.commands.table import Flag, Switch, command
 from samunet.errors import UsageError, quoted
-
-if TYPE_CHECKING:
-    from samunet.planning.planner import PlannerOptions
 
 
 @command(
@@ -41,7 +35,7 @@ if TYPE_CHECKING:
     *SHOWING,
     CONFIGURATIONS,
     WORKERS_ONE_NUMBER,
-    Switch("--no_pp", help="stop after planning"),
+    Switch("--no_pp", dest="store", sets=False, help="stop after planning"),
     description="Measure a raw dataset, plan, and store its slices. The fingerprint is measured again when files, "
     "labels or channels have changed; a case is stored again when its files or the plan's decisions about storing "
     "have changed.",
@@ -51,22 +45,21 @@ if TYPE_CHECKING:
     ),
     see="[Ways to adapt SAM](how_commands_work.md#ways-to-adapt-sam)",
 )
-def plan_and_preprocess(arguments: argparse.Namespace) -> None:
+def plan_and_preprocess(datasets: list[str], dry_run: bool, json: bool, **given: Any) -> None:
     from samunet import api, paths
     from samunet.dataset.splits import FILE_NAME, read_splits
 
-    for dataset in arguments.d:
-        if arguments.dry_run:
-            _show(api.plan_experiment(dataset, _options(arguments), dry_run=True), arguments)
+    for dataset in datasets:
+        if dry_run:
+            _plan_experiment(dataset, True, json, given)
             continue
-        plans = api.plan_and_preprocess(
-            dataset, _options(arguments), arguments.c, **_measuring(arguments), store=not arguments.no_pp
-        )
+        options, others = _options(given)
+        plans = api.plan_and_preprocess(dataset, options, **others)
         splits = read_splits(paths.preprocessed_folder() / plans.dataset_name / FILE_NAME)
         words = ["samunet_train", dataset, next(iter(plans.configurations)), "0" if splits else "all"]
         words += [] if plans.plans_name == PLANS_NAME else ["-p", plans.plans_name]
-        _show(plans, arguments)
-        print(f"next: {shlex.join(words)}", file=sys.stderr if arguments.json else sys.stdout)
+        _show(plans, False, json)
+        print(f"next: {shlex.join(words)}", file=sys.stderr if json else sys.stdout)
 
 
 @command(
@@ -78,11 +71,11 @@ def plan_and_preprocess(arguments: argparse.Namespace) -> None:
     description="The first step alone: check a raw dataset, make its splits, and measure it.",
     examples=("samunet_extract_fingerprint -d 027 --verify_dataset_integrity",),
 )
-def extract_fingerprint(arguments: argparse.Namespace) -> None:
+def extract_fingerprint(datasets: list[str], **given: Any) -> None:
     from samunet import api
 
-    for dataset in arguments.d:
-        api.extract_fingerprint(dataset, **_measuring(arguments))
+    for dataset in datasets:
+        api.extract_fingerprint(dataset, **given)
 
 
 @command(
@@ -94,17 +87,15 @@ def extract_fingerprint(arguments: argparse.Namespace) -> None:
     "existing plans file under names of your own are kept.",
     examples=("samunet_plan_experiment -d 027 -gpu_memory_target 24 -overwrite_plans_name largePlans",),
 )
-def plan_experiment(arguments: argparse.Namespace) -> None:
-    from samunet import api
-
-    for dataset in arguments.d:
-        _show(api.plan_experiment(dataset, _options(arguments), dry_run=arguments.dry_run), arguments)
+def plan_experiment(datasets: list[str], dry_run: bool, json: bool, **given: Any) -> None:
+    for dataset in datasets:
+        _plan_experiment(dataset, dry_run, json, given)
 
 
 @command(
     "store the slices of a planned dataset",
     DATASETS,
-    Flag("-p", "-plans_name", dest="p", default=PLANS_NAME, metavar="NAME", help=PLANS.options["help"]),
+    Flag("-p", "-plans_name", dest="plans_name", default=PLANS_NAME, metavar="NAME", help=PLANS.options["help"]),
     CONFIGURATIONS,
     geometry(),
     WORKERS_ONE_NUMBER,
@@ -112,13 +103,11 @@ def plan_experiment(arguments: argparse.Namespace) -> None:
     "hand.",
     examples=("samunet_preprocess -d 027 -c 2d_448",),
 )
-def preprocess(arguments: argparse.Namespace) -> None:
+def preprocess(datasets: list[str], **given: Any) -> None:
     from samunet import api
 
-    for dataset in arguments.d:
-        api.preprocess(
-            dataset, arguments.c, arguments.p, tolerate_geometry=arguments.tolerate_geometry, num_workers=arguments.np
-        )
+    for dataset in datasets:
+        api.preprocess(dataset, **given)
 
 
 @command(
@@ -131,11 +120,11 @@ def preprocess(arguments: argparse.Namespace) -> None:
     "they are. A fold that was trained before does not know of the change.",
     examples=("samunet_add_cases -d 027",),
 )
-def add_cases(arguments: argparse.Namespace) -> None:
+def add_cases(datasets: list[str], **given: Any) -> None:
     from samunet import api
 
-    for dataset in arguments.d:
-        joined = api.add_cases(dataset, tolerate_geometry=arguments.tolerate_geometry, num_workers=arguments.np)
+    for dataset in datasets:
+        joined = api.add_cases(dataset, **given)
         for case, where in joined.items():
             print(f"{case}: {where}")
         if not joined:
@@ -145,14 +134,26 @@ def add_cases(arguments: argparse.Namespace) -> None:
 
 @command(
     "a picture of every training case with its label",
-    Flag("-d", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
-    Flag("-o", type=Path, required=True, metavar="OUTPUT", help="folder for the pictures"),
-    Flag("-c", metavar="CONFIGURATION", help="show the slices stored for it (default: the raw images and labels)"),
-    Flag("-p", default=PLANS_NAME, metavar="NAME", help="plans' name, with -c"),
+    Flag("-d", dest="dataset", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="OUTPUT", help="folder for the pictures"),
+    Flag(
+        "-c",
+        dest="configuration",
+        metavar="CONFIGURATION",
+        help="show the slices stored for it (default: the raw images and labels)",
+    ),
+    Flag("-p", dest="plans_name", default=PLANS_NAME, metavar="NAME", help="plans' name, with -c"),
     Switch("--use_raw", help="accepted as in nnU-Net: raw files are the default"),
-    Flag("-channel_idx", type=int, metavar="N", help="channel to show (default: the first; colour pictures in colour)"),
+    Flag(
+        "-channel_idx",
+        dest="channel",
+        type=int,
+        metavar="N",
+        help="channel to show (default: the first; colour pictures in colour)",
+    ),
     Flag(
         "-overlay_intensity",
+        dest="intensity",
         type=finite,
         default=0.6,
         metavar="SHARE",
@@ -164,32 +165,22 @@ def add_cases(arguments: argparse.Namespace) -> None:
     description="Write a picture of every training case with its label drawn on it, to look a dataset through before "
     "training: up to three slices, those with most foreground in the first, middle and last third of its extent.",
     examples=("samunet_plot_overlay_pngs -d 027 -o pictures",),
+    calls=("plot_overlays",),
 )
-def plot_overlay_pngs(arguments: argparse.Namespace) -> None:
+def plot_overlay_pngs(dataset: str, output: Path, use_raw: bool, **given: Any) -> None:
     from samunet import api
 
-    if arguments.use_raw and arguments.c:
+    if use_raw and given["configuration"]:
         raise UsageError("--use_raw and -c exclude each other", "leave out -c for the raw images")
-    files = api.plot_overlays(
-        arguments.d,
-        arguments.o,
-        configuration=arguments.c,
-        plans_name=arguments.p,
-        channel=arguments.channel_idx,
-        intensity=arguments.overlay_intensity,
-        overwrite=arguments.overwrite,
-        window=window_of(arguments.window),
-        num_workers=workers(arguments),
-    )
-    print(f"{len(files)} pictures written to {arguments.o}")
+    print(f"{len(api.plot_overlays(dataset, output, **given))} pictures written to {output}")
 
 
 @command(
     "use one dataset's plans for another",
-    Flag("-s", required=True, metavar="ID", help="dataset that the plans are from"),
-    Flag("-t", required=True, metavar="ID", help="dataset that they are for; needs its fingerprint"),
-    Flag("-sp", default=PLANS_NAME, metavar="NAME", help=PLANS.options["help"]),
-    Flag("-tp", metavar="NAME", help="their name there (default: the same)"),
+    Flag("-s", dest="source", required=True, metavar="ID", help="dataset that the plans are from"),
+    Flag("-t", dest="target", required=True, metavar="ID", help="dataset that they are for; needs its fingerprint"),
+    Flag("-sp", dest="plans_name", default=PLANS_NAME, metavar="NAME", help=PLANS.options["help"]),
+    Flag("-tp", dest="target_plans_name", metavar="NAME", help="their name there (default: the same)"),
     description="Write a dataset's plans for another dataset, so that both are preprocessed alike and one's model can "
     "start from the other's (samunet_train --pretrained). Only the names change, and an axis is no longer mirrored "
     "where the target's images or labels forbid it; images are then turned by 30 degrees at most. Other plans of that "
@@ -201,69 +192,53 @@ def plot_overlay_pngs(arguments: argparse.Namespace) -> None:
         "samunet_preprocess -d 103 -p acdcPlans",
     ),
 )
-def move_plans_between_datasets(arguments: argparse.Namespace) -> None:
+def move_plans_between_datasets(**given: Any) -> None:
     from samunet import api
 
-    path = api.move_plans_between_datasets(arguments.s, arguments.t, arguments.sp, arguments.tp)
+    path = api.move_plans_between_datasets(**given)
     print(path)
     print(f"next: samunet_preprocess -d {quoted(path.parent.name)} -p {quoted(path.stem)}")
 
 
-def _measuring(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of :func:`samunet.api.extract_fingerprint`."""
-    return {
-        "clean": arguments.clean,
-        "verify": arguments.verify_dataset_integrity,
-        "no_groups": arguments.no_groups,
-        "tolerate_geometry": arguments.tolerate_geometry,
-        "num_workers": arguments.np,
-    }
+def _plan_experiment(dataset: str, dry_run: bool, json: bool, given: dict[str, Any]) -> None:
+    from samunet import api
+
+    _show(api.plan_experiment(dataset, _options(given)[0], dry_run=dry_run), dry_run, json)
 
 
-def _show(plans, arguments: argparse.Namespace) -> None:
+def _show(plans, dry_run: bool, json: bool) -> None:
     """Print :class:`samunet.plans.Plans` where ``--json`` asks for them; say that nothing was written where so."""
     from samunet.files import to_json
 
-    if arguments.json:
+    if json:
         print(to_json(plans.model_dump()))
-    if arguments.dry_run:
+    if dry_run:
         print("nothing was written: run the command again without --dry_run", file=sys.stderr)
 
 
-def _options(arguments: argparse.Namespace) -> PlannerOptions:
-    from samunet.planning.planner import PlannerOptions
-    from samunet.plans import AdapterPlan, LoraPlan, plan_of_flags
+def _options(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """``PlannerOptions``, and what is none of them."""
+    from dataclasses import fields
 
-    lora = _given(
-        {
-            "rank": arguments.lora_rank,
-            "alpha": arguments.lora_alpha if arguments.lora_alpha is not None else arguments.lora_rank,
-            "targets": arguments.lora_targets and _targets(arguments.lora_targets),
-            "blocks": _blocks("-lora_blocks", arguments.lora_blocks),
-            "decoder": arguments.lora_decoder or None,
-            "dora": arguments.dora or None,
-            "rslora": arguments.rslora or None,
+    from samunet import api
+
+    known = {field.name for field in fields(api.PlannerOptions)}
+    options = {name: value for name, value in given.items() if name in known}
+    others = {name: value for name, value in given.items() if name not in known and "." not in name}
+    for name in ("lora", "adapter"):
+        settings = {
+            key.partition(".")[2]: value
+            for key, value in given.items()
+            if key.startswith(f"{name}.") and value is not None and value is not False
         }
-    )
-    adapter = _given(
-        {"reduction": arguments.adapter_reduction, "blocks": _blocks("-adapter_blocks", arguments.adapter_blocks)}
-    )
-    return PlannerOptions(
-        plans_name=arguments.overwrite_plans_name,
-        gpu_memory_target_gb=arguments.gpu_memory_target,
-        encoder=arguments.encoder,
-        image_size=arguments.image_size,
-        target_spacing=arguments.overwrite_target_spacing,
-        adaptation=arguments.adaptation,
-        components=arguments.components,
-        lora=plan_of_flags(LoraPlan, "-lora", lora) if lora else None,
-        adapter=plan_of_flags(AdapterPlan, "-adapter", adapter) if adapter else None,
-        recipe=arguments.recipe,
-    )
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+        if "blocks" in settings:
+            settings["blocks"] = _blocks(f"-{name}_blocks", settings["blocks"])
+        if "targets" in settings:
+            settings["targets"] = _targets(settings["targets"])
+        if "rank" in settings:
+            settings.setdefault("alpha", settings["rank"])
+        options[name] = settings or None
+    return api.PlannerOptions(**options), others
 
 
 def _targets(words: list[str]) -> list[str]:
@@ -271,9 +246,9 @@ def _targets(words: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _blocks(flag: str, words: list[str] | None) -> str | list[int] | None:
-    if words is None or words in (["all"], ["last_half"]):
-        return words and words[0]
+def _blocks(flag: str, words: list[str]) -> str | list[int]:
+    if words in (["all"], ["last_half"]):
+        return words[0]
     if not all(word.isdecimal() for word in words):
         raise UsageError(f"{flag} must be all, last_half or numbers of blocks, got {' '.join(words)!r}")
     return [int(word) for word in words]

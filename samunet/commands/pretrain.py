@@ -7,6 +7,7 @@ import logging
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from samunet.commands.flags import DEVICE, PLANS_NAME, SEED, finite
 from samunet.commands.table import Flag, Group, Switch, command
@@ -50,7 +51,8 @@ log = logging.getLogger(__name__)
     examples=("samunet_pretrain -d 027 --objective mae",),
     see="[How a pretraining goes](how_commands_work.md#how-a-pretraining-goes)",
 )
-def pretrain(arguments: argparse.Namespace) -> None:
+def pretrain(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     _check(arguments)
     from samunet import paths
     from samunet.dataset.layout import find_dataset

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
-from samunet.commands.flags import DATASET, PLANS, WORKERS, geometry, workers
+from samunet.commands.flags import DATASET, PLANS, WORKERS, geometry
 from samunet.commands.table import Flag, Switch, command
 
-_FOLDS = Flag("-f", nargs="+", metavar="FOLD", help="folds (default: all of the dataset)")
+_FOLDS = Flag("-f", dest="folds", nargs="+", metavar="FOLD", help="folds (default: all of the dataset)")
 
 
 @command(
     "the validation masks of all folds in one folder, scored together",
     DATASET,
-    Flag("-c", default="2d", metavar="CONFIGURATION", help="configuration (default: 2d)"),
+    Flag("-c", dest="configuration", default="2d", metavar="CONFIGURATION", help="configuration (default: 2d)"),
     Flag(
         "-o",
+        dest="output",
         type=Path,
         metavar="OUTPUT",
         help="new or empty folder (default: crossval_results_folds_0_1_… beside the folds, which is replaced)",
@@ -31,15 +32,13 @@ _FOLDS = Flag("-f", nargs="+", metavar="FOLD", help="folds (default: all of the 
     "was trained on a case which it would validate by now is an error, and so is a case that two folds validate.",
     examples=("samunet_accumulate_crossval_results 027 -c 2d_448 -f 0 1 2",),
 )
-def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
+def accumulate_crossval_results(json: bool, **given: Any) -> None:
     from samunet import api
     from samunet.evaluation.summary import format_table
     from samunet.files import to_json
 
-    summary = api.accumulate_crossval_results(
-        arguments.dataset, arguments.c, arguments.f, arguments.p, output=arguments.o, num_workers=workers(arguments)
-    )
-    if arguments.json:
+    summary = api.accumulate_crossval_results(**given)
+    if json:
         print(to_json(summary).rstrip())
         return
     print(format_table(summary))
@@ -49,17 +48,23 @@ def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
 @command(
     "compare what is trained by its cross-validation, and record how to predict",
     DATASET,
-    Flag("-p", nargs="+", metavar="NAME", help="names of plans (default: all that are trained)"),
+    Flag("-p", dest="plans_names", nargs="+", metavar="NAME", help="names of plans (default: all that are trained)"),
     Flag(
         "-c",
+        dest="configurations",
         nargs="+",
         metavar="CONFIGURATION",
         help="configurations (default: all that are trained); one that is named and not finished is an error",
     ),
     _FOLDS,
-    Switch("--disable_ensembling", help="do not look at pairs of configurations"),
-    Switch("--disable_dice_decoding", help="do not try masks of the highest expected Dice"),
-    Switch("--no_overwrite", help="keep cross-validation results that are there already"),
+    Switch("--disable_ensembling", dest="ensembling", sets=False, help="do not look at pairs of configurations"),
+    Switch(
+        "--disable_dice_decoding",
+        dest="dice_decoding",
+        sets=False,
+        help="do not try masks of the highest expected Dice",
+    ),
+    Switch("--no_overwrite", dest="overwrite", sets=False, help="keep cross-validation results that are there already"),
     Switch("--json", help="print inference_information.json instead of the table"),
     WORKERS,
     description="Compare all trained configurations and their pairs by the Dice of cases that they had not seen, "
@@ -68,22 +73,13 @@ def accumulate_crossval_results(arguments: argparse.Namespace) -> None:
     see="[How the best is found](how_commands_work.md#how-the-best-is-found), [After "
     "training](../guide/after_training.md)",
 )
-def find_best_configuration(arguments: argparse.Namespace) -> None:
+def find_best_configuration(json: bool, **given: Any) -> None:
     from samunet import api, paths
     from samunet.files import to_json
     from samunet.models.choose import INSTRUCTIONS
 
-    information = api.find_best_configuration(
-        arguments.dataset,
-        arguments.c,
-        arguments.p,
-        arguments.f,
-        ensembling=not arguments.disable_ensembling,
-        dice_decoding=not arguments.disable_dice_decoding,
-        overwrite=not arguments.no_overwrite,
-        num_workers=workers(arguments),
-    )
-    if arguments.json:
+    information = api.find_best_configuration(**given)
+    if json:
         print(to_json(information).rstrip())
         return
     print("\n".join(information["report"]))
@@ -96,9 +92,10 @@ def find_best_configuration(arguments: argparse.Namespace) -> None:
 
 @command(
     "which postprocessing helps a folder of masks",
-    Flag("-i", type=Path, required=True, metavar="MASKS", help="folder with the masks"),
+    Flag("-i", dest="predictions", type=Path, required=True, metavar="MASKS", help="folder with the masks"),
     Flag(
         "-ref",
+        dest="references",
         type=Path,
         required=True,
         metavar="LABELS",
@@ -106,7 +103,12 @@ def find_best_configuration(arguments: argparse.Namespace) -> None:
     ),
     Flag("-dataset_json", type=Path, metavar="FILE", help="default: the one in MASKS"),
     Flag("-plans_json", type=Path, metavar="FILE", help="accepted as in nnU-Net; not needed"),
-    Switch("--remove_postprocessed", help="write no postprocessed masks, only postprocessing.json"),
+    Switch(
+        "--remove_postprocessed",
+        dest="keep_masks",
+        sets=False,
+        help="write no postprocessed masks, only postprocessing.json",
+    ),
     geometry("where a mask and its label differ in origin or direction"),
     WORKERS,
     description="Find which largest components to keep, from masks of cases that the model had not seen, and write "
@@ -114,19 +116,12 @@ def find_best_configuration(arguments: argparse.Namespace) -> None:
     examples=('samunet_determine_postprocessing -i masks -ref "$samunet_raw/Dataset027_ACDC/labelsTr"',),
     see="[How the best is found](how_commands_work.md#how-the-best-is-found)",
 )
-def determine_postprocessing(arguments: argparse.Namespace) -> None:
+def determine_postprocessing(predictions: Path, plans_json: Path | None, **given: Any) -> None:
     from samunet import api
     from samunet.evaluation.bootstrap import mean_dice
     from samunet.inference.postprocessing import FILE_NAME
 
-    chosen = api.determine_postprocessing(
-        predictions=arguments.i,
-        references=arguments.ref,
-        dataset_json=arguments.dataset_json,
-        keep_masks=not arguments.remove_postprocessed,
-        tolerate_geometry=arguments.tolerate_geometry,
-        num_workers=workers(arguments),
-    )
+    chosen = api.determine_postprocessing(predictions=predictions, **given)
     print(f"postprocessing: {chosen.postprocessing.describe()}")
     print(f"mean Dice: {mean_dice(chosen.before):.4f} without, {mean_dice(chosen.after):.4f} with")
-    print(f"written to: {arguments.i / FILE_NAME}")
+    print(f"written to: {predictions / FILE_NAME}")

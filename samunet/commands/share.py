@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from samunet.commands.flags import MODEL, PLANS, checkpoint, finite
 from samunet.commands.table import NOTHING_WRITTEN, Flag, Switch, command
@@ -27,7 +28,8 @@ from samunet.errors import UsageError, quoted
     examples=("samunet_download_checkpoint vit_b", "samunet_download_checkpoint --list"),
     see="[Weights without a network](how_commands_work.md#weights-without-a-network)",
 )
-def download_checkpoint(arguments: argparse.Namespace) -> None:
+def download_checkpoint(**given: Any) -> None:
+    arguments = argparse.Namespace(**given)
     from samunet import paths
     from samunet.encoders import CHECKPOINTS
     from samunet.models.downloads import download
@@ -74,69 +76,82 @@ def _presence(folder: Path, facts) -> str:
 
 @command(
     "trained models in one file, for others to install",
-    Flag("-d", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
-    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .zip"),
-    Flag("-c", nargs="+", default=[], metavar="CONFIGURATION", help="configurations (default: all that are trained)"),
+    Flag("-d", dest="dataset", required=True, metavar="ID", help="27, 027 or Dataset027_ACDC"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="FILE", help="file to write: .zip"),
+    Flag(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        default=[],
+        metavar="CONFIGURATION",
+        help="configurations (default: all that are trained)",
+    ),
     PLANS,
-    Flag("-f", nargs="+", default=[], metavar="FOLD", help="folds (default: all that are finished)"),
-    checkpoint(nargs="+", default=["final"], help="which model files (default: final)"),
+    Flag("-f", dest="folds", nargs="+", default=[], metavar="FOLD", help="folds (default: all that are finished)"),
+    checkpoint(dest="checkpoints", nargs="+", default=["final"], help="which model files (default: final)"),
     Flag("-licence", metavar="NAME", help="under which the model is handed on, for example CC-BY-4.0"),
-    Switch("--not_strict", help="leave out what is asked for and not trained; otherwise that is an error"),
+    Switch(
+        "--not_strict",
+        dest="strict",
+        sets=False,
+        help="leave out what is asked for and not trained; otherwise that is an error",
+    ),
     Switch("--with_base", help="put the frozen pretrained weights in, and not only their name and hash"),
     Switch("--with_case_ids", help="keep names of cases, paths and logs"),
-    Switch("--exp_cv_preds", help="also the masks of the folds' validation cases (needs --with_case_ids)"),
-    Switch("--force", help="replace an existing file"),
+    Switch(
+        "--exp_cv_preds",
+        dest="with_masks",
+        help="also the masks of the folds' validation cases (needs --with_case_ids)",
+    ),
+    Switch("--force", dest="overwrite", help="replace an existing file"),
     description="Write trained models of a dataset into one zip, with a manifest of hashes, licence and versions. "
     "Names of cases, paths and logs stay out of it.",
     examples=("samunet_export_model_to_zip -d 027 -o acdc.zip -licence CC-BY-4.0",),
     see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
+    calls=("export_model",),
 )
-def export_model_to_zip(arguments: argparse.Namespace) -> None:
+def export_model_to_zip(output: Path, **given: Any) -> None:
     from samunet import api
 
-    options = api.ExportOptions(
-        configurations=arguments.c,
-        plans_name=arguments.p,
-        folds=arguments.f,
-        checkpoints=list(dict.fromkeys(arguments.chk)),
-        strict=not arguments.not_strict,
-        licence=arguments.licence,
-        with_base=arguments.with_base,
-        with_case_ids=arguments.with_case_ids,
-        with_masks=arguments.exp_cv_preds,
-        overwrite=arguments.force,
-    )
-    api.export_model(arguments.d, arguments.o, options)
-    print(arguments.o)
+    api.export_model(output=output, **given)
+    print(output)
 
 
 @command(
     "a model that somebody exported",
-    Flag("zip", type=Path, help="the file"),
-    Flag("-o", type=Path, metavar="FOLDER", help="where to (default: samunet_results)"),
+    Flag("archive", metavar="zip", type=Path, help="the file"),
+    Flag("-o", dest="folder", type=Path, metavar="FOLDER", help="where to (default: samunet_results)"),
     Switch(
-        "--force", help="replace models of the same names, each with its whole folder; the dataset's other results stay"
+        "--force",
+        dest="overwrite",
+        help="replace models of the same names, each with its whole folder; the dataset's other results stay",
     ),
     description="Install a model that samunet_export_model_to_zip wrote, and print its folders. Everything in the zip "
     "is checked first, and nothing in it is run.",
     examples=("samunet_install_pretrained_model_from_zip acdc.zip",),
     see="[Share a model](../guide/share.md#installing)",
     go_on="nothing was installed; start it again",
+    calls=("install_model",),
 )
-def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
+def install_pretrained_model_from_zip(**given: Any) -> None:
     from samunet import api
 
-    for folder in api.install_model(arguments.zip, arguments.o, overwrite=arguments.force):
+    for folder in api.install_model(**given):
         print(folder)
 
 
 @command(
     "a trained fold for programs without PyTorch",
     *MODEL,
-    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .onnx; it must not exist"),
+    Flag("-o", dest="output", type=Path, required=True, metavar="FILE", help="file to write: .onnx; it must not exist"),
     Flag(
-        "-i", type=Path, nargs="+", metavar="INPUT", help="images to compare on (default: the dataset's training cases)"
+        "-i",
+        dest="images",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="images to compare on (default: the dataset's training cases)",
     ),
     PLANS,
     checkpoint(),
@@ -147,26 +162,24 @@ def install_pretrained_model_from_zip(arguments: argparse.Namespace) -> None:
     see="[Share a model](../guide/share.md)",
     go_on=NOTHING_WRITTEN,
 )
-def export_onnx(arguments: argparse.Namespace) -> None:
+def export_onnx(output: Path, images: list[Path] | None, **given: Any) -> None:
     from samunet import api
 
-    images = arguments.i
-    api.export_onnx(
-        arguments.dataset,
-        arguments.configuration,
-        arguments.fold,
-        arguments.o,
-        arguments.p,
-        checkpoint=arguments.chk,
-        images=images[0] if images and len(images) == 1 else images,
-    )
-    print(arguments.o)
+    api.export_onnx(output=output, images=images[0] if images and len(images) == 1 else images, **given)
+    print(output)
 
 
 @command(
     "a trained fold as a plain SAM checkpoint",
     *MODEL,
-    Flag("-o", type=Path, required=True, metavar="FILE", help="file to write: .pth or .safetensors; it must not exist"),
+    Flag(
+        "-o",
+        dest="output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write: .pth or .safetensors; it must not exist",
+    ),
     PLANS,
     checkpoint(),
     description="Write a trained fold in SAM's layout, with LoRA folded into the weights. It has one mask token per "
@@ -174,13 +187,10 @@ def export_onnx(arguments: argparse.Namespace) -> None:
     "Bottleneck adapters, the head detail and a projection of input channels have no place in that layout: an error.",
     examples=("samunet_merge_adapter 027 2d 0 -o sam_acdc.pth",),
 )
-def merge_adapter(arguments: argparse.Namespace) -> None:
+def merge_adapter(**given: Any) -> None:
     from samunet import api
 
-    file = api.merge_adapter(
-        arguments.dataset, arguments.configuration, arguments.fold, arguments.o, arguments.p, checkpoint=arguments.chk
-    )
-    print(file)
+    print(api.merge_adapter(**given))
 
 
 @command(
@@ -191,6 +201,7 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
     Flag("--num_classes", type=int, default=8, metavar="K", help="without background (default: 8)"),
     Flag(
         "-d",
+        dest="dataset",
         default="Dataset900_SAMed",
         metavar="NAME",
         help="name for it in samunet_results (default: Dataset900_SAMed)",
@@ -213,20 +224,8 @@ def merge_adapter(arguments: argparse.Namespace) -> None:
         "samunet_predict -i imagesTs -o preds -d Dataset900_SAMed",
     ),
 )
-def import_samed(arguments: argparse.Namespace) -> None:
+def import_samed(dataset: str, intensity_range: list[float], **given: Any) -> None:
     from samunet import api
 
-    folder = api.import_samed(
-        arguments.file,
-        encoder=arguments.encoder,
-        image_size=arguments.image_size,
-        num_classes=arguments.num_classes,
-        dataset=arguments.d,
-        labels=arguments.labels,
-        intensity_range=tuple(arguments.intensity_range),
-        file_ending=arguments.file_ending,
-    )
-    print(f"model: {folder}")
-    print(
-        f"next, with a folder of images in place of FOLDER: samunet_predict -i FOLDER -o preds -d {quoted(arguments.d)}"
-    )
+    print(f"model: {api.import_samed(dataset=dataset, intensity_range=tuple(intensity_range), **given)}")
+    print(f"next, with a folder of images in place of FOLDER: samunet_predict -i FOLDER -o preds -d {quoted(dataset)}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samunet.commands.nnunet_flags import instead_of
-from samunet.errors import COMMAND_LINE, SamunetError, UsageError, printable
+from samunet.errors import SamunetError, UsageError, printable
 from samunet.signals import Terminated, termination_as_exception
 
 INTERRUPTED = 130  # exit statuses: 0 done, 1 failed, 2 wrong usage
@@ -31,21 +31,32 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 
 class Flag:
-    """A flag or positional argument: what ``add_argument`` takes."""
+    """A flag or positional argument: what ``add_argument`` takes.
 
-    def __init__(self, *names: str, **options: Any) -> None:
-        self.names, self.options = names, options
+    ``dest`` is the argument of the API that it gives; it can be left out where it is called the same. By it a message
+    that names the argument gets the flag (:mod:`samunet.commands.typed`).
+
+    Args:
+        names: As ``add_argument``.
+        also: Further arguments of the API that it gives, such as ``fold`` where ``dest`` is ``folds``.
+        options: As ``add_argument``.
+    """
+
+    def __init__(self, *names: str, also: tuple[str, ...] = (), **options: Any) -> None:
+        self.names, self.also, self.options = names, also, options
+        if names[0][0] == "-" and "dest" in options and not options.keys() & {"metavar", "choices", "action"}:
+            options["metavar"] = names[0].lstrip("-").upper()
 
     def add_to(self, parser: Any) -> None:
         """Add it to a parser or to a group of one."""
-        parser.add_argument(*self.names, **self.options)
+        parser.add_argument(*self.names, **self.options).also = self.also
 
 
 class Switch(Flag):
-    """A flag without a value."""
+    """A flag without a value; the argument of the API becomes ``sets``, and is the opposite without the flag."""
 
-    def __init__(self, *names: str, **options: Any) -> None:
-        super().__init__(*names, action="store_true", **options)
+    def __init__(self, *names: str, sets: bool = True, **options: Any) -> None:
+        super().__init__(*names, action="store_true" if sets else "store_false", **options)
 
 
 class Group:
@@ -72,21 +83,23 @@ class Command:
         name: As it is typed, such as ``samunet_train``.
         summary: What it does: a phrase for lists of commands.
         flags: All but ``--verbose`` and ``-h``.
-        function: Does it; may return an exit status.
+        function: Does it; takes what the flags give by the names of the API, and may return an exit status.
         description: A sentence or more; None for the summary as one.
         examples: Calls, for the reference page.
         see: Where the documentation tells more, in Markdown, for the reference page.
         go_on: What to do after an interruption.
+        calls: Functions of :mod:`samunet.api` that messages name in place of this command.
     """
 
     name: str
     summary: str
     flags: tuple[Flag | Group, ...]
-    function: Callable[[argparse.Namespace], int | None]
+    function: Callable[..., int | None]
     description: str | None = None
     examples: tuple[str, ...] = ()
     see: str | None = None
     go_on: str = GO_ON
+    calls: tuple[str, ...] = ()
 
     def parser(self) -> CommandParser:
         """Its flags."""
@@ -98,12 +111,21 @@ class Command:
 
     def __call__(self, argv: list[str] | None = None) -> int:
         """Run it with ``argv`` (default: the command line); returns the exit status."""
-        return run(self.parser(), self.function, argv, go_on=self.go_on)
+
+        def function(arguments: argparse.Namespace) -> int | None:
+            return self.function(**{name: value for name, value in vars(arguments).items() if name != "verbose"})
+
+        return run(self.parser(), function, argv, go_on=self.go_on)
 
 
 def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Callable], Command]:
     """Decorator that makes a function ``train`` the command ``samunet_train``; see :class:`Command`."""
-    return lambda function: Command(f"samunet_{function.__name__}", summary, flags, function, **options)
+
+    def made(function: Callable[..., int | None]) -> Command:
+        name = function.__name__
+        return Command(f"samunet_{name}", summary, flags, function, **({"calls": (name,)} | options))
+
+    return made
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -159,11 +181,11 @@ def run(
     try:
         arguments = parser.parse_args(argv)
     except UsageError as error:
-        return _fail(f"error: {error}", False, error.exit_status)
+        return _fail(f"error: {as_typed(str(error), parser)}", False, error.exit_status)
     except SystemExit as stop:  # argparse has printed its help (0) or what is wrong with the usage (2)
         return stop.code if isinstance(stop.code, int) else 0
     verbose = getattr(arguments, "verbose", False)
-    with _logging_to_stderr(verbose), termination_as_exception(), _flags_in_remedies():
+    with _logging_to_stderr(verbose, parser), termination_as_exception():
         try:
             status = function(arguments) or 0
             sys.stdout.flush()
@@ -172,7 +194,7 @@ def run(
             reason = "terminated" if isinstance(interrupt, Terminated) else "interrupted"
             return _fail(f"{reason}; {go_on}", verbose, INTERRUPTED)
         except SamunetError as error:
-            return _fail(f"error: {error}", verbose, error.exit_status)
+            return _fail(f"error: {as_typed(str(error), parser)}", verbose, error.exit_status)
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _reader_has_left():
                 return 1
@@ -185,6 +207,15 @@ def run(
             name = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
             advice = "" if verbose else " (run again with --verbose for the traceback)"
             return _fail(f"error: {name}{advice}", verbose, 1)
+
+
+def as_typed(text: str, parser: argparse.ArgumentParser) -> str:
+    """:func:`samunet.commands.typed.as_typed`, imported where there is something to put in other words."""
+    if "`" not in text:
+        return text
+    from samunet.commands import typed
+
+    return typed.as_typed(text, parser)
 
 
 def _fail(message: str, verbose: bool, status: int) -> int:
@@ -204,20 +235,24 @@ def _reader_has_left() -> bool:
     return False
 
 
-class _PlainFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
     def format(self, record: logging.LogRecord) -> str:
-        text = printable(super().format(record), keep="\n\t")
+        text = printable(as_typed(super().format(record), self.parser), keep="\n\t")
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
 @contextmanager
-def _logging_to_stderr(verbose: bool) -> Iterator[None]:
+def _logging_to_stderr(verbose: bool, parser: argparse.ArgumentParser) -> Iterator[None]:
     logger = logging.getLogger("samunet")
     if logger.handlers:  # a command that runs other commands, like the demo, has set this up already
         yield
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PlainFormatter())
+    handler.setFormatter(_Formatter(parser))
     level_before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -226,12 +261,3 @@ def _logging_to_stderr(verbose: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level_before)
-
-
-@contextmanager
-def _flags_in_remedies() -> Iterator[None]:
-    token = COMMAND_LINE.set(True)
-    try:
-        yield
-    finally:
-        COMMAND_LINE.reset(token)

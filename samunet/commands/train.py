@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
-from samunet.commands.flags import DATASET, PLANS, SEED, finite
+from samunet.commands.flags import DATASET, PLANS, SEED, duration, finite
 from samunet.commands.table import Flag, Group, Switch, command
 from samunet.errors import UsageError
+
+
+def _size(text: str) -> int:
+    from samunet.training.options import parse_size
+
+    return parse_size(text)
+
 
 _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
 
@@ -17,10 +24,22 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     "train folds; the same command again goes on where it stopped",
     DATASET,
     Flag("configuration", help="for example 2d"),
-    Flag("fold", nargs="+", help="0 to 4, one or several; or all, which is one model trained on every case"),
+    Flag(
+        "folds",
+        also=("fold",),
+        metavar="fold",
+        nargs="+",
+        help="0 to 4, one or several; or all, which is one model trained on every case",
+    ),
     PLANS,
     Flag("-encoder", help="vit_b, vit_l, vit_h, vit_t or small, as planned (default: what this machine allows)"),
     Flag("--checkpoint", type=Path, metavar="FILE", help="pretrained weights: any file in SAM's layout"),
+    Flag(
+        "--decoder_from",
+        metavar="FILE",
+        help="where the file after --checkpoint holds an image encoder alone: a whole checkpoint for the rest, an "
+        "encoder's name, or random (default: the encoder's published one)",
+    ),
     Switch("--random_weights", help="do not start from the bundled weights"),
     Flag(
         "--pixel_statistics",
@@ -32,12 +51,21 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         Flag("--epochs", type=int, metavar="N", help="passes over the training slices, of 100 to 250 updates each"),
         Flag("--iterations", type=int, metavar="N", help="updates; repeatable to the digit on one CPU"),
         Flag(
-            "--time_budget", metavar="T", help=f"time in the training loop: {_LENGTHS}; the validation comes after it"
+            "--time_budget",
+            dest="seconds",
+            type=duration,
+            metavar="T",
+            help=f"time in the training loop: {_LENGTHS}; the validation comes after it",
         ),
     ),
     Flag("--batch_size", type=int, metavar="N", help="images per update (default: the plan's)"),
-    Flag("--lr", type=finite, help="peak learning rate (default: the plan's)"),
-    Flag("--feature_cache", metavar="SIZE", help="keep what a frozen encoder computes on disk, up to SIZE, e.g. 20GB"),
+    Flag("--lr", dest="learning_rate", type=finite, help="peak learning rate (default: the plan's)"),
+    Flag(
+        "--feature_cache",
+        type=_size,
+        metavar="SIZE",
+        help="keep what a frozen encoder computes on disk, up to SIZE, e.g. 20GB",
+    ),
     Flag(
         "--num_cases",
         type=int,
@@ -54,19 +82,23 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     Flag(
         "-device",
         default="auto",
+        also=("devices",),
         help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one); cuda:0,cuda:1 trains two folds at a time",
     ),
     Flag(
         "--pretrained",
         "-pretrained_weights",
+        dest="pretrained",
         type=Path,
         metavar="FILE",
         help="start from another training's model file; tensors that fit are taken over, and their number is printed",
     ),
     Switch("--c", help="accepted for nnU-Net users: resuming is the default"),
-    Switch("--val", help="only predict and score the validation cases again"),
-    Switch("--val_best", help="also predict and score them with checkpoint_best, to validation_best"),
-    Switch("--npz", help="keep the validation's probabilities as CASE.npz"),
+    Switch("--val", dest="validation_only", help="only predict and score the validation cases again"),
+    Switch(
+        "--val_best", dest="validate_best", help="also predict and score them with checkpoint_best, to validation_best"
+    ),
+    Switch("--npz", dest="save_probabilities", help="keep the validation's probabilities as CASE.npz"),
     Switch("--overwrite", help="delete these folds and train them anew"),
     description="Train folds, one after the other; predict the validation cases of each and score them. Resumes by "
     "itself.",
@@ -77,46 +109,25 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     ),
     see="[How a training goes](how_commands_work.md#how-a-training-goes)",
     go_on="the same command (without --overwrite) goes on from here",
+    calls=("train", "train_folds"),
 )
-def train(arguments: argparse.Namespace) -> None:
+def train(dataset: str, folds: list[str], device: str, c: bool, num_workers: int | None, **given: Any) -> None:
     from samunet import api
     from samunet.training.folds import format_results
-    from samunet.training.options import parse_size
-    from samunet.training.schedule import parse_duration
     from samunet.workers import default_workers
 
-    wrong = [fold for fold in arguments.fold if fold != "all" and not fold.isdecimal()]
+    wrong = [fold for fold in folds if fold != "all" and not fold.isdecimal()]
     if wrong:
         raise UsageError(f"{wrong[0]!r} is no fold", "use numbers (0 to 4) or all, for example: 0 1 2 3 4")
-    devices = [device.strip() for device in arguments.device.split(",")]
-    options = api.TrainingOptions(
-        encoder=arguments.encoder,
-        checkpoint=arguments.checkpoint,
-        pixel_statistics=arguments.pixel_statistics,
-        epochs=arguments.epochs,
-        iterations=arguments.iterations,
-        seconds=parse_duration(arguments.time_budget) if arguments.time_budget else None,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.lr,
-        seed=arguments.seed,
-        num_workers=default_workers() if arguments.num_workers is None else arguments.num_workers,
-        device=devices[0],
-        feature_cache=parse_size(arguments.feature_cache) if arguments.feature_cache else None,
-        num_cases=arguments.num_cases,
-        pretrained=arguments.pretrained,
-        random_weights=arguments.random_weights,
-        overwrite=arguments.overwrite,
-        validation_only=arguments.val,
-        validate_best=arguments.val_best,
-        save_probabilities=arguments.npz,
-    )
-    folds = [int(fold) if fold.isdecimal() else fold for fold in arguments.fold]
-    folders = api.train_folds(arguments.dataset, arguments.configuration, folds, options, arguments.p, devices=devices)
+    given["num_workers"] = default_workers() if num_workers is None else num_workers
+    devices = [name.strip() for name in device.split(",")]
+    numbers = [int(fold) if fold.isdecimal() else fold for fold in folds]
+    folders = api.train_folds(dataset, folds=numbers, devices=devices, device=devices[0], **given)
     if len(folders) > 1:
         print(format_results(folders))
     for folder in folders:
         print(f"model: {folder}")
-    print("\n".join(_next_steps(arguments.dataset, folders)))
+    print("\n".join(_next_steps(dataset, folders)))
 
 
 def _next_steps(dataset: str, folders: list[Path]) -> list[str]:

@@ -11,9 +11,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from samunet.conversion.case import Case
-from samunet.conversion.coding import CodingOptions
-from samunet.conversion.draft import Draft, Options, make_draft
+from samunet.conversion.case import Case, Options
+from samunet.conversion.draft import Draft, make_draft
 from samunet.dataset.cases import entries
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
@@ -47,7 +46,7 @@ def draft_of_acdc(name: str, folder: Path, options: Options) -> Draft:
     if not training and not problems:
         raise UsageError(f"{folder} holds no folders called patient001 and so on", _FORM)
     test = _cases(root / "testing", False, {}, problems) if (root / "testing").is_dir() else []
-    options = replace(options, channel_names=("cineMRI",), coding=CodingOptions(known=_LABELS))
+    options = replace(options, channel_names=("cineMRI",), known=_LABELS)
     return make_draft(name, training, test, options, problems=problems, keys={"phases": phases}, where=str(folder))
 
 

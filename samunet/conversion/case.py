@@ -1,26 +1,100 @@
-"""A case to be converted: its files, how they are read, and what reading them showed."""
+"""A case to be converted: its files, its mask as people draw them, and what reading them showed.
+
+Masks are numbers, palettes, black and white, colours, named structures, or a file for each class.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from samunet.conversion.masks import RawMask, RawValue, drawn_on, join_class_files, read_mask
+from samunet.dataset.cases import count_channels
 from samunet.dataset.check import count_values, grid_differences, unusable
 from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, write_json
-from samunet.imageio.base import Geometry, Image, Segment
+from samunet.imageio.base import Geometry, Image, Reader, Segment
+from samunet.imageio.border import check_file
 from samunet.imageio.dicom import write_as_nifti
-from samunet.imageio.registry import READERS, ending_of, image_reader_for, kind_of, mask_ending
-from samunet.imageio.same_grid import Grid, fitted
-from samunet.workers import map_cases
+from samunet.imageio.registry import READERS, ending_of, image_reader_for, is_lossy, kind_of, mask_ending
+from samunet.imageio.same_grid import Grid, difference, fitted
+from samunet.imageio.segments import drawn
+from samunet.workers import default_workers, map_cases
 
 _TEST = "imagesTs: "  # marks test cases, which may have the names of training cases
+_JPEG_START = b"\xff\xd8"
+_LOSSLESS = "export the masks again without loss, as PNG; converting this file keeps its wrong values"
+_ONE_VALUE = (
+    "if all that is drawn in it is the class, as with numbered lesions: --threshold 0; if it was smoothed: --threshold "
+    "127; a mask that holds several classes is named without {class}"
+)
+
+RawValue = int | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about the data.
+
+    Attributes:
+        channel_names: In order; None to tell them from pictures.
+        labels: Names of the classes 1, 2, ...; None for names made up here.
+        remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
+        threshold: Mask values above it are class 1; None if not asked for.
+        known: Raw value to name, where a file of the dataset has them; then nothing is decided.
+        class_files: Whether each class has a file of its own; ``labels`` are then known.
+        paint_in_order: Whether later classes may then cover earlier ones.
+        as_colours: Whether masks are read as colours even if they have a palette or are grey.
+        tolerate_geometry: Accept masks whose origin or direction differs from their image's, which holds.
+        num_workers: Worker processes; None for a number that suits this machine.
+    """
+
+    channel_names: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    remap: tuple[tuple[str, int], ...] | None = None
+    threshold: float | None = None
+    known: Mapping[int, str] | None = None
+    class_files: bool = False
+    paint_in_order: bool = False
+    as_colours: bool = False
+    tolerate_geometry: bool = False
+    num_workers: int | None = None
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return default_workers() if self.num_workers is None else self.num_workers
+
+
+@dataclass(frozen=True)
+class RawMask:
+    """A mask before its values have been given a meaning.
+
+    Attributes:
+        values: ``(z, y, x)`` integers: numbers, colours as 65536 red + 256 green + blue, or places in ``segments``.
+        geometry: Of the file.
+        coloured: Whether ``values`` are colours.
+        palette: Colour of every index that occurs, if the file has a palette and ``values`` are its indices.
+        parts: The files that ``values`` were joined of, and their geometries; none where it is one file.
+        below: Files in which something is drawn, but nothing above the threshold; with their highest value.
+        segments: The named structures that each value stands for, several where they overlap; the first has none. None
+            where values speak for themselves.
+    """
+
+    values: np.ndarray
+    geometry: Geometry
+    coloured: bool = False
+    palette: dict[int, int] = field(default_factory=dict)
+    parts: tuple[tuple[Path, Geometry], ...] = ()
+    below: dict[Path, float] = field(default_factory=dict)
+    segments: list[tuple[Segment, ...]] | None = None
+
+    def raw(self, value: int) -> RawValue:
+        """A value as it is compared between cases: the number or colour, or the names of the structures."""
+        return value if self.segments is None else tuple(sorted(one.name for one in self.segments[value]))
 
 
 @dataclass(frozen=True)
@@ -79,10 +153,19 @@ class Case:
         return image_reader_for(self.images[0], READERS[0]).read_image(self.images)
 
     def read_mask(self, *, as_colours: bool, threshold: float | None) -> RawMask:
-        """The mask as it is coded in the file; see :func:`samunet.conversion.masks.read_mask`."""
+        """The mask as it is coded in the file.
+
+        Args:
+            as_colours: Read any picture as colours: the rest of its dataset is.
+            threshold: Give 1 above it and 0 elsewhere. Only so may a mask be a JPEG, whose values are not exact.
+
+        Raises:
+            SamunetError: If a file cannot be read, is a JPEG, has values that are not whole numbers, or, as the file of
+                one class, several besides 0, or another shape than the first.
+        """
         if self.class_files:
-            return join_class_files(self.class_files, threshold)
-        return read_mask(self.mask, as_colours=as_colours, threshold=threshold)
+            return _joined(self.class_files, threshold)
+        return _read_mask(self.mask, as_colours=as_colours, threshold=threshold)
 
     def write_image(self, folder: Path, geometry: Geometry) -> None:
         """Write the image to ``folder`` (imagesTr or imagesTs) as ``NAME_0000.ending`` and so on.
@@ -137,16 +220,14 @@ class Inspection:
     palette: dict[int, int] = field(default_factory=dict)
     segments: set[Segment] = field(default_factory=set)
 
+    @property
+    def grid(self) -> Grid:
+        """Of its image."""
+        return Grid(self.case.files[0], self.shape, self.geometry)
+
 
 def inspect_all(
-    training: Sequence[Case],
-    test: Sequence[Case],
-    *,
-    threshold: float | None,
-    tolerate_geometry: bool,
-    as_colours: bool = False,
-    num_workers: int,
-    progress: bool,
+    training: Sequence[Case], test: Sequence[Case], options: Options
 ) -> tuple[list[Inspection], list[Inspection]]:
     """Read all cases once, before anything is written.
 
@@ -159,28 +240,23 @@ def inspect_all(
     jobs = {case.name: case for case in training} | {f"{_TEST}{case.name}": case for case in test}
 
     def run(names: Sequence[str], as_colours: bool) -> dict[str, Inspection]:
-        arguments = [(jobs[name], as_colours, threshold, tolerate_geometry) for name in names]
-        found = dict(
-            map_cases(inspect, names, arguments, num_workers=num_workers, description="Reading", progress=progress)
-        )
+        arguments = [(jobs[name], as_colours, options) for name in names]
+        found = dict(map_cases(_inspect, names, arguments, num_workers=options.workers, description="Reading"))
         for name, one in found.items():
             one.problems = [replace(problem, where=name) for problem in one.problems]
         return found
 
-    found = run(list(jobs), as_colours)
-    if not as_colours and _colours_needed(list(found.values())):
+    found = run(list(jobs), options.as_colours)
+    palette: dict[int, int] = {}
+    needed = any(one.coloured for one in found.values()) or any(
+        palette.setdefault(index, colour) != colour for one in found.values() for index, colour in one.palette.items()
+    )
+    if needed and not options.as_colours:
         found |= run([name for name, one in found.items() if one.values and not one.coloured], True)
     return [found[case.name] for case in training], [found[f"{_TEST}{case.name}"] for case in test]
 
 
-def _colours_needed(found: Sequence[Inspection]) -> bool:
-    palette: dict[int, int] = {}
-    return any(one.coloured for one in found) or any(
-        palette.setdefault(index, colour) != colour for one in found for index, colour in one.palette.items()
-    )
-
-
-def inspect(case: Case, as_colours: bool, threshold: float | None, tolerate_geometry: bool) -> Inspection:
+def _inspect(case: Case, as_colours: bool, options: Options) -> Inspection:
     """Read one case; whatever is wrong with it becomes a problem."""
     found, file = Inspection(case), case.files[0]
     try:
@@ -192,24 +268,22 @@ def inspect(case: Case, as_colours: bool, threshold: float | None, tolerate_geom
         if case.mask_name is None:
             return found
         file = case.mask_name
-        mask = drawn_on(case.read_mask(as_colours=as_colours, threshold=threshold), found.shape, found.geometry)
+        mask = _mask_on(found, as_colours, options.threshold)
     except MemoryError:
         raise
     except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
         found.problems.append(unusable(case.name, file, error))
         return found
-    first = Grid(case.files[0], found.shape, found.geometry)
-    for file, geometry in mask.parts or [(first.file.with_name(case.mask_name), mask.geometry)]:
+    for file, geometry in mask.parts or [(case.files[0].with_name(case.mask_name), mask.geometry)]:
         own = Grid(file, mask.values.shape, geometry)
-        found.problems += grid_differences(case.name, own, first, tolerate_geometry)
+        found.problems += grid_differences(case.name, own, found.grid, options.tolerate_geometry)
     fix = "if something is drawn there, the threshold is too high for it"
     for file, highest in mask.below.items():
         detail = f"{file} has values up to {highest:g}"
         found.problems.append(Problem("nothing is above --threshold:", case.name, detail, fix, warning=True))
-    counts = Counter()
     for value, voxels in count_values(mask.values).items():
-        counts[mask.raw(value)] += voxels
-    found.values, found.coloured, found.palette = dict(counts), mask.coloured, mask.palette
+        found.values[mask.raw(value)] = found.values.get(mask.raw(value), 0) + voxels
+    found.coloured, found.palette = mask.coloured, mask.palette
     found.segments = {one for segments in mask.segments or () for one in segments}
     return found
 
@@ -220,13 +294,104 @@ def mask_for(found: Inspection, coloured: bool, threshold: float | None) -> RawM
     Raises:
         SamunetError: If its shape is another one by now.
     """
-    case = found.case
-    mask = drawn_on(case.read_mask(as_colours=coloured, threshold=threshold), found.shape, found.geometry)
-    own, wanted = (
-        Grid(case.files[0], shape, geometry)
-        for shape, geometry in ((mask.values.shape, mask.geometry), (found.shape, found.geometry))
-    )
-    fit = fitted(mask.values, own, wanted)
+    mask = _mask_on(found, coloured, threshold)
+    fit = fitted(mask.values, Grid(Path(), mask.values.shape, mask.geometry), found.grid)
     if fit is None and mask.values.shape != found.shape:
-        raise SamunetError(f"{case.mask_name} has changed while it was read", "run the same command again")
+        raise SamunetError(f"{found.case.mask_name} has changed while it was read", "run the same command again")
     return mask if fit is None else replace(mask, values=fit)
+
+
+def _mask_on(found: Inspection, as_colours: bool, threshold: float | None) -> RawMask:
+    """A case's mask; a segmentation, which Slicer crops to what is drawn, on the grid of its image."""
+    mask = found.case.read_mask(as_colours=as_colours, threshold=threshold)
+    if mask.segments is None or mask.parts or mask.values.shape == found.shape:
+        return mask
+    values = fitted(mask.values, Grid(Path(), mask.values.shape, mask.geometry), found.grid)
+    return mask if values is None else replace(mask, values=values, geometry=found.geometry)
+
+
+def _read_mask(file: Path, *, as_colours: bool = False, threshold: float | None = None) -> RawMask:
+    """A mask in its own coding.
+
+    Numbers and indices of a palette are taken as they are; a picture whose red, green and blue differ, or that is
+    transparent somewhere, is read as colours.
+    """
+    reader = image_reader_for(file, READERS[0])
+    if threshold is not None:
+        image = reader.read_image([file])
+        brightness = image.array.mean(axis=0)
+        below = {file: float(brightness.max())} if brightness.any() and brightness.max() <= threshold else {}
+        return RawMask((brightness > threshold).astype(np.int32), image.geometry, below=below)
+    check_file(file)
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    if is_lossy(file) or start == _JPEG_START:
+        raise SamunetError(
+            f"{file} is a JPEG, which changes label values",
+            f"{_LOSSLESS}; where one structure is drawn in white on black and they are all there is: --threshold 127",
+        )
+    if as_colours:
+        return _as_colours(reader, file)
+    segmentation = reader.read_segmentation(file)
+    if segmentation is not None:
+        numbers, meanings = drawn(segmentation.layers, segmentation.segments, file)
+        return RawMask(numbers.astype(np.int32), segmentation.geometry, segments=meanings)
+    try:
+        values, geometry = reader.read_label(file)
+    except SamunetError:
+        if reader.kind == "volume" or count_channels(file, reader) != 3:
+            raise
+        return _as_colours(reader, file)
+    colours = reader.palette(file)
+    used = [index for index in np.unique(values).tolist() if index < len(colours)] if colours else []
+    return RawMask(values, geometry, palette={index: _code(*colours[index]) for index in used})
+
+
+def _as_colours(reader: Reader, file: Path) -> RawMask:
+    image = reader.read_colours(file)
+    if len(image.array) not in (1, 3) or image.array.max() > 255 or image.array.min() < 0:
+        raise SamunetError(
+            f"{file} cannot be read as colours, which other masks have: it has {len(image.array)} channels with values "
+            f"from {image.array.min():g} to {image.array.max():g}",
+            "save all masks in the same way",
+        )
+    colours = np.broadcast_to(image.array, (3, *image.array.shape[1:])).astype(np.int32)
+    return RawMask(_code(*colours), image.geometry, coloured=True)
+
+
+def _code(red, green, blue):
+    return (red << 16) + (green << 8) + blue
+
+
+def _joined(files: Sequence[tuple[str, Path]], threshold: float | None) -> RawMask:
+    """The masks of a case that has a file for each class, joined; colours are told apart from black alone."""
+    order = list(dict.fromkeys(name for name, _ in files))
+    values, first, parts, below = None, None, [], {}
+    meanings: dict[tuple[Segment, ...], int] = {(): 0}
+    for name, file in files:
+        mask = _read_mask(file, threshold=threshold)
+        found = [value for value in count_values(mask.values) if value]
+        if len(found) > 1:
+            listed = shortened([f"#{value:06x}" if mask.coloured else str(value) for value in found])
+            raise SamunetError(
+                f"{file} is the file of one class, but has {len(found)} values besides 0: {listed}", _ONE_VALUE
+            )
+        own, inside = Grid(file, mask.values.shape, mask.geometry), mask.values != 0
+        if first is None:
+            first, values = own, np.zeros(own.shape, np.int32)
+        # Where it cannot be turned to the first's grid, its own place is compared with the image's.
+        fit = fitted(inside, own, first)
+        if fit is None and own.shape != first.shape:
+            found = difference(own, first)
+            raise SamunetError(found.text, found.fix)
+        inside = inside if fit is None else fit
+        segment = Segment(name, order.index(name) + 1, 0)
+        before = values[inside]
+        table = np.arange(len(meanings), dtype=np.int32)
+        for number, there in enumerate(list(meanings)):
+            if segment not in there and (before == number).any():
+                table[number] = meanings.setdefault((*there, segment), len(meanings))
+        values[inside] = table[before]
+        parts.append((file, mask.geometry if fit is None else first.geometry))
+        below |= mask.below
+    return RawMask(values, parts[0][1], parts=tuple(parts), below=below, segments=list(meanings))

@@ -1,14 +1,20 @@
-"""Values of masks and the classes that they become: numbers, colours, a threshold, names of structures."""
+"""Values of masks and the classes that they become.
+
+Values are numbers, colours, what is above a threshold, or sets of named structures, which may overlap: of a file for
+each class, or of 3D Slicer's segments.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.conversion.masks import RawMask, RawValue
+from samunet.conversion.case import Inspection, Options, RawMask, RawValue
+from samunet.dataset.problems import Problem, shortened
 from samunet.errors import SamunetError, UsageError
 
 # A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.
@@ -18,29 +24,6 @@ _SMOOTHED = (
     "export the masks again without smoothing, scaling or JPEG; for one structure drawn in white on black, add "
     "--threshold 127"
 )
-
-
-@dataclass(frozen=True)
-class CodingOptions:
-    """The user's answers about the values of masks.
-
-    Attributes:
-        labels: Names of the classes 1, 2, ...; None for names made up here.
-        remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
-        threshold: Values above it are class 1; None if not asked for.
-        known: Raw value to name, where a file of the dataset has them; then nothing is decided.
-        class_files: Whether each class has a file of its own; ``labels`` are then known.
-        paint_in_order: Whether later classes may then cover earlier ones.
-        as_colours: Whether masks are read as colours even if they have a palette or are grey.
-    """
-
-    labels: tuple[str, ...] | None = None
-    remap: tuple[tuple[str, int], ...] | None = None
-    threshold: float | None = None
-    known: Mapping[int, str] | None = None
-    class_files: bool = False
-    paint_in_order: bool = False
-    as_colours: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +131,7 @@ def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """``NAME=COLOUR`` of ``--labels`` as ``CodingOptions.remap``.
+    """``NAME=COLOUR`` of ``--labels`` as ``Options.remap``.
 
     Args:
         labels: Names of the classes 1, 2, ...
@@ -174,27 +157,122 @@ def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple
     return tuple((colour, places.get(name, 0)) for name, colour in colours.items())
 
 
-def decide_coding(
-    values: Iterable[int], coloured: bool, options: CodingOptions, voxels: Mapping[int, int] | None = None
-) -> Coding:
+def decide_coding(found: Sequence[Inspection], options: Options) -> Coding:
     """Give every value that occurs in the masks a class.
 
     Taken as they are: 0, 1, 2, ... without gaps (with ``labels``, also with classes that occur nowhere). Made into
     classes: 255 beside 0, which is how black and white is stored, and colours beside black, in ascending order unless
     they are several that have names: nothing says which is whose. All else must be asked for, because a gap may as well
-    be a mistake.
+    be a mistake. A named structure gets its class by its name; by its value if ``labels`` names none of them, or with
+    ``remap``.
 
     Args:
-        values: Those that occur anywhere.
-        coloured: Whether they are colours.
+        found: All cases.
         options: What the user says.
-        voxels: How often each value occurs, for messages.
 
     Raises:
-        SamunetError: If values are not understood; the hint says what to type for what they may mean.
+        SamunetError: If values are not understood (the hint says what to type for what they may mean), some masks have
+            no names, names and values do not agree among the cases, all are empty, or one class covers another wherever
+            that is.
         UsageError: If the options do not fit the values.
     """
-    values, labels, remap = sorted(set(values)), options.labels, options.remap
+    if options.class_files or (any(one.segments for one in found) and options.known is options.threshold is None):
+        return _of_structures(found, options)
+    return _of_values(voxels_of(found), any(one.coloured for one in found), options)
+
+
+def voxels_of(found: Iterable[Inspection]) -> Counter[RawValue]:
+    """Voxels of every value in the masks of all cases."""
+    voxels = Counter()
+    for one in found:
+        voxels.update(one.values)
+    return voxels
+
+
+def overlaps(found: Iterable[Inspection], options: Options) -> list[Problem]:
+    """Cases in which voxels belong to several structures."""
+    if options.class_files:
+        what, mend = "classes", f"--paint_in_order (the order is {' '.join(options.labels)}); else correct the masks"
+    else:
+        what = "segments"
+        mend = "--labels with all names in that order, and --paint_in_order; else correct the segments in Slicer"
+    fix = f"where a later name of --labels is to cover an earlier one, as a tumour the liver it lies in: add {mend}"
+
+    def listed(names: tuple[str, ...], order: Sequence[str]) -> str:
+        if set(names) <= set(order):
+            return " over ".join(sorted(names, key=order.index, reverse=True))
+        return " and ".join(names)
+
+    problems = []
+    for one in found:
+        both = [
+            f"{listed(value, options.labels or ())} ({voxels} voxels)"
+            for value, voxels in sorted(one.values.items(), key=str)
+            if isinstance(value, tuple) and len(value) > 1
+        ]
+        if both:
+            name = one.case.name
+            problems.append(Problem(f"{what} overlap:", name, f"{name}: {shortened(both)}", fix))
+    return problems
+
+
+def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
+    known: set[tuple[str, ...]] = set()
+    for one in found:
+        if any(isinstance(value, int) and value for value in one.values):
+            raise SamunetError(
+                f"{one.case.mask_name} names no segments, as the masks of other cases do",
+                "save all masks in the same way, for example from Slicer as .seg.nrrd",
+            )
+        known |= {value for value in one.values if isinstance(value, tuple)}
+    alone = {name for value in known for name in value}
+    if not alone:
+        raise SamunetError("all masks are empty: nothing is drawn in any", "are these the files with the masks?")
+    names, of_name = _classes(found, alone, options)
+    classes = {value: max((of_name[name] for name in value), default=0) for value in known | {()}}
+    covered = sorted(set(of_name.values()) - set(classes.values()))
+    if covered:
+        lost = {name for name, place in of_name.items() if place == covered[0]}
+        over = names[min(place for value, place in classes.items() if lost & set(value)) - 1]
+        raise SamunetError(
+            f"nothing is left of {names[covered[0] - 1]}: later classes, such as {over}, cover it in all cases",
+            "name what lies inside after what it lies in: --labels liver tumour",
+        )
+    if options.class_files:
+        classes |= {(name,): place for place, name in enumerate(names, 1)}
+    ordered = sorted(classes, key=lambda value: (classes[value], len(value), value))
+    return Coding(("background", *names), {value: classes[value] for value in ordered}, threshold=options.threshold)
+
+
+def _classes(found: Sequence[Inspection], alone: set[str], options: Options) -> tuple[Sequence[str], dict[str, int]]:
+    """Names of the classes 1, 2, ..., and the class of every structure."""
+    by_fold = {label.casefold(): place for place, label in enumerate(options.labels or (), 1)}
+    of_name = {name: by_fold[name.casefold()] for name in alone if name.casefold() in by_fold}
+    if options.remap is None and len(of_name) == len(alone):
+        return options.labels, of_name
+    listed = " ".join(f"'{name}'" for name in sorted(alone))
+    if options.remap is None and of_name:
+        missing = sorted(alone - set(of_name))
+        raise UsageError(f"--labels does not name the segment {missing[0]!r}", f"the segments are --labels {listed}")
+    values: dict[str, set[int]] = {}
+    for segment in {segment for one in found for segment in one.segments}:
+        values.setdefault(segment.name, set()).add(segment.value)
+    same = all(len(values[name]) == 1 for name in alone) and len({min(values[name]) for name in alone}) == len(alone)
+    if options.labels is None and options.remap is None:
+        ordered = sorted(alone, key=lambda name: (min(values[name]) if same else 0, name))
+        return ordered, {name: place for place, name in enumerate(ordered, 1)}
+    if not same:
+        raise SamunetError(
+            "the segments of the masks have other values in other cases, or the same in several layers; only their "
+            "names tell them apart",
+            f"call the classes as the segments are called: --labels {listed}",
+        )
+    coding = _of_values(dict.fromkeys([0, *(min(values[name]) for name in alone)], 0), False, options)
+    return coding.names[1:], {name: coding.classes[min(values[name])] for name in alone}
+
+
+def _of_values(voxels: Mapping[int, int], coloured: bool, options: Options) -> Coding:
+    values, labels, remap = sorted(voxels), options.labels, options.remap
     if options.known is not None:
         return _known(values, options.known)
     if options.threshold is not None:
@@ -220,7 +298,7 @@ def decide_coding(
     elif 0 not in values and values != [_WHITE]:
         raise _no_background(values, coloured)
     elif remap is None and coloured and labels is not None and len(set(values) - {0}) > 1:
-        raise _whose_colours([value for value in values if value], labels, voxels or {})
+        raise _whose_colours([value for value in values if value], labels, voxels)
     elif remap is not None or coloured or values in ([0, _WHITE], [_WHITE]):
         classes = {0: 0} | {value: place for place, value in enumerate((value for value in values if value), 1)}
     elif labels is not None and values[0] >= 0 and values[-1] <= len(labels):
@@ -289,7 +367,6 @@ def _rgb(text: str) -> int | None:
 
 
 def _css_name(colour: int) -> str:
-    """The CSS name of the nearest colour."""
     from PIL import ImageColor
 
     def distance(name: str) -> int:

@@ -4,49 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.conversion import structures
-from samunet.conversion.case import Case, Inspection, inspect_all
-from samunet.conversion.channels import decide_channels, decide_file_ending, wrong_channels
-from samunet.conversion.coding import Coding, CodingOptions, decide_coding
-from samunet.conversion.masks import RawValue
+from samunet.conversion.case import Case, Inspection, Options, inspect_all
+from samunet.conversion.coding import Coding, decide_coding, overlaps, voxels_of
 from samunet.dataset.cases import duplicate
 from samunet.dataset.description import description_from_json
 from samunet.dataset.names import unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
 from samunet.errors import SamunetError, UsageError
-from samunet.imageio.registry import ending_of, may_have_segments
-from samunet.workers import default_workers
+from samunet.imageio.registry import READERS, ending_of, may_have_segments
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Options:
-    """What the user says about the data.
-
-    Attributes:
-        channel_names: In order; None to tell them from pictures.
-        coding: About the values of masks.
-        tolerate_geometry: Accept masks whose origin or direction differs from their image's, which holds.
-        num_workers: Worker processes; None for a number that suits this machine.
-        progress: Whether to show progress bars.
-    """
-
-    channel_names: tuple[str, ...] | None = None
-    coding: CodingOptions = field(default_factory=CodingOptions)
-    tolerate_geometry: bool = False
-    num_workers: int | None = None
-    progress: bool = True
-
-    @property
-    def workers(self) -> int:
-        """Number of worker processes."""
-        return default_workers() if self.num_workers is None else self.num_workers
+_COLOURS = ("R", "G", "B")
+_NAMES_HINT = (
+    "CT selects clipping and normalisation in Hounsfield units; any other name, such as MRI, T2 or FLAIR, means a mean "
+    "of 0 and a deviation of 1 per image: --channel_names CT"
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +78,7 @@ class Draft:
         lines += [f"  {what:<14}{text}" for what, text in self._facts() if text]
         width = max(14, *(len(self.coding.show(raw)) for raw in self.coding.classes))
         lines += ["", f"  {'in the masks':>{width}}  {'class':>5}  {'cases':>6}  {'voxels':>14}  {'share':>8}  name"]
-        voxels = _voxels(self.training)
+        voxels = voxels_of(self.training)
         cases = Counter(value for found in self.training for value in found.values)
         total = max(sum(voxels.values()), 1)
         for raw, new in sorted(self.coding.classes.items(), key=lambda pair: pair[1]):
@@ -123,9 +101,8 @@ class Draft:
         facts.append(("spacing", f"{_range(spacings, '{:.3g}')} mm" if spacings else "none"))
         files = Counter(_form(file) for one in self.training for file in one.case.files[:1])
         facts.append(("images", ", ".join(f"{number} {ending}" for ending, number in files.most_common(4))))
-        if self.options.coding.class_files:
-            cases = [found.case for found in self.training]
-            facts.append(("class files", structures.describe(cases, self.coding.names[1:])))
+        if self.options.class_files:
+            facts.append(("class files", self._class_files()))
         facts.append(("labels", f"written as {self.file_ending}"))
         if self.groups:
             sizes = Counter(self.groups.values())
@@ -135,6 +112,16 @@ class Draft:
         if self.splits:
             facts.append(("folds", f"{len(self.splits)}, as the source has it"))
         return facts
+
+    def _class_files(self) -> str:
+        """How many files each class has, and which cases have none."""
+        told = []
+        for name in self.coding.names[1:]:
+            files = {one.case.name: sum(own == name for own, _ in one.case.class_files) for one in self.training}
+            without = [case for case, number in files.items() if not number]
+            missing = f" (no file, so no {name}: {shortened(without)})" if without else ""
+            told.append(f"{name} {sum(files.values())}{missing}")
+        return "; ".join(told)
 
 
 def make_draft(
@@ -166,13 +153,12 @@ def make_draft(
         UsageError: If the options do not fit the data.
     """
     training, test = (sorted(cases, key=lambda case: case.name) for cases in (training, test))
-    coding = options.coding
     problems = list(dict.fromkeys([*problems, *_names_that_clash(training), *_names_that_clash(test)]))
     if not training:
         raise_problems(problems, where)
         raise SamunetError(f"{where}: there are no cases to train on", "correct the path")
-    named = coding.class_files or any(may_have_segments(case.mask_name or "") for case in training)
-    if coding.paint_in_order and not named:
+    named = options.class_files or any(may_have_segments(case.mask_name or "") for case in training)
+    if options.paint_in_order and not named:
         raise UsageError(
             "--paint_in_order says which of several files covers the others, but masks are one file per case",
             "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
@@ -181,39 +167,93 @@ def make_draft(
         # Cases without mask are reported already; their images need not be read for it.
         [case for case in training if case.mask_name is not None],
         test,
-        threshold=coding.threshold,
-        tolerate_geometry=options.tolerate_geometry,
-        as_colours=coding.as_colours,
-        num_workers=options.workers,
-        progress=options.progress,
+        options,
     )
     everything = found + found_test
     problems += [problem for one in everything for problem in one.problems]
-    if not coding.paint_in_order:
-        problems += structures.overlaps(everything, coding)
+    if not options.paint_in_order:
+        problems += overlaps(everything, options)
     raise_problems(problems, where)
     for problem in problems:
         log.warning("%s: %s (%s)", problem.where, problem.text, problem.fix)
     sound = [one for one in everything if one.geometry is not None]
-    channel_names = decide_channels(sound, options.channel_names)
-    raise_problems(wrong_channels(sound, channel_names), where)
-    if coding.class_files or (any(one.segments for one in everything) and coding.known is coding.threshold is None):
-        decided = structures.decide_structures(everything, coding)
-    else:
-        voxels = _voxels(everything)
-        decided = decide_coding(voxels, any(one.coloured for one in everything), coding, voxels)
-    draft = Draft(
-        name, found, found_test, channel_names, decided, decide_file_ending(sound), keys or {}, splits, options
-    )  # fmt: skip
+    channel_names = _decide_channels(sound, options.channel_names)
+    raise_problems(_wrong_channels(sound, channel_names), where)
+    decided, file_ending = decide_coding(everything, options), _decide_file_ending(sound)
+    draft = Draft(name, found, found_test, channel_names, decided, file_ending, keys or {}, splits, options)
     description_from_json(draft.description(""), where)
     return draft
 
 
-def _voxels(found: Iterable[Inspection]) -> Counter[RawValue]:
-    voxels = Counter()
-    for one in found:
-        voxels.update(one.values)
-    return voxels
+def _decide_channels(findings: Sequence[Inspection], given: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the channels: those given, or those that pictures tell.
+
+    Pictures are ``grayscale``, or ``R``, ``G``, ``B`` if one of them has colours; with more than 8 bits they are called
+    ``intensity``, since no range of values is known then.
+
+    Raises:
+        UsageError: If the names must be given.
+    """
+    if given is not None:
+        return tuple(given)
+    counts = Counter(found.channels for found in findings)
+    if any(found.case.kind == "volume" or found.shape[0] > 1 for found in findings):
+        number = counts.most_common(1)[0][0]
+        several = f" of the {number} channels, in their order" if number > 1 else ""
+        raise UsageError(f"volumes do not tell what they show: the name{several} is missing", _NAMES_HINT)
+    if set(counts) - {1, 3}:
+        raise UsageError(
+            f"pictures have {' or '.join(str(count) for count in sorted(counts))} channels, whose names are missing",
+            "give a name for each: --channel_names blue green red infrared",
+        )
+    if any(found.channels == 3 and not found.grey for found in findings):
+        return _COLOURS
+    return ("grayscale",) if max(found.largest for found in findings) <= 255 else ("intensity",)
+
+
+def _wrong_channels(findings: Sequence[Inspection], names: Sequence[str]) -> list[Problem]:
+    """Cases whose number of channels does not fit the names.
+
+    Pictures are fitted to it where nothing is lost: grey is repeated for colours, and equal colours are one channel.
+    """
+    problems = []
+    for found in findings:
+        picture = found.case.kind != "volume" and found.shape[0] == 1
+        fits = found.channels == len(names) or (
+            picture and ((len(names) == 3 and found.channels == 1) or (len(names) == 1 and found.grey))
+        )
+        if not fits:
+            fix = f"channels are {', '.join(names)}: give other --channel_names, or convert the image"
+            detail = f"{found.case.name} has {found.channels}"
+            problems.append(Problem(f"{len(names)} channels expected:", found.case.name, detail, fix))
+    return problems
+
+
+def _decide_file_ending(findings: Sequence[Inspection]) -> str:
+    """``file_ending`` of the dataset: the format of its labels, whose reader must open all images.
+
+    Volumes keep the ending of their masks if it is the same for all, else they get ``.nii.gz``; TIFF stays ``.tif``;
+    pictures get ``.png``.
+
+    Raises:
+        SamunetError: If the images are volumes and pictures.
+    """
+    by_kind: dict[str, list[Inspection]] = {}
+    for found in findings:
+        kind = "picture" if found.case.kind == "tiff" and found.shape[0] == 1 else found.case.kind
+        by_kind.setdefault(kind, []).append(found)
+    if len(by_kind) > 1:
+        listed = ", ".join(f"{kind}s such as {found[0].case.files[0].name}" for kind, found in by_kind.items())
+        raise SamunetError(
+            f"images are of different kinds: {listed}", "make a dataset of each kind, or save all in one format"
+        )
+    if "picture" in by_kind:
+        return ".tif" if all(found.case.kind == "tiff" for found in findings) else ".png"
+    if "tiff" in by_kind:
+        return ".tif"
+    masks = {ending_of(file) for found in findings for file in found.case.masks}
+    only = masks.pop() if len(masks) == 1 else None
+    return only if any(only in reader.directed_endings for reader in READERS) else ".nii.gz"
 
 
 def _names_that_clash(cases: Sequence[Case]) -> list[Problem]:

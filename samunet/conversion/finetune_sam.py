@@ -8,51 +8,46 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-from samunet.conversion.case import Case
-from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.pairing import group_by_pattern
+from samunet.conversion.case import Case, Options
+from samunet.conversion.draft import Draft, make_draft
+from samunet.conversion.folders import group_by_pattern
 from samunet.dataset.cases import name_below
 from samunet.dataset.problems import Problem
 from samunet.errors import SamunetError, UsageError
 
 
-@dataclass(frozen=True)
-class Lists:
-    """finetune-SAM's arguments.
-
-    Attributes:
-        img_folder, mask_folder: What paths in the lists are relative to.
-        train: List of training slices.
-        val: List of validation slices; None if there is none.
-        test: List of test slices, for imagesTs and labelsTs; None if there is none.
-    """
-
-    img_folder: Path
-    mask_folder: Path
-    train: Path
-    val: Path | None = None
-    test: Path | None = None
-
-
-def draft_of_lists(name: str, lists: Lists, options: Options, patient_pattern: str | None = None) -> Draft:
+def draft_of_lists(
+    name: str,
+    img_folder: Path,
+    mask_folder: Path,
+    lists: Mapping[str, Path | None],
+    options: Options,
+    patient_pattern: str | None = None,
+) -> Draft:
     """Slices of the training and validation lists as cases; their division becomes the dataset's only fold.
 
     A case is called by its image's path, without what all paths have in common and with ``_`` for ``/``.
+
+    Args:
+        name: Such as ``Dataset012_Vessels``.
+        img_folder, mask_folder: What paths in the lists are relative to.
+        lists: Of training (``train``), validation (``val``) and test slices (``test``); only the first is needed.
+        options: What the user says about channels and values.
+        patient_pattern: See :func:`samunet.conversion.folders.group_by_pattern`.
 
     Raises:
         UsageError: If a folder or list is missing.
         SamunetError: If a line is wrong, a file missing, or a slice in two lists.
     """
-    for folder in (lists.img_folder, lists.mask_folder):
+    for folder in (img_folder, mask_folder):
         if not folder.is_dir():
             raise UsageError(f"there is no folder {folder}", "give the folder that paths in the lists are relative to")
     problems: list[Problem] = []
     rows = {
-        part: [] if path is None else _read(path, lists, problems)
-        for part, path in (("train", lists.train), ("val", lists.val), ("test", lists.test))
+        part: [] if path is None else _read(path, img_folder, mask_folder, problems) for part, path in lists.items()
     }
     names = _names([image for found in rows.values() for image, _ in found])
     problems += _twice(rows)
@@ -64,11 +59,11 @@ def draft_of_lists(name: str, lists: Lists, options: Options, patient_pattern: s
     if cases["train"] and cases["val"]:
         splits = [{part: sorted(case.name for case in cases[part]) for part in ("train", "val")}]
     return make_draft(
-        name, training, cases["test"], options, problems=problems, splits=splits, where=str(lists.train)
+        name, training, cases["test"], options, problems=problems, splits=splits, where=str(lists["train"])
     )  # fmt: skip
 
 
-def _read(path: Path, lists: Lists, problems: list[Problem]) -> list[tuple[Path, Path]]:
+def _read(path: Path, img_folder: Path, mask_folder: Path, problems: list[Problem]) -> list[tuple[Path, Path]]:
     """Image and mask of every line; what is wrong with lines becomes problems."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -86,7 +81,7 @@ def _read(path: Path, lists: Lists, problems: list[Problem]) -> list[tuple[Path,
             fix = "a line is IMAGE,MASK, without a header; names must not contain commas"
             problems.append(Problem("lines that are not understood:", path.name, f"{path}, line {number}: {row}", fix))
             continue
-        image, mask = lists.img_folder / cells[0].lstrip("/"), lists.mask_folder / cells[1].lstrip("/")
+        image, mask = img_folder / cells[0].lstrip("/"), mask_folder / cells[1].lstrip("/")
         missing = [str(file) for file in (image, mask) if not file.is_file()]
         if missing:
             detail = f"{' and '.join(missing)} ({path.name}, line {number})"

@@ -15,9 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from samunet.conversion.case import Case
-from samunet.conversion.coding import CodingOptions
-from samunet.conversion.draft import Draft, Options, make_draft
+from samunet.conversion.case import Case, Options
+from samunet.conversion.draft import Draft, make_draft
 from samunet.dataset.cases import channel_gaps, entries, group
 from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem
@@ -153,7 +152,7 @@ def _read(folder: Path, options: Options, *, listed: bool = True) -> tuple[_Task
     if len({name.casefold() for name in labels.values()}) < len(labels):
         raise SamunetError(f"{path}: labels gives a name twice: {task.labels}", "give every class a name of its own")
     names = tuple(channels[index] for index in sorted(channels))
-    return task, content, replace(options, channel_names=names, coding=CodingOptions(known=labels))
+    return task, content, replace(options, channel_names=names, known=labels)
 
 
 def _existing(folder: Path, path: str, problems: list[Problem]) -> Path:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from samunet.conversion.case import Case
-from samunet.conversion.draft import Draft, Options, make_draft
-from samunet.conversion.masks import RawMask
+from samunet.conversion.case import Case, Options, RawMask
+from samunet.conversion.draft import Draft, make_draft
 from samunet.dataset.cases import entries
 from samunet.errors import SamunetError, UsageError
 from samunet.files import atomic_path

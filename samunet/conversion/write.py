@@ -126,9 +126,7 @@ def _write_cases(findings: Sequence[Inspection], part: str, folder: Path, draft:
     jobs = [(found, images, labels, draft.file_ending, draft.coding) for found in findings]
     names = [found.case.name for found in findings]
     options = draft.options
-    for _ in map_cases(
-        write_case, names, jobs, num_workers=options.workers, description=f"Writing {part}", progress=options.progress
-    ):
+    for _ in map_cases(write_case, names, jobs, num_workers=options.workers, description=f"Writing {part}"):
         # Unfinished folders that nobody has touched for an hour count as leftovers of a killed process.
         os.utime(folder)
 

@@ -37,17 +37,9 @@ class Case:
 
 @dataclass
 class Dataset:
-    """A raw dataset with its training cases, sorted by name.
+    """A raw dataset with its training cases, sorted by name; problems are those of keys, names and channels."""
 
-    Attributes:
-        name: Such as ``Dataset027_ACDC``.
-        folder: Where dataset.json lies.
-        description: Content of dataset.json.
-        cases: By name.
-        problems: What is wrong with keys, file names and numbers of channels.
-    """
-
-    name: str
+    name: str  # such as Dataset027_ACDC
     folder: Path
     description: Description
     cases: dict[str, Case]
@@ -74,13 +66,8 @@ def files_below(folder: Path, without: Path | None = None, broken: list[Path] | 
     Links to folders are followed, except those back to a folder that contains them. A subfolder with DICOM files stands
     for these; other files in it are listed as well.
 
-    Args:
-        folder: Where to search.
-        without: A folder to leave out.
-        broken: Gets the links that lead nowhere; None to raise an error for them.
-
     Raises:
-        SamunetError: If a subfolder cannot be opened, or a link leads nowhere.
+        SamunetError: If a subfolder cannot be opened, or a link leads nowhere, unless ``broken`` is there to get it.
     """
     found = list(_walk(folder, without, ()))
     links = [file for file in found if not file.exists()]
@@ -106,7 +93,7 @@ def _walk(folder: Path, without: Path | None, above: tuple[str, ...]) -> Iterato
             "ask for the permission to read it, or move it away",
         ) from error
     for entry in found:
-        if entry.name == "__MACOSX":  # which macOS puts into zip files beside the data
+        if entry.name == "__MACOSX":  # macOS adds it to zip files
             continue
         if entry.is_dir():
             yield from _walk(entry, without, (*above, own))
@@ -189,22 +176,17 @@ def mask_files(folder: Path) -> dict[str, Path]:
 
 
 def with_sidecar(mask: Path) -> list[Path]:
-    """A mask and, of a TIFF volume, the JSON file beside it that states its spacing."""
+    """A mask and, of a TIFF volume, the JSON file with its spacing."""
     return [mask, *companions(mask)]
 
 
 def channel_gaps(cases: Mapping[str, Iterable[int | None]]) -> list[Problem]:
-    """Cases whose channel numbers are not 0, 1, 2, ...: the next file would become a channel that it is not.
-
-    Args:
-        cases: Name to the numbers of its files; None stands for a name without number.
-    """
+    """Cases whose channel numbers are not 0, 1, 2, ... (or None alone): the next file would become a wrong channel."""
     problems = []
-    for name, numbers in cases.items():
-        found = list(numbers)
+    fix = "channels are 0000, 0001, ... without gaps: add the files that are missing, or rename those there are"
+    for name, found in ((name, list(numbers)) for name, numbers in cases.items()):
         if found != [None] and found != list(range(len(found))):
             listed = ", ".join("no number" if number is None else f"{number:04d}" for number in found)
-            fix = "channels are 0000, 0001, ... without gaps: add the files that are missing, or rename those there are"
             problems.append(Problem("numbers of channels with gaps:", name, f"{name} has {listed}", fix))
     return problems
 
@@ -215,9 +197,7 @@ def channel_problem(
     """The error in the channels of a case, which must be a file for each of them, or one file that holds all.
 
     Args:
-        name: The case's.
         channels: Its files by channel number, sorted.
-        description: The dataset's channels and reader.
         fix: What to say where numbers are wrong.
         thorough: Read the header of every file, and pictures whose number of channels leaves open whether they fit;
             else only headers without which the number of channels is unknown.

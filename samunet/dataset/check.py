@@ -1,20 +1,21 @@
-"""Checks of a raw dataset: keys against cases whenever it is loaded, and the complete check, which reads every file."""
+"""The complete check of a raw dataset, which reads every file."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from samunet.dataset.cases import Case, Dataset
-from samunet.dataset.description import Description, misspelt_keys
+from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
+from samunet.dataset.layout import find_images
 from samunet.dataset.problems import Problem, shortened
-from samunet.dataset.training_files import find_images
 from samunet.errors import SamunetError
 from samunet.files import write_json, write_text
 from samunet.imageio.registry import image_reader_for
@@ -31,56 +32,17 @@ _KINDS = {
 }
 
 
-def name_problems(dataset: Dataset) -> list[Problem]:
-    """Keys of dataset.json that contradict the cases: their number, their groups, and keys that nothing reads."""
-    description, number = dataset.description, len(dataset.cases)
-    problems = []
-
-    def found(kind: str, where: str, detail: str, fix: str, warning: bool = False) -> None:
-        problems.append(Problem(kind, where, detail, fix, warning))
-
-    for wrong, right in misspelt_keys(description.raw).items():
-        fix = f'rename it to "{right}" if that is meant'
-        found("dataset.json has a key that nothing reads:", wrong, f'"{wrong}"', fix, True)
-    announced = description.num_training
-    if number and announced not in (None, number):
-        where = "imagesTr has" if description.files is None else "its key dataset lists"
-        detail = f"dataset.json announces {announced} training cases (numTraining), {where} {number}"
-        found("wrong numTraining:", "numTraining", detail, f'if none is missing, write "numTraining": {number}')
-    groups = description.groups
-    if groups:
-        missing = [name for name in dataset.cases if name not in groups]
-        if missing:
-            detail = f"{len(missing)} of {number} cases: {shortened(missing)}"
-            fix = "name a group for every training case, or remove groups"
-            found("groups of dataset.json lack", "groups", detail, fix)
-        unknown = sorted(set(groups) - set(dataset.cases))
-        if unknown and number:
-            detail = f"{len(unknown)} cases that the dataset lacks: {shortened(unknown)}"
-            fix = "correct the names, or remove them from groups"
-            found("groups of dataset.json name", "groups", detail, fix, True)
-    return problems
-
-
 @dataclass(frozen=True)
 class CheckReport:
-    """What a complete check found.
-
-    Attributes:
-        dataset: Its name.
-        cases, test_cases: How many were looked at in training and in imagesTs.
-        problems: Errors first.
-        labels: Of dataset.json.
-        voxels, cases_with: Number of voxels with, and of training cases that have, each label value found.
-    """
+    """Findings of a complete check."""
 
     dataset: str
-    cases: int
-    test_cases: int
-    problems: list[Problem]
+    cases: int  # looked at in training
+    test_cases: int  # and in imagesTs
+    problems: list[Problem]  # errors first
     labels: Labels
-    voxels: dict[int, int]
-    cases_with: dict[int, int]
+    voxels: dict[int, int]  # with each label value found
+    cases_with: dict[int, int]  # training cases that have it
 
     @property
     def errors(self) -> int:
@@ -89,36 +51,29 @@ class CheckReport:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """The report in one line."""
         warnings = len(self.problems) - self.errors
         test = f" and {self.test_cases} of imagesTs" if self.test_cases else ""
-        return (
-            f"{self.dataset}: {self.cases} training cases{test} checked: {_counted(self.errors, 'error')}, "
-            f"{_counted(warnings, 'warning')}"
-        )
+        found = ((self.errors, "error"), (warnings, "warning"))
+        counted = ", ".join(f"{number} {what}{'s' * (number != 1)}" for number, what in found)
+        return f"{self.dataset}: {self.cases} training cases{test} checked: {counted}"
 
     def to_text(self) -> str:
         """The table: every finding with its fix, then the label values that occur."""
-        rows = [(problem.to_json()["severity"], problem.where, problem) for problem in self.problems]
-        width = max((len(where) for _, where, _ in rows), default=0)
-        lines = [self.summary, ""]
-        for severity, where, problem in rows:
-            lines.append(f"{severity:<7}  {where:<{width}}  {problem.text}")
-            if problem.fix:
-                lines.append(" " * (11 + width) + f"-> {problem.fix}")
+        lines, rows = [self.summary, ""], [problem.to_json() for problem in self.problems]
+        width = max((len(row["where"]) for row in rows), default=0)
+        for row in rows:
+            lines.append(f"{row['severity']:<7}  {row['where']:<{width}}  {row['problem']}")
+            lines += [" " * (11 + width) + f"-> {row['fix']}"] if row["fix"] else []
         lines += [""] if rows else []
         if self.voxels:
             lines.append(f"{'label value':>11}  {'cases':>6}  {'voxels':>14}  meaning")
-        for value, voxels in self.voxels.items():
-            lines.append(f"{value:>11}  {self.cases_with[value]:>6}  {voxels:>14}  {self._meaning(value)}")
+        for row in self._label_values:
+            lines.append(f"{row['value']:>11}  {row['cases']:>6}  {row['voxels']:>14}  {row['meaning']}")
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> Path:
         """Write ``integrity_report.json`` and ``integrity_report.txt`` atomically to ``folder``; returns the latter."""
-        values = [
-            {"value": value, "cases": self.cases_with[value], "voxels": voxels, "meaning": self._meaning(value)}
-            for value, voxels in self.voxels.items()
-        ]
         content = {
             "dataset": self.dataset,
             "training_cases": self.cases,
@@ -126,24 +81,29 @@ class CheckReport:
             "errors": self.errors,
             "warnings": len(self.problems) - self.errors,
             "problems": [problem.to_json() for problem in self.problems],
-            "label_values": values,
+            "label_values": self._label_values,
         }
         write_json(folder / f"{REPORT}.json", content)
         write_text(folder / f"{REPORT}.txt", self.to_text())
         return folder / f"{REPORT}.txt"
 
-    def _meaning(self, value: int) -> str:
-        if value == 0:
-            return "background"
-        if value == self.labels.ignore:
-            return "ignore"
-        names = [name for name, region in self.labels.foreground if value in region]
-        return " and ".join(names) or "not in dataset.json"
+    @property
+    def _label_values(self) -> list[dict[str, Any]]:
+        known = self.labels.meanings
+        return [
+            {
+                "value": value,
+                "cases": self.cases_with[value],
+                "voxels": voxels,
+                "meaning": known.get(value, "not in dataset.json"),
+            }
+            for value, voxels in self.voxels.items()
+        ]
 
 
 @dataclass
 class _Inspection:
-    """What reading one case gave: findings, voxels of every label value, and a hash of the voxels."""
+    """Findings in one case, voxels of every label value, and a hash of the image."""
 
     problems: list[Problem] = field(default_factory=list)
     values: dict[int, int] = field(default_factory=dict)
@@ -160,54 +120,42 @@ def complete_check(
 
     Args:
         dataset: From :func:`samunet.dataset.layout.read_dataset`; its ``problems`` become part of the report.
-        num_workers: Worker processes; 0 means this one.
-        progress: Whether to show a progress bar.
         tolerate_geometry: Other origins and directions of channels and labels are warnings instead of errors.
     """
     description = dataset.description
-    test_cases, test_problems = _test_cases(dataset)
-    everything = dataset.cases | {f"{_TEST}{name}": case for name, case in test_cases.items()}
+    problems, test_images = list(dataset.problems), {}
+    folder = dataset.folder / "imagesTs"
+    if folder.is_dir() and any(folder.iterdir()):
+        test_images, found = find_images(folder, description)
+        problems += [replace(problem, where=f"{_TEST}{problem.where}", warning=True) for problem in found]
+    cases = dataset.cases | {f"{_TEST}{name}": Case(name, files, None) for name, files in test_images.items()}
     lean = description.without_lists()
-    jobs = [(case, lean, tolerate_geometry) for case in everything.values()]
+    jobs = [(case, lean, tolerate_geometry) for case in cases.values()]
     inspected: dict[str, _Inspection] = dict(
-        map_cases(
-            _inspect, list(everything), jobs, num_workers=num_workers, description="Checking", progress=progress
-        )
-    )  # fmt: skip
-    inspected = {name: inspected[name] for name in everything}
-    voxels, cases = Counter(), Counter()
-    for name in dataset.cases:
-        voxels.update(inspected[name].values)
-        cases.update(inspected[name].values.keys())
-    problems = dataset.problems + test_problems
-    for name, inspection in inspected.items():
-        test = name.startswith(_TEST)
-        problems += [replace(row, where=name, warning=row.warning or test) for row in inspection.problems]
-    problems += _identical_images({name: inspection.content for name, inspection in inspected.items()})
-    problems += _absent_classes(description, voxels)
+        map_cases(_inspect, list(cases), jobs, num_workers=num_workers, description="Checking", progress=progress)
+    )
+    voxels, cases_with = Counter(), Counter()
+    for name in cases:
+        found, test = inspected[name], name not in dataset.cases
+        problems += [replace(row, where=name, warning=row.warning or test) for row in found.problems]
+        if not test:
+            voxels.update(found.values)
+            cases_with.update(found.values.keys())
+    problems += _identical_images({name: inspected[name].content for name in cases})
+    problems += _absent_classes(description.labels, voxels)
     return CheckReport(
         dataset=dataset.name,
         cases=len(dataset.cases),
-        test_cases=len(test_cases),
+        test_cases=len(test_images),
         problems=sorted(problems, key=lambda problem: problem.warning),
         labels=description.labels,
         voxels=dict(sorted(voxels.items())),
-        cases_with=dict(sorted(cases.items())),
+        cases_with=dict(sorted(cases_with.items())),
     )
-
-
-def _test_cases(dataset: Dataset) -> tuple[dict[str, Case], list[Problem]]:
-    folder = dataset.folder / "imagesTs"
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return {}, []
-    images, problems = find_images(folder, dataset.description)
-    problems = [replace(problem, where=f"{_TEST}{problem.where}", warning=True) for problem in problems]
-    return {name: Case(name, files, None) for name, files in images.items()}, problems
 
 
 def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _Inspection:
     found = _Inspection()
-    first = None
     try:
         first = _inspect_image(case, description, tolerate_geometry, found)
         if case.label is not None:
@@ -218,41 +166,34 @@ def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _
     return found
 
 
-def _inspect_image(
-    case: Case, description: Description, tolerate_geometry: bool, found: _Inspection
-) -> Grid | None:  # fmt: skip
+def _inspect_image(case: Case, description: Description, tolerate_geometry: bool, found: _Inspection) -> Grid | None:
     """Look at the channels one after the other; returns the first readable file's grid."""
-    preferred = description.reader
     expected = len(description.channel_names)
-    # One file per channel, or one that holds all of them; of other numbers the quick check has told.
+    # One file per channel, or one that holds all of them; other numbers are findings of the quick check.
     per_file = {1: expected, expected: 1}.get(len(case.images))
-    first, hashes, constant, total = None, [], [], 0
+    first, hashes, constant = None, [], []
     for file in case.images:
         try:
-            image = image_reader_for(file, preferred).read_image([file], channels=per_file)
+            image = image_reader_for(file, description.reader).read_image([file], channels=per_file)
         except MemoryError:
             raise
         except Exception as error:  # whatever a library raises on a damaged file, the other cases are still to be read
             found.problems.append(unusable(case.name, file, error))
             continue
-        shape = image.array.shape[1:]
-        if first is None:
-            first = Grid(file, shape, image.geometry)
-        else:
-            found.problems += grid_differences(case.name, Grid(file, shape, image.geometry), first, tolerate_geometry)
+        grid = Grid(file, image.array.shape[1:], image.geometry)
+        first = first or grid
+        found.problems += grid_differences(case.name, grid, first, tolerate_geometry)
         for channel in image.array:
             if channel.min() == channel.max():
                 constant.append(f"{file.name} (everywhere {channel.flat[0]:g})")
-            hashes.append(blake2b(np.ascontiguousarray(channel), digest_size=16).hexdigest() + str(shape))
-        total += len(image.array)
+            hashes.append(blake2b(np.ascontiguousarray(channel), digest_size=16).hexdigest() + str(grid.shape))
         del image
     if constant:
         fix = "look at the file: the export may have failed; remove the case if it shows nothing"
         found.problems.append(Problem("constant channels:", case.name, "; ".join(constant), fix, warning=True))
-    complete = len(case.images) > 1 and not found.problems and total != expected
-    if complete:
+    if len(case.images) > 1 and not found.problems and len(hashes) != expected:
         try:
-            image_reader_for(case.images[0], preferred).read_image(case.images, channels=expected)
+            image_reader_for(case.images[0], description.reader).read_image(case.images, channels=expected)
         except SamunetError as error:
             found.problems.append(unusable(case.name, case.images[0], error))
     if len(case.images) > 1 and len(set(hashes)) < len(hashes) and not constant:
@@ -267,25 +208,21 @@ def _inspect_image(
 def _inspect_label(
     file: Path, first: Grid | None, description: Description, tolerate_geometry: bool, found: _Inspection
 ) -> None:
-    reader, name = description.reader, file.name
+    labels, name = description.labels, file.name
     try:
-        label, geometry = reader.read_label(file)
+        label, geometry = description.reader.read_label(file)
+        own = Grid(file, label.shape, geometry)
+        if first is not None and fitted(label, own, first) is None:
+            found.problems += grid_differences(name, own, first, tolerate_geometry)
+        found.values = count_values(label)
+        labels.check(found.values, file)
     except MemoryError:
         raise
     except Exception as error:
         found.problems.append(unusable(name, file, error))
         return
-    own = Grid(file, label.shape, geometry)
-    if first is not None and fitted(label, own, first) is None:
-        found.problems += grid_differences(name, own, first, tolerate_geometry)
-    found.values = count_values(label)
-    try:
-        description.labels.check(found.values, file)
-    except SamunetError as error:
-        found.problems.append(unusable(name, file, error))
-        return
-    if not set(found.values) - {0, description.labels.ignore}:
-        what = "only background" if description.labels.ignore not in found.values else "only background and ignore"
+    if not set(found.values) - {0, labels.ignore}:
+        what = "only background" if labels.ignore not in found.values else "only background and ignore"
         fix = "right if the case is healthy; else annotate it, or remove it"
         found.problems.append(Problem("labels without any structure:", name, f"{name} has {what}", fix, warning=True))
 
@@ -300,7 +237,7 @@ def count_values(label: np.ndarray) -> dict[int, int]:
 
 
 def unusable(name: str, file: Path | str, error: Exception) -> Problem:
-    """What to say of a file that could not be read."""
+    """The finding for a file that could not be read."""
     if isinstance(error, SamunetError):
         return Problem("cannot be used:", name, error.message, error.hint or "")
     detail = f"{file}: {type(error).__name__}: {error}"
@@ -327,36 +264,26 @@ def _identical_images(contents: Mapping[str, str | None]) -> list[Problem]:
     for names in groups.values():
         training = [name for name in names if not name.startswith(_TEST)]
         test = [name.removeprefix(_TEST) for name in names if name.startswith(_TEST)]
+        found = []
         if len(training) > 1:
             fix = 'remove all but one, or give them one group in dataset.json ("groups"), so that no fold '
             fix += "is validated on what it was trained on"
-            detail = shortened(training)
-            problems.append(Problem("the same image under several names:", training[0], detail, fix, warning=True))
+            found.append(("the same image under several names:", shortened(training), fix))
         if training and test:
             fix = "remove it from one of them: its test result would say nothing"
-            detail = f"{training[0]} is {shortened(test)} of imagesTs"
-            problems.append(Problem("test images that are trained on:", training[0], detail, fix, warning=True))
+            found.append(("test images that are trained on:", f"{training[0]} is {shortened(test)} of imagesTs", fix))
+        problems += [Problem(kind, training[0], detail, fix, warning=True) for kind, detail, fix in found]
     return problems
 
 
-def _absent_classes(description: Description, voxels: Mapping[int, int]) -> list[Problem]:
-    labels = description.labels
+def _absent_classes(labels: Labels, voxels: Mapping[int, int]) -> list[Problem]:
     absent = [name for name, region in labels.foreground if not any(voxels.get(value) for value in region)]
     if not absent or not voxels:
         return []
-    unknown = labels.unknown(voxels)
     detail = ", ".join(f'"{name}"' for name in absent)
-    if unknown:
-        fix = f"the files hold the values {_listed(voxels)}: number the labels in dataset.json and in the files alike"
-        detail += f", while files hold {_listed(unknown)}, which dataset.json does not list"
-        return [Problem("labels that occur in no file:", "labels", detail, fix)]
     fix = "remove them from labels in dataset.json, or add cases that have them: they cannot be learnt"
-    return [Problem("labels that occur in no file:", "labels", detail, fix, warning=True)]
-
-
-def _listed(values: Iterable[int]) -> str:
-    return shortened([str(value) for value in values])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+    if unknown := labels.unknown(voxels):
+        listed, others = (shortened(list(map(str, values))) for values in (voxels, unknown))
+        fix = f"the files hold the values {listed}: number the labels in dataset.json and in the files alike"
+        detail += f", while files hold {others}, which dataset.json does not list"
+    return [Problem("labels that occur in no file:", "labels", detail, fix, warning=not unknown)]

@@ -14,7 +14,7 @@ from samunet.dataset.names import one_spelling
 from samunet.errors import SamunetError, printable
 from samunet.files import as_kind, read_json
 from samunet.imageio.base import Reader
-from samunet.imageio.registry import reader_for
+from samunet.imageio.registry import READERS, reader_for
 
 _EXAMPLE = (
     'dataset.json needs at least {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "tumour": 1}, '
@@ -117,6 +117,15 @@ class Description:
     def reader(self) -> Reader:
         """The reader of the dataset's labels, which is also tried first for its images."""
         return reader_for(self.file_ending, self.reader_override)
+
+    @property
+    def image_endings(self) -> tuple[str, ...]:
+        """Endings that images may have: those of the reader, and of all pictures if the dataset holds pictures."""
+        pictures = [ending for one in READERS if one.kind == "picture" for ending in one.image_endings]
+        endings = self.reader.image_endings
+        if self.reader_override is None and set(endings) & set(pictures):
+            endings = (*endings, *pictures)
+        return tuple(dict.fromkeys(endings))
 
     def without_lists(self) -> Description:
         """As needed for reading one case, without what lists all cases: worker processes get it with every case."""

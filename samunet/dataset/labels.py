@@ -23,7 +23,7 @@ _REGIONS_EXAMPLE = (
 
 @dataclass(frozen=True)
 class Labels:
-    """What a network for the dataset predicts, and which values its label files may hold.
+    """The outputs of a network for the dataset, and the values that its label files may hold.
 
     Attributes:
         names: One per output of the network: the classes in the order of their values, background first; with regions
@@ -65,6 +65,14 @@ class Labels:
         painted = self.class_order if self.class_order is not None else range(len(self.names))
         return {0: "background"} | dict(zip(painted, self.names))
 
+    @property
+    def meanings(self) -> dict[int, str]:
+        """Names of every value that a label file may have; of overlapping regions, all that it is part of."""
+        known = {
+            value: " and ".join(name for name, region in self.foreground if value in region) for value in self.values
+        }
+        return known | {0: "background"} | ({} if self.ignore is None else {self.ignore: "ignore"})
+
     @staticmethod
     def from_json(data: Any, where: str = "dataset.json", regions_class_order: Any = None) -> Labels:
         """Read ``labels`` and ``regions_class_order`` of a dataset.json.
@@ -79,30 +87,46 @@ class Labels:
                 foreground, the ignore label is not the highest value, or the order of regions is missing or wrong.
         """
         given = _as_tuples(data, where)
-        where = f"{where}: labels"
+        file, where = where, f"{where}: labels"
         if given.get("background") != (0,):
             value = given.get("background")
             got = f"got {_listed(given)}" if value is None else f"it has the value {_shown(value)}"
             raise SamunetError(f'{where}: "background" must exist and be 0, but {got}', _EXAMPLE)
-        ignore = _ignore(given, where)
         named = {name: region for name, region in given.items() if name != "ignore"}
+        ignore = None
+        if "ignore" in given:
+            ignore = 1 + max(value for region in named.values() for value in region)
+            if given["ignore"] != (ignore,):
+                raise SamunetError(
+                    f'{where}: "ignore" must be one more than the highest other value, {ignore}, got '
+                    f"{_shown(given['ignore'])}",
+                    f'give the voxels without annotation the value {ignore} and write "ignore": {ignore}',
+                )
         if len(named) == 1:
             raise SamunetError(f"{where}: there is nothing to segment besides the background", _EXAMPLE)
-        if any(len(region) > 1 for region in named.values()):
-            return _with_regions(named, ignore, regions_class_order, where)
-        by_value = sorted(named, key=named.__getitem__)
-        values = [named[name][0] for name in by_value]
+        several = any(len(region) > 1 for region in named.values())
+        used = [value for region in named.values() for value in region]
+        values = sorted(set(used) if several else used)
         if values != list(range(len(values))):
+            what, once = (
+                ("the values of all regions together", "") if several else ("the values", " and each used once")
+            )
             raise SamunetError(
-                f"{where}: the values must be 0, 1, 2, ... without gaps and each used once, got {values}",
+                f"{where}: {what} must be 0, 1, 2, ... without gaps{once}, got {values}",
                 "number the labels consecutively, in dataset.json and in the label files",
             )
-        return Labels(tuple(by_value), tuple((value,) for value in values), None, ignore)
+        if not several:
+            by_value = sorted(named, key=named.__getitem__)
+            return Labels(tuple(by_value), tuple(named[name] for name in by_value), None, ignore)
+        del named["background"]
+        order = regions_class_order
+        order = [_without_quotes(value) for value in order] if isinstance(order, list) else order
+        _check_regions(named, order, file)
+        return Labels(tuple(named), tuple(named.values()), tuple(order), ignore)
 
     def unknown(self, values: Iterable[int]) -> list[int]:
         """Those of ``values`` that a label file must not hold, sorted."""
-        allowed = {*self.values, *(() if self.ignore is None else (self.ignore,))}
-        return sorted({int(value) for value in values} - allowed)
+        return sorted({int(value) for value in values} - self.meanings.keys())
 
     def check(self, values: Iterable[int], file: Path | str) -> None:
         """Check the values that occur in a label file.
@@ -124,12 +148,7 @@ class Labels:
                 "the mask is coded 0/255, as pictures often are: save it with 1 in place of 255, for example "
                 "(mask > 0).astype('uint8'), in every file of the labels folder"
             )
-        known = {0: "background"}
-        for name, region in self.foreground:
-            known |= {value: f"{known[value]} and {name}" if value in known else name for value in region}
-        if self.ignore is not None:
-            known[self.ignore] = "ignore"
-        listed = ", ".join(f"{value} = {known[value]}" for value in sorted(known))
+        listed = ", ".join(f"{value} = {name}" for value, name in sorted(self.meanings.items()))
         return f"dataset.json has {listed}: correct the file, or add the missing labels to dataset.json"
 
 
@@ -176,36 +195,11 @@ def _without_quotes(value: Any) -> Any:
     return int(value) if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,5}\s*", value) else value
 
 
-def _ignore(given: dict[str, tuple[int, ...]], where: str) -> int | None:
-    if "ignore" not in given:
-        return None
-    highest = max(value for name, region in given.items() if name != "ignore" for value in region)
-    if given["ignore"] != (highest + 1,):
-        raise SamunetError(
-            f'{where}: "ignore" must be one more than the highest other value, {highest + 1}, got '
-            f"{_shown(given['ignore'])}",
-            f'give the voxels without annotation the value {highest + 1} and write "ignore": {highest + 1}',
-        )
-    return highest + 1
-
-
-def _with_regions(named: dict[str, tuple[int, ...]], ignore: int | None, order: Any, where: str) -> Labels:
-    regions = {name: region for name, region in named.items() if name != "background"}
-    values = sorted({0, *(value for region in regions.values() for value in region)})
-    if values != list(range(len(values))):
-        raise SamunetError(
-            f"{where}: the values of all regions together must be 0, 1, 2, ... without gaps, got {values}",
-            "number the labels consecutively, in dataset.json and in the label files",
-        )
+def _check_regions(regions: dict[str, tuple[int, ...]], order: Any, where: str) -> None:
+    """Refuse regions with the background, and values to paint them with that do not fit them."""
     for name, region in regions.items():
         if 0 in region:
-            raise SamunetError(f'{where}: the region "{name}" contains the background, 0', _REGIONS_EXAMPLE)
-    order = [_without_quotes(value) for value in order] if isinstance(order, list) else order
-    _check_order(regions, order, where.removesuffix(": labels"))
-    return Labels(tuple(regions), tuple(regions.values()), tuple(order), ignore)
-
-
-def _check_order(regions: dict[str, tuple[int, ...]], order: Any, where: str) -> None:
+            raise SamunetError(f'{where}: labels: the region "{name}" contains the background, 0', _REGIONS_EXAMPLE)
     whole = isinstance(order, list) and all(isinstance(value, int) and not isinstance(value, bool) for value in order)
     if not whole or len(order) != len(regions):
         got = "it is missing" if order is None else f"got {order!r}"

@@ -1,4 +1,4 @@
-"""Where results may go: not among a person's data, and only over files that a record beside them says are ours.
+"""Protection of existing files: results never go into a person's data, and replace only files that samunet recorded.
 
 Beside every mask that is written lies a record, ``samunet_record/FILE.json``. It is written before the mask, so that a
 kill between the two leaves nothing unknown, and completed after it. Pictures have a mark in themselves.
@@ -32,14 +32,10 @@ _OLD_ARGUMENTS = ("folds", "checkpoint", "tta", "step_size", "postprocessing")  
 
 
 def check_place(output: str | Path, inputs: Iterable[Path] = ()) -> Path:
-    """Refuse a file or folder for results that is, or lies in, a raw dataset or an input folder.
+    """Raise a UsageError for a file or folder of results that is, or lies in, a raw dataset or an input folder.
 
     Args:
-        output: Where results are to go; need not exist.
-        inputs: What they are made from; only folders matter.
-
-    Raises:
-        UsageError: If it may not be written to.
+        inputs: What the results are made from; only folders matter.
     """
     output = Path(output)
     real = output.resolve()
@@ -72,10 +68,8 @@ def check_folder(
     """Refuse a folder for masks or pictures that holds anything that could be lost; changes nothing.
 
     Args:
-        output: The folder, which need not exist.
         inputs: What the results are made from.
-        targets: Names of the files that are to be written.
-        kind: What they are: :data:`MASK` or :data:`PICTURE`.
+        targets: Names of the files that are to be written, each a ``kind``: :data:`MASK` or :data:`PICTURE`.
         overwrite: Whether masks and pictures that a person made or changed may be replaced.
         remedy: What to do where it holds such.
 
@@ -120,7 +114,7 @@ def check_folder(
 
 
 def check_file(output: str | Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> Path:
-    """As :func:`check_folder`, for one mask's file that is named; it may lie beside the image that it is made from."""
+    """As :func:`check_folder`, for one mask's file that is named; it may lie in the folder of its image."""
     output = check_place(output, inputs)
     record = read_record(output)
     if output.is_file() and not overwrite and not (record and condition(output, record) != "edited"):
@@ -148,11 +142,7 @@ def check_replaced(output: str | Path, mark: str) -> Path:
 
 
 def check_holdings(output: Path) -> None:
-    """Refuse a folder that holds a model's or a preprocessed dataset's files.
-
-    Raises:
-        UsageError: If it does.
-    """
+    """Raise a UsageError for a folder that holds a model's or a preprocessed dataset's files."""
     real = output.resolve()
     for what, found in (
         ("a trained model", (output / "plans.json").is_file() and any(output.glob("fold_*"))),
@@ -191,7 +181,7 @@ def finish(file: Path, **facts: Any) -> None:
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """What is recorded of a file; None where this program did not write it."""
+    """The record of a file; None where this program did not write it."""
     try:
         record = read_json(_record_file(file))
     except SamunetError:  # missing or damaged: then nothing is known
@@ -200,7 +190,7 @@ def read_record(file: Path) -> dict[str, Any] | None:
 
 
 def condition(file: Path, record: dict[str, Any]) -> str:
-    """What a recorded mask is like now: ``whole`` as it was written, ``edited`` since, or ``damaged``."""
+    """State of a recorded mask: ``whole`` as it was written, ``edited`` since, or ``damaged``."""
     state, status = record.get("file"), file.stat()
     if not isinstance(state, dict):
         return "damaged"  # killed before it was known to be whole
@@ -236,7 +226,7 @@ def _record_file(file: Path) -> Path:
 
 
 def _raw_parts(folder: Path) -> tuple[str, ...]:
-    """The folders that make a raw dataset of one with a dataset.json; masks have one beside them as well."""
+    # Folders of masks have a dataset.json as well, and a plans.json.
     return _RAW[:2] if (folder / "plans.json").is_file() else _RAW
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ from samunet.dataset.cases import (
 from samunet.dataset.description import Description
 from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
-from samunet.dataset.training_files import image_endings
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.imageio.registry import ending_of, image_reader_for, is_dicom_folder
 
 log = logging.getLogger(__name__)
 
 Source = Path | Sequence[Path | Sequence[Path]]
-Failures = dict[str, SamunetError] | None
+# Cases, what is wrong with all, and what is wrong with one of them.
+_Found = tuple[dict[str, Case], list[Problem], dict[str, Problem | None]]
 
 
-def list_cases(source: Source, description: Description, failures: Failures = None) -> dict[str, Case]:
+def list_cases(
+    source: Source, description: Description, failures: dict[str, SamunetError] | None = None
+) -> dict[str, Case]:
     """The cases to predict, without labels, sorted by name.
 
     A case's name is its files' name without ending and channel number: ``scan`` for ``scan_0000.nii.gz`` and, where one
@@ -55,25 +57,36 @@ def list_cases(source: Source, description: Description, failures: Failures = No
         SamunetError: If nothing matches, two files would be the same case, or a case has not the model's channels; at
             most five offenders are listed.
     """
+    broken: list[Path] = []
+    root, where = None, "the cases given"
     if isinstance(source, (str, Path)):
-        path = _existing(source)
-        if path.is_dir():
-            _refuse_labels(path)
-            broken: list[Path] = []
-            found = _images_of(path, description, broken)
-            return _cases(found, path, description, failures, root=path, broken=broken)
-        found, where = [path], path
+        where = _existing(source)
+        root = where if where.is_dir() else None
+        found = [where] if root is None else _images_of(root, description, broken)
     elif not source:
         raise UsageError("there is nothing to predict: the list of files is empty")
     elif all(isinstance(item, (str, Path)) for item in source):
         found, where = [_existing(item) for item in source], Path(source[0]).parent
     else:
-        return _cases_as_given(source, description, failures)
-    for path in found:
-        if path.is_dir() and not is_dicom_folder(path):
-            raise UsageError(f"{path} is a folder, but no DICOM series", "give a folder of images alone: -i imagesTs")
-        image_reader_for(path, description.reader)  # raises for a file that nothing reads
-    return _cases(found, where, description, failures)
+        found = None
+    if found is None:
+        cases, problems, wrong = _cases_as_given(source, description)
+    else:
+        for path in found if root is None else ():
+            if path.is_dir() and not is_dicom_folder(path):
+                fix = "give a folder of images alone: -i imagesTs"
+                raise UsageError(f"{path} is a folder, but no DICOM series", fix)
+            image_reader_for(path, description.reader)  # raises for a file that nothing reads
+        cases, problems, wrong = _cases_by_name(found, description, root, broken)
+    # Problems are about which file is whose; what is wrong with one case need not stop the others.
+    bad = {name: problem for name, problem in wrong.items() if problem}
+    problems += unusable_names(cases)
+    if failures is None or not cases.keys() - bad.keys():
+        problems, bad = problems + list(bad.values()), {}
+    raise_problems(problems, where)
+    for name, problem in bad.items():
+        failures[name] = SamunetError(f"case {name}: {problem.text}", problem.fix or None)
+    return {name: cases[name] for name in sorted(cases) if name not in bad}
 
 
 def as_paths(source: Any) -> Any:
@@ -90,7 +103,7 @@ def flat(sources: Sequence[Any]) -> Iterator[Path]:
 
 
 def prediction_hint(description: Description) -> str:
-    """What the files of a case to be predicted must be called."""
+    """Names of the files of a case to be predicted, as a sentence."""
     ending, names = description.file_ending, description.channel_names
     if len(names) == 1:
         return f"images must be called case_0000{ending} or case{ending}, one for each case"
@@ -107,23 +120,20 @@ def _existing(item: str | Path) -> Path:
     return path
 
 
-def _refuse_labels(folder: Path) -> None:
-    real = folder.resolve()
-    images = real.with_name(real.name.replace("labels", "images"))
-    if real.name in ("labelsTr", "labelsTs") and images.is_dir():
-        raise UsageError(f"{folder} holds labels, not images", f"give the images: -i {quoted(images)}")
-
-
 def _images_of(folder: Path, description: Description, broken: list[Path]) -> list[Path]:
     """The files and DICOM series in a folder; only those of the training's kind if there are some.
 
     Links that lead nowhere and may be images are put into ``broken``.
     """
+    real = folder.resolve()
+    beside = real.with_name(real.name.replace("labels", "images"))
+    if real.name in ("labelsTr", "labelsTs") and beside.is_dir():
+        raise UsageError(f"{folder} holds labels, not images", f"give the images: -i {quoted(beside)}")
     links: list[Path] = []
     below = files_below(folder, broken=links)
     broken += [link for link in links if ending_of(link) or not link.suffix]
     images = [file for file in below if file.parent == folder and file.is_file() and ending_of(file)]
-    endings = image_endings(description)
+    endings = description.image_endings
     like_training = [image for image in images if ending_of(image) in endings]
     if not like_training and is_dicom_folder(folder):
         return [folder]
@@ -149,15 +159,9 @@ def _images_of(folder: Path, description: Description, broken: list[Path]) -> li
     return chosen
 
 
-def _cases(
-    found: Sequence[Path],
-    where: Path,
-    description: Description,
-    failures: Failures,
-    *,
-    root: Path | None = None,
-    broken: Sequence[Path] = (),
-) -> dict[str, Case]:
+def _cases_by_name(
+    found: Sequence[Path], description: Description, root: Path | None, broken: Sequence[Path]
+) -> _Found:
     """Cases of files whose names say which belong together; ``root``: the folder that was given, if it was one."""
     grouped, problems = _grouped(found, description, root)
     hint = prediction_hint(description)
@@ -168,25 +172,7 @@ def _cases(
         name = parsed[0] if parsed and (parsed[1] == 0 or len(description.channel_names) > 1) else stem
         fix = "is the disk it leads to there? Correct the link, or remove it to leave this case out"
         wrong[name] = Problem("links that lead nowhere:", name, f"{link} -> {os.readlink(link)}", fix)
-    cases = {name: Case(name, tuple(files.values()), None) for name, files in grouped.items()}
-    return _without_failures(cases, wrong, problems + unusable_names(grouped), failures, where)
-
-
-def _without_failures(
-    cases: dict[str, Case],
-    wrong: Mapping[str, Problem | None],
-    problems: list[Problem],
-    failures: Failures,
-    where: Path | str,
-) -> dict[str, Case]:
-    """The cases that can be predicted; ``wrong`` is about one case each, ``problems`` about which file is whose."""
-    bad = {name: problem for name, problem in wrong.items() if problem}
-    if failures is None or not cases.keys() - bad.keys():
-        problems, bad = problems + list(bad.values()), {}
-    raise_problems(problems, where)
-    for name, problem in bad.items():
-        failures[name] = SamunetError(f"case {name}: {problem.text}", problem.fix or None)
-    return {name: cases[name] for name in sorted(cases) if name not in bad}
+    return {name: Case(name, tuple(files.values()), None) for name, files in grouped.items()}, problems, wrong
 
 
 def _grouped(found: Sequence[Path], description: Description, root: Path | None) -> tuple[Files, list[Problem]]:
@@ -223,9 +209,7 @@ def _add_channels_beside(name: str, files: dict[int | None, Path], description: 
             files.setdefault(parsed[1], path)
 
 
-def _cases_as_given(
-    source: Sequence[Path | Sequence[Path]], description: Description, failures: Failures
-) -> dict[str, Case]:
+def _cases_as_given(source: Sequence[Path | Sequence[Path]], description: Description) -> _Found:
     """Cases of which each one's files are listed."""
     cases: dict[str, Case] = {}
     problems: list[Problem] = []
@@ -243,7 +227,7 @@ def _cases_as_given(
             problems.append(duplicate(name, [cases[name].images[0], files[0]]))
         cases[name] = Case(name, files, None)
         wrong[name] = number_problem(name, files, description, hint, thorough=True)
-    return _without_failures(cases, wrong, problems + unusable_names(cases), failures, "the cases given")
+    return cases, problems, wrong
 
 
 def _name(path: Path, root: Path | None = None) -> str:

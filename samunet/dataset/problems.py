@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: one record per finding, and the error that lists several of them."""
+"""Findings about a dataset, and the error that lists several of them."""
 
 from __future__ import annotations
 

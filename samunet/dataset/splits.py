@@ -1,9 +1,14 @@
-"""Cross-validation: nnU-Net's five folds, with all cases of a patient on one side."""
+"""Cross-validation: nnU-Net's five folds, with all cases of a patient on one side.
+
+Patients are those of dataset.json's ``groups``; without it they are inferred from the cases' names: sessions, visits,
+times, sides and frames.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +20,6 @@ from typing_extensions import TypedDict
 
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import one_spelling
-from samunet.dataset.patients import patients
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, quoted
 from samunet.files import read_as, write_json
@@ -27,8 +31,36 @@ FILE_NAME = "splits_final.json"
 NUM_FOLDS = 5
 _SEED = 12345  # nnU-Net's: the same cases give the same folds there and here
 
+MIN_PLAIN_GROUPS = 5  # fewer are more likely a name's first part, such as train_ and test_, unless they are numbered
+_NUMBERED = re.compile(r"(?:.*\D)?(\d{1,3})[a-z]?", re.IGNORECASE)  # P1, case003
+
+_END = r"(?=[_\-. ]|$)"
+_NUMBER = r"[_\-. ]?\d+[a-z]?"
+_WORDS = (
+    r"(?:ses|sess|session|visit|timepoint|time[_\-. ]?point|tp|time|day|week|month|year|frame|phase|"
+    r"follow[_\-. ]?up|fu)"
+)
+_SIDES = r"(?:left|right)"
+# Words for one of several images of a patient. Stripped from any place but the first.
+_CLEAR = re.compile(
+    rf"(?:[_\-. ]|(?<=\d)(?=[a-z])){_WORDS}{_NUMBER}{_END}"
+    rf"|[_\-. ](?:baseline|follow[_\-. ]?up|pre[_\-]?op|post[_\-]?op|{_SIDES}){_END}"
+    rf"|(?<=\d){_SIDES}{_END}",
+    re.IGNORECASE,
+)
+_FIRST_SIDE = re.compile(rf"^{_SIDES}[_\-. ](?=.)", re.IGNORECASE)
+# The same, but short enough to mean something else: only after a name with a number in it, the patient's.
+_SHORT = re.compile(
+    rf"[_\-. ](?:[tvdwmy]\d+|(?:scan|run)[_\-]?\d+|\d+(?:d|w|m|mo|y)|l|r|od|os|ed|es|bl|fu|pre|post){_END}"
+    rf"|[_\-. ](?:19|20)\d\d([_\-.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01]){_END}"
+    rf"|(?<=\d)[lr]$|(?<=\d)T\d+$",
+    re.IGNORECASE,
+)
+_BIDS = re.compile(r"^(sub-[A-Za-z0-9]+)")
+
 Splits = list[dict[str, list[str]]]
 _Cases = list[Annotated[str, AfterValidator(one_spelling)]]
+_Groups = Mapping[str, str] | None
 
 
 class _Split(TypedDict):
@@ -37,17 +69,60 @@ class _Split(TypedDict):
     val: _Cases
 
 
-def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> tuple[Splits, str]:
+def patients(case_names: Sequence[str], groups: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """Case to patient: as given, else inferred from the names; None where every case stands for itself.
+
+    Args:
+        groups: Of dataset.json. None leaves it to the names; empty says that cases have nothing to do with each other.
+    """
+    return infer_groups(case_names) if groups is None else groups or None
+
+
+def infer_groups(case_names: Sequence[str]) -> dict[str, str] | None:
+    """Infer patients from names.
+
+    A name's session, visit, time point, date, side or frame is taken off: ``sub-07_ses-2`` is of ``sub-07``,
+    ``P12_T0`` of ``P12``, ``case07_left`` of ``case07``. Where no two names become one by this, and all are of the form
+    ``<patient>_<frame>``, the frame is what follows the last underscore.
+
+    Returns:
+        Case to patient; None unless some have more than one case, and there are two patients or more. (Of the form
+        ``<patient>_<frame>`` five or more, unless patients are numbered as ``P1_2`` is: ``hippocampus_001`` gives one
+        patient, which no dataset means.)
+    """
+    marked = {name: _patient(name) for name in case_names}
+    sizes = Counter(marked.values())
+    if len(sizes) > 1 and max(sizes.values()) > 1:
+        return marked
+    if not all("_" in name for name in case_names):
+        return None
+    groups = {name: name.rsplit("_", 1)[0] for name in case_names}
+    sizes = Counter(groups.values())
+    numbered = [match for match in map(_NUMBERED.fullmatch, sizes) if match]
+    # Numbers that all are higher may be years, as in BraTS20 and BraTS21.
+    few = len(sizes) > 1 and len(numbered) == len(sizes) and min(int(match[1]) for match in numbered) < 10
+    enough = len(sizes) >= MIN_PLAIN_GROUPS or few
+    return groups if enough and max(sizes.values()) > 1 else None
+
+
+def _patient(name: str) -> str:
+    bids = _BIDS.match(name)
+    if bids:
+        return _CLEAR.sub("", bids[1]) or bids[1]
+    rest = _FIRST_SIDE.sub("", name)
+    rest = _CLEAR.sub("", rest) or rest
+    while (match := _SHORT.search(rest)) and re.search(r"\d", rest[: match.start()]):
+        rest = rest[: match.start()] + rest[match.end() :]
+    return rest
+
+
+def make_splits(case_names: Sequence[str], groups: _Groups) -> tuple[Splits, str]:
     """Divide cases into training and validation.
 
     Without groups these are exactly nnU-Net's folds: scikit-learn's ``KFold(5, shuffle=True, random_state=12345)`` over
-    the sorted names. With groups (given, or told from the names) the same division is made over
+    the sorted names. With groups (given, or inferred from the names) the same division is made over
     the sorted groups, and cases follow their group. Fewer than five groups: one fold per group, which is its validation
     set. One group: no folds.
-
-    Args:
-        case_names: All cases.
-        groups: See :func:`samunet.dataset.patients.patients`.
 
     Returns:
         ``[{"train": [...], "val": [...]}, ...]``, names sorted, and the reason.
@@ -56,8 +131,14 @@ def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> 
         SamunetError: If ``groups`` does not name a group for every case.
     """
     names = sorted(case_names)
-    membership, unit = _membership(names, groups)
-    units = sorted(set(membership.values()))
+    if lacking := [name for name in names if groups and name not in groups]:
+        raise SamunetError(
+            f"groups in dataset.json lacks {len(lacking)} of {len(names)} cases: {', '.join(lacking[:5])}",
+            "name a group for every training case, or remove groups",
+        )
+    grouped = patients(names, groups)
+    unit, membership = ("group", grouped) if grouped else ("case", {name: name for name in names})
+    units = sorted({membership[name] for name in names})
     if len(units) < 2:
         return [], f"there is only one {unit}, so nothing can be held out: train with fold all"
     if len(units) < NUM_FOLDS:
@@ -69,27 +150,18 @@ def make_splits(case_names: Sequence[str], groups: Mapping[str, str] | None) -> 
         np.random.RandomState(_SEED).shuffle(order)
         parts = [{units[index] for index in part} for part in np.array_split(order, NUM_FOLDS)]
         why = f"{NUM_FOLDS} folds over {len(units)} {unit}s" + (f" ({len(names)} cases)" if unit == "group" else "")
-    splits = [
-        {
-            "train": [name for name in names if membership[name] not in part],
-            "val": [name for name in names if membership[name] in part],
-        }
-        for part in parts
-    ]
-    return splits, why
+    validated = [[name for name in names if membership[name] in part] for part in parts]
+    return [{"train": [name for name in names if name not in val], "val": val} for val in validated], why
 
 
-def load_or_make_splits(
-    folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None
-) -> Splits:
+def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: _Groups, raw_folder: Path | None) -> Splits:
     """The splits in ``folder``/splits_final.json; if there are none yet, make and write them.
 
-    Where patients are told from names alone, that is said, with how to switch it off.
+    A warning says where patients were inferred from names, and how to switch that off.
 
     Args:
         folder: The dataset's preprocessed folder.
-        case_names: All training cases.
-        groups: Case to patient, for :func:`make_splits`.
+        groups: See :func:`patients`.
         raw_folder: Where a splits_final.json that came with the dataset would lie; as in nnU-Net, it is taken over.
             None where the raw dataset is not there.
 
@@ -100,9 +172,10 @@ def load_or_make_splits(
     """
     path = Path(folder) / FILE_NAME
     given = _given(raw_folder)
+    came = None if given is None else _read_splits(given, case_names)
     if path.is_file():
         splits = _read_splits(path, case_names)
-        if given is not None and _as_sets(_read_splits(given, case_names)) != _as_sets(splits):
+        if came is not None and _as_sets(came) != _as_sets(splits):
             raise SamunetError(
                 f"{path} and {given} differ: which of them holds?",
                 f"to take over the dataset's: rm {quoted(path)} (folds trained before then need --overwrite); to "
@@ -110,16 +183,19 @@ def load_or_make_splits(
             )
         # No folds at all were made when there was one case; by now there may be more. And --no_groups undoes a guess.
         guess = groups == {} and splits == make_splits(case_names, None)[0] != make_splits(case_names, groups)[0]
-        if not guess and (splits or given is not None or not make_splits(case_names, groups)[0]):
+        if not guess and (splits or came is not None or not make_splits(case_names, groups)[0]):
             _check_patients(splits, case_names, groups, path)
             return splits
-    if given is not None:
-        splits, why = _read_splits(given, case_names), f"{given} came with the dataset"
+    if came is not None:
+        splits, why = came, f"{given} came with the dataset"
         _check_patients(splits, case_names, groups, given)
     else:
         splits, why = make_splits(case_names, groups)
-        if groups is None:
-            _tell_guess(patients(case_names, None), folder.name)
+        if groups is None and (guessed := patients(case_names, None)):
+            log.warning(
+                "patients were told from the names of the cases (%d patients, %d cases); %s",
+                len(set(guessed.values())), len(guessed), _how_to_tell(guessed, folder.name),
+            )  # fmt: skip
     write_json(path, splits)
     log.info("splits: %s; written to %s", why, path)
     return splits
@@ -134,20 +210,12 @@ def read_splits(path: Path) -> Splits:
     return read_as(list[_Split], path, _hint(path))
 
 
-def join_folds(
-    folder: Path, case_names: Sequence[str], groups: Mapping[str, str] | None, raw_folder: Path | None
-) -> dict[str, str]:
+def join_folds(folder: Path, case_names: Sequence[str], groups: _Groups, raw_folder: Path | None) -> dict[str, str]:
     """Put new cases into the folds of ``folder``/splits_final.json, and take out those that the dataset lost.
 
     All others stay where they are. A new case of a known patient goes where the patient is; others go, patient by
     patient, into the validation set that has the fewest cases, and are trained on in all other folds. Where there is
     one fold only, they are trained on. A splits_final.json in the raw folder is taken over as it is.
-
-    Args:
-        folder: The dataset's preprocessed folder.
-        case_names: All training cases.
-        groups: See :func:`samunet.dataset.patients.patients`.
-        raw_folder: The raw dataset's.
 
     Returns:
         Each new case, and where it is now, in words.
@@ -184,31 +252,28 @@ def join_folds(
 
 
 def _joined(splits: Splits, new: Sequence[str], groups: Mapping[str, str]) -> Splits:
-    """Splits with new cases; see :func:`join_folds`."""
     units: dict[str, list[str]] = {}
     for name in new:
         units.setdefault(groups.get(name, name), []).append(name)
     for unit, names in sorted(units.items()):
         fewest = min(range(len(splits)), key=lambda fold: len(splits[fold]["val"]))
+        alone = [["val" if fold == fewest and len(splits) > 1 else "train"] for fold in range(len(splits))]
         beside = [
-            {part for part in split if any(groups.get(name, name) == unit for name in split[part])} for split in splits
+            [part for part in split if unit in {groups.get(name, name) for name in split[part]}] for split in splits
         ]
-        for fold, split in enumerate(splits):
-            alone = {"val" if fold == fewest and len(splits) > 1 else "train"}
-            parts = beside[fold] if any(beside) else alone
+        for split, parts in zip(splits, beside if any(beside) else alone):
             for part in parts:
                 split[part] = sorted([*split[part], *names])
     return splits
 
 
 def _given(raw_folder: Path | None) -> Path | None:
-    """The splits_final.json that came with a dataset."""
-    given = raw_folder / FILE_NAME if raw_folder is not None else None
+    given = None if raw_folder is None else raw_folder / FILE_NAME
     return given if given is not None and given.is_file() else None
 
 
-def _check_patients(splits: Splits, names: Sequence[str], groups: Mapping[str, str] | None, path: Path) -> None:
-    """Refuse splits that divide a patient; where patients are only told from names, warn."""
+def _check_patients(splits: Splits, names: Sequence[str], groups: _Groups, path: Path) -> None:
+    """Refuse splits that divide a patient; only warn where patients were inferred from names."""
     membership = patients(names, groups) or {}
     for fold, split in enumerate(splits):
         sides = [{membership[name] for name in split[part] if name in membership} for part in ("train", "val")]
@@ -233,15 +298,6 @@ def _check_patients(splits: Splits, names: Sequence[str], groups: Mapping[str, s
             return
 
 
-def _tell_guess(guess: Mapping[str, str] | None, dataset: str) -> None:
-    """Say which cases were taken for one patient."""
-    if guess:
-        log.warning(
-            "patients were told from the names of the cases (%d patients, %d cases); %s",
-            len(set(guess.values())), len(guess), _how_to_tell(guess, dataset),
-        )  # fmt: skip
-
-
 def _how_to_tell(guess: Mapping[str, str], dataset: str) -> str:
     """An example of a guess, and what to type or to write where it is wrong."""
     most = Counter(guess.values()).most_common(1)[0][0]
@@ -253,13 +309,11 @@ def _how_to_tell(guess: Mapping[str, str], dataset: str) -> str:
     )
 
 
-def lopsided_folds(splits: Splits, class_voxels: Mapping[str, Mapping[str, int]], labels: Labels) -> list[str]:
+def folds_missing_classes(splits: Splits, class_voxels: Mapping[str, Mapping[str, int]], labels: Labels) -> list[str]:
     """Folds in which a class cannot be learnt or cannot be scored; one sentence each.
 
     Args:
-        splits: Folds.
         class_voxels: Case to label value (as text) to number of voxels, as the fingerprint has them.
-        labels: The classes or regions.
     """
     warnings = []
     for fold, split in enumerate(splits):
@@ -296,20 +350,14 @@ def fold_cases(splits: Splits, fold: int | str, case_names: Sequence[str]) -> tu
     return list(splits[fold]["train"]), list(splits[fold]["val"])
 
 
-def few_cases(names: Sequence[str], count: int, seed: int, groups: Mapping[str, str] | None) -> list[str]:
+def subsample_cases(names: Sequence[str], count: int, seed: int, groups: _Groups) -> list[str]:
     """A fixed part of the training cases, for training with few annotations.
 
     Groups (patients) take turns in an order drawn by ``seed``, so that as many of them as possible take part, evenly.
     A smaller ``count`` gives a part of what a larger one gives.
 
-    Args:
-        names: Training cases of a fold.
-        count: How many to keep.
-        seed: Of the draw; the same cases and seed give the same part.
-        groups: Case to patient; None where every case stands for itself.
-
     Returns:
-        ``count`` names, sorted.
+        ``count`` of the names, sorted; the same for the same cases and seed.
 
     Raises:
         UsageError: If there are fewer cases, or ``count`` is not positive.
@@ -325,20 +373,6 @@ def few_cases(names: Sequence[str], count: int, seed: int, groups: Mapping[str, 
         turns.append((taken[units[name]], order[units[name]], name))
         taken[units[name]] += 1
     return sorted(name for _, _, name in sorted(turns)[:count])
-
-
-def _membership(names: list[str], groups: Mapping[str, str] | None) -> tuple[dict[str, str], str]:
-    """Which unit each case belongs to, and what to call such a unit."""
-    if not groups:
-        inferred = patients(names, groups)
-        return (dict(inferred), "group") if inferred else ({name: name for name in names}, "case")
-    lacking = [name for name in names if name not in groups]
-    if lacking:
-        raise SamunetError(
-            f"groups in dataset.json lacks {len(lacking)} of {len(names)} cases: {', '.join(lacking[:5])}",
-            "name a group for every training case, or remove groups",
-        )
-    return {name: groups[name] for name in names}, "group"
 
 
 def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
@@ -369,9 +403,9 @@ def _check_splits(splits: Splits, known: set[str], path: Path) -> None:
     hint = _hint(path)
     for fold, split in enumerate(splits):
         train, validation = set(split["train"]), set(split["val"])
+        overlap, unknown = sorted(train & validation), sorted((train | validation) - known)
         if not train or not validation:
             raise SamunetError(f"{path}: fold {fold} has no cases to {'validate' if train else 'train'} on", hint)
-        overlap, unknown = sorted(train & validation), sorted((train | validation) - known)
         if overlap:
             raise SamunetError(
                 f"{path}: fold {fold} both trains and validates on {len(overlap)} cases: {', '.join(overlap[:5])}", hint

@@ -1,8 +1,9 @@
-"""Scores of a folder of predictions, in the form of nnU-Net's ``summary.json``.
+"""Scores of a folder of predictions: nnU-Net's ``summary.json``, and surfaces and volumes in ``metrics.json``.
 
 ``foreground_mean`` is the mean over the classes that occur (in a reference or a prediction of some case). nnU-Net
 gives NaN as soon as one class never occurs; here such a class is skipped. :mod:`metrics` states the rule for classes
-that are empty in a single case.
+that are empty in a single case. The volume difference needs no such rule, only its relative form does: it is undefined
+where the reference is empty. What is undefined is NaN, ``null`` in JSON and nothing in CSV, and is left out of means.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing_extensions import TypedDict  # pydantic needs this before Python 3.1
 from samunet.dataset.cases import mask_files, visible
 from samunet.dataset.description import description_from_json
 from samunet.dataset.labels import Labels
-from samunet.dataset.names import ending_in
+from samunet.dataset.names import case_stem, ending_in
+from samunet.dataset.outputs import check_place, check_replaced
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, raise_failures
-from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou
-from samunet.files import read_as, read_json
+from samunet.evaluation.metrics import Counts, confusion_counts, dice, iou, surface_scores
+from samunet.files import csv_text, read_as, read_json, write_json, write_text
 from samunet.imageio.base import Geometry, Reader
 from samunet.imageio.registry import MASK_ENDINGS, image_reader_for, reader_for
-from samunet.imageio.same_grid import Grid, on_grid
+from samunet.imageio.same_grid import Grid, on_grid, union
 from samunet.tables import number, text_table
 from samunet.workers import map_cases
 
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
+SURFACE_KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
 _AGAIN = "make it again: samunet_evaluate_folder, or samunet_train --val"
 _Scores = dict[str, dict[str, float | None]]
 
@@ -74,37 +77,6 @@ def scores(counts: Counts) -> dict[str, float]:
     return {"Dice": dice(counts), "IoU": iou(counts), **counted, "n_pred": counts.n_pred, "n_ref": counts.n_ref}
 
 
-def evaluate_case(
-    prediction_file: Path,
-    reference_file: Path,
-    regions: Sequence[Sequence[int]],
-    reader: Reader,
-    known: Labels | None = None,
-    tolerate_geometry: bool = False,
-) -> dict[str, Any]:
-    """Score one prediction against its reference.
-
-    Args:
-        regions: The values of each class or region to score; voxels with any other value are in none of them.
-        known: If given, a value that these labels do not have is an error, and their ignore label is left out.
-        tolerate_geometry: See :func:`read_pair`.
-
-    Returns:
-        One entry of ``metric_per_case``: ``{"metrics": {"1": {...}}, "prediction_file", "reference_file"}``. The key of
-        a region of several values is nnU-Net's, ``"(1, 2)"``.
-
-    Raises:
-        SamunetError: If a file cannot be read, has unknown values, or the two do not lie on the same grid.
-    """
-    prediction, reference, _ = read_pair(prediction_file, reference_file, reader, known, tolerate_geometry)
-    counts = confusion_counts(prediction, reference, regions, None if known is None else known.ignore)
-    return {
-        "metrics": {class_key(region): scores(count) for region, count in zip(regions, counts, strict=True)},
-        "prediction_file": str(prediction_file),
-        "reference_file": str(reference_file),
-    }
-
-
 def read_pair(
     prediction_file: Path,
     reference_file: Path,
@@ -112,8 +84,9 @@ def read_pair(
     known: Labels | None = None,
     tolerate_geometry: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, Geometry]:
-    """Read a prediction and its reference, ``(z, y, x)`` each on the reference's grid, and the geometry they share.
+    """Read a prediction and its reference, ``(z, y, x)`` each on the same grid, and the geometry they share.
 
+    The grid is the reference's; or, where that was cropped, the prediction's; or, where both were, one that holds both.
     A prediction whose axes are swapped or flipped is turned; both lie in the same space then.
 
     Args:
@@ -127,7 +100,10 @@ def read_pair(
     reference, reference_geometry = image_reader_for(reference_file, reader).read_label(reference_file)
     own = Grid(prediction_file, prediction.shape, prediction_geometry)
     first = Grid(reference_file, reference.shape, reference_geometry)
-    if reference_geometry.cropped and not prediction_geometry.cropped:
+    both = union(own, first) if own.geometry.cropped and first.geometry.cropped else None
+    if both is not None:
+        prediction, reference = on_grid(prediction, own, both), on_grid(reference, first, both)
+    elif first.geometry.cropped and not own.geometry.cropped:
         reference = on_grid(reference, first, own, tolerate_geometry)
     else:
         prediction = on_grid(prediction, own, first, tolerate_geometry)
@@ -138,102 +114,180 @@ def read_pair(
     return prediction, reference, physical
 
 
-def regions_of(labels: Labels | Sequence[int]) -> list[Sequence[int]]:
-    """The values of each class or region to score."""
-    return [region for _, region in labels.foreground] if isinstance(labels, Labels) else [(value,) for value in labels]
+def _evaluate_case(
+    prediction_file: Path,
+    reference_file: Path,
+    labels: Labels | Sequence[int],
+    reader: Reader,
+    tolerate_geometry: bool,
+    tolerance: float | None,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The entries of a case in ``summary.json`` and, with a tolerance, in ``metrics.json``."""
+    known = labels if isinstance(labels, Labels) else None
+    regions = [region for _, region in labels.foreground] if known else [(value,) for value in labels]
+    ignore = known.ignore if known else None
+    prediction, reference, geometry = read_pair(prediction_file, reference_file, reader, known, tolerate_geometry)
+    counts = confusion_counts(prediction, reference, regions, ignore)
+    counted = {class_key(region): count for region, count in zip(regions, counts, strict=True)}
+    files = {"prediction_file": str(prediction_file), "reference_file": str(reference_file)}
+    summary = {"metrics": {key: scores(count) for key, count in counted.items()}, **files}
+    if tolerance is None:
+        return summary, None
+    if ignore is not None:  # these voxels belong to no class in either map
+        prediction[reference == ignore] = 0
+    measured = {}
+    for region, (key, count) in zip(regions, counted.items()):
+        masks = (np.isin(voxels, list(region)) for voxels in (prediction, reference))
+        surface = surface_scores(*masks, geometry.spacing, tolerance)
+        difference = count.n_pred - count.n_ref
+        measured[key] = {
+            "Dice": dice(count),
+            "IoU": iou(count),
+            "HD95": surface.hd95,
+            "SurfaceDice": surface.surface_dice,
+            "VolumeDifference_ml": difference * millilitres(geometry),
+            "RelativeVolumeDifference": difference / count.n_ref if count.n_ref else math.nan,
+        }
+    unit = "mm" if geometry.physical else "px"
+    return summary, {"case": case_stem(prediction_file), "unit": unit, "metrics": measured, **files}
 
 
 def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Gather the entries of :func:`evaluate_case` into the content of ``summary.json``.
+    """Gather entries of ``metric_per_case`` into the content of ``summary.json``.
 
     Raises:
         SamunetError: If there is no case.
     """
     if not cases:
         raise SamunetError("there is no case to summarise")
-    classes = list(cases[0]["metrics"])
-    means = {label: {key: mean_of(case["metrics"][label][key] for case in cases) for key in KEYS} for label in classes}
+    means = _means(cases, KEYS)
     occurring = [mean for mean in means.values() if not math.isnan(mean["Dice"])]
     foreground = {key: mean_of(mean[key] for mean in occurring) for key in KEYS}
     return {"foreground_mean": foreground, "mean": means, "metric_per_case": cases}
+
+
+def _means(cases: list[dict[str, Any]], keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    classes = cases[0]["metrics"]
+    return {label: {key: mean_of(case["metrics"][label][key] for case in cases) for key in keys} for label in classes}
 
 
 def evaluate_folder(
     predictions: Path,
     references: Path,
     labels: Labels | Sequence[int],
-    file_ending: str,
-    reader_override: str | None = None,
+    reader: Reader,
     cases: Sequence[str] | None = None,
     num_workers: int = 0,
+    *,
     allow_missing: bool = False,
     failures: dict[str, SamunetError] | None = None,
     tolerate_geometry: bool = False,
+    tolerance: float | None = None,
 ) -> dict[str, Any]:
     """Score a folder of predictions against a folder of references.
 
     Args:
         predictions: Folder with a mask per case, of any ending; a warning names those without a reference.
         references: Folder with a mask per case, of any ending.
-        labels: The dataset's labels (a value that they do not have is an error) or only the values to score.
-        file_ending: The dataset's, such as ``.nii.gz``; chooses the reader of files that have it.
-        reader_override: Name of the reader, if not the one that belongs to the ending.
+        labels, reader, num_workers, failures, tolerate_geometry, tolerance: See :func:`evaluate_files`.
         cases: Score these cases only; by default every case that has a reference.
         allow_missing: Leave out references that have no prediction instead of stopping.
-        tolerate_geometry: See :func:`read_pair`.
 
     Returns:
-        The content of ``summary.json``, with cases in alphabetical order.
+        As :func:`evaluate_files`, with cases in alphabetical order.
 
     Raises:
         SamunetError: If a folder or a file is missing or a case cannot be scored; the message names the case.
     """
-    pairs = _find_cases(Path(predictions), Path(references), file_ending, cases, allow_missing)
+    pairs = _find_cases(Path(predictions), Path(references), reader.endings[0], cases, allow_missing)
     return evaluate_files(
-        pairs, labels, file_ending, reader_override, num_workers,
-        failures=failures, tolerate_geometry=tolerate_geometry,
+        pairs, labels, reader, num_workers,
+        failures=failures, tolerate_geometry=tolerate_geometry, tolerance=tolerance,
     )  # fmt: skip
 
 
-def find_dataset_json(predictions: Path, references: Path) -> Path:
-    """The dataset.json that predictions are scored with: the one among them, else the one beside the references.
+def evaluate_files(
+    pairs: dict[str, tuple[Path, Path]],
+    labels: Labels | Sequence[int],
+    reader: Reader,
+    num_workers: int = 0,
+    *,
+    failures: dict[str, SamunetError] | None = None,
+    tolerate_geometry: bool = False,
+    tolerance: float | None = None,
+) -> dict[str, Any]:
+    """Score predictions wherever they and their references lie.
+
+    Args:
+        pairs: Case to its prediction and its reference.
+        labels: The dataset's labels (a value that they do not have is an error, and their ignore label is left out) or
+            only the values to score; voxels with any other value are in no class.
+        reader: The dataset's, tried first for every file.
+        failures: Where given, cases that cannot be scored are put there and left out, and listed as ``failed_cases``;
+            unless none can be scored.
+        tolerate_geometry: See :func:`read_pair`.
+        tolerance: Of the surface Dice, in millimetres (pixels where there are none); None to measure no surfaces.
+
+    Returns:
+        The content of ``summary.json``, with cases in the order of ``pairs``; the key of a region of several values is
+        nnU-Net's, ``"(1, 2)"``. With ``tolerance`` that of ``metrics.json`` as well, as ``surface_metrics``:
+        ``{"tolerance", "mean": {class: {key: mean}}, "metric_per_case": [...]}``, of HD95 and tolerance in the ``unit``
+        of each case, ``mm``, or ``px`` for images without physical spacing.
 
     Raises:
-        UsageError: If either is no folder.
-        SamunetError: If there is none.
+        SamunetError: If a file cannot be read, has unknown values, or the two of a case do not lie on the same grid.
     """
-    for folder in (references, predictions):
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder", "give the folder with the references, then the predictions")
-    candidates = [predictions / "dataset.json", references.resolve().parent / "dataset.json"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise SamunetError(
-        f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
-        "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+    if not 0 <= (tolerance or 0) < math.inf:
+        raise UsageError(f"the tolerance of the surface Dice must be 0 or more millimetres, got {tolerance}")
+    arguments = [(*files, labels, reader, tolerate_geometry, tolerance) for files in pairs.values()]
+    results = map_cases(
+        _evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating", failures=failures
     )
+    by_case = dict(results)
+    if failures and not by_case:
+        raise_failures(failures, len(pairs), FAILED)
+    found = [by_case[case] for case in pairs if case in by_case]
+    summary = summarize([entry for entry, _ in found])
+    if failures:
+        summary["failed_cases"] = {case: failures[case].message for case in pairs if case in failures}
+    if tolerance is not None:
+        measured = [entry for _, entry in found]
+        means = _means(measured, SURFACE_KEYS)
+        summary["surface_metrics"] = {"tolerance": tolerance, "mean": means, "metric_per_case": measured}
+    return summary
 
 
 def labels_to_score(
     predictions: Path, references: Path, dataset_json: str | Path | None = None, labels: Sequence[int] | None = None
-) -> tuple[Labels | list[int], str, str | None]:
-    """What masks are scored with: labels, file ending, and name of the reader if it is not the ending's.
+) -> tuple[Labels | list[int], Reader]:
+    """Labels and reader to score masks with.
 
     Args:
         predictions, references: Folders of masks.
-        dataset_json: None to look for it, see :func:`find_dataset_json`.
-        labels: Values in place of it; the ending is then the references'.
+        dataset_json: None for the file among the predictions, else the one beside the references' folder.
+        labels: Values in place of it; the reader is then that of the references' ending.
 
     Raises:
         UsageError: If either is no folder.
         SamunetError: If there is no ``dataset.json``, or the references have several endings.
     """
     if labels is not None:
-        return list(dict.fromkeys(labels)), _ending_of_all(references), None
-    file = find_dataset_json(predictions, references) if dataset_json is None else Path(dataset_json)
-    description = description_from_json(read_json(file), str(file))
-    return description.labels, description.file_ending, description.reader_override
+        return list(dict.fromkeys(labels)), reader_for(_ending_of_all(references))
+    if dataset_json is None:
+        for folder in (references, predictions):
+            if not folder.is_dir():
+                raise UsageError(
+                    f"{folder} is not a folder", "give the folder with the references, then the predictions"
+                )
+        candidates = [predictions / "dataset.json", references.resolve().parent / "dataset.json"]
+        dataset_json = next((file for file in candidates if file.is_file()), None)
+        if dataset_json is None:
+            raise SamunetError(
+                f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
+                "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+            )
+    description = description_from_json(read_json(Path(dataset_json)), str(dataset_json))
+    return description.labels, description.reader
 
 
 def _ending_of_all(folder: Path) -> str:
@@ -247,40 +301,53 @@ def _ending_of_all(folder: Path) -> str:
     raise SamunetError(f"{folder} contains {got}; it must hold references of one kind ({', '.join(MASK_ENDINGS)})")
 
 
-def evaluate_files(
-    pairs: dict[str, tuple[Path, Path]],
-    labels: Labels | Sequence[int],
-    file_ending: str,
-    reader_override: str | None = None,
-    num_workers: int = 0,
-    *,
-    failures: dict[str, SamunetError] | None = None,
-    tolerate_geometry: bool = False,
-) -> dict[str, Any]:
-    """Score predictions wherever they and their references lie.
+def check_targets(predictions: Path, output: Path | None, surface_metrics: bool) -> Path:
+    """The file for the scores: ``summary.json`` among the predictions, wherever these lie, if none is named.
 
-    Args:
-        pairs: Case to its prediction and its reference.
-        labels, file_ending, reader_override, num_workers, tolerate_geometry: See :func:`evaluate_folder`.
-        failures: Where given, cases that cannot be scored are put there and left out, and listed as ``failed_cases``;
-            unless none can be scored.
-
-    Returns:
-        The content of ``summary.json``, with cases in the order of ``pairs``.
+    Raises:
+        UsageError: If the predictions are a dataset's images or labels, the file that is named lies in a raw dataset,
+            or a file that is there holds no scores.
     """
-    known = labels if isinstance(labels, Labels) else None
-    reader = reader_for(file_ending, reader_override)
-    arguments = [(*files, regions_of(labels), reader, known, tolerate_geometry) for files in pairs.values()]
-    results = map_cases(
-        evaluate_case, list(pairs), arguments, num_workers=num_workers, description="Evaluating", failures=failures
-    )
-    by_case = dict(results)
-    if failures and not by_case:
-        raise_failures(failures, len(pairs), FAILED)
-    summary = summarize([by_case[case] for case in pairs if case in by_case])
-    if failures:
-        summary["failed_cases"] = {case: failures[case].message for case in pairs if case in failures}
+    summary = output or predictions / "summary.json"
+    if output or predictions.resolve().name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        check_place(summary)
+    check_replaced(summary, '"foreground_mean"')
+    if surface_metrics:
+        for name in ("metrics.json", "metrics.csv"):
+            check_replaced(summary.parent / name, "SurfaceDice")
     return summary
+
+
+def write_surface_metrics(metrics: dict[str, Any], folder: Path, labels: Labels | None = None) -> None:
+    """Write ``metrics.json``, and ``metrics.csv`` with a line for each case and class."""
+    write_json(folder / "metrics.json", metrics)
+    names = class_names(labels)
+    rows = [["case", "class", "name", *SURFACE_KEYS, "unit", "tolerance"]]
+    for case in metrics["metric_per_case"]:
+        for label, measured in case["metrics"].items():
+            numbers = ["" if math.isnan(measured[key]) else f"{measured[key]:.6g}" for key in SURFACE_KEYS]
+            tolerance = f"{metrics['tolerance']:g}"
+            rows.append([case["case"], label, names.get(label, ""), *numbers, case["unit"], tolerance])
+    write_text(folder / "metrics.csv", csv_text(rows))
+
+
+def surface_table(metrics: dict[str, Any], labels: Labels | None = None) -> str:
+    """A table for people: the means of each class in the content of ``metrics.json``."""
+    names = class_names(labels)
+    units = {case["unit"] for case in metrics["metric_per_case"]}
+    unit = units.pop() if len(units) == 1 else "mm or px"
+    rows = [
+        [
+            f"{label} {names.get(label, '')}".strip(),
+            number(mean["HD95"], ".2f"),
+            number(mean["SurfaceDice"]),
+            number(mean["VolumeDifference_ml"], "+.2f"),
+            number(100 * mean["RelativeVolumeDifference"], "+.1f"),
+        ]
+        for label, mean in metrics["mean"].items()
+    ]
+    surface = f"surface Dice ({metrics['tolerance']:g} {unit})"
+    return "\n".join(text_table(["class", f"HD95 {unit}", surface, "volume ml", "volume %"], rows))
 
 
 def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
@@ -291,7 +358,7 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
         labels: Gives the classes their names; without them the label values stand alone.
     """
     cases = summary["metric_per_case"]
-    names = {class_key(region): name for name, region in labels.foreground} if labels is not None else {}
+    names = class_names(labels)
     titles = {label: f"{label} {names.get(label, '')}".strip() for label in summary["mean"]}
     rows = []
     for label, title in titles.items():
@@ -359,6 +426,16 @@ def _find_cases(
 def class_key(region: Sequence[int]) -> str:
     """The key of a class in ``summary.json``: ``"1"``, or nnU-Net's ``"(1, 2)"`` for a region of several values."""
     return str(region[0]) if len(region) == 1 else str(tuple(region))
+
+
+def class_names(labels: Labels | None) -> dict[str, str]:
+    """Name of every class by its key in ``summary.json``; empty without labels."""
+    return {class_key(region): name for name, region in labels.foreground} if labels else {}
+
+
+def millilitres(geometry: Geometry) -> float:
+    """Volume of a voxel; NaN for pictures and 2D images, whose third side means nothing."""
+    return math.prod(geometry.spacing) / 1000 if geometry.physical and geometry.dimension == 3 else math.nan
 
 
 def _numbers(values: Iterable[float | None]) -> list[float]:

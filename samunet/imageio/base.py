@@ -67,6 +67,11 @@ class Geometry:
         return Geometry(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
 
 
+PICTURE_GEOMETRY = Geometry(
+    spacing=(1.0, 1.0, 1.0), physical=False, origin=(0.0, 0.0), direction=(1.0, 0.0, 0.0, 1.0), dimension=2
+)
+
+
 @dataclass
 class Image:
     """An image as read: ``array`` is ``(channels, z, y, x)`` float32 with raw intensities; a 2D image has z = 1."""
@@ -95,7 +100,8 @@ class Reader(ABC):
     """Reads images and labels of some file endings and writes labels. Upper-case endings are opened as well.
 
     Nothing else knows a format: what others need is told by these attributes, mostly through
-    :mod:`samunet.imageio.registry`.
+    :mod:`samunet.imageio.registry`. Every method raises a SamunetError that names the file where it is missing,
+    damaged, truncated or not to be written.
 
     Attributes:
         name: As ``overwrite_image_reader_writer`` in dataset.json names it.
@@ -127,6 +133,23 @@ class Reader(ABC):
         return (*self.endings, *self.read_only)
 
     @abstractmethod
+    def read_voxels(self, file: Path, wanted: int | None = None, label: bool = False) -> tuple[np.ndarray, Geometry]:
+        """One file's voxels ``(channels, z, y, x)`` in its own number type, and its geometry.
+
+        Args:
+            file: An image, or a label map.
+            wanted: How many channels it should have, if that is known; for what may be fitted to it.
+            label: Whether voxels are labels, to be taken as they are stored.
+        """
+
+    @abstractmethod
+    def write_voxels(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """Write ``(z, y, x)``, or ``(y, x)`` of a 2D file, of an unsigned integer type atomically."""
+
+    @abstractmethod
+    def count_channels(self, file: Path) -> int:
+        """Number of channels in one file, from its header alone."""
+
     def read_image(
         self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
     ) -> Image:
@@ -140,19 +163,22 @@ class Reader(ABC):
             tolerate_geometry: Warn where channels differ in origin or direction, and use the first file's geometry.
 
         Raises:
-            SamunetError: Naming the file: unreadable or truncated, NaN or infinite voxels, another number of channels,
-                or channels that differ in shape, spacing, origin or direction.
+            SamunetError: Also if voxels are NaN or infinite, there is another number of channels, or these differ in
+                shape, spacing, origin or direction.
         """
+        wanted = channels // len(files) if channels is not None and channels % len(files) == 0 else None
+        parts = [(file, *self.read_voxels(file, wanted)) for file in map(Path, files)]
+        return stack_channels(parts, channels, tolerate_geometry)
 
-    @abstractmethod
     def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
         """Read a label map: ``(z, y, x)`` int32 and its geometry.
 
         Raises:
-            SamunetError: Naming the file: unreadable or truncated, several channels, or values that are not integers.
+            SamunetError: Also if there are several channels, or values that are not integers.
         """
+        voxels, geometry = self.read_voxels(Path(file), 1, label=True)
+        return to_label(voxels, file), geometry
 
-    @abstractmethod
     def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
         """Write a label map atomically in the smallest unsigned type that holds its values.
 
@@ -160,41 +186,35 @@ class Reader(ABC):
             array: ``(z, y, x)``, non-negative integers.
             file: Its ending is one of ``endings``.
             geometry: Of the image that the labels belong to; restored bit for bit.
-
-        Raises:
-            SamunetError: If the file cannot be written.
         """
+        self.check_mask(file, geometry)
+        if array.ndim != 3 or (geometry.dimension == 2 and len(array) != 1):
+            raise ValueError(f"a label for a {geometry.dimension}D file cannot have shape {array.shape}")
+        if array.min() < 0:
+            raise ValueError(f"labels must not be negative, got {array.min()}")
+        highest = array.max()
+        kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
+        values = np.ascontiguousarray(array[0] if geometry.dimension == 2 else array, kind)
+        self.write_voxels(values, Path(file), geometry)
 
     def check_mask(self, file: Path, geometry: Geometry) -> None:  # noqa: B027  nothing to refuse in most formats
-        """Check, before there is one, that ``file`` can hold a mask of an image; formats of volumes hold any.
-
-        Raises:
-            SamunetError: If it cannot.
-        """
+        """Raise a SamunetError if ``file``, not yet written, cannot hold a mask of an image."""
 
     def read_segmentation(self, file: Path) -> Segmentation | None:
-        """A file with named segments in layers (:mod:`samunet.imageio.segments`); None if it is a plain label map.
-
-        Raises:
-            SamunetError: As :meth:`read_label`.
-        """
+        """A file with named segments in layers (:mod:`samunet.imageio.segments`); None if it is a plain label map."""
         return None
+
+    def read_colours(self, file: Path) -> Image:
+        """A mask as a picture: colours, or grey; transparent pixels are black, and half transparent ones an error."""
+        return self.read_image([file])
+
+    def palette(self, file: Path) -> list[list[int]]:
+        """Red, green and blue of every index of a label file's palette; empty without one."""
+        return []
 
     def in_one_file(self, file: Path) -> bytes | None:
-        """A header and the voxels in another file as the content of one; None for a file that is whole.
-
-        Raises:
-            SamunetError: If the header is damaged, or the other file is missing.
-        """
+        """A header and the voxels in another file as the content of one; None for a file that is whole."""
         return None
-
-    @abstractmethod
-    def count_channels(self, file: Path) -> int:
-        """Number of channels in one file, from its header alone.
-
-        Raises:
-            SamunetError: If the file cannot be read.
-        """
 
 
 def stack_channels(
@@ -204,15 +224,14 @@ def stack_channels(
 
     Args:
         parts: Per file its path, voxels ``(channels, z, y, x)`` of any real number type, and geometry.
-        channels: See :meth:`Reader.read_image`.
-        tolerate_geometry: See :meth:`Reader.read_image`.
+        channels, tolerate_geometry: See :meth:`Reader.read_image`.
 
     Raises:
         SamunetError: If the number of channels is wrong, grids differ, or voxels are NaN, infinite or complex.
     """
-    first_file, first, geometry = parts[0]
     from samunet.imageio.same_grid import Grid, on_grid
 
+    first_file, first, geometry = parts[0]
     place = Grid(first_file, first.shape[1:], geometry)
     total = sum(len(voxels) for _, voxels, _ in parts)
     if channels is not None and total != channels:
@@ -238,6 +257,39 @@ def stack_channels(
             )
         start += len(voxels)
     return Image(array, geometry)
+
+
+def fit_channels(pixels: np.ndarray, wanted: int | None, alpha: bool, file: Path) -> np.ndarray:
+    """Fit a picture to the number of channels that is wanted, where nothing is lost by it.
+
+    Args:
+        pixels: ``(channels, z, y, x)``.
+        wanted: None takes the picture as it is, without an opaque alpha channel.
+        alpha: Whether the last channel is transparency. It is kept where ``wanted`` counts it.
+        file: Named in the error.
+
+    Returns:
+        Its channels; another number than ``wanted`` if they cannot be fitted, which the caller must check.
+
+    Raises:
+        SamunetError: If the picture is really transparent.
+    """
+    if alpha and len(pixels) != wanted:
+        opaque = 1 if pixels.dtype.kind in "bf" else np.iinfo(pixels.dtype).max
+        share = float(np.mean(pixels[-1] != opaque))
+        if share:
+            plain = "L" if len(pixels) == 2 else "RGB"
+            raise SamunetError(
+                f"{file} has an alpha channel that is not opaque in {share:.1%} of its pixels; images must be grey or "
+                "RGB",
+                f"remove the transparency; with Pillow: Image.open(file).convert('{plain}').save(file)",
+            )
+        pixels = pixels[:-1]
+    if wanted == 1 and len(pixels) == 3 and all(np.array_equal(pixels[0], other) for other in pixels[1:]):
+        return pixels[:1]
+    if wanted == 3 and len(pixels) == 1:
+        return np.repeat(pixels, 3, axis=0)
+    return pixels
 
 
 def check_spacing(spacing: Sequence[float], file: Path, field: str = "spacing") -> None:
@@ -288,22 +340,6 @@ def to_label(voxels: np.ndarray, file: Path) -> np.ndarray:
     if lowest < limits.min or highest > limits.max:
         raise SamunetError(f"{file} has label values from {lowest} to {highest}; they must be 0, 1, 2, ...")
     return np.ascontiguousarray(label, np.int32)
-
-
-def smallest_unsigned(array: np.ndarray) -> np.ndarray:
-    """``array`` (non-negative integers) as uint8, uint16 or uint32, the first that holds all its values."""
-    if array.min() < 0:
-        raise ValueError(f"labels must not be negative, got {array.min()}")
-    highest = array.max()
-    kind = next(kind for kind in (np.uint8, np.uint16, np.uint32) if highest <= np.iinfo(kind).max)
-    return np.ascontiguousarray(array, dtype=kind)
-
-
-def without_z_if_2d(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """A label ``(z, y, x)`` with the number of axes of the file that it is written to."""
-    if array.ndim != 3 or (geometry.dimension == 2 and len(array) != 1):
-        raise ValueError(f"a label for a {geometry.dimension}D file cannot have shape {array.shape}")
-    return array[0] if geometry.dimension == 2 else array
 
 
 def _check_voxels(voxels: np.ndarray, file: Path) -> None:

@@ -12,17 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samunet.errors import SamunetError
-from samunet.imageio.dicom_header import Frame, Header, is_dicom, raw_modality, read_dataset, read_header
-from samunet.imageio.dicom_pixels import PixelReader
+from samunet.imageio.base import Geometry
+from samunet.imageio.dicom_file import Frame, Header, PixelReader, is_dicom, raw_modality, read_dataset, read_header
 from samunet.imageio.itk import itk, written
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk
+from samunet.imageio.volume import geometry_of
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +55,8 @@ def patient_id(folder: Path) -> str:
         return ""
 
 
-def read_series(folder: Path) -> sitk.Image:
-    """Read the one DICOM series in a folder.
+def read_series(folder: Path) -> tuple[np.ndarray, Geometry]:
+    """Voxels ``(channels, z, y, x)`` of the one DICOM series in a folder, and their geometry.
 
     Raises:
         SamunetError: If there is no series or more than one (listed with description and number of files), a file or a
@@ -72,14 +69,13 @@ def read_series(folder: Path) -> sitk.Image:
     first = frames[order[0]]
     with PixelReader() as reader:
         voxels = _voxels(headers, np.argsort(order), reader)
-    image = itk().GetImageFromArray(voxels, isVector=headers[0].components > 1)
-    image.SetSpacing((first.spacing[1], first.spacing[0], distance))
+    direction = np.eye(3)
     if first.orientation is not None:
         row, column = np.reshape(first.orientation, (2, 3))
-        image.SetDirection(np.stack([row, column, np.cross(row, column)], axis=1).ravel().tolist())
-    if first.position is not None:
-        image.SetOrigin(first.position)
-    return image
+        direction = np.stack([row, column, np.cross(row, column)], axis=1)
+    spacing, origin = (first.spacing[1], first.spacing[0], distance), first.position or (0.0, 0.0, 0.0)
+    geometry = geometry_of(folder, spacing, origin, direction, ("PixelSpacing and positions", "orientation"))
+    return voxels[None] if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0), geometry
 
 
 def write_as_nifti(folder: Path, file: Path) -> None:
@@ -88,7 +84,13 @@ def write_as_nifti(folder: Path, file: Path) -> None:
     Raises:
         SamunetError: As :func:`read_series`, or if the file cannot be written.
     """
-    with written(read_series(folder), file):
+    voxels, geometry = read_series(folder)
+    several = len(voxels) > 1
+    image = itk().GetImageFromArray(np.moveaxis(voxels, 0, -1) if several else voxels[0], isVector=several)
+    image.SetSpacing(geometry.spacing[::-1])
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    with written(image, file):
         pass
 
 

@@ -15,15 +15,7 @@ from samunet.files import atomic_path, check_room
 if TYPE_CHECKING:
     from SimpleITK import Image
 
-# Naming the format makes ITK write under endings in capitals too.
-_FORMATS = {
-    ".nii.gz": "NiftiImageIO",
-    ".nii": "NiftiImageIO",
-    ".nrrd": "NrrdImageIO",
-    ".mha": "MetaImageIO",
-    ".gipl": "GiplImageIO",
-    ".gipl.gz": "GiplImageIO",
-}
+NIFTI = "NiftiImageIO"  # ITK's name of the format
 
 
 @cache
@@ -36,24 +28,20 @@ def itk() -> ModuleType:
 
 
 @contextmanager
-def written(image: Image, file: Path) -> Iterator[Path]:
-    """Write an image atomically in the format of the file's ending; yields the file before it gets its name.
+def written(image: Image, file: Path, form: str = NIFTI) -> Iterator[Path]:
+    """Write an image atomically in the format that ITK calls ``form``; yields the file before it gets its name.
 
     Raises:
         SamunetError: If it cannot be written, for example because the disk is full.
     """
     try:
         with atomic_path(file) as temporary:
-            itk().WriteImage(image, str(temporary), useCompression=True, imageIO=itk_format(file))
+            # Naming the format makes ITK write under endings in capitals too.
+            itk().WriteImage(image, str(temporary), useCompression=True, imageIO=form)
             check_room(temporary)  # ITK says nothing when a NIfTI file does not fit
             yield temporary
     except RuntimeError as error:
         raise SamunetError(f"could not write {file}: {reason(error)}", "check the folder and the free space") from error
-
-
-def itk_format(file: Path) -> str:
-    """ITK's name of the format that a file's ending stands for."""
-    return next(name for ending, name in _FORMATS.items() if file.name.lower().endswith(ending))
 
 
 def reason(error: RuntimeError) -> str:

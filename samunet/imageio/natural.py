@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,18 +13,8 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
 from samunet.imageio import tiff
-from samunet.imageio.base import (
-    COPY_AGAIN,
-    Geometry,
-    Image,
-    Reader,
-    smallest_unsigned,
-    stack_channels,
-    to_label,
-    without_z_if_2d,
-)
+from samunet.imageio.base import COPY_AGAIN, PICTURE_GEOMETRY, Geometry, Image, Reader, fit_channels
 from samunet.imageio.border import check_size, reading
-from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 from samunet.workers import warn_once
 
 if TYPE_CHECKING:
@@ -60,36 +50,49 @@ class NaturalImageReader(Reader):
     read_only: ClassVar = {".jpg": ".png", ".jpeg": ".png"}  # lossy: no label may have such values
     fits_channels = True
 
-    def read_image(
-        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
-    ) -> Image:
-        """See :meth:`Reader.read_image`. Pictures that are transparent somewhere are refused."""
-        wanted = wanted_per_file(channels, len(files))
-        parts = [(Path(file), _read(Path(file), wanted, False), PICTURE_GEOMETRY) for file in files]
-        return stack_channels(parts, channels, tolerate_geometry)
+    def read_voxels(self, file: Path, wanted: int | None = None, label: bool = False) -> tuple[np.ndarray, Geometry]:
+        """See :meth:`Reader.read_voxels`. A label's palette gives its indices; equal colour components count as grey.
 
-    def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
-        """See :meth:`Reader.read_label`. A palette gives its indices; equal colour components count as grey."""
-        file = Path(file)
-        return to_label(_read(file, 1, True), file), PICTURE_GEOMETRY
+        Pictures that are transparent somewhere are refused.
+        """
+        return _read(file, wanted, label), PICTURE_GEOMETRY
 
-    def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
-        """See :meth:`Reader.write_label`. Grey of 8 bit, or of 16 bit if a value is above 255 (not in BMP)."""
+    def read_colours(self, file: Path) -> Image:
+        """See :meth:`Reader.read_colours`."""
+        from PIL import ImageOps
+
+        if file.suffix.lower() not in tiff.TIFF_ENDINGS:
+            with _opened(file) as picture:
+                if picture.format == "PNG" and (picture.mode == "RGBA" or "transparency" in picture.info):
+                    shown = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))
+                    *colours, alpha = np.moveaxis(shown, -1, 0)[:, None]
+                    if not np.isin(alpha, (0, 255)).all():
+                        fix = "draw with a hard brush, without smoothing"
+                        raise SamunetError(f"{file} has pixels that are half transparent", fix)
+                    return Image(np.stack(colours) * (alpha > 0), PICTURE_GEOMETRY)
+        return self.read_image([file])
+
+    def palette(self, file: Path) -> list[list[int]]:
+        """See :meth:`Reader.palette`. Those of TIFF are not looked at."""
+        if file.suffix.lower() in tiff.TIFF_ENDINGS:
+            return []
+        with _opened(file) as picture:
+            return np.reshape(picture.getpalette("RGB"), (-1, 3)).tolist() if picture.mode == "P" else []
+
+    def write_voxels(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """See :meth:`Reader.write_voxels`. Grey of 8 bit, or of 16 bit if a value is above 255 (not in BMP)."""
         from PIL import Image as pillow
 
-        file = Path(file)
-        self.check_mask(file, geometry)
-        values = without_z_if_2d(smallest_unsigned(array), geometry)
         if file.suffix.lower() in tiff.TIFF_ENDINGS:
-            tiff.write_pages(values, file)
+            tiff.write_pages(array, file)
             return
         widest = _WIDEST[file.suffix.lower()]
-        if values.max() > np.iinfo(widest).max:
+        if array.max() > np.iinfo(widest).max:
             raise SamunetError(
-                f"{file} cannot hold the label value {values.max()}; {file.suffix} goes up to {np.iinfo(widest).max}"
+                f"{file} cannot hold the label value {array.max()}; {file.suffix} goes up to {np.iinfo(widest).max}"
             )
         with atomic_path(file) as temporary:
-            pillow.fromarray(values).save(temporary)
+            pillow.fromarray(array).save(temporary)
 
     def check_mask(self, file: Path, geometry: Geometry) -> None:
         """See :meth:`Reader.check_mask`. PNG and BMP hold pictures, TIFF stacks too, and JPEG no mask."""
@@ -108,7 +111,7 @@ class NaturalImageReader(Reader):
         """See :meth:`Reader.count_channels`. Transparency does not count."""
         file = Path(file)
         if file.suffix.lower() in tiff.TIFF_ENDINGS:
-            return tiff.count_channels(file)
+            return tiff.Tiff3DReader().count_channels(file)
         with _opened(file) as picture:
             return 1 if picture.mode in (*_GREY, "LA") else 3
 

@@ -2,8 +2,7 @@
 
 ITK fills the missing part of a truncated NIfTI file with whatever is in memory and says nothing, and it writes an
 oblique orientation back with other last digits. Here a short or damaged file is an error, and the orientation part of a
-header is kept as it is. What the orientation means is left to ITK (:mod:`samunet.imageio.simpleitk`) or to nibabel
-(:func:`affine_geometry`), as the reader's name says.
+header is kept as it is. What the orientation means is left to ITK or to nibabel, as the reader's name says.
 """
 
 from __future__ import annotations
@@ -11,21 +10,19 @@ from __future__ import annotations
 import gzip
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path
-from samunet.imageio.base import COPY_AGAIN, NO_NEIGHBOUR, Geometry, check_spacing
-from samunet.imageio.border import check_size, reading
-from samunet.imageio.headers import wrong
-from samunet.imageio.unpacking import take, unpacked
+from samunet.imageio.base import COPY_AGAIN, Geometry, check_spacing
+from samunet.imageio.itk import NIFTI, itk, reason
+from samunet.imageio.volume import Layout, VolumeFormat, geometry_of, wrong
 
 if TYPE_CHECKING:
     from nibabel import Nifti1Header
-
-NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 # Bytes of a NIfTI-2 header; that of NIfTI-1 is shorter.
 _LONGEST_HEADER = 540
@@ -41,149 +38,128 @@ _MILLIMETRES = {1: 1000.0, 3: 0.001}
 _TO_ITK = np.diag([-1.0, -1.0, 1.0])
 
 
-class Nifti(NamedTuple):
-    """A file as read.
+class Nifti(VolumeFormat):
+    """NIfTI; its content tells whether it is compressed, not its name. Axes beyond the third are channels."""
 
-    Attributes:
-        voxels: ``(channels, z, y, x)`` in the file's number type (float32 if the header scales them).
-        dimension: The file's own number of axes without those of channels, 2 or 3.
-        version: 1 or 2.
-        header: A header with nothing but sizes and place, which :func:`write_nifti` restores.
-    """
+    endings = (".nii.gz", ".nii")
+    itk = NIFTI
+    gzipped = True
 
-    voxels: np.ndarray
-    dimension: int
-    version: int
-    header: bytes
-
-
-def read_nifti(file: Path) -> Nifti:
-    """Read a ``.nii`` or ``.nii.gz`` file; its content tells whether it is compressed, not its name.
-
-    Raises:
-        SamunetError: If the file is missing, damaged or truncated, or is not a NIfTI image of real numbers.
-    """
-    with unpacked(file) as stream:
-        header = _parse_header(stream.read(_LONGEST_HEADER), file)
-        sizes = _sizes(header, file)
-        number = len(sizes)
-        # ITK takes a missing spacing for 1 mm and says nothing.
-        sides = [abs(float(side)) for side in header["pixdim"][min(number, 3) : 0 : -1]]
-        check_spacing([side * _scale(header) for side in sides], file, "pixdim")
-        check_size(sizes, file)
-        # The format stores x fastest; axes beyond the third are channels.
-        shape, dtype = (math.prod(sizes[3:]), *[*sizes, 1][2::-1]), header.get_data_dtype()
+    def parse(self, stream: BinaryIO, file: Path) -> Layout:
+        """See :meth:`VolumeFormat.parse`."""
+        header = _parse(stream.read(_LONGEST_HEADER), file)
+        number, *sizes = header["dim"].tolist()
+        if not 2 <= number <= 7 or min(sizes[:number]) < 1:
+            message = f"{file} has the dimensions {sizes[: max(number, 1)]}; an image must have two or three axes"
+            raise SamunetError(message, COPY_AGAIN)
         # The format's own library, too, starts behind the header where the offset is missing or nonsense.
         start = max(int(np.nan_to_num(header["vox_offset"])), int(header["sizeof_hdr"]))
         if start > _MOST_BEFORE:
             raise wrong(file, "vox_offset", str(start), f"up to {_MOST_BEFORE}")
-        stream.seek(start)
-        voxels = take(stream, math.prod(shape) * dtype.itemsize, file).view(dtype).reshape(shape)
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    # By the format's definition a slope of zero means that nothing is scaled.
-    if slope != 0 and math.isfinite(slope) and math.isfinite(intercept) and (slope, intercept) != (1.0, 0.0):
-        voxels = voxels.astype(np.float32)
-        # A result beyond float32's range becomes infinite, which is reported with the file's name.
-        with np.errstate(over="ignore", invalid="ignore"):
-            voxels *= slope
-            voxels += intercept
-    return Nifti(voxels, min(number, 3), _version(header), _bare(header, sizes))
+        return Layout(header, sizes[:number], header.get_data_dtype(), start)
+
+    def geometry(self, layout: Layout, file: Path) -> Geometry:
+        """See :meth:`VolumeFormat.geometry`: as ITK understands the header."""
+        header, dimension = layout.header, min(len(layout.sizes), 3)
+        # ITK takes a missing spacing for 1 mm and says nothing.
+        spacing = [abs(float(side)) * _scale(header) for side in header["pixdim"][1 : dimension + 1]]
+        check_spacing(spacing[::-1], file, "pixdim")
+        if _version(header) == 2:  # which ITK does not know
+            return self.by_affine(layout, spacing, file)
+        found = itk().ImageFileReader()
+        with TemporaryDirectory(prefix="samunet-") as folder:
+            copy = Path(folder, "header.nii")
+            copy.write_bytes(_bare(layout) + bytes(4))
+            found.SetFileName(str(copy))
+            found.SetImageIO(self.itk)
+            try:
+                found.ReadImageInformation()
+            except RuntimeError as error:
+                raise _misplaced(file, error) from error
+        axes = found.GetDimension()
+        direction = np.reshape(found.GetDirection(), (axes, axes))
+        return self._placed(layout, file, found.GetSpacing(), found.GetOrigin(), direction)
+
+    def by_affine(self, layout: Layout, spacing: list[float], file: Path) -> Geometry:
+        """What nibabel makes of the header: spacing of ``pixdim``, origin and direction of the best affine.
+
+        Unlike ITK this accepts axes that are not at right angles.
+
+        Raises:
+            SamunetError: If an axis has no direction.
+        """
+        dimension = len(spacing)
+        affine = layout.header.get_best_affine()
+        columns = _TO_ITK @ affine[:3, :3]
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(columns, axis=0)
+        sound = np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0
+        # Axes may be oblique to each other, but not all in one plane.
+        if not sound or abs(np.linalg.det(columns / lengths)) < _FLAT:
+            raise SamunetError(
+                f"{file} has an axis without a direction of its own in its header", "correct the file's qform or sform"
+            )
+        origin = _TO_ITK @ affine[:3, 3] * _scale(layout.header)
+        return self._placed(layout, file, spacing, origin[:dimension], columns / lengths)
+
+    def _placed(self, layout: Layout, file: Path, spacing, origin, direction) -> Geometry:
+        placed = bool(layout.header["qform_code"] or layout.header["sform_code"])
+        fields, kept = ("pixdim", "qform or sform"), _bare(layout).hex()
+        # ITK has seen to right angles, and 2D images may stand upright on their plane.
+        return geometry_of(file, spacing, origin, direction, fields, right_angled=False, placed=placed, nifti=kept)
+
+    def read(self, file: Path) -> tuple[np.ndarray, Geometry, Layout]:
+        """See :meth:`VolumeFormat.read`; float32 if the header scales the values."""
+        voxels, geometry, layout = super().read(file)
+        slope, intercept = float(layout.header["scl_slope"]), float(layout.header["scl_inter"])
+        # By the format's definition a slope of zero means that nothing is scaled.
+        if slope != 0 and math.isfinite(slope) and math.isfinite(intercept) and (slope, intercept) != (1.0, 0.0):
+            voxels = voxels.astype(np.float32)
+            # A result beyond float32's range becomes infinite, which is reported with the file's name.
+            with np.errstate(over="ignore", invalid="ignore"):
+                voxels *= slope
+                voxels += intercept
+        return voxels, geometry, layout
+
+    def write(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """See :meth:`VolumeFormat.write`: in the version of the image's header, and where that says."""
+        if geometry.nifti is None:
+            super().write(array, file, geometry)
+            return
+        from nibabel import Nifti1Image, Nifti2Image
+
+        source = _parse(bytes.fromhex(geometry.nifti), file)
+        image = (Nifti2Image if _version(source) == 2 else Nifti1Image)(array.T, None, dtype=array.dtype)
+        # Set in the finished image: its constructor would "repair" unusual values of a given header.
+        for name in _PLACING:
+            image.header[name] = source[name]
+        content = image.to_bytes()
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(gzip.compress(content, 6, mtime=0) if file.name.lower().endswith(".gz") else content)
 
 
-def count_nifti_channels(file: Path) -> int:
-    """Number of channels in a NIfTI file, from its header alone.
+class NibabelNifti(Nifti):
+    """NIfTI with nibabel's idea of where the voxels lie: axes that are not at right angles are taken as they are."""
 
-    Raises:
-        SamunetError: If the header cannot be read.
-    """
-    with unpacked(file) as stream:
-        content = stream.read(_LONGEST_HEADER)
-    return math.prod(_sizes(_parse_header(content, file), file)[3:])
+    def geometry(self, layout: Layout, file: Path) -> Geometry:
+        """See :meth:`VolumeFormat.geometry`."""
+        sides = layout.header["pixdim"][1 : min(len(layout.sizes), 3) + 1]
+        spacing = [abs(float(side)) * _scale(layout.header) for side in sides]
+        check_spacing(spacing[::-1], file, "pixdim")
+        return self.by_affine(layout, spacing, file)
 
 
-def affine_geometry(image: Nifti, file: Path) -> Geometry:
-    """What nibabel makes of the header: spacing of ``pixdim``, origin and direction of the best affine.
-
-    Unlike ITK this accepts axes that are not at right angles.
-
-    Raises:
-        SamunetError: If the spacing is not positive, or an axis has no direction.
-    """
-    dimension = image.dimension
-    header = _parse_header(image.header, file)
-    scale = _scale(header)
-    spacing = tuple(abs(float(side)) * scale for side in header["pixdim"][dimension:0:-1])
-    check_spacing(spacing, file, "pixdim")
-    with reading(file):  # a quaternion longer than 1, for one
-        affine = header.get_best_affine()
-    columns = _TO_ITK @ affine[:3, :3]
-    with np.errstate(over="ignore"):
-        lengths = np.linalg.norm(columns, axis=0)
-    sound = np.all(np.isfinite(affine)) and np.all(np.isfinite(lengths)) and lengths.min() > 0
-    # Axes may be oblique to each other, but not all in one plane.
-    if not sound or abs(np.linalg.det(columns / lengths)) < _FLAT:
-        raise SamunetError(
-            f"{file} has an axis without a direction of its own in its header", "correct the file's qform or sform"
+def _misplaced(file: Path, error: RuntimeError) -> SamunetError:
+    if "orthonormal" in str(error):
+        return SamunetError(
+            f"{file} has axes that are not at right angles to each other (its sform is sheared)",
+            "with nibabel: image.set_sform(image.get_qform()), then save; or resample it onto a right-angled grid; or"
+            ' "overwrite_image_reader_writer": "NibabelIO" in dataset.json, which takes such axes as they are',
         )
-    if dimension == 2:
-        spacing = (NO_NEIGHBOUR * max(spacing), *spacing)
-    return Geometry(
-        spacing=spacing,
-        physical=True,
-        origin=tuple((_TO_ITK @ affine[:3, 3] * scale)[:dimension].tolist()),
-        direction=tuple((columns / lengths)[:dimension, :dimension].ravel().tolist()),
-        dimension=dimension,
-        placed=states_axes(header),
-        nifti=image.header.hex(),
-    )
+    return SamunetError(f"could not read {file}: {reason(error)}", COPY_AGAIN)
 
 
-def states_axes(header: Nifti1Header) -> bool:
-    """Whether a header says which way its axes run: ``qform_code`` or ``sform_code`` is not 0."""
-    return bool(header["qform_code"] or header["sform_code"])
-
-
-def write_nifti(array: np.ndarray, file: Path, header: str) -> None:
-    """Write an array atomically where the voxels of another file lie.
-
-    Args:
-        array: ``(z, y, x)`` or ``(y, x)`` of an unsigned integer type.
-        file: ``.nii`` or ``.nii.gz``.
-        header: ``Geometry.nifti``; its version of the format is written.
-    """
-    from nibabel import Nifti1Image, Nifti2Image
-
-    source = _parse_header(bytes.fromhex(header), file)
-    image = (Nifti2Image if _version(source) == 2 else Nifti1Image)(array.T, None, dtype=array.dtype)
-    # Set in the finished image: its constructor would "repair" unusual values of a given header.
-    for name in _PLACING:
-        image.header[name] = source[name]
-    content = image.to_bytes()
-    with atomic_path(file) as temporary:
-        temporary.write_bytes(gzip.compress(content, 6, mtime=0) if file.name.lower().endswith(".gz") else content)
-
-
-def parse_header(geometry_header: str) -> Nifti1Header:
-    """The header in ``Geometry.nifti``."""
-    return _parse_header(bytes.fromhex(geometry_header), Path())
-
-
-def _scale(header: Nifti1Header) -> float:
-    return _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
-
-
-def _bare(header: Nifti1Header, sizes: list[int]) -> bytes:
-    """A header, uncompressed and without any text, that says the same of size and place."""
-    bare = type(header)()
-    for name in ("intent_code", "datatype", "bitpix", *_PLACING):
-        bare[name] = header[name]
-    bare["dim"] = [len(sizes), *sizes, *[1] * (7 - len(sizes))]
-    bare["pixdim"][4:] = 1
-    bare["vox_offset"], bare["magic"] = bare["sizeof_hdr"] + 4, f"n+{_version(header)}".encode()
-    return bare.binaryblock
-
-
-def _parse_header(content: bytes, file: Path) -> Nifti1Header:
+def _parse(content: bytes, file: Path) -> Nifti1Header:
     from nibabel import Nifti1Header, Nifti2Header
 
     # Unchecked: nibabel's check changes unusual orientations.
@@ -205,14 +181,21 @@ def _parse_header(content: bytes, file: Path) -> Nifti1Header:
     return header
 
 
+def _bare(layout: Layout) -> bytes:
+    """A header, uncompressed and without any text, that says the same of size and place."""
+    header, sizes = layout.header, layout.sizes
+    bare = type(header)()
+    for name in ("intent_code", "datatype", "bitpix", *_PLACING):
+        bare[name] = header[name]
+    bare["dim"] = [len(sizes), *sizes, *[1] * (7 - len(sizes))]
+    bare["pixdim"][4:] = 1
+    bare["vox_offset"], bare["magic"] = bare["sizeof_hdr"] + 4, f"n+{_version(header)}".encode()
+    return bare.binaryblock
+
+
 def _version(header: Nifti1Header) -> int:
     return 2 if header["sizeof_hdr"] == _LONGEST_HEADER else 1
 
 
-def _sizes(header: Nifti1Header, file: Path) -> list[int]:
-    """Voxels along each axis, x first."""
-    number, *sizes = header["dim"].tolist()
-    if not 2 <= number <= 7 or min(sizes[:number]) < 1:
-        message = f"{file} has the dimensions {sizes[: max(number, 1)]}; an image must have two or three axes"
-        raise SamunetError(message, COPY_AGAIN)
-    return sizes[:number]
+def _scale(header: Nifti1Header) -> float:
+    return _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)

@@ -9,27 +9,25 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.imageio.base import COPY_AGAIN, Geometry
-from samunet.imageio.border import check_file, check_size, reading
-from samunet.imageio.headers import (
+from samunet.imageio.volume import (
     LONGEST_FIELD,
     LONGEST_HEADER,
     MOST_AXES,
-    beside,
+    Layout,
+    VolumeFormat,
+    check_name,
     geometry_of,
-    integers,
+    integer,
     numbers,
     sizes_of,
     wrong,
 )
-from samunet.imageio.unpacking import as_stream, take, take_text, unpacking
-
-NRRD_ENDINGS = (".nrrd", ".nhdr")
 
 _MAGIC = re.compile(rb"NRRD000[1-6]\s*")
 _FIELD = re.compile(r"([a-z][a-z ]*?)\s*: (.*)", re.IGNORECASE)
@@ -64,144 +62,100 @@ _SIGNS = {"right-anterior-superior": (-1, -1), "ras": (-1, -1), "left-anterior-s
 _SIGNS |= {f"{name}-time": signs for name, signs in _SIGNS.items() if "-" in name} | {"rast": (-1, -1), "last": (1, -1)}
 _DOMAIN = ("domain", "space", "time", "???", "none")
 # Written with and without their hyphens.
-_COMPONENTS = (
-    "list",
-    "point",
-    "vector",
-    "covariantvector",
-    "normal",
-    "stub",
-    "scalar",
-    "2vector",
-    "3vector",
-    "4vector",
+_COMPONENTS = re.compile(
+    "list|(covariant)?vector|point|normal|stub|scalar|[234]vector|3(gradient|normal|color)|4color|(rgb|hsv|xyz|rgba)color"
 )
-_COMPONENTS += ("3gradient", "3normal", "3color", "rgbcolor", "hsvcolor", "xyzcolor", "4color", "rgbacolor")
 _VECTOR = re.compile(r"\(([^()]*)\)|none", re.IGNORECASE)
 
 
 class _Header(NamedTuple):
+    """``keys`` are the file's own, such as Slicer's about segments; ``vectors`` None where there are none."""
+
     fields: dict[str, str]
     keys: dict[str, str]
-    end: int
-    sizes: list[int]
-    dtype: np.dtype
-    packing: str
     vectors: list[list[float] | None] | None
-    range_axis: int | None
-
-    @property
-    def domain(self) -> list[int]:
-        """The axes that are not components of a voxel."""
-        return [axis for axis in range(len(self.sizes)) if axis != self.range_axis]
 
 
-class Nrrd(NamedTuple):
-    """A file as read.
+class Nrrd(VolumeFormat):
+    """NRRD; an axis of components, and axes beyond the third, are channels."""
 
-    Attributes:
-        voxels: ``(channels, z, y, x)`` in the file's number type.
-        geometry: With the lines that place the voxels, if there are such.
-        keys: The file's own keys and values, such as Slicer's about segments.
-    """
+    endings = (".nrrd",)
+    itk = "NrrdImageIO"
+    read_only: ClassVar = {".nhdr": ".nrrd"}
+    companions: ClassVar = {".nhdr": (".raw", ".raw.gz")}
 
-    voxels: np.ndarray
-    geometry: Geometry
-    keys: dict[str, str]
+    def parse(self, stream: BinaryIO, file: Path) -> Layout:
+        """See :meth:`VolumeFormat.parse`."""
+        fields, keys, end = _read_lines(stream.read(LONGEST_HEADER), file)
+        for name in ("type", "dimension", "sizes", "encoding"):
+            if name not in fields:
+                raise SamunetError(f"{file}: its header has no {name}", COPY_AGAIN)
+        axes = integer(fields["dimension"], file, "dimension")
+        if not 2 <= axes <= MOST_AXES:
+            raise wrong(file, "dimension", fields["dimension"], f"2 to {MOST_AXES}")
+        sizes = sizes_of(fields["sizes"], file, "sizes", axes)
+        dtype = _TYPES.get(fields["type"].lower())
+        if dtype is None:
+            raise wrong(file, "type", fields["type"], "a type of real numbers, such as short, uchar or float")
+        packing = _PACKINGS.get(fields["encoding"].lower())
+        if packing is None:
+            raise wrong(file, "encoding", fields["encoding"], "raw, gzip, bzip2 or ascii")
+        order = fields.get("endian", "").lower()
+        if order not in ("little", "big") and packing != "text" and dtype[1] != "1":
+            raise wrong(file, "endian", order, "little or big")
+        kind = np.dtype(dtype).newbyteorder(">" if order == "big" else "<")
+        skip, lines = (integer(fields.get(name, "0"), file, name) for name in ("byte skip", "line skip"))
+        if lines or skip < -1 or (skip and packing != "raw"):
+            text = f"line skip {lines}, byte skip {skip}"
+            raise wrong(file, "skip", text, "without line skip, and with byte skip only before raw voxels")
+        data = fields.get("data file")
+        if data is not None:
+            check_name(file, data, "data file")
+        vectors = _vectors(fields, file, axes)
+        components = _range_axis(fields, file, axes, vectors)
+        return Layout(_Header(fields, keys, vectors), sizes, kind, end, data, skip, packing, components)
 
+    def geometry(self, layout: Layout, file: Path) -> Geometry:
+        """See :meth:`VolumeFormat.geometry`, with the lines that place the voxels, if there are such."""
+        fields, vectors, axes = layout.header.fields, layout.header.vectors, layout.axes
+        number = len(axes)
+        signs = np.ones(number)
+        if vectors is None:
+            spacing, direction = [1.0] * number, np.eye(number)
+            if "spacings" in fields:
+                spacing = [numbers(fields["spacings"], file, "spacings", len(layout.sizes))[axis] for axis in axes]
+        else:
+            signs[:2] = _SIGNS.get(fields.get("space", "").lower(), (1, 1))
+            placed = np.array([vectors[axis] for axis in axes])
+            # As ITK computes them, to the last digit.
+            spacing = [_length(vector) for vector in placed.tolist()]
+            scales = np.array([1.0 / side if side > 0 else 0.0 for side in spacing])
+            direction = (placed * scales[:, None] * signs).T + 0.0  # no minus zero
+        origin = _origin(layout, file, spacing)
+        if vectors is not None or "space origin" in fields:
+            origin = [sign * number for sign, number in zip(signs, origin)]
+        lines = _placement(layout)
+        names = ("spacings", "kinds") if vectors is None else ("space directions", "space directions")
+        placed = lines is not None and "space" in fields
+        return geometry_of(file, spacing, origin, direction, names, placed=placed, nrrd=lines)
 
-def read_nrrd(file: Path) -> Nrrd:
-    """Read a file; an axis of components, and axes beyond the third, are channels.
+    def join(self, head: bytes, layout: Layout, voxels: bytes) -> bytes:
+        """See :meth:`VolumeFormat.join`."""
+        named = (b"data file", b"datafile")
+        kept = [line for line in head.splitlines() if line and line.partition(b":")[0].lower() not in named]
+        return b"\n".join([*kept, b"", voxels])
 
-    Raises:
-        SamunetError: If the file is missing, damaged or truncated, or its header holds what it may not.
-    """
-    with reading(file):
-        header = _read_header(file)
-        check_size(header.sizes, file)
-        geometry = _geometry(header, file)
-        data, start = file, header.end
-        if "data file" in header.fields:
-            data, start = beside(file, header.fields["data file"], "data file"), 0
-            check_file(data)
-        array = _voxels(data, header, start).reshape(header.sizes[::-1])
-    if header.range_axis is not None:
-        array = np.moveaxis(array, len(header.sizes) - 1 - header.range_axis, 0)
-    shape = [*(header.sizes[axis] for axis in header.domain), 1][2::-1]
-    return Nrrd(array.reshape(-1, *shape), geometry, header.keys)
-
-
-def count_nrrd_channels(file: Path) -> int:
-    """Number of channels, from the header alone.
-
-    Raises:
-        SamunetError: If the header cannot be read.
-    """
-    with reading(file):
-        header = _read_header(file)
-    return math.prod(header.sizes) // math.prod(header.sizes[axis] for axis in header.domain[:3])
-
-
-def nrrd_keys(file: Path) -> dict[str, str]:
-    """The file's own keys and values, from the header alone.
-
-    Raises:
-        SamunetError: If the header cannot be read.
-    """
-    with reading(file):
-        return _read_header(file).keys
-
-
-def join_nrrd(file: Path) -> bytes | None:
-    """A header with its voxels as the content of one ``.nrrd``; None for a file that holds its voxels itself.
-
-    Raises:
-        SamunetError: If the header is damaged, or the voxels are not beside it.
-    """
-    with reading(file):
-        header = _read_header(file)
-        if "data file" not in header.fields:
-            return None
-        data = beside(file, header.fields["data file"], "data file")
-        lines = file.read_bytes()[: header.end].splitlines()
-        kept = [line for line in lines if line and line.partition(b":")[0].lower() not in (b"data file", b"datafile")]
-        return b"\n".join([*kept, b"", data.read_bytes()])
-
-
-def restore_placement(file: Path, placement: tuple[str, ...]) -> None:
-    """Put lines of a geometry's ``nrrd`` into a file that ITK has written, in place of its own."""
-    header, rest = file.read_bytes().split(b"\n\n", 1)
-    kept = [line for line in header.decode("latin-1").splitlines() if line.partition(":")[0] not in _PLACING]
-    file.write_bytes("\n".join([*kept, *placement]).encode("latin-1") + b"\n\n" + rest)
-
-
-def _read_header(file: Path) -> _Header:
-    fields, keys, end = _read_lines(file)
-    for name in ("type", "dimension", "sizes", "encoding"):
-        if name not in fields:
-            raise SamunetError(f"{file}: its header has no {name}", COPY_AGAIN)
-    axes = integers(fields["dimension"], file, "dimension", 1)[0]
-    if not 2 <= axes <= MOST_AXES:
-        raise wrong(file, "dimension", fields["dimension"], f"2 to {MOST_AXES}")
-    sizes = sizes_of(fields["sizes"], file, "sizes", axes)
-    dtype = _TYPES.get(fields["type"].lower())
-    if dtype is None:
-        raise wrong(file, "type", fields["type"], "a type of real numbers, such as short, uchar or float")
-    packing = _PACKINGS.get(fields["encoding"].lower())
-    if packing is None:
-        raise wrong(file, "encoding", fields["encoding"], "raw, gzip, bzip2 or ascii")
-    order = fields.get("endian", "").lower()
-    if order not in ("little", "big") and packing != "text" and dtype[1] != "1":
-        raise wrong(file, "endian", order, "little or big")
-    vectors = _vectors(fields, file, axes)
-    kind = np.dtype(dtype).newbyteorder(">" if order == "big" else "<")
-    return _Header(fields, keys, end, sizes, kind, packing, vectors, _range_axis(fields, file, axes, vectors))
+    def restore(self, file: Path, geometry: Geometry) -> None:
+        """See :meth:`VolumeFormat.restore`: the image's own lines in place of ITK's."""
+        if geometry.nrrd is None:
+            return
+        header, rest = file.read_bytes().split(b"\n\n", 1)
+        kept = [line for line in header.decode("latin-1").splitlines() if line.partition(":")[0] not in _PLACING]
+        file.write_bytes("\n".join([*kept, *geometry.nrrd]).encode("latin-1") + b"\n\n" + rest)
 
 
-def _read_lines(file: Path) -> tuple[dict[str, str], dict[str, str], int]:
+def _read_lines(content: bytes, file: Path) -> tuple[dict[str, str], dict[str, str], int]:
     """Fields, keys of the file's own, and where the header ends."""
-    with file.open("rb") as stream:
-        content = stream.read(LONGEST_HEADER)
     first, _, _ = content.partition(b"\n")
     if not _MAGIC.fullmatch(first):
         raise SamunetError(f"{file} is not a NRRD image", COPY_AGAIN)
@@ -250,7 +204,7 @@ def _vectors(fields: dict[str, str], file: Path, axes: int) -> list[list[float] 
 
 def _space_axes(fields: dict[str, str], file: Path) -> int:
     if "space dimension" in fields:
-        return integers(fields["space dimension"], file, "space dimension", 1)[0]
+        return integer(fields["space dimension"], file, "space dimension")
     if "space" not in fields:
         raise SamunetError(f"{file}: its header has 'space directions', but no 'space'", COPY_AGAIN)
     return 4 if _WITH_TIME.fullmatch(fields["space"].lower()) else 3
@@ -263,37 +217,14 @@ def _range_axis(fields: dict[str, str], file: Path, axes: int, vectors: list[lis
         raise wrong(file, "kinds", fields["kinds"], f"{axes} words")
     unplaced = [vectors is not None and vectors[axis] is None for axis in range(axes)]
     components = [axis for axis, kind in enumerate(kinds) if kind not in _DOMAIN or unplaced[axis]]
-    if any(kinds[axis].replace("-", "") not in (*_DOMAIN, *_COMPONENTS) for axis in components):
+    words = [kinds[axis] for axis in components]
+    if not all(word in _DOMAIN or _COMPONENTS.fullmatch(word.replace("-", "")) for word in words):
         raise wrong(file, "kinds", fields["kinds"], "those of images: no complex numbers, matrices or tensors")
     spatial = axes - len(components)
     if len(components) > 1 or spatial < 2 or (vectors is not None and _space_axes(fields, file) != spatial):
         what = "two or three axes in space, and at most one of components"
         raise wrong(file, "kinds", fields.get("kinds", "missing"), what)
     return components[0] if components else None
-
-
-def _geometry(header: _Header, file: Path) -> Geometry:
-    fields, axes = header.fields, header.domain
-    number = len(axes)
-    signs = np.ones(number)
-    if header.vectors is None:
-        spacing, direction = [1.0] * number, np.eye(number)
-        if "spacings" in fields:
-            spacing = [numbers(fields["spacings"], file, "spacings", len(header.sizes))[axis] for axis in axes]
-    else:
-        signs[:2] = _SIGNS.get(fields.get("space", "").lower(), (1, 1))
-        vectors = np.array([header.vectors[axis] for axis in axes])
-        # As ITK computes them, to the last digit.
-        spacing = [_length(vector) for vector in vectors.tolist()]
-        scales = np.array([1.0 / side if side > 0 else 0.0 for side in spacing])
-        direction = (vectors * scales[:, None] * signs).T + 0.0  # no minus zero
-    origin = _origin(header, file, spacing)
-    if header.vectors is not None or "space origin" in fields:
-        origin = [sign * number for sign, number in zip(signs, origin)]
-    lines = _placement(header)
-    names = ("spacings", "kinds") if header.vectors is None else ("space directions", "space directions")
-    placed = lines is not None and "space" in fields
-    return geometry_of(file, spacing, origin, direction, names, placed=placed, nrrd=lines)
 
 
 def _length(vector: list[float]) -> float:
@@ -303,16 +234,16 @@ def _length(vector: list[float]) -> float:
     return math.sqrt(total)
 
 
-def _origin(header: _Header, file: Path, spacing: list[float]) -> list[float]:
-    fields, axes = header.fields, header.domain
+def _origin(layout: Layout, file: Path, spacing: list[float]) -> list[float]:
+    fields, axes = layout.header.fields, layout.axes
     text = fields.get("space origin", "none")
     if text.lower() != "none":
         if not re.fullmatch(r"\([^()]*\)", text):
             raise wrong(file, "space origin", text, "a vector, such as (0,0,0)")
         return numbers(text[1:-1].replace(",", " "), file, "space origin", len(axes))
-    if header.vectors is not None or "axis mins" not in fields:
+    if layout.header.vectors is not None or "axis mins" not in fields:
         return [0.0] * len(axes)
-    everyone = len(header.sizes)
+    everyone = len(layout.sizes)
     lowest = numbers(fields["axis mins"], file, "axis mins", everyone)
     centers = fields.get("centers", " ".join(["cell"] * everyone)).lower().split()
     if len(centers) != everyone:
@@ -321,32 +252,17 @@ def _origin(header: _Header, file: Path, spacing: list[float]) -> list[float]:
     steps = spacing
     if "spacings" not in fields and "axis maxs" in fields:
         highest = numbers(fields["axis maxs"], file, "axis maxs", everyone)
-        steps = [(highest[axis] - lowest[axis]) / header.sizes[axis] for axis in axes]
+        steps = [(highest[axis] - lowest[axis]) / layout.sizes[axis] for axis in axes]
     return [
         lowest[axis] + (0.0 if centers[axis] == "node" else step / 2) for axis, step in zip(axes, steps, strict=True)
     ]
 
 
-def _placement(header: _Header) -> tuple[str, ...] | None:
+def _placement(layout: Layout) -> tuple[str, ...] | None:
     """The lines that place the voxels, without vectors of components; None where ITK's numbers are exact."""
-    vectors, dimension = header.vectors, min(len(header.domain), 3)
-    if vectors is None or len(header.domain) != dimension:
+    fields, axes = layout.header.fields, layout.axes
+    if layout.header.vectors is None or len(axes) > 3:
         return None
-    found = [one[0] for one in _VECTOR.finditer(header.fields["space directions"])]
-    lines = header.fields | {"space directions": " ".join(found[axis] for axis in header.domain)}
+    found = [one[0] for one in _VECTOR.finditer(fields["space directions"])]
+    lines = fields | {"space directions": " ".join(found[axis] for axis in axes)}
     return tuple(f"{name}: {lines[name]}" for name in _PLACING if name in lines)
-
-
-def _voxels(file: Path, header: _Header, start: int) -> np.ndarray:
-    skip, lines = (integers(header.fields.get(name, "0"), file, name, 1)[0] for name in ("byte skip", "line skip"))
-    number = math.prod(header.sizes)
-    size = number * header.dtype.itemsize
-    if lines or skip < -1 or (skip and header.packing != "raw"):
-        text = f"line skip {lines}, byte skip {skip}"
-        raise wrong(file, "skip", text, "without line skip, and with byte skip only before raw voxels")
-    with file.open("rb") as stream:
-        stream.seek(start + skip if skip >= 0 else max(start, file.stat().st_size - size))
-        if header.packing == "text":
-            return take_text(stream, number, header.dtype, file)
-        with unpacking(file):
-            return take(as_stream(stream, header.packing), size, file).view(header.dtype)

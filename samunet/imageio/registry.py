@@ -9,8 +9,7 @@ from samunet.errors import SamunetError
 from samunet.imageio.base import Reader
 from samunet.imageio.dicom import is_dicom_folder
 from samunet.imageio.natural import NaturalImageReader
-from samunet.imageio.nibabel import NibabelReader
-from samunet.imageio.simpleitk import SimpleITKReader
+from samunet.imageio.simpleitk import NibabelReader, SimpleITKReader
 from samunet.imageio.tiff import Tiff3DReader
 
 # Without a name the first reader with an ending opens it. The names are nnU-Net's.
@@ -29,7 +28,7 @@ READ_ONLY = {ending: mask for reader in READERS for ending, mask in reader.read_
 IN_ONE_FILE = {
     ending: mask for reader in READERS if reader.kind == "volume" for ending, mask in reader.read_only.items()
 }
-_IMAGE_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.image_endings))
+IMAGE_ENDINGS = tuple(dict.fromkeys(ending for reader in READERS for ending in reader.image_endings))
 
 
 def reader_for(file_ending: str, override: str | None = None) -> Reader:
@@ -60,7 +59,7 @@ def reader_for(file_ending: str, override: str | None = None) -> Reader:
             f"{file_ending!r} cannot be a dataset's file_ending: its voxels lie in another file, which would be lost",
             f"samunet_make_dataset makes a dataset of such files; or save them as {IN_ONE_FILE[ending]}",
         )
-    if ending in _IMAGE_ENDINGS and not named:
+    if ending in IMAGE_ENDINGS and not named:
         raise SamunetError(
             f"{file_ending!r} cannot be a dataset's file_ending: it is lossy, and labels have that ending too; "
             f"file_ending must be one of {allowed}",
@@ -77,7 +76,7 @@ def reader_for(file_ending: str, override: str | None = None) -> Reader:
 def ending_of(file: Path) -> str | None:
     """The longest known image ending of a file's name, in lower case; None if there is none. Case does not matter."""
     name = Path(file).name.lower()
-    return max((ending for ending in _IMAGE_ENDINGS if name.endswith(ending)), key=len, default=None)
+    return max((ending for ending in IMAGE_ENDINGS if name.endswith(ending)), key=len, default=None)
 
 
 def image_reader_for(path: Path, preferred: Reader) -> Reader:
@@ -141,11 +140,16 @@ def companions(path: Path) -> list[Path]:
 
 def is_companion(path: Path) -> bool:
     """Whether a file lies beside an image or a mask that it is read along with."""
-    return any(
-        path in companions(path.with_suffix(ending)) and path.with_suffix(ending).is_file()
+    name = path.name.lower()
+    pairs = {
+        (ending, beside)
         for reader in READERS
-        for ending in reader.companions
-    )
+        for ending, endings in reader.companions.items()
+        for beside in endings
+        if name.endswith(beside)
+    }
+    stems = [(path.name[: -len(beside)], ending) for ending, beside in pairs]
+    return any(path.with_name(stem + own).is_file() for stem, ending in stems for own in (ending, ending.upper()))
 
 
 def _image_ending(path: Path) -> str | None:
@@ -160,7 +164,7 @@ def _image_ending(path: Path) -> str | None:
     ending = ending_of(path)
     if ending is None:
         raise SamunetError(
-            f"{path} has none of the endings that can be read: {', '.join(_IMAGE_ENDINGS)}, or a folder with DICOM",
+            f"{path} has none of the endings that can be read: {', '.join(IMAGE_ENDINGS)}, or a folder with DICOM",
             "convert the image without loss; a header with separate voxels (.hdr with .img) to .nii.gz",
         )
     return ending

@@ -7,7 +7,8 @@ interpolated: files that lie otherwise are refused with what differs.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ _FLIPPED_TOLERANCE = 0.02
 
 # Of a voxel: how far a cropped grid may lie beside its image's.
 _OFF_GRID = 0.01
+
+_MOST_VOXELS = 1 << 31  # of a grid that holds two: parts of one image do not lie farther apart
 
 # By axis z, y, x of a grid: the axis of another one that it is, and whether that runs backwards.
 Turn = tuple[tuple[int, ...], tuple[bool, ...]]
@@ -176,16 +179,8 @@ def _uncropped(label: np.ndarray, own: Geometry, first: Grid) -> np.ndarray | No
 
     What is 0 may lie outside the image; what is drawn may not.
     """
-    geometry, shape = first.geometry, first.shape
-    if not (own.dimension == geometry.dimension == 3 and own.physical and geometry.physical):
-        return None
-    same_spacing = np.allclose(own.spacing, geometry.spacing, rtol=SPACING_TOLERANCE, atol=0)
-    if not (same_spacing and np.allclose(own.direction, geometry.direction, rtol=0, atol=PLACE_TOLERANCE)):
-        return None
-    offset = np.subtract(own.origin, geometry.origin) @ np.reshape(geometry.direction, (3, 3))
-    steps = (offset / geometry.spacing[::-1])[::-1]
-    start = np.rint(steps).astype(int)
-    if np.abs(steps - start).max() > _OFF_GRID:
+    start, shape = _start(own, first.geometry), first.shape
+    if start is None:
         return None
     low, high = np.maximum(start, 0), np.minimum(start + label.shape, shape)
     if np.any(low >= high):
@@ -196,6 +191,32 @@ def _uncropped(label: np.ndarray, own: Geometry, first: Grid) -> np.ndarray | No
     placed = np.zeros(shape, label.dtype)
     placed[tuple(slice(*ends) for ends in zip(low, high))] = inside
     return placed
+
+
+def union(one: Grid, other: Grid) -> Grid | None:
+    """The smallest grid that holds two cropped ones of the same image; None if they are of different grids."""
+    start = _start(other.geometry, one.geometry)
+    if start is None:
+        return None
+    low, high = np.minimum(start, 0), np.maximum(start + other.shape, one.shape)
+    if math.prod((high - low).tolist()) > _MOST_VOXELS:
+        return None
+    steps = (low * one.geometry.spacing)[::-1]
+    origin = np.array(one.geometry.origin) + np.reshape(one.geometry.direction, (3, 3)) @ steps
+    return Grid(one.file, tuple((high - low).tolist()), replace(one.geometry, origin=tuple(origin.tolist())))
+
+
+def _start(own: Geometry, first: Geometry) -> np.ndarray | None:
+    """Where the first voxel of a grid lies in another one ``(z, y, x)``; None if it is of another grid."""
+    if not (own.dimension == first.dimension == 3 and own.physical and first.physical):
+        return None
+    same_spacing = np.allclose(own.spacing, first.spacing, rtol=SPACING_TOLERANCE, atol=0)
+    if not (same_spacing and np.allclose(own.direction, first.direction, rtol=0, atol=PLACE_TOLERANCE)):
+        return None
+    offset = np.subtract(own.origin, first.origin) @ np.reshape(first.direction, (3, 3))
+    steps = (offset / first.spacing[::-1])[::-1]
+    start = np.rint(steps).astype(int)
+    return None if np.abs(steps - start).max() > _OFF_GRID else start
 
 
 def _name(first: Grid, own: Grid) -> str:

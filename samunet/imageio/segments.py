@@ -10,7 +10,7 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.imageio.base import Segment
-from samunet.imageio.headers import integers, wrong
+from samunet.imageio.volume import integer, wrong
 
 _KEY = re.compile(r"Segment(\d{1,4})_(Name|LabelValue|Layer)")
 _CONVERT = "samunet_make_dataset reads it by the names of its segments; or export it from Slicer as a label map"
@@ -34,10 +34,10 @@ def segments_of(keys: Mapping[str, str], layers: int, file: Path) -> tuple[Segme
             found.setdefault(int(match[1]), {})[match[2]] = text.strip()
     segments = []
     for number, own in sorted(found.items()):
-        value = integers(own.get("LabelValue", "1"), file, f"Segment{number}_LabelValue", 1)[0]
+        value = integer(own.get("LabelValue", "1"), file, f"Segment{number}_LabelValue")
         # Slicer up to 4.10 wrote each segment into a layer of its own, and neither value nor layer.
         alone = str(number) if layers > 1 and "LabelValue" not in own else "0"
-        layer = integers(own.get("Layer", alone), file, f"Segment{number}_Layer", 1)[0]
+        layer = integer(own.get("Layer", alone), file, f"Segment{number}_Layer")
         if not 0 <= layer < layers:
             raise wrong(file, f"Segment{number}_Layer", str(layer), f"0 to {layers - 1}, the layers that there are")
         segments.append(Segment(own.get("Name", f"Segment_{number + 1}"), value, layer))
@@ -59,7 +59,7 @@ def drawn(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> tuple[
         file: Named in errors.
 
     Returns:
-        ``(z, y, x)`` numbers, and for each number the segments that it stands for.
+        ``(z, y, x)`` numbers, and for each number the segments that it stands for; 0 stands for none.
 
     Raises:
         SamunetError: If a voxel has a value that no segment has.
@@ -77,7 +77,7 @@ def drawn(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> tuple[
         numbers = numbers.reshape(own.shape)
         pairs = [divmod(both, len(here) + 1) for both in combined.tolist()]
         meanings = [(*meanings[before], *(here[at - 1 : at] if at else ())) for before, at in pairs]
-    return numbers, meanings
+    return (numbers + 1, [(), *meanings]) if meanings[0] else (numbers, meanings)
 
 
 def flat(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ import io
 import logging
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -19,19 +19,8 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.files import atomic_path, read_json, write_json
-from samunet.imageio.base import (
-    COPY_AGAIN,
-    Geometry,
-    Image,
-    Reader,
-    check_spacing,
-    smallest_unsigned,
-    stack_channels,
-    to_label,
-    without_z_if_2d,
-)
+from samunet.imageio.base import COPY_AGAIN, PICTURE_GEOMETRY, Geometry, Reader, check_spacing, fit_channels
 from samunet.imageio.border import check_size, reading
-from samunet.imageio.pictures import PICTURE_GEOMETRY, fit_channels, wanted_per_file
 from samunet.workers import warn_once
 
 if TYPE_CHECKING:
@@ -76,28 +65,17 @@ class Tiff3DReader(Reader):
     companions = dict.fromkeys(TIFF_ENDINGS, (".json",))
     fits_channels = True
 
-    def read_image(
-        self, files: Sequence[Path], *, channels: int | None = None, tolerate_geometry: bool = False
-    ) -> Image:
-        """See :meth:`Reader.read_image`. Single pages are fitted to ``channels`` as pictures are; stacks are not."""
-        wanted = wanted_per_file(channels, len(files))
-        parts = []
-        for file in map(Path, files):
-            pages = read_pages(file, wanted)
-            pixels = fit_channels(pages.pixels, wanted if pages.dimension == 2 else None, pages.alpha, file)
-            parts.append((file, pixels, _geometry(file, pages.dimension)))
-        return stack_channels(parts, channels, tolerate_geometry)
+    def read_voxels(self, file: Path, wanted: int | None = None, label: bool = False) -> tuple[np.ndarray, Geometry]:
+        """See :meth:`Reader.read_voxels`. Single pages are fitted to ``wanted`` as pictures are; stacks are not.
 
-    def read_label(self, file: Path) -> tuple[np.ndarray, Geometry]:
-        """See :meth:`Reader.read_label`. A palette gives its indices; equal colour components count as grey."""
-        file = Path(file)
-        pages = read_pages(file, 1, label=True)
-        return to_label(fit_channels(pages.pixels, 1, pages.alpha, file), file), _geometry(file, pages.dimension)
+        A palette gives its indices for a label, whose equal colour components count as grey.
+        """
+        pages = read_pages(file, wanted, label)
+        fit = wanted if pages.dimension == 2 or label else None
+        return fit_channels(pages.pixels, fit, pages.alpha, file), _geometry(file, pages.dimension)
 
-    def write_label(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
-        """See :meth:`Reader.write_label`. A stated spacing is written into the JSON file beside it."""
-        file = Path(file)
-        values = without_z_if_2d(smallest_unsigned(array), geometry)
+    def write_voxels(self, array: np.ndarray, file: Path, geometry: Geometry) -> None:
+        """See :meth:`Reader.write_voxels`. A stated spacing is written into the JSON file beside it."""
         sidecar = file.with_suffix(".json")
         if geometry.physical:
             if sidecar.exists() and _spacing(sidecar) is None:
@@ -108,11 +86,16 @@ class Tiff3DReader(Reader):
             write_json(sidecar, {"spacing": list(geometry.spacing)})
         elif sidecar.exists() and _spacing(sidecar) is not None:
             sidecar.unlink()
-        write_pages(values, file)
+        write_pages(array, file)
 
     def count_channels(self, file: Path) -> int:
         """See :meth:`Reader.count_channels`. Transparency does not count."""
-        return count_channels(Path(file))
+        with _opened(file) as tiff:
+            series = _series(tiff, file)
+            if series.keyframe.photometric == _PALETTE:
+                return 3
+            sizes = [size for axis, size in zip(series.axes, series.shape) if axis in "CS"]
+            return int(np.prod(sizes, dtype=int)) - _has_alpha(series)
 
 
 def read_pages(file: Path, wanted: int | None, label: bool = False) -> Pages:
@@ -141,28 +124,13 @@ def read_pages(file: Path, wanted: int | None, label: bool = False) -> Pages:
         return Pages(pixels, dimension, _has_alpha(series))
 
 
-def count_channels(file: Path) -> int:
-    """See :meth:`samunet.imageio.base.Reader.count_channels`."""
-    with _opened(file) as tiff:
-        series = _series(tiff, file)
-        if series.keyframe.photometric == _PALETTE:
-            return 3
-        sizes = [size for axis, size in zip(series.axes, series.shape) if axis in "CS"]
-        return int(np.prod(sizes, dtype=int)) - _has_alpha(series)
-
-
 def write_pages(values: np.ndarray, file: Path) -> None:
     """Write ``(z, y, x)`` or ``(y, x)`` atomically as grey pages with lossless compression."""
     from tifffile import imwrite
 
     with atomic_path(file) as temporary:
-        imwrite(
-            temporary,
-            values,
-            photometric="minisblack",
-            compression="zlib",
-            metadata={"axes": "ZYX"[3 - values.ndim :]},
-        )
+        axes = "ZYX"[3 - values.ndim :]
+        imwrite(temporary, values, photometric="minisblack", compression="zlib", metadata={"axes": axes})
 
 
 def _series(tiff: TiffFile, file: Path) -> TiffPageSeries:

@@ -13,8 +13,8 @@ from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.inference.decoding import mask_type
 from samunet.inference.views import TTAView, gaussian, mirrored, shifted
-from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample, shift
+from samunet.preprocessing.planes import slice_with_context
 
 _BAND_NUMBERS = 1 << 22  # logits that are interpolated at a time
 

@@ -13,7 +13,7 @@ from samunet.inference.logits import Band, Observer, SlicePredictor, decode_chan
 from samunet.plans import NetworkPlan
 from samunet.preprocessing.case import CaseRecord
 from samunet.preprocessing.grid import SliceGrid, sample
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane
 
 
 class PlanePredictor:
@@ -28,7 +28,9 @@ class PlanePredictor:
         network: Whose input is placed over the slices.
     """
 
-    def __init__(self, slices: SlicePredictor, planes: Sequence[Plane], network: NetworkPlan, labels: Labels) -> None:
+    def __init__(
+        self, slices: SlicePredictor, planes: Sequence[SlicingPlane], network: NetworkPlan, labels: Labels
+    ) -> None:
         self.slices = slices
         self.planes = planes
         self.network = network
@@ -100,7 +102,7 @@ class PlanePredictor:
                     plane.cut(decisions[-1])[:, index] = decision
         return mean.transpose(0, 1), [decision.transpose(0, 1) for decision in decisions]
 
-    def _predictor(self, model: nn.Module, plane: Plane) -> SlicePredictor:
+    def _predictor(self, model: nn.Module, plane: SlicingPlane) -> SlicePredictor:
         slices = self.slices
         return SlicePredictor(
             [model],

@@ -18,11 +18,10 @@ from samunet.dataset.description import Description
 from samunet.dataset.outputs import begin, finish
 from samunet.devices import fast_dtype, resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import FatalError, SamunetError, UsageError, raise_failures, with_arguments
-from samunet.evaluation.detailed import millilitres
+from samunet.errors import FatalError, SamunetError, UsageError, raise_failures
 from samunet.evaluation.metrics import confusion_counts
-from samunet.evaluation.summary import class_key
-from samunet.evaluation.uncertainty_files import KINDS, case_file, delete_stale, map_file
+from samunet.evaluation.quality import KINDS, case_file, delete_stale, map_file
+from samunet.evaluation.summary import class_key, millilitres
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending
@@ -42,7 +41,7 @@ from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.case import PreparedCase, prepare_case, restore_mask
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.orientation import orientation_of
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane
 from samunet.recipes import recipe_facts
 from samunet.workers import naming_the_case
 
@@ -103,7 +102,7 @@ class Predictor:
             step_size=options.step_size,
             batch_size=network.batch_size,
         )
-        planes = [Plane.of(axes) for axes in configuration.planes]
+        planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.planes = None
         if len(planes) > 1 and self._averages:
             self.planes = PlanePredictor(self.slices, planes, network, description.labels)
@@ -114,7 +113,6 @@ class Predictor:
         return self.options.tta and recipe_facts(self.network.recipe).averages
 
     @classmethod
-    @with_arguments
     def from_folder(
         cls,
         folder: str | Path,
@@ -153,7 +151,6 @@ class Predictor:
         return predictor
 
     @classmethod
-    @with_arguments
     def from_zip(
         cls,
         archive: str | Path,
@@ -186,7 +183,6 @@ class Predictor:
             _ = predictor.made  # as long as the files are there
             return predictor
 
-    @with_arguments
     def predict_array(self, array: np.ndarray, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Predict one image given as an array.
 
@@ -223,13 +219,11 @@ class Predictor:
         )
         return self._predict(Image(array, geometry)).mask
 
-    @with_arguments
     def predict_files(self, files: Sequence[str | Path]) -> tuple[np.ndarray, Geometry]:
         """Predict one image given as its files, one per channel: labels ``(z, y, x)`` and the image's geometry."""
         image, _ = self.read(tuple(Path(file) for file in files))
         return np.ascontiguousarray(self._predict(image).mask), image.geometry  # a turned one is a view
 
-    @with_arguments
     def predict_cases(
         self, cases: dict[str, Case], output: Path, *, progress: bool = True, own: bool = False
     ) -> list[str]:
@@ -366,7 +360,10 @@ class Predictor:
     def predict_prepared(self, case: PreparedCase) -> Prediction:
         """Predict a preprocessed case; its mask is turned back to the image's grid, and not postprocessed."""
         record, labels = case.record, self.description.labels
-        grid = SliceGrid.of(case.image.shape[2:], record.stored_spacing, self.network.spacing, self.network.input_shape)
+        network = self.network
+        grid = SliceGrid.of(
+            case.image.shape[2:], record.stored_spacing, network.spacing, network.input_shape, network.stretch
+        )
         shape = tuple(record.cropped_shape)
         observer = CaseUncertainty(labels, shape, len(self.slices.models)) if self._observes else None
         for_dice = self.postprocessing.decoding == DICE

@@ -13,7 +13,7 @@ from samunet.dataset.outputs import ARGUMENTS, check_file, check_folder
 from samunet.dataset.prediction_input import flat
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, raise_failures
-from samunet.evaluation.quality_table import write_quality
+from samunet.evaluation.quality import write_quality
 from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
 from samunet.inference.cases import GO_ON, cases_to_do, predict_into

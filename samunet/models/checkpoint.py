@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from samunet.errors import SamunetError
-from samunet.network.adaptations.lora import save_adapters
+from samunet.network.adaptations.lora import load_adapters, save_adapters
 from samunet.network.model import SamunetModel
-from samunet.tensors import not_finite, write_tensors
+from samunet.tensors import not_finite, read_tensors, write_tensors
 
 
 def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
@@ -27,6 +27,12 @@ def save_model(folder: Path, model: SamunetModel, kind: str) -> None:
     save_adapters(model, folder, kind)
     state = {name: value for name, value in model.trained_state().items() if ".lora_" not in name}
     write_tensors(folder / f"checkpoint_{kind}.safetensors", state)
+
+
+def load_model(folder: Path, model: SamunetModel, kind: str) -> None:
+    """Restore what :func:`save_model` wrote of the same model."""
+    state = read_tensors(folder / f"checkpoint_{kind}.safetensors")
+    model.load_trained_state(state | load_adapters(model, folder, kind))
 
 
 def check_trained(state: dict[str, Tensor], folder: Path) -> None:

@@ -68,6 +68,7 @@ def pretrained_weights(
     checkpoint: Path | None = None,
     *,
     pixel_statistics: str | None = None,
+    decoder_from: str | None = None,
     beside: Path | None = None,
     may_download: bool = False,
     progress: bool = True,
@@ -79,6 +80,8 @@ def pretrained_weights(
         recorded: ``base`` of the ``run.json`` of a training that began with some; only that file will do, wherever it
             is now.
         checkpoint: The user's choice instead of the published or bundled file.
+        decoder_from: What completes a ``checkpoint`` of an encoder alone; see
+            :func:`samunet.models.encoder_files.whole_checkpoint`.
         beside: A model's folder, in which a copy of its base may lie.
         pixel_statistics: Name in ``PIXEL_STATISTICS`` of those that go with ``checkpoint``; None for those of the
             published file with its content, else the encoder's.
@@ -91,10 +94,13 @@ def pretrained_weights(
     Raises:
         SamunetError: If the file is missing, damaged, made for something else, or not the recorded one.
     """
+    from samunet.models import encoder_files
     from samunet.network.checkpoints import check_fits, find_checkpoint, load_sam_checkpoint
 
     facts = encoder_facts(encoder)
     given = checkpoint.expanduser().resolve() if checkpoint else None
+    if given and given.is_file():
+        given = encoder_files.whole_checkpoint(given, facts, decoder_from, progress=progress)
     if recorded:
         path = _copy(recorded, beside) or _find_recorded(recorded, given, may_download, progress)
     else:
@@ -109,6 +115,8 @@ def pretrained_weights(
     published = published_as(record["sha256"])
     if given:
         record["path"] = str(given)
+        if origin := encoder_files.origin(given):
+            record["made_of"] = origin
         log.info(
             "base weights: %s, %s", given,
             f"published by {published.checkpoint_url}" if published

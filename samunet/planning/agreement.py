@@ -10,13 +10,14 @@ from samunet.dataset.labels import Labels
 from samunet.errors import SamunetError
 from samunet.planning.fingerprint import Fingerprint
 from samunet.plans import NetworkPlan
+from samunet.recipes import recipe_facts
 
 _CHANNELS = {"neighbours": 1, "repeat": 1, "as_they_are": 3}  # a projection takes any number
 
 
 def recipe_obstacle(recipe: str, labels: Labels) -> str | None:
     """What a recipe's loss cannot learn of these labels, in words; None if it can learn them."""
-    if recipe == "samed" and (labels.has_regions or labels.ignore is not None):
+    if recipe_facts(recipe).exclusive_classes and (labels.has_regions or labels.ignore is not None):
         return "regions" if labels.has_regions else "an ignore label"
     return None
 
@@ -35,9 +36,9 @@ def check_network(network: NetworkPlan, description: Description, source: Path) 
     obstacle = recipe_obstacle(network.recipe, description.labels)
     if obstacle:
         raise SamunetError(
-            f"{source} has {obstacle}, but the plans say recipe 'samed', whose loss knows only classes that exclude "
-            "each other",
-            "plan without -recipe samed: samunet_plan_and_preprocess -d ID; or undo the edit of labels",
+            f"{source} has {obstacle}, but the plans say recipe {network.recipe!r}, whose loss knows only classes that "
+            "exclude each other",
+            f"plan without -recipe {network.recipe}: samunet_plan_and_preprocess -d ID; or undo the edit of labels",
         )
     given, taken = len(description.channel_names), _CHANNELS.get(network.input_channels)
     if taken not in (None, given):

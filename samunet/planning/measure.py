@@ -8,7 +8,7 @@ from samunet import paths
 from samunet.dataset.check import complete_check
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset, read_dataset
-from samunet.dataset.splits import load_or_make_splits, lopsided_folds
+from samunet.dataset.splits import folds_missing_classes, load_or_make_splits
 from samunet.errors import SamunetError, UsageError
 from samunet.files import write_json
 from samunet.planning.fingerprint import FILE_NAME, Fingerprint, extract_fingerprint, read_fingerprint, source_hash
@@ -120,5 +120,5 @@ def _report(splits: list[dict[str, list[str]]], fingerprint: Fingerprint, datase
     if unusual:
         log.warning("%s", warning(unusual))
     class_voxels = {name: case.class_voxels for name, case in fingerprint.cases.items()}
-    for lopsided in lopsided_folds(splits, class_voxels, dataset.description.labels):
+    for lopsided in folds_missing_classes(splits, class_voxels, dataset.description.labels):
         log.warning("%s", lopsided)

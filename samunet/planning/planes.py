@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from samunet.planning.rules import Decision
+from samunet.recipes import recipe_facts
 
 _CUBIC = 1.5
 _THICK = 0.4
@@ -20,7 +21,7 @@ def planes(shape: Sequence[float], spacing: Sequence[float], num_outputs: int, p
         spacing: Median stored spacing in mm, likewise.
         num_outputs: Classes or regions, whose logits are held for a whole volume.
         physical: Whether images have millimetres.
-        recipe: :func:`recipe`; SAMed slices along one axis.
+        recipe: Its name; published ones slice along one axis.
 
     Returns:
         The stored axes that become slice, row and column, for each plane, and the reason.
@@ -28,8 +29,9 @@ def planes(shape: Sequence[float], spacing: Sequence[float], num_outputs: int, p
     one = [[0, 1, 2]]
     if not physical:
         return one, "without physical spacing there is one way to slice"
-    if recipe == "samed":
-        return one, "SAMed slices along one axis"
+    facts = recipe_facts(recipe)
+    if not facts.averages:
+        return one, f"{facts.source} slices along one axis"
     extent = [side * pixel for side, pixel in zip(shape, spacing)]
     ratio, flat = max(spacing) / min(spacing), min(extent) / max(extent)
     if ratio > _CUBIC:

@@ -35,8 +35,10 @@ from samunet.plans import (
     Plans,
     check_plans_name,
     networks_by_encoder,
+    settings_of,
 )
 from samunet.preprocessing.case import stored_shape
+from samunet.recipes import RecipeFacts, recipe_facts
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +56,10 @@ class PlannerOptions:
         encoder: ``auto`` or an encoder's name.
         image_size: Long side of the network's input in pixels.
         target_spacing: In-plane and slice spacing ``[z, y, x]`` in mm instead of the median.
-        adaptation, components, lora, adapter: Fields of a network's plan. With the encoder ``auto`` they are meant for
-            SAM; the small encoder is planned by the rules.
-        recipe: ``samunet``, or ``samed`` for SAMed's training of SAM.
+        window: Lowest and highest value of CT, which become 0 and 1.
+        adaptation, components, lora, adapter: Fields of a network's plan, the last two also as
+            dictionaries. With the encoder ``auto`` they are meant for SAM; the small encoder is planned by the rules.
+        recipe: How networks are trained: a name in :mod:`samunet.recipes`, or ``package.module:Class``.
     """
 
     plans_name: str = DEFAULT_PLANS_NAME
@@ -64,11 +67,17 @@ class PlannerOptions:
     encoder: str = "auto"
     image_size: int | None = None
     target_spacing: list[float] | None = None
+    window: list[float] | None = None
     adaptation: str | None = None
     components: str | None = None
-    lora: LoraPlan | None = None
-    adapter: AdapterPlan | None = None
+    lora: LoraPlan | dict[str, Any] | None = None
+    adapter: AdapterPlan | dict[str, Any] | None = None
     recipe: str = "samunet"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("lora", LoraPlan), ("adapter", AdapterPlan)):
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, settings_of(kind, name, getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -149,19 +158,27 @@ def _stored_slices(
     """What slices will be stored, and the decisions of a configuration about them, by field."""
     physical, num_outputs = fingerprint.physical_spacing, description.labels.num_outputs
     spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
+    recipe = recipe_facts(options.recipe)
     if options.target_spacing:
         spacing_why = "given by -overwrite_target_spacing"
-    shapes, pixels = _stored(fingerprint, order, spacing)
+    elif recipe.whole_slices and physical:
+        finest = np.min(fingerprint.spacings, axis=0)
+        spacing, spacing_why = [float(finest[axis]) for axis in order[1:]], f"the finest case's ({recipe.source})"
+    shapes, pixels = _stored(fingerprint, order, spacing, recipe.whole_slices)
     median_shape = [round(float(side)) for side in np.median(shapes, axis=0)]
     voxel = [target[order[0]], *np.median(pixels, axis=0)]
     planes = sliced_planes(median_shape, voxel, num_outputs, physical, options.recipe)
     extent = _extent(fingerprint, order, shapes, pixels, planes[0])
-    schemes = _normalization(description, fingerprint, unit_range=options.recipe == "samed")
+    windows = [rules.window(name, options.window, recipe.unit_range) for name in description.channel_names]
+    schemes = _normalization(description, fingerprint, recipe.unit_range, windows)
     mirrored = mirrored_axes(description.labels, fingerprint, order)
+    kept = 1.0 if recipe.whole_slices else fingerprint.median_relative_size_after_cropping
     decisions = {
         "spacing": (spacing, spacing_why),
+        "crop": (not recipe.whole_slices, f"{recipe.source} crops nothing" if recipe.whole_slices else "nnU-Net's"),
         "normalization": schemes,
-        "use_mask_for_norm": rules.masked_normalization(schemes[0], fingerprint.median_relative_size_after_cropping),
+        "windows": (windows if any(windows) else None, "of the scheme window"),
+        "use_mask_for_norm": rules.masked_normalization(schemes[0], kept),
         "mirror_axes": mirrored,
         "foreground_share": (0.33, "a third of the images is drawn around foreground, decided item by item"),
         "rotation": rules.rotation(extent, mirrored[0]),
@@ -210,33 +227,42 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         facts, options.adaptation, options.components, options.lora, options.adapter
     )
     trained = adapted["adaptation"], adapted["components"]
-    recipe, recipe_why = rules.recipe(options.recipe, facts)
-    samed = recipe == "samed"
-    predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=not samed)
-    size, size_why = _input_size(facts, slices, options, predict, budget, samed)
-    shape, shape_why = rules.input_shape(size, slices.extent, facts.patch_size)
+    name, recipe_why = rules.recipe(options.recipe, facts)
+    recipe = recipe_facts(name)
+    predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=recipe.upsampled)
+    size, size_why = _input_size(facts, slices, options, predict, budget, recipe)
+    extent = [1.0, 1.0] if recipe.whole_slices else slices.extent
+    shape, shape_why = rules.input_shape(size, extent, facts.patch_size)
+    if recipe.whole_slices:
+        shape_why = f"slices are stretched to a square ({recipe.source})"
     plain, checkpointed = (predict(shape, checkpoint_blocks=twice) for twice in (False, True))
     twice, twice_why = rules.checkpoint_blocks(plain.for_batch(1), checkpointed.for_batch(1), budget)
     estimate = checkpointed if twice else plain
-    effective = rules.SAMED_BATCH if samed else rules.effective_batch(facts, shape)
+    effective = recipe.batch or rules.effective_batch(facts, shape)
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
     channels = slices.input_channels
-    if samed and channels[0] == "neighbours":
-        channels = "repeat", "one channel three times: SAMed's"
+    if recipe.source and channels[0] == "neighbours":
+        channels = "repeat", f"one channel three times ({recipe.source})"
+    passes = dict(recipe.passes_of).get(facts.name, recipe.passes)
+    learning_rate = rules.learning_rate(facts, *trained, batch * accumulation)
+    if recipe.learning_rate:
+        learning_rate = recipe.learning_rate, recipe.source
     decisions = {
         "input_shape": (shape, f"{size_why}; {shape_why}"),
         "head": rules.head(facts),
         "input_channels": channels,
         "batch_size": (batch, batch_why),
-        "learning_rate": rules.learning_rate(facts, *trained, batch * accumulation),
-        "training_images": rules.training_images(slices.count),
-        "recipe": (recipe, recipe_why),
+        "learning_rate": learning_rate,
+        "training_images": rules.training_images(slices.count, passes),
+        "recipe": (name, recipe_why),
         "checkpoint_blocks": (twice, twice_why),
-        "optimizer": rules.optimizer(facts, *trained),
+        "optimizer": ("adamw", recipe.source) if recipe.source else rules.optimizer(facts, *trained),
     }
     return NetworkPlan(
         encoder=facts.name,
         spacing=max(slices.extent) / size if slices.physical else None,
+        stretch=recipe.whole_slices,
+        passes=passes,
         accumulation=accumulation,
         weight_decay=0.1,
         memory_bytes=estimate.for_batch(batch),
@@ -253,14 +279,14 @@ def _input_size(
     options: PlannerOptions,
     predict: Callable[..., resources.Estimate],
     budget: int,
-    samed: bool,
+    recipe: RecipeFacts,
 ) -> rules.Decision:
-    """Long side of the input: as asked for, SAMed's, or the largest for which memory is enough."""
+    """Long side of the input: as asked for, the recipe's, or the largest for which memory is enough."""
     asked = rules.parse_image_size(options.image_size, facts)
     if asked is not None:
         return asked, "given by -image_size"
-    if samed:
-        return rules.SAMED_INPUT_SIZE, f"{rules.SAMED_INPUT_SIZE} px: SAMed's"
+    if recipe.input_size and facts.is_sam:
+        return recipe.input_size, f"{recipe.input_size} px ({recipe.source})"
     shapes = {side: rules.input_shape(side, slices.extent, facts.patch_size)[0] for side in rules.SAM_INPUT_SIZES}
     fitting = [side for side, shape in shapes.items() if predict(shape, checkpoint_blocks=True).for_batch(1) <= budget]
     allowed = fitting or [rules.SAM_INPUT_SIZES[-1]]
@@ -294,11 +320,13 @@ def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) 
     return smaller
 
 
-def _stored(fingerprint: Fingerprint, order: list[int], spacing: list[float] | None) -> tuple[np.ndarray, np.ndarray]:
+def _stored(
+    fingerprint: Fingerprint, order: list[int], spacing: list[float] | None, whole: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Stored shapes ``(cases, 3)`` and in-plane pixel sizes ``(cases, 2)``; size 1 without physical spacing."""
     shapes, pixels = [], []
     for case in fingerprint.cases.values():
-        depth, *plane = (case.shape_after_crop[axis] for axis in order)
+        depth, *plane = ((case.shape if whole else case.shape_after_crop)[axis] for axis in order)
         shape, pixel = stored_shape(tuple(plane), [case.spacing[axis] for axis in order[1:]], spacing)
         shapes.append([depth, *shape])
         pixels.append(pixel or [1.0, 1.0])
@@ -328,12 +356,18 @@ def _thinnest(fingerprint: Fingerprint, order: list[int]) -> float:
     return min(widths, default=math.inf)
 
 
-def _normalization(description: Description, fingerprint: Fingerprint, unit_range: bool) -> rules.Decision:
+def _normalization(
+    description: Description, fingerprint: Fingerprint, unit_range: bool, windows: list[list[float] | None]
+) -> rules.Decision:
     """One scheme per channel."""
     cases = fingerprint.cases.values()
     schemes = [
         rules.normalization_scheme(
-            name, max(case.maximum[index] for case in cases), all(case.integer for case in cases), unit_range
+            name,
+            max(case.maximum[index] for case in cases),
+            all(case.integer for case in cases),
+            unit_range,
+            windows[index],
         )
         for index, name in enumerate(description.channel_names)
     ]
@@ -350,14 +384,17 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
     obstacle = recipe_obstacle(options.recipe, description.labels)
     if obstacle:
         raise UsageError(
-            f"-recipe samed: SAMed's loss knows classes that exclude each other, and dataset.json has {obstacle}",
+            f"-recipe {options.recipe}: its loss knows classes that exclude each other, and dataset.json has "
+            f"{obstacle}",
             "leave out -recipe",
         )
+    if options.window is not None:
+        _check_window(options.window, description.channel_names)
     if options.encoder != "auto":
         encoder_facts(options.encoder)
-        if options.recipe == "samed" and not encoder_facts(options.encoder).is_sam:
+        if recipe_facts(options.recipe).needs_sam and not encoder_facts(options.encoder).is_sam:
             raise UsageError(
-                f"-recipe samed trains a pretrained SAM, which {options.encoder} is not",
+                f"-recipe {options.recipe} trains a pretrained SAM, which {options.encoder} is not",
                 "use -encoder vit_b, or leave out -recipe",
             )
     check_number("-gpu_memory_target", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
@@ -370,3 +407,15 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
             raise UsageError(f"-overwrite_target_spacing takes three numbers z y x, got {options.target_spacing}")
         for side in options.target_spacing:
             check_number("-overwrite_target_spacing", side, least=1e-4, most=MOST_MM)
+
+
+def _check_window(window: Sequence[float], channel_names: Sequence[str]) -> None:
+    for value in window:
+        check_number("-window", value, least=-1e6, most=1e6)
+    if len(window) != 2 or window[0] >= window[1]:
+        raise UsageError(f"-window takes two numbers, the lower first, got {' '.join(map(str, window))}")
+    if "ct" not in [name.casefold() for name in channel_names]:
+        raise UsageError(
+            f"-window is for CT, and dataset.json has the channels {', '.join(channel_names)}",
+            "leave it out, or call the channel CT in dataset.json if it holds Hounsfield units",
+        )

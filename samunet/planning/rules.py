@@ -18,7 +18,7 @@ from samunet.encoders import EncoderFacts
 from samunet.errors import UsageError
 from samunet.network.adaptations import ADAPTATIONS
 from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
-from samunet.recipes import check_recipe_name
+from samunet.recipes import check_recipe_name, recipe_facts
 
 Decision = tuple[Any, str]  # value and reason
 
@@ -35,8 +35,7 @@ _LONG_FIELD = 1.5
 UNMIRRORED_ROTATION = 30.0  # degrees, at most, where an axis is not mirrored
 _EFFECTIVE_BATCH = 12
 _SMALL_STEP_PIXELS = 4 * 224**2
-SAMED_BATCH = 24
-SAMED_INPUT_SIZE = 512
+_CT_WINDOW = (-125.0, 275.0)  # Hounsfield units
 _REFERENCE_BATCH = 24
 _CHANNEL_SCHEMES = {
     "ct": "ct",
@@ -66,16 +65,31 @@ def in_plane_spacing(median_spacing: Sequence[float], order: Sequence[int], phys
     return spacing, "median of the training cases; finer cases are reduced to it, coarser ones stay as they are"
 
 
-def normalization_scheme(channel_name: str, largest: float, integer: bool, unit_range: bool = False) -> Decision:
+def window(channel_name: str, asked: Sequence[float] | None, unit_range: bool) -> list[float] | None:
+    """Lowest and highest value of a CT channel that is brought to 0-1; None for a scheme without a window.
+
+    Args:
+        channel_name: As dataset.json has it.
+        asked: By the user.
+        unit_range: Whether the recipe wants 0-1; then SAMed's window stands for one that nobody asked for.
+    """
+    if channel_name.casefold() != "ct":
+        return None
+    return list(asked) if asked else list(_CT_WINDOW) if unit_range else None
+
+
+def normalization_scheme(
+    channel_name: str, largest: float, integer: bool, unit_range: bool = False, window: Sequence[float] | None = None
+) -> Decision:
     """Normalisation of one channel by its name (nnU-Net's names, and 8-bit or 16-bit pictures).
 
-    With ``unit_range`` (SAMed's input) CT and channels that would get a z-score are brought to 0-1 instead.
+    With ``unit_range`` channels that would get a z-score are brought to 0-1 instead; with a ``window`` its ends are.
     """
     name = channel_name.casefold()
-    if unit_range and name == "ct":
-        return "ct_to_0_1", "CT, clipped to the foreground's 0.5 and 99.5 percentiles, on 0-1 as in SAMed"
+    if window:
+        return "window", f"{channel_name!r}: {window[0]:g} to {window[1]:g} on 0-1"
     if unit_range and (name == "zscore" or name not in {*_CHANNEL_SCHEMES, *_PICTURE_CHANNELS}):
-        return "rescale_to_0_1", f"{channel_name!r} on 0-1, image by image, as SAMed's input is"
+        return "rescale_to_0_1", f"{channel_name!r} on 0-1, image by image, as the recipe's input is"
     if name in _CHANNEL_SCHEMES:
         return _CHANNEL_SCHEMES[name], f"the channel is called {channel_name!r}"
     if name in _PICTURE_CHANNELS:
@@ -263,24 +277,28 @@ def optimizer(facts: EncoderFacts, adaptation_name: str, components: str = "enco
 
 
 def recipe(name: str, facts: EncoderFacts) -> Decision:
-    """How a network is trained: samunet's way, or SAMed's for a pretrained SAM.
+    """How a network is trained: as asked, where the encoder allows it.
 
     Raises:
         UsageError: If there is no such recipe.
     """
     check_recipe_name(name)
-    if name == "samed" and facts.is_sam:
-        return "samed", (
-            "given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on 0-1, "
-            "AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)"
-        )
-    if name == "samed":
-        return "samunet", f"SAMed trains a pretrained SAM, not {facts.name}"
-    return name, "the default" if name == "samunet" else "given by -recipe"
+    asked = recipe_facts(name)
+    if asked.needs_sam and not facts.is_sam:
+        return "samunet", f"{asked.source} trains a pretrained SAM, not {facts.name}"
+    return name, asked.summary
 
 
-def training_images(num_slices: int) -> Decision:
-    """Images drawn in a training without a stated budget, per kind of device: by size of the dataset, within bounds."""
+def training_images(num_slices: int, passes: int | None = None) -> Decision:
+    """Images in a training without a stated budget, per kind of device: by size of the dataset, within bounds.
+
+    Args:
+        num_slices: Of all training cases.
+        passes: Over them, that a recipe asks for.
+    """
+    if passes:
+        images = passes * num_slices
+        return {"cpu": images, "gpu": images}, f"{num_slices} training slices: {passes} passes, the recipe's"
     images = {
         "cpu": int(np.clip(12 * num_slices, 16_000, 32_000)),
         "gpu": int(np.clip(60 * num_slices, 48_000, 240_000)),

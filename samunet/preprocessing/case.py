@@ -1,4 +1,4 @@
-"""One case through all steps: turn, transpose, crop, normalise, reduce; and the way back for a predicted mask."""
+"""Preprocessing of one case: reorient, transpose, crop, normalise, reduce; and the way back for a predicted mask."""
 
 from __future__ import annotations
 
@@ -24,23 +24,14 @@ OUTSIDE = -1  # label of voxels outside the nonzero mask, where normalisation us
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What is needed to bring a mask on the cropped grid back to the original image.
+    """The way back from the cropped grid to the original image."""
 
-    Attributes:
-        geometry: Of the original image.
-        transpose: Order in which the original axes are stored.
-        transposed_shape: Shape after transposing, before cropping.
-        box: Crop within it, half open.
-        stored_spacing: In-plane ``[y, x]`` millimetres of the stored slices; None without physical spacing.
-        orientation: To which the volume was turned before (:mod:`.orientation`); empty if it was left as it lies.
-    """
-
-    geometry: Geometry
-    transpose: list[int]
-    transposed_shape: list[int]
-    box: Box
-    stored_spacing: list[float] | None
-    orientation: str = UNKNOWN
+    geometry: Geometry  # of the original image
+    transpose: list[int]  # order in which the original axes are stored
+    transposed_shape: list[int]  # before cropping
+    box: Box  # crop within it
+    stored_spacing: list[float] | None  # in-plane [y, x] millimetres of the stored slices; None without spacing
+    orientation: str = UNKNOWN  # to which the volume was turned first; UNKNOWN if it was left as it lies
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -78,8 +69,6 @@ def read_case(
     """Read a case's image, and its label if it has one, and check that they belong together.
 
     Args:
-        case: Its files.
-        description: Of the dataset: number of channels, labels, readers.
         tolerate_geometry: Only warn where channels, or image and label, differ in origin or direction.
 
     Returns:
@@ -134,9 +123,13 @@ def prepare_case(
     sides = reorient_axes(image.geometry.spacing, own, wanted)
     spacing = [sides[axis] for axis in axes]
     mask = reorient(content_mask(image.array), own, wanted)
-    box = bounding_box(mask)
+    box = bounding_box(mask) if configuration.crop else [[0, side] for side in mask.shape]
     masked = any(configuration.use_mask_for_norm)
-    inside = np.ascontiguousarray(_filled(crop(mask, box)).transpose(axes)) if masked else None
+    inside = None
+    if masked:
+        from scipy.ndimage import binary_fill_holes
+
+        inside = np.ascontiguousarray(binary_fill_holes(crop(mask, box)).transpose(axes))
     del mask
     cropped = np.array(crop(array, box).transpose(0, *(axis + 1 for axis in axes)), dtype=np.float32, order="C")
     normalize(
@@ -145,6 +138,7 @@ def prepare_case(
         configuration.use_mask_for_norm,
         inside,
         plans.foreground_intensity_properties_per_channel,
+        configuration.windows,
     )
     shape, stored_spacing = stored_shape(cropped.shape[2:], spacing[1:], configuration.spacing)
     transposed_shape, transposed_box = ([sides[axis] for axis in axes] for sides in (array.shape[1:], box))
@@ -195,9 +189,3 @@ def restore_mask(mask: np.ndarray, record: CaseRecord) -> np.ndarray:
     leading = mask.ndim - 3
     backward = [leading + int(axis) for axis in np.argsort(record.transpose)]
     return reorient(full.transpose(*range(leading), *backward), record.orientation, orientation_of(record.geometry))
-
-
-def _filled(mask: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import binary_fill_holes
-
-    return binary_fill_holes(mask)

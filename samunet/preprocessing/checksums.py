@@ -2,7 +2,8 @@
 
 blosc2 has none of its own: most flipped bits would be read as other voxels, and some as other shapes. A chunk, what is
 compressed together, is checked when it is first read. What stands around the chunks, header and index, is checked
-before blosc2 sees it.
+before blosc2 sees it. Files may come from a stranger: what holds more than numbers (names of code, plug-ins or files)
+is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from samunet.preprocessing.plain_arrays import open_plain
+from samunet.errors import SamunetError
 
 _HEADER_BYTES = slice(11, 15)  # of a blosc2 frame: how long its header is, big endian
 
@@ -47,7 +48,7 @@ def checked_bytes(path: Path, checksum: Any) -> bytes:
 
 
 def array_checksums(path: Path) -> dict[str, Any]:
-    """What :class:`CheckedArray` needs to know of a blosc2 array just written.
+    """Checksums of a blosc2 array just written, for :class:`CheckedArray`.
 
     Returns:
         ``bytes`` of the file, ``chunks`` (CRC-32 of each, compressed), ``data`` (where the chunks begin and end in the
@@ -71,7 +72,6 @@ class CheckedArray:
     """A stored array; what is read of it is what was stored.
 
     Args:
-        path: A blosc2 array.
         checksums: What :func:`array_checksums` told of it.
 
     Raises:
@@ -89,16 +89,7 @@ class CheckedArray:
         self._array = open_array(path)
         self._checksums = checksums["chunks"]
         self._checked: set[int] = set()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return self._array.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of what is stored."""
-        return self._array.dtype
+        self.shape, self.dtype = self._array.shape, self._array.dtype
 
     def __getitem__(self, where: Sequence[slice]) -> np.ndarray:
         """A part, one slice an axis.
@@ -128,16 +119,37 @@ class CheckedArray:
         return [int(np.ravel_multi_index(place, grid)) for place in product(*touched)]
 
 
-def open_array(path: Path):
-    """A blosc2 array.
+def open_array(path: Path) -> Any:
+    """Open a blosc2 array for reading.
 
     Raises:
         Damaged: If it is none.
+        SamunetError: If it holds more than an array as samunet stores it.
     """
+    import blosc2
+    from blosc2.exceptions import UnsafeDeserializationError
+
+    if not path.is_file():  # a folder can be such an array as well, of as many files as it likes
+        raise Damaged
+    plain = False
     try:
-        return open_plain(path)
+        array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+        if type(array) is blosc2.NDArray:
+            schunk = array.schunk
+            filters = {blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE}
+            plain = schunk.cparams.codec == blosc2.Codec.LZ4 and set(schunk.cparams.filters) <= filters
+            plain = plain and list(schunk.meta) == ["b2nd"] and not list(schunk.vlmeta)
+    except UnsafeDeserializationError:
+        pass
     except (RuntimeError, OSError, ValueError) as error:
         raise Damaged from error
+    if not plain:
+        raise SamunetError(
+            f"{path} is no array as samunet stores it, and could run code when it is read",
+            "ask where it comes from; to have it made from the images, remove it and run samunet_plan_and_preprocess "
+            "again",
+        )
+    return array
 
 
 def _rest(path: Path, first: int, last: int) -> int:

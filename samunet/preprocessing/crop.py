@@ -36,16 +36,13 @@ def content_mask(array: np.ndarray) -> np.ndarray:
 
 def bounding_box(mask: np.ndarray) -> Box:
     """Half-open ``[[start, stop], ...]`` around the true voxels of a mask that has some."""
-    from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask, int_bbox
-
-    return int_bbox(get_bbox_from_mask(mask))
+    filled = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return [[int(places[0]), int(places[-1]) + 1] for places in filled]
 
 
 def crop(array: np.ndarray, box: Box) -> np.ndarray:
     """The part of ``array`` inside ``box``, over its last three axes, as a view."""
-    from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
-
-    return array[(..., *bounding_box_to_slice(box))]
+    return array[(..., *(slice(*side) for side in box))]
 
 
 def uncrop(array: np.ndarray, box: Box, shape: tuple[int, int, int]) -> np.ndarray:
@@ -55,8 +52,6 @@ def uncrop(array: np.ndarray, box: Box, shape: tuple[int, int, int]) -> np.ndarr
     """
     if array.shape[-3:] == tuple(shape):
         return array
-    from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
-
     full = np.zeros((*array.shape[:-3], *shape), dtype=array.dtype)
-    full[(..., *bounding_box_to_slice(box))] = array
+    crop(full, box)[...] = array
     return full

@@ -1,4 +1,4 @@
-"""The one place that knows how stored slices, network input and original slices lie on each other.
+"""Geometry between stored slices, network input and original slices.
 
 Pixels have integer centres; a slice of ``n`` pixels covers ``[-0.5, n - 0.5]``. Every map between two grids is affine,
 written as a 3 x 3 matrix from output to input positions ``(y, x, 1)``, so that maps compose and one interpolation does
@@ -46,6 +46,13 @@ def about_centre(shape: tuple[int, int], angle: float, scale: float) -> np.ndarr
             [0, 0, 1],
         ]
     )
+
+
+def flipped(shape: tuple[int, int], axis: int) -> np.ndarray:
+    """Map from a flipped image of ``shape`` to the image itself; ``axis`` 0 turns it upside down, 1 left to right."""
+    matrix = np.eye(3)
+    matrix[axis, axis], matrix[axis, 2] = -1.0, shape[axis] - 1.0
+    return matrix
 
 
 def sample(images: Tensor, matrix: np.ndarray, shape: tuple[int, int], *, outside: str = "zeros") -> Tensor:
@@ -143,13 +150,17 @@ class SliceGrid:
         stored_spacing: list[float] | None,
         network_spacing: float | None,
         input_shape: list[int],
+        stretch: bool = False,
     ) -> SliceGrid:
         """The grid of a case: constant millimetres per network pixel, or, without spacing, the whole image fitted.
 
         An image that would have to be reduced more than fourfold to fit is reduced fourfold; what does not fit then is
-        tiled in prediction and cropped in training, as a large slice with spacing is.
+        tiled in prediction and cropped in training, as a large slice with spacing is. With ``stretch`` every slice
+        fills the input.
         """
-        if stored_spacing is None or network_spacing is None:
+        if stretch:
+            zoom = (input_shape[0] / stored_shape[0], input_shape[1] / stored_shape[1])
+        elif stored_spacing is None or network_spacing is None:
             fit = min(side / stored for side, stored in zip(input_shape, stored_shape))
             zoom = (max(fit, _SMALLEST_ZOOM),) * 2
         else:

@@ -1,4 +1,4 @@
-"""Ways to cut a stored volume into slices: along the slicing axis, and where voxels are near cubes along the others.
+"""Slicing planes of a stored volume: along the slicing axis, and where voxels are near cubes along the others.
 
 A network that sees the slices of all three learns more from every case, and its predictions along each are averaged
 (Prasoon et al. 2013; Guha Roy et al. 2019, QuickNAT).
@@ -6,7 +6,7 @@ A network that sees the slices of all three learns more from every case, and its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,19 +21,10 @@ Volume = TypeVar("Volume", np.ndarray, "Tensor")
 
 
 @dataclass(frozen=True)
-class Plane:
-    """One way.
-
-    Attributes:
-        axes: Stored axes (0: z, 1: y, 2: x) that become slice, row and column.
-    """
+class SlicingPlane:
+    """A slicing plane: the stored axes (0: z, 1: y, 2: x) that become slice, row and column."""
 
     axes: tuple[int, int, int] = (0, 1, 2)
-
-    @staticmethod
-    def of(axes: Sequence[int]) -> Plane:
-        """The plane that a plan writes as a list."""
-        return Plane(tuple(axes))
 
     def cut(self, volume: Volume) -> Volume:
         """A view ``(..., slices, rows, columns)`` of an array or tensor ``(..., z, y, x)``."""
@@ -60,4 +51,23 @@ class Plane:
         return [place for place, axis in enumerate(self.axes[1:]) if axis - 1 in axes]
 
 
-ALONG_Z = Plane()
+ALONG_Z = SlicingPlane()
+
+
+def slice_with_context(read: Callable[[int, int], np.ndarray], z: int, depth: int, neighbours: bool) -> np.ndarray:
+    """Channels of one network input before resampling.
+
+    Args:
+        read: ``read(first, last)`` gives slices as ``(channels, slices, y, x)``.
+        z: Slice index.
+        depth: Number of slices.
+        neighbours: Whether the previous and the next slice come along; at either end the slice itself stands in.
+
+    Returns:
+        ``(channels, y, x)``; with neighbours ``(3, y, x)``: previous, this, next slice of the only channel.
+    """
+    if not neighbours:
+        return read(z, z + 1)[:, 0]
+    first, last = max(z - 1, 0), min(z + 1, depth - 1)
+    slices = read(first, last + 1)[0]
+    return slices[[0, z - first, last - first]]

@@ -1,9 +1,12 @@
-"""Preprocesses a whole dataset into stored slices; resumable, case by case."""
+"""Preprocesses a whole dataset into stored slices; resumable, case by case: what is stored of unchanged files is kept.
+
+Whether files changed is asked by name, size and time first, then by content.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,46 +15,16 @@ from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, raise_failures
-from samunet.files import make_folder
+from samunet.files import file_hash, make_folder
+from samunet.imageio.registry import companions
 from samunet.paths import number_in
 from samunet.plans import ConfigurationPlan, Plans, fingerprint_of
 from samunet.preprocessing.case import prepare_case, read_case
 from samunet.preprocessing.normalize import statistics_used
-from samunet.preprocessing.sources import FileFacts, changed_files, file_facts, with_times
-from samunet.preprocessing.store import StoredCase, StoreKey, read_record, stored_key, write_case, write_record
+from samunet.preprocessing.store import FileFacts, StoredCase, read_record, stored_key, write_case, write_record
 from samunet.workers import map_cases
 
 _LAYOUT = 2  # of the records; another number has all cases stored again
-
-
-def preprocess_dataset(
-    dataset: Dataset,
-    plans: Plans,
-    configuration: ConfigurationPlan,
-    folder: Path,
-    *,
-    num_workers: int = 0,
-    progress: bool = True,
-    tolerate_geometry: bool = False,
-) -> int:
-    """Store every training case that is not stored already with the same plans and source files.
-
-    Args:
-        folder: The dataset's preprocessed folder; slices go to ``folder / configuration.data_identifier``.
-        tolerate_geometry: See :func:`samunet.preprocessing.case.read_case`.
-
-    Returns:
-        Number of cases stored now; the others were finished before.
-
-    Raises:
-        SamunetError: If the plans have other channels; or, after all others were stored, if cases failed: of several a
-            :class:`samunet.errors.CasesFailed` that lists them.
-    """
-    check_channels(configuration, dataset.description, dataset.folder / "dataset.json")
-    return store_cases(
-        dataset.cases, dataset.description, plans, configuration, folder / configuration.data_identifier,
-        num_workers=num_workers, progress=progress, tolerate_geometry=tolerate_geometry,
-    )  # fmt: skip
 
 
 def store_cases(
@@ -65,11 +38,28 @@ def store_cases(
     progress: bool = True,
     tolerate_geometry: bool = False,
 ) -> int:
-    """As :func:`preprocess_dataset`, for any cases, with or without labels, into the folder ``target``."""
+    """Store every case, with its label if it has one, that is not stored already with the same plans and source files.
+
+    Args:
+        target: Folder for the slices: of a dataset, ``configuration.data_identifier`` in its preprocessed folder.
+        tolerate_geometry: See :func:`samunet.preprocessing.case.read_case`.
+
+    Returns:
+        Number of cases stored now; the others were finished before.
+
+    Raises:
+        SamunetError: If, after all others were stored, cases failed: of several a :class:`samunet.errors.CasesFailed`
+            that lists them.
+    """
     make_folder(target)
     _remove_old_layout(target)
     decisions = _plans_key(plans, configuration, description)
-    todo = [name for name, case in cases.items() if not _is_stored(target, case, decisions)]
+
+    def is_stored(case: Case) -> bool:
+        key = stored_key(target, case.name, labelled=case.label is not None)
+        return key.get("plans") == decisions and not changed_files(case, key["files"])
+
+    todo = [name for name, case in cases.items() if not is_stored(case)]
     short = description.without_lists()
     jobs = [(cases[name], short, plans, configuration, target, decisions, tolerate_geometry) for name in todo]
     failures: dict[str, SamunetError] = {}
@@ -85,16 +75,11 @@ def store_cases(
 def check_channels(
     configuration: ConfigurationPlan, description: Description, source: Path | str, hint: str | None = None
 ) -> None:
-    """Check that the plans prepare as many channels as dataset.json lists.
+    """Raise a SamunetError unless the plans prepare as many channels as dataset.json lists.
 
     Args:
-        configuration: Of the plans.
-        description: Read from ``source``.
         source: The dataset.json, for the message.
         hint: What to do if they do not; None where one of the two was edited.
-
-    Raises:
-        SamunetError: If they do not.
     """
     given, planned = len(description.channel_names), len(configuration.normalization)
     if given != planned:
@@ -151,11 +136,11 @@ def stored_cases(
 
 
 def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]], *, images_only: bool = False) -> str:
-    """Which files of a raw dataset changed after their cases were stored, in words; empty if none.
+    """Files of a raw dataset that changed after their cases were stored, as a sentence; empty if none.
 
     Args:
         raw: The dataset as it is now; cases that it lacks are not looked at.
-        facts: Case to what is known of its files; see :func:`samunet.preprocessing.sources.file_facts`.
+        facts: Of each case; see :func:`file_facts`.
     """
     changed = {
         name: files
@@ -169,15 +154,19 @@ def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]], *, images_onl
 
 
 def _remember_times(target: Path, raw: Dataset, keys: dict[str, dict[str, Any]]) -> None:
-    """After a copy to another machine all files have new times: their content need not be read at each start."""
+    # After a copy to another machine all files have new times: their content need not be read at each start.
     for name, key in keys.items():
-        if name in raw.cases and key["files"] != (files := with_times(raw.cases[name], key["files"])):
+        if name not in raw.cases:
+            continue
+        times = [file.stat().st_mtime_ns for file, _ in _files(raw.cases[name])]
+        files = [fact | {"time": time} for fact, time in zip(key["files"], times, strict=True)]
+        if files != key["files"]:
             with suppress(SamunetError):  # the folder may belong to somebody else
                 write_record(target, name, read_record(target, name) | {"key": key | {"files": files}})
 
 
 def stored_files(folder: Path, names: Iterable[str]) -> dict[str, list[FileFacts]]:
-    """What is known of the files that cases were stored from; of those that are stored in ``folder``."""
+    """Facts about the source files of the cases that are stored in ``folder``."""
     return {name: key["files"] for name in names if (key := stored_key(folder, name))}
 
 
@@ -186,14 +175,8 @@ def content_hash(files: dict[str, list[FileFacts]]) -> str:
     return fingerprint_of({name: [fact["sha256"] for fact in facts] for name, facts in files.items()})
 
 
-def _is_stored(target: Path, case: Case, decisions: str) -> bool:
-    """Whether a case was stored completely, from the same files and with the same decisions."""
-    key = stored_key(target, case.name, labelled=case.label is not None)
-    return key.get("plans") == decisions and not changed_files(case, key["files"])
-
-
 def _of_old_layout(target: Path) -> list[Path]:
-    """Files of a case of version 0.1.0, which had no checksums and told labels by a suffix."""
+    """Files of a case of version 0.1.0, which had no checksums, and labels with a suffix."""
     return sorted(target.glob("*_locations.npz"))
 
 
@@ -214,12 +197,12 @@ def _store(
     decisions: str,
     tolerate_geometry: bool,
 ) -> None:
-    key = StoreKey(decisions, file_facts(case))  # before they are read: an edit meanwhile is noticed later
+    key = {"plans": decisions, "files": file_facts(case)}  # before they are read: an edit meanwhile is noticed later
     image, label = read_case(case, description, tolerate_geometry=tolerate_geometry)
     prepared = prepare_case(image, label, plans, configuration, description.labels.ignore)
     del image, label  # their memory is needed for compression
-    cubes = len(configuration.planes) > 1
-    write_case(target, case.name, prepared, key, description.labels.ignore, cubes=cubes)
+    isotropic = len(configuration.planes) > 1
+    write_case(target, case.name, prepared, key, description.labels.ignore, isotropic_chunks=isotropic)
 
 
 def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Description) -> str:
@@ -234,3 +217,69 @@ def _plans_key(plans: Plans, configuration: ConfigurationPlan, description: Desc
         {channel: values.model_dump() for channel, values in statistics_used(plans, configuration).items()},
         description.labels.ignore,
     )
+
+
+def file_facts(case: Case) -> list[FileFacts]:
+    """Name, size, time of change and SHA-256 of each of a case's files, and whose it is: image or label."""
+    return [
+        {
+            "name": file.name,
+            "bytes": (status := file.stat()).st_size,
+            "time": status.st_mtime_ns,
+            "sha256": file_hash(file),
+            "of": of,
+        }
+        for file, of in _files(case)
+    ]
+
+
+def changed_files(case: Case, facts: list[FileFacts], *, images_only: bool = False) -> list[str]:
+    """Those of a case's files, with their folders, that are not what they were when ``facts`` was written.
+
+    Times differ after a copy to another machine: such files are read, and are unchanged if their content is.
+    """
+    wanted = ("image",) if images_only else ("image", "label")
+    before = {(fact["name"], index): fact for index, fact in enumerate(fact for fact in facts if fact["of"] in wanted)}
+    now = {(file.name, index): file for index, (file, of) in enumerate(_files(case)) if of in wanted}
+    changed = {name for name, _ in before.keys() ^ now.keys()}
+    for key in before.keys() & now.keys():
+        file, status, fact = now[key], now[key].stat(), before[key]
+        same_time = status.st_mtime_ns == fact["time"]
+        if status.st_size != fact["bytes"] or not (same_time or file_hash(file) == fact["sha256"]):
+            changed.add(f"{file.parent.name}/{file.name}")
+    return sorted(changed)
+
+
+def _files(case: Case) -> list[tuple[Path, str]]:
+    """A case's files with what is read along with them (of a DICOM folder, its files), and whose: images first."""
+    paths = [(path, "image") for path in case.images] + [(case.label, "label")] * (case.label is not None)
+    return [
+        (file, of)
+        for path, of in paths
+        for file in (sorted(path.iterdir()) if path.is_dir() else [path, *companions(path)])
+        if file.is_file()
+    ]
+
+
+def check_cases(dataset: Dataset, known: Collection[str]) -> None:
+    """Check that a raw dataset has the cases that were measured and stored.
+
+    Raises:
+        SamunetError: Naming those that were added or removed since.
+    """
+    added, removed = sorted(set(dataset.cases) - set(known)), sorted(set(known) - set(dataset.cases))
+    parts = [
+        f"{len(names)} training case{'s were' if len(names) > 1 else ' was'} {what} ({shortened(names)})"
+        for names, what in ((added, "added"), (removed, "removed"))
+        if names
+    ]
+    if parts:
+        number = len(dataset.cases)
+        first = "" if dataset.description.num_training in (None, number) else (
+            f'write "numTraining": {number} in {dataset.folder / "dataset.json"}, then: '
+        )  # fmt: skip
+        raise SamunetError(
+            f"{dataset.folder} changed after preprocessing: {' and '.join(parts)}",
+            f"{first}samunet_add_cases -d {number_in(dataset.name)} takes the change over, and leaves all other cases "
+            "in their folds",
+        )

@@ -13,7 +13,7 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from samunet.plans import fingerprint_of
 from samunet.preprocessing.case import CaseRecord, PreparedCase
 from samunet.preprocessing.checksums import CheckedArray, Damaged, array_checksums, checked_bytes, file_checksum
 from samunet.preprocessing.chunks import sample_positions, unique_values
-from samunet.preprocessing.planes import ALONG_Z, Plane
-from samunet.preprocessing.sources import FileFacts
+from samunet.preprocessing.planes import ALONG_Z, SlicingPlane
 
 _CHUNK_BYTES = 1 << 18
 _CUBE = 16  # voxels a side, of what is decompressed at once
@@ -36,51 +35,45 @@ LABELS = "labels"  # a folder of its own: a suffix could be part of another case
 MAX_LOCATIONS = 2000  # voxels kept per class and case: enough to centre training crops on
 _HALF_MAX = 2048.0  # beyond this, half precision is coarser than one unit
 
-
-@dataclass(frozen=True)
-class StoreKey:
-    """What stored data depend on: a hash of the decisions about preprocessing, and the source files.
-
-    Attributes:
-        plans: Hash of the decisions.
-        files: See :func:`samunet.preprocessing.sources.file_facts`.
-    """
-
-    plans: str
-    files: list[FileFacts]
+FileFacts = dict[str, Any]
 
 
 def write_case(
-    folder: Path, name: str, case: PreparedCase, key: StoreKey, ignore: int | None = None, *, cubes: bool = False
+    folder: Path,
+    name: str,
+    case: PreparedCase,
+    key: dict[str, Any],
+    ignore: int | None = None,
+    *,
+    isotropic_chunks: bool = False,
 ) -> None:
     """Store a preprocessed case, with its label if it has one.
 
     Args:
         folder: The configuration's data folder.
-        name: Case name.
-        case: What :func:`samunet.preprocessing.case.prepare_case` made.
-        key: What the stored data depend on; see :func:`stored_key`.
+        key: What the stored data depend on: ``plans``, a hash of the decisions about preprocessing, and the source
+            ``files``, see :func:`samunet.preprocessing.run.file_facts`.
         ignore: Label value of voxels without annotation.
-        cubes: Whether slices along all three axes will be read.
+        isotropic_chunks: Whether slices along all three axes will be read.
     """
     files = case_files(folder, name)
     files["record"].unlink(missing_ok=True)  # from here until its end the case is unfinished
     fits_half = max(-float(case.image.min()), float(case.image.max())) < _HALF_MAX
-    _write_array(files["image"], case.image.astype(np.float16 if fits_half else np.float32), cubes)
+    _write_array(files["image"], case.image.astype(np.float16 if fits_half else np.float32), isotropic_chunks)
     checksums: dict[str, Any] = {"image": array_checksums(files["image"])}
     if case.label is not None:
         make_folder(folder / LABELS)
         fits_byte = int(case.label.max(initial=0)) <= np.iinfo(np.int8).max
-        _write_array(files["label"], case.label.astype(np.int8 if fits_byte else np.int16), cubes)
+        _write_array(files["label"], case.label.astype(np.int8 if fits_byte else np.int16), isotropic_chunks)
         with atomic_path(files["locations"]) as temporary:
             locations = class_locations(case.label, ignore)
             np.savez(temporary, **{str(value): places for value, places in locations.items()})
         checksums |= {"label": array_checksums(files["label"]), "locations": file_checksum(files["locations"])}
-    write_record(folder, name, {"key": asdict(key), "record": case.record.to_json(), "checksums": checksums})
+    write_record(folder, name, {"key": key, "record": case.record.to_json(), "checksums": checksums})
 
 
 def case_files(folder: Path, name: str) -> dict[str, Path]:
-    """The files of a case: ``image``, ``label``, ``locations`` and ``record``."""
+    """The files of a case, by part."""
     labels = folder / LABELS
     return {
         "image": folder / f"{name}.b2nd",
@@ -110,13 +103,11 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
 
 
 def stored_key(folder: Path, name: str, *, labelled: bool | None = None) -> dict[str, Any]:
-    """The :class:`StoreKey` of a case, as plain data; nothing if it is not stored completely.
+    """The key that a case was stored with; nothing if it is not stored completely.
 
     What is in the files is checked when it is read.
 
     Args:
-        folder: The configuration's data folder.
-        name: Case name.
         labelled: Whether it must have been stored with a label, or without; None for either.
     """
     record, files = read_record(folder, name), case_files(folder, name)
@@ -168,21 +159,21 @@ class StoredCase:
 
     folder: Path
     name: str
-    plane: Plane = ALONG_Z
+    plane: SlicingPlane = ALONG_Z
     made_by: str = "samunet_plan_and_preprocess again"
 
     def __reduce__(self):
         # A loader's worker opens the files itself.
         return type(self), (self.folder, self.name, self.plane, self.made_by)
 
-    def along(self, plane: Plane) -> StoredCase:
+    def along(self, plane: SlicingPlane) -> StoredCase:
         """The same case, sliced in another way."""
         if plane == self.plane:
             return self
         return self._others.setdefault(plane, StoredCase(self.folder, self.name, plane, self.made_by))
 
     @cached_property
-    def _others(self) -> dict[Plane, StoredCase]:
+    def _others(self) -> dict[SlicingPlane, StoredCase]:
         return {}
 
     @cached_property
@@ -255,11 +246,11 @@ class StoredCase:
         )
 
 
-def _write_array(path: Path, array: np.ndarray, cubes: bool) -> None:
+def _write_array(path: Path, array: np.ndarray, isotropic_chunks: bool) -> None:
     import blosc2
 
     *leading, depth, height, width = array.shape
-    if cubes:
+    if isotropic_chunks:
         blocks, chunks = ([min(side, most) for side in (depth, height, width)] for most in (_CUBE, 4 * _CUBE))
     else:
         blocks, chunks = _flat_blocks(array)

@@ -1,17 +1,24 @@
 """Pages of reports: HTML without scripts and without anything from elsewhere, readable on a phone.
 
-Templates escape whatever comes from files (names of cases, classes, reasons). All functions take text and blocks, and
-return blocks.
+Content of a page are texts and blocks. The templates escape whatever comes from files (names of cases, classes,
+reasons); :data:`BLOCKS` has a function for each block of ``templates/blocks.html``.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+
+from samunet import __version__
+from samunet.inference.colour_table import colour_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEMPLATES = Environment(
     loader=PackageLoader("samunet.report"),
@@ -20,8 +27,12 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_BLOCKS = _TEMPLATES.get_template("blocks.html").module
+BLOCKS: Any = _TEMPLATES.get_template("blocks.html").module
 MADE_BY = "Made by samunet"
+
+# As wide as a phone: on a wider screen charts stand side by side and are scaled up a little.
+_WIDTH = 5.2
+_STYLES = ("-", "--", "-.", ":")
 
 
 class Column(NamedTuple):
@@ -32,43 +43,16 @@ class Column(NamedTuple):
     kind: str = "name"
 
 
-def page(title: str, lead: Sequence[object], sections: Sequence[tuple[str, Sequence[object]]], footer: str) -> str:
+def page(title: str, lead: Sequence[object], sections: Sequence[tuple[str, Sequence[object]]]) -> str:
     """A whole page.
 
     Args:
         title: Its heading.
         lead: Paragraphs or blocks under the heading.
         sections: Title and content of each, paragraphs or blocks.
-        footer: Where it comes from.
     """
-    content = {"title": title, "lead": lead, "sections": sections, "footer": footer}
-    return _TEMPLATES.get_template("page.html").render(content) + "\n"
-
-
-def blocks(content: Sequence[object]) -> Markup:
-    """Plain texts as paragraphs, and blocks, as one block."""
-    return _BLOCKS.blocks(content)
-
-
-def cards(figures: Sequence[tuple[object, str]]) -> Markup:
-    """Large figures, each with its name."""
-    return _BLOCKS.cards(figures)
-
-
-def table(
-    columns: Sequence[Column], marked: Sequence[bool] = (), *, stacked: bool = False, first: int | None = None
-) -> Markup:
-    """A table that scrolls by itself where the screen is narrow.
-
-    Args:
-        columns: With as many cells each.
-        marked: Which rows to mark.
-        stacked: On narrow screens, show the cells of a row one below the other.
-        first: Rows to show; the others are folded away.
-    """
-    rows = list(zip(*(column.cells for column in columns), strict=True))
-    lines = list(zip([*marked, *[False] * (len(rows) - len(marked))], rows, strict=True))
-    return _BLOCKS.table(columns, lines, stacked, len(lines) if first is None else first)
+    footer = f"{MADE_BY} {__version__}."
+    return _TEMPLATES.get_template("page.html").render(title=title, lead=lead, sections=sections, footer=footer) + "\n"
 
 
 def scores(title: str, values: Sequence[float | None]) -> Column:
@@ -81,21 +65,72 @@ def score(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def picture(source: str, caption: str, alt: str, wide: bool = False) -> Markup:
-    """An image given as a ``data:`` address; a wide one scrolls by itself on narrow screens."""
-    return _BLOCKS.picture(source, caption, alt, wide)
+def training_curves(logs: dict[str, list[dict[str, Any]]], key: str, label: str, bounds: tuple | None = None) -> str:
+    """One line for each fold over iterations, as an SVG image; folds differ by colour and by the line's style.
+
+    Args:
+        logs: Name of a fold to its ``training_log.json``.
+        key: What to draw; entries without it are left out.
+        label: Of the axis.
+        bounds: Of the axis; by the data if None.
+    """
+    figure, axes = _figure(3.2)
+    for index, (fold, entries) in enumerate(logs.items()):
+        points = [(entry["iteration"], entry[key]) for entry in entries if entry.get(key) is not None]
+        style = {"color": colour_of(index + 1), "linestyle": _STYLES[index % len(_STYLES)], "linewidth": 1.6}
+        axes.plot(*zip(*points), label=fold, **style) if points else None
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(label)
+    if bounds:
+        axes.set_ylim(*bounds)
+    axes.legend(frameon=False, fontsize=9)
+    return _svg(figure)
 
 
-def charts(items: Sequence[Markup]) -> Markup:
-    """Pictures side by side where there is room."""
-    return _BLOCKS.charts(items)
+def strip_chart(groups: dict[str, Sequence[float]], label: str) -> str:
+    """Every case as a point, one row for each class, with the median as a line; an SVG image."""
+    import numpy as np
+
+    figure, axes = _figure(1.1 + 0.5 * len(groups))
+    rng = np.random.default_rng(0)
+    for row, values in enumerate(groups.values()):
+        offsets = rng.uniform(-0.22, 0.22, len(values))
+        axes.scatter(values, row + offsets, s=14, color=colour_of(row + 1), alpha=0.75, linewidths=0)
+        if len(values):
+            middle = float(np.median(values))
+            axes.plot([middle, middle], [row - 0.36, row + 0.36], color="#1f2933", linewidth=2)
+    # A dollar sign would begin a formula.
+    names = [(name if len(name) <= 22 else name[:21] + "…").replace("$", r"\$") for name in groups]
+    axes.set_yticks(range(len(groups)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return _svg(figure)
 
 
-def heading(words: str) -> Markup:
-    """A heading within a section."""
-    return _BLOCKS.heading(words)
+def image_address(content: bytes, kind: str) -> str:
+    """A file's content as a ``data:`` address; ``kind`` such as ``image/jpeg``."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def tag(words: str) -> Markup:
-    """A word that stands out by weight, sign and colour."""
-    return _BLOCKS.tag(words)
+def _figure(height: float) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # Text as outlines: an image cannot take the page's fonts. The salt and no date make equal charts equal bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "samunet"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return image_address(buffer.getvalue(), "image/svg+xml")

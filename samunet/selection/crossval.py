@@ -17,8 +17,7 @@ from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import check_place
-from samunet.dataset.patients import patients
-from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits
+from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits, patients
 from samunet.errors import SamunetError, UsageError
 from samunet.imageio.registry import mask_ending
 from samunet.models.choose import trained_model

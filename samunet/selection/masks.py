@@ -96,8 +96,7 @@ def write_scored(
         summary = evaluate_files(
             {case: (file, pairs[case][1]) for case, file in files.items()},
             labels,
-            description.file_ending,
-            description.reader_override,
+            description.reader,
             num_workers,
             tolerate_geometry=tolerate_geometry,
         )

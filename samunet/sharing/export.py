@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from samunet import __version__, paths
 from samunet.dataset.layout import find_dataset
@@ -66,12 +67,14 @@ class ExportOptions:
     overwrite: bool = False
 
 
-def export_model(dataset: str | int, output: str | Path, options: ExportOptions = ExportOptions()) -> Manifest:
+def export_model(
+    dataset: str | int, output: str | Path, options: ExportOptions | None = None, **settings: Any
+) -> Manifest:
     """Write trained models of a dataset into a zip that :func:`samunet.sharing.install.install_model` takes.
 
     Args:
         output: The file to write, ``.zip``.
-        options: What goes into it.
+        options, settings: What goes into it; ``settings`` are fields of :class:`ExportOptions`.
 
     Returns:
         What stands in the archive.
@@ -80,7 +83,7 @@ def export_model(dataset: str | int, output: str | Path, options: ExportOptions 
         UsageError: If there is no such model or fold, or ``output`` exists or has another ending.
         SamunetError: If a file of a model is missing or damaged, or base weights are asked for and not there.
     """
-    output = Path(output)
+    output, options = Path(output), replace(options or ExportOptions(), **settings)
     _check(output, options)
     name = find_dataset(dataset)
     selections = _selections(paths.results_folder() / name, options)
@@ -143,7 +146,7 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
     for configuration in options.configurations or of_plans:
         folder = model_folder_name(options.plans_name, configuration)
         if folder in trained:
-            model, checkpoints = trained[folder], list(options.checkpoints)
+            model, checkpoints = trained[folder], list(dict.fromkeys(options.checkpoints))
             if folds := _folds(model, options):
                 selections.append(Selection(model, folds, checkpoints, options.with_case_ids, options.with_masks))
                 continue

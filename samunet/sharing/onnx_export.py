@@ -27,8 +27,8 @@ from samunet.models.folder import Fold, ModelFolder, model_folder_name, open_mod
 from samunet.models.manifest import FILE_NAME, parse_manifest
 from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.preprocessing.case import prepare_case
-from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, sample
+from samunet.preprocessing.planes import slice_with_context
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,7 +136,9 @@ def _real_windows(predictor: Predictor, cases: list[Case]) -> Tensor:
         image, _ = predictor.read(case.images)
         prepared = prepare_case(image, None, predictor.plans, predictor.configuration)
         depth, plane = prepared.image.shape[1], prepared.image.shape[2:]
-        grid = SliceGrid.of(plane, prepared.record.stored_spacing, network.spacing, network.input_shape)
+        grid = SliceGrid.of(
+            plane, prepared.record.stored_spacing, network.spacing, network.input_shape, network.stretch
+        )
         starts = grid.window_starts(predictor.options.step_size)
         for z in sorted({depth * part // (_SLICES + 1) for part in range(1, _SLICES + 1)}):
             channels = slice_with_context(

@@ -37,7 +37,7 @@ def monitored_dice(
     scores = []
     for case in cases.values():
         shape = case.shape[1:]
-        grid = SliceGrid.of(shape, case.spacing, network.spacing, network.input_shape)
+        grid = SliceGrid.of(shape, case.spacing, network.spacing, network.input_shape, network.stretch)
         mask = predictor.mask(case.image(), grid, shape, labels)
         counts = confusion_counts(mask, case.label(), regions, labels.ignore)
         scores.append([dice(count) for count in counts])

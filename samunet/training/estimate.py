@@ -10,7 +10,7 @@ import numpy as np
 
 from samunet.inference.views import SHIFTED_VIEWS
 from samunet.plans import ConfigurationPlan, NetworkPlan
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane
 from samunet.preprocessing.store import StoredCase
 from samunet.recipes import recipe_facts
 from samunet.training.monitoring import number_of_checks, windows_of
@@ -89,7 +89,7 @@ def passes_to_predict(case: StoredCase, configuration: ConfigurationPlan, networ
     views = 2 ** len(configuration.mirror_axes)
     if views == 1 and len(planes) == 1 and windows_of(case, network) == case.shape[0]:
         views = SHIFTED_VIEWS
-    return views * sum(windows_of(case.along(Plane.of(axes)), network) for axes in planes)
+    return views * sum(windows_of(case.along(SlicingPlane(tuple(axes))), network) for axes in planes)
 
 
 def announce(costs: Costs, budget: Budget, epoch: int, after: Sequence[float], made: int = 0) -> dict[str, float]:

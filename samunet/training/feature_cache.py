@@ -154,7 +154,7 @@ def images_per_variant(loader: SliceLoader) -> int:
         always = loader.places(case, False)  # with an ignore label every window is centred on a class
         slices = [set(places[:, 0].tolist()) for places in (always or loader.places(case, True)).values()]
         anywhere = set() if always else set(range(depth))
-        grid = SliceGrid.of(tuple(shape), case.spacing, network.spacing, network.input_shape)
+        grid = SliceGrid.of(tuple(shape), case.spacing, network.spacing, network.input_shape, network.stretch)
         count += sum(map(len, [anywhere, *slices])) if grid.is_free() else len(anywhere.union(*slices))
     return count
 

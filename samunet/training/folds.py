@@ -38,6 +38,7 @@ def train_folds(
     *,
     devices: Sequence[str] = (),
     progress: bool = True,
+    **settings: Any,
 ) -> list[Path]:
     """Train folds. Where there are several, those that are finished are left alone, unless asked for anew.
 
@@ -45,6 +46,7 @@ def train_folds(
         dataset: Its id or name.
         configuration, options, plans_name, progress: See :func:`samunet.training.run.train_fold`.
         folds: Which, in this order.
+        settings: Fields of ``options``.
         devices: Several devices train as many folds at a time, each in a process of its own; one or none: one fold
             after the other in this process, on ``options.device``.
 
@@ -56,14 +58,17 @@ def train_folds(
         SamunetError: Of the first fold that fails. Folds that others train at that moment go on to their end; no
             further one is begun. The same call goes on from there.
     """
-    options, dataset_name = options or TrainingOptions(), find_dataset(dataset)
+    options, dataset_name = replace(options or TrainingOptions(), **settings), find_dataset(dataset)
     fold_names(folds)
     _check_folds(dataset_name, folds)
     model = ModelFolder(paths.results_folder() / dataset_name / model_folder_name(plans_name, configuration))
     todo = [fold for fold in folds if len(folds) == 1 or not _is_finished(model, fold, options)]
     done = [str(fold) for fold in folds if fold not in todo]
     if done:
-        log.info("finished already: fold %s (--overwrite trains anew, --val validates again)", ", ".join(done))
+        log.info(
+            "finished already: fold %s (`overwrite=True` trains anew, `validation_only=True` validates again)",
+            ", ".join(done),
+        )
     jobs = [(dataset_name, configuration, fold, options, plans_name) for fold in todo]
     if len(devices) > 1 and len(jobs) > 1:
         _side_by_side(jobs, devices)

@@ -14,12 +14,12 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, NetworkPlan
-from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.planes import Plane
+from samunet.preprocessing.planes import SlicingPlane, slice_with_context
 from samunet.preprocessing.store import StoredCase
 from samunet.signals import interrupts_held, prepare_worker
-from samunet.training.augmentation import seeded, training_transforms
+from samunet.training.augmentation import seeded
+from samunet.training.recipes.recipe import Recipe
 
 Batch = dict[str, np.ndarray]
 
@@ -29,7 +29,8 @@ class SliceLoader(SlimDataLoaderBase):
 
     Cases are drawn evenly with replacement, and of the plan's planes one to slice the case along. With the plan's
     probability, decided item by item, a slice and the window on it are centred on a voxel of a class drawn from those
-    the case has; otherwise both are drawn evenly.
+    the case has; otherwise both are drawn evenly. With a recipe of passes every slice comes once in a pass instead, in
+    an order drawn for each pass; its last batch is what is left.
 
     Args:
         cases: Training cases by name.
@@ -38,7 +39,8 @@ class SliceLoader(SlimDataLoaderBase):
         seed: With iteration and index, all that randomness depends on.
         first: Iteration of the first batch.
         ignore: Label value of voxels without annotation; with one, every window is centred on an annotated voxel.
-        slices: Neighbouring slices that an item holds, an odd number; beyond the volume its last slice stands in.
+        recipe: Gives the order of slices and the augmentation; of a slab of neighbouring slices an item holds, those
+            beyond the volume are its last one.
         unlabelled: Stored images whose labels are not read; batches then have as many items of them as well.
 
     Attributes:
@@ -55,7 +57,7 @@ class SliceLoader(SlimDataLoaderBase):
         seed: int,
         first: int = 0,
         ignore: int | None = None,
-        slices: int = 1,
+        recipe: type[Recipe] = Recipe,
         unlabelled: dict[str, StoredCase] | None = None,
     ) -> None:
         super().__init__(cases, batch_size)
@@ -67,10 +69,10 @@ class SliceLoader(SlimDataLoaderBase):
         self.seed = seed
         self.next_iteration = first
         self.ignore = ignore
-        self.slices = slices
+        self.slices = slices = recipe.slices
         self.labelled, self.unlabelled, self.first_index = True, None, 0
         if unlabelled:
-            self.unlabelled = SliceLoader(unlabelled, configuration, network, batch_size, seed, slices=slices)
+            self.unlabelled = SliceLoader(unlabelled, configuration, network, batch_size, seed, recipe=recipe)
             self.unlabelled.labelled, self.unlabelled.first_index = False, batch_size
         self.variants: int | None = None
         masked = [channel for channel, used in enumerate(configuration.use_mask_for_norm) if used]
@@ -79,18 +81,30 @@ class SliceLoader(SlimDataLoaderBase):
             masked = [0, 1, 2]
         channels = 3 if self.neighbours else len(configuration.use_mask_for_norm)
         masked = [channel + one * channels for one in range(slices) for channel in masked]
-        self.planes = [Plane.of(axes) for axes in configuration.planes]
+        self.planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.transforms = [
-            training_transforms(
-                network.input_shape,
-                plane.mirrored(configuration.mirror_axes),
-                masked,
+            recipe.transforms(
+                shape=network.input_shape,
+                mirror_axes=plane.mirrored(configuration.mirror_axes),
+                masked=masked,
                 per_channel=not self.neighbours and slices == 1,
                 rotation=configuration.rotation,
                 ignore=ignore,
             )
             for plane in self.planes
         ]
+        self.slices_of_a_pass: list[tuple[int, int]] = []  # number of the case, and slice
+        if recipe.passes:
+            self.slices_of_a_pass = [
+                (number, z)
+                for number, name in enumerate(self.names)
+                for z in _slices(cases[name], with_target=recipe.needs_target)
+            ]
+
+    @property
+    def batches_of_a_pass(self) -> int | None:
+        """How many batches hold every slice once; None where slices are drawn."""
+        return -(-len(self.slices_of_a_pass) // self.batch_size) or None
 
     def generate_train_batch(self) -> Batch:
         """The next batch; see :meth:`batch`."""
@@ -103,23 +117,36 @@ class SliceLoader(SlimDataLoaderBase):
         With several ``slices``, ``(b, slices, channels, H, W)`` and ``(b, slices, H, W)``. With ``unlabelled`` cases,
         ``unlabelled`` as ``data``.
         """
-        items = [self._item(iteration, self.first_index + index) for index in range(self.batch_size)]
+        indices = range(self.batch_size)
+        chosen = [None for _ in indices]
+        if self.slices_of_a_pass:
+            passes, number = divmod(iteration, self.batches_of_a_pass)
+            order = np.random.default_rng((self.seed, passes)).permutation(len(self.slices_of_a_pass))
+            order = order[number * self.batch_size : (number + 1) * self.batch_size]
+            chosen = [self.slices_of_a_pass[place] for place in order]
+        items = [self._item(iteration, self.first_index + index, one) for index, one in enumerate(chosen)]
         seg = np.concatenate([item["seg"] for item in items]).astype(np.int64)
         batch = {"data": np.concatenate([item["data"] for item in items]), "seg": np.maximum(seg, 0)}
         if self.unlabelled:
             batch["unlabelled"] = self.unlabelled.batch(iteration)["data"]
         return batch
 
-    def _item(self, iteration: int, index: int) -> Batch:
+    def _item(self, iteration: int, index: int, chosen: tuple[int, int] | None = None) -> Batch:
+        """An item; ``chosen`` says of which case and slice, where they are not to be drawn."""
         draw = np.random.default_rng((self.seed, iteration, index))
-        number = int(draw.integers(len(self.names)))
+        number = chosen[0] if chosen else int(draw.integers(len(self.names)))
         side = int(draw.integers(len(self.planes))) if len(self.planes) > 1 else 0
         case = self.cases[self.names[number]].along(self.planes[side])
         depth, height, width = case.shape
-        grid = SliceGrid.of((height, width), case.spacing, self.network.spacing, self.network.input_shape)
+        network = self.network
+        grid = SliceGrid.of((height, width), case.spacing, network.spacing, network.input_shape, network.stretch)
         centre, value, key = None, None, (self.seed, iteration, index)
-        places = self.places(case, draw.random() < self.foreground_share) if self.labelled else {}
-        if places:
+        places = {}
+        if self.labelled and not chosen:
+            places = self.places(case, draw.random() < self.foreground_share)
+        if chosen:
+            z = chosen[1]
+        elif places:
             value = int(draw.choice(sorted(places)))
             z, *centre = (int(place) for place in places[value][draw.integers(len(places[value]))])
         else:
@@ -166,6 +193,13 @@ class SliceLoader(SlimDataLoaderBase):
                 return found
         # Elsewhere in a sparsely annotated volume, most windows would teach nothing.
         return case.class_locations if self.ignore is not None else {}
+
+
+def _slices(case: StoredCase, *, with_target: bool) -> list[int]:
+    """Indices of a case's slices: all, or those on which some class is."""
+    if not with_target:
+        return list(range(case.shape[0]))
+    return sorted({int(z) for value, places in case.class_locations.items() if value > 0 for z in places[:, 0]})
 
 
 def _window_start(grid: SliceGrid, centre: list[int] | None, draw: np.random.Generator) -> tuple[float, float]:

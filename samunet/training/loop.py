@@ -51,6 +51,7 @@ class Loop:
         self.recipe, self.optimizer, self.state, self.budget = recipe, optimizer, state, budget
         self.checkpoint_seconds, self.repeatable, self.dtype = checkpoint_seconds, repeatable, dtype
         self.device = recipe.device
+        self.ended = False  # before the budget is spent
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self.restart_clock()
 
@@ -78,7 +79,7 @@ class Loop:
         watch = self.device.type == "cpu" and not self.repeatable
         with StopRequest() as stop, FreeCores(watch) as cores:
             self._begin()
-            while self.progress < 1:
+            while self.progress < 1 and not self.ended:
                 begin = time.monotonic()
                 batch = next(source)
                 self.data_seconds += time.monotonic() - begin

@@ -61,5 +61,5 @@ def monitored_cases(cases: dict[str, StoredCase], network: NetworkPlan, most: in
 def windows_of(case: StoredCase, network: NetworkPlan) -> int:
     """Inputs of the network that cover a case's slices."""
     depth, *plane = case.shape
-    grid = SliceGrid.of(tuple(plane), case.spacing, network.spacing, network.input_shape)
+    grid = SliceGrid.of(tuple(plane), case.spacing, network.spacing, network.input_shape, network.stretch)
     return depth * len(grid.window_starts(0.5))

@@ -48,6 +48,8 @@ class TrainingOptions:
         encoder: Encoder to use; None leaves it to the plans and the machine.
         checkpoint: File with base weights in SAM's layout, instead of the encoder's own.
         pixel_statistics: ``sam`` or ``medsam``: what ``checkpoint`` was trained with; None to tell from the file.
+        decoder_from: Completes a ``checkpoint`` that holds an image encoder alone: a whole checkpoint of the encoder (a
+            file, or the encoder's name), or ``random``; None for the published one.
         epochs, iterations, seconds: Length of the training; at most one of them.
         batch_size: Images per step.
         learning_rate: Peak.
@@ -68,6 +70,7 @@ class TrainingOptions:
     encoder: str | None = None
     checkpoint: str | Path | None = None
     pixel_statistics: str | None = None
+    decoder_from: str | None = None
     epochs: int | None = None
     iterations: int | None = None
     seconds: float | None = None
@@ -108,6 +111,11 @@ class TrainingOptions:
             raise UsageError(
                 "--pixel_statistics says how the file after --checkpoint was trained, and there is none",
                 "leave it out, or add --checkpoint FILE",
+            )
+        if self.decoder_from and not self.checkpoint:
+            raise UsageError(
+                "`decoder_from` completes the file of `checkpoint`, and there is none",
+                "leave it out, or add `checkpoint=FILE`",
             )
         if self.num_workers < 0:
             raise UsageError(f"--num_workers must be 0 or more, got {self.num_workers}")

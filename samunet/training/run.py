@@ -13,12 +13,11 @@ from samunet import __version__, paths
 from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import load_dataset, raw_dataset
-from samunet.dataset.patients import patients
-from samunet.dataset.splits import few_cases, fold_cases, load_or_make_splits
+from samunet.dataset.splits import fold_cases, load_or_make_splits, patients, subsample_cases
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError, quoted
-from samunet.evaluation.predicted_dice import write_calibration
+from samunet.evaluation.quality import write_calibration
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
 from samunet.inference.options import PredictionOptions
@@ -30,8 +29,7 @@ from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import Fingerprint, read_fingerprint
 from samunet.plans import ConfigurationPlan, NetworkPlan, Plans, fingerprint_of, plans_called
 from samunet.preprocessing.normalize import statistics_used
-from samunet.preprocessing.run import check_channels, content_hash, stored_cases, stored_files
-from samunet.preprocessing.sources import check_cases
+from samunet.preprocessing.run import check_cases, check_channels, content_hash, stored_cases, stored_files
 from samunet.preprocessing.store import StoredCase
 from samunet.training.feature_cache import check_frozen
 from samunet.training.lock import training_lock
@@ -150,7 +148,9 @@ def _cases_of(
     groups = raw.description.groups if raw and raw.description.groups is not None else description.groups
     splits = load_or_make_splits(source, names, groups, raw.folder if raw else None)
     every, validation = fold_cases(splits, fold, names)
-    train = few_cases(every, options.num_cases, options.seed, patients(names, groups)) if options.num_cases else every
+    train = every
+    if options.num_cases:
+        train = subsample_cases(every, options.num_cases, options.seed, patients(names, groups))
     return train, [name for name in every if name not in train], validation
 
 
@@ -214,6 +214,7 @@ def _starting_weights(
         recorded,
         options.checkpoint,
         pixel_statistics=options.pixel_statistics,
+        decoder_from=options.decoder_from,
         may_download=True,
         progress=progress,
     )
@@ -399,8 +400,7 @@ def _validate(
     summary = evaluate_files(
         {name: (predictor.mask_file(case, folder), case.label) for name, case in cases.items()},
         description.labels,
-        description.file_ending,
-        description.reader_override,
+        description.reader,
         tolerate_geometry=True,  # preprocessing has accepted these labels
     )
     if checkpoint == "final":

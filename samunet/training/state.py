@@ -44,11 +44,13 @@ class Progress(LoopProgress):
 
     Attributes:
         best_dice: Of the monitored cases so far; None before the first check.
+        best_iteration: After how many updates that was.
         scaler: State of the gradient scaler; empty where none is used, and in checkpoints of older versions.
         losses: Of the updates since the last point of the curve.
     """
 
     best_dice: float | None = None
+    best_iteration: int = 0
     scaler: dict = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
 

@@ -19,7 +19,7 @@ from samunet.files import write_json
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
-from samunet.models.checkpoint import save_model
+from samunet.models.checkpoint import load_model, save_model
 from samunet.models.folder import build_network
 from samunet.models.pretrained import PretrainedWeights
 from samunet.network.encoders import hold_frozen
@@ -101,12 +101,12 @@ class Trainer(Loop):
         self.batch_size = network.batch_size * network.accumulation
         num_slices = sum(case.shape[0] for case in train.values())
         self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
-        self.budget = self._plan_budget()
         self.labels = description.labels
         self.loader = SliceLoader(
             train, configuration, network, self.batch_size, options.seed,
-            ignore=self.labels.ignore, slices=kind_of_recipe.slices, unlabelled=unlabelled,
+            ignore=self.labels.ignore, recipe=kind_of_recipe, unlabelled=unlabelled,
         )  # fmt: skip
+        self.budget = self._plan_budget()
         torch.manual_seed(options.seed)
         self.model = build_network(configuration, network, description, base).to(self.device)
         if base:
@@ -234,8 +234,9 @@ class Trainer(Loop):
         log.info("%s", point_line(self.state.log[-1]))
         self._write_logs()
         if score is not None and trained and (self.state.best_dice is None or score > self.state.best_dice):
-            self.state.best_dice = score
+            self.state.best_dice, self.state.best_iteration = score, self.state.iteration
             save_model(self.folder, self.recipe.result, "best")
+        self.ended = self._is_out_of_patience()
         self.costs["check"] = time.monotonic() - begin
 
     def _write_logs(self) -> None:
@@ -258,7 +259,16 @@ class Trainer(Loop):
         model.train()
         return score
 
+    def _is_out_of_patience(self) -> bool:
+        patience, updates = self.recipe.patience, self.loader.batches_of_a_pass
+        if not (patience and updates) or self.state.iteration - self.state.best_iteration < patience * updates:
+            return False
+        log.info("no better check in %d passes: the training ends", patience)
+        return True
+
     def _finish(self) -> None:
+        if self.recipe.patience and self.state.best_dice is not None:
+            load_model(self.folder, self.recipe.result, "best")
         save_model(self.folder, self.recipe.result, "final")
         self.run |= {
             "iterations": self.state.iteration,
@@ -280,7 +290,10 @@ class Trainer(Loop):
         if options.seconds:
             return Budget(seconds=options.seconds)
         if options.iterations or options.epochs:
-            return Budget(iterations=options.iterations or options.epochs * self.epoch_iterations)
+            epoch = self.loader.batches_of_a_pass or self.epoch_iterations
+            return Budget(iterations=options.iterations or options.epochs * epoch)
+        if self.network.passes and self.loader.batches_of_a_pass:
+            return Budget(iterations=self.network.passes * self.loader.batches_of_a_pass)
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         return Budget(iterations=-(-self.network.training_images[kind] // self.batch_size))
 

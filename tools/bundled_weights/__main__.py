@@ -10,6 +10,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from bundled_weights.images import OBJECTIVES, SyntheticImages, SyntheticOptions
 from samunet.commands.flags import DEVICE, SEED, finite
@@ -18,7 +19,8 @@ from samunet.training.pretraining.run import pretrain
 from samunet.training.schedule import parse_duration
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(**flags: Any) -> None:
+    arguments = argparse.Namespace(**flags)
     given = {
         "objective": arguments.objective,
         "iterations": arguments.iterations,

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from svg import FIGURES
 
-from samunet.evaluation.predicted_dice import Calibration, read_calibration
+from samunet.evaluation.quality import Calibration, read_calibration
 
 CLASSES = {"1": ("anterior", "#D55E00", "o"), "2": ("posterior", "#0072B2", "s")}
 

@@ -28,10 +28,9 @@ from samunet.planning import resources, rules
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
 from samunet.planning.fingerprint import read_fingerprint
 from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, plans_called
-from samunet.preprocessing.context import slice_with_context
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
-from samunet.preprocessing.run import stored_cases
-from samunet.preprocessing.sources import check_cases
+from samunet.preprocessing.planes import slice_with_context
+from samunet.preprocessing.run import check_cases, stored_cases
 from samunet.preprocessing.store import StoredCase
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.recipe import Reconstruction
@@ -149,7 +148,7 @@ class OwnImages:
         depth, *plane = case.shape
         z = int(draw.integers(depth))
         shape = tuple(self.network.input_shape)
-        grid = SliceGrid.of(tuple(plane), case.spacing, self.network.spacing, shape)
+        grid = SliceGrid.of(tuple(plane), case.spacing, self.network.spacing, shape, self.network.stretch)
         start = tuple(draw.uniform(low, high) for low, high in grid.free_range())
         turned = about_centre(shape, draw.uniform(-_TURN, _TURN), math.exp(draw.uniform(*np.log(_SCALE))))
         channels = slice_with_context(case.image, z, depth, self.network.input_channels == "neighbours")

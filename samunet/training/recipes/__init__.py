@@ -6,12 +6,13 @@ import importlib
 
 from samunet.errors import UsageError
 from samunet.recipes import check_recipe_name
+from samunet.training.recipes.finetune_sam import FinetuneSam
 from samunet.training.recipes.recipe import BaseRecipe, Batch, Recipe
 from samunet.training.recipes.samed import Samed
 
 __all__ = ["RECIPES", "BaseRecipe", "Batch", "Recipe", "load_recipe"]
 
-RECIPES: dict[str, type[Recipe]] = {"samunet": Recipe, "samed": Samed}
+RECIPES: dict[str, type[Recipe]] = {"samunet": Recipe, "samed": Samed, "finetune_sam": FinetuneSam}
 
 
 def load_recipe(name: str) -> type[Recipe]:

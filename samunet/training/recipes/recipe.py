@@ -18,6 +18,7 @@ from samunet.network.model import SamunetModel
 from samunet.network.optimizer import build_optimizer
 from samunet.plans import NetworkPlan
 from samunet.recipes import recipe_facts
+from samunet.training.augmentation import training_transforms
 from samunet.training.loss import SegmentationLoss, UpdateLoss
 from samunet.training.schedule import Budget
 
@@ -143,12 +144,19 @@ class Recipe(BaseRecipe):
     Attributes:
         unlabelled: Whether a batch holds as many items without labels as with; class attribute.
         slices: Neighbouring slices that an item holds, an odd number; class attribute.
+        passes: Whether every slice comes once in a pass instead of being drawn; class attribute.
+        needs_target: Whether slices without any class are left out of a pass; class attribute.
+        patience: Passes without a better check after which the training ends, and the best network is its result;
+            None for never; class attribute.
         everything_decays: Whether weight decay shrinks biases, norms and positions as well; class attribute.
         encode: Another way to the encoder's output (the feature cache), or None.
     """
 
     unlabelled = False
     slices = 1
+    passes = False
+    needs_target = False
+    patience: int | None = None
     everything_decays = False
 
     def __init__(
@@ -159,6 +167,11 @@ class Recipe(BaseRecipe):
         self.upsampled = recipe_facts(network.recipe).upsampled
         self.loss = self.build_loss().to(self.device)
         self.encode: Callable[[Tensor], Features] | None = None
+
+    @classmethod
+    def transforms(cls, **settings: Any) -> Callable[..., dict[str, np.ndarray]]:
+        """Augmentation of an item; :func:`samunet.training.augmentation.training_transforms` has the settings."""
+        return training_transforms(**settings)
 
     def build_loss(self) -> UpdateLoss:
         """The loss of labelled items."""
