@@ -309,16 +309,21 @@ class Plans(PlainModel):
         return merged
 
 
-def check_plans_name(name: str, flag: str) -> None:
+def check_plans_name(name: str, given_as: str) -> None:
     """Check a name for plans: of the file ``NAME.json`` beside a dataset's others, and a part of models' folders.
+
+    Args:
+        name: What was given.
+        given_as: The argument that it was given as.
 
     Raises:
         UsageError: If it cannot be both.
     """
+    given = argument(given_as, name)
     if not name or name.startswith(".") or set(name) & set("/\\") or "__" in name:
-        raise UsageError(f"{flag} {name!r} is no name for plans", "use letters, digits and single underscores")
+        raise UsageError(f"{given} is no name for plans", "use letters, digits and single underscores")
     if name in _OTHER_FILES:
-        raise UsageError(f"{flag} {name} would replace the dataset's {name}.json", "use another name, such as myPlans")
+        raise UsageError(f"{given} would replace the dataset's {name}.json", "use another name, such as myPlans")
 
 
 def read_plans(path: Path) -> Plans:

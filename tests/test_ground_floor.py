@@ -275,7 +275,7 @@ def test_map_cases_keeps_a_users_error_whole(num_workers, tmp_path):
 
 
 def test_a_negative_number_of_workers_is_refused():
-    with pytest.raises(UsageError, match="-np must be 0 or more, got -1"):
+    with pytest.raises(UsageError, match="`num_workers` must be 0 or more, got -1"):
         list(map_cases(math.sqrt, ["four"], [(4,)], num_workers=-1, description="", progress=False))
 
 

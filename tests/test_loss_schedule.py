@@ -123,7 +123,7 @@ def test_format_duration():
 
 
 def test_only_one_length_may_be_given():
-    with pytest.raises(UsageError, match="one of --epochs"):
+    with pytest.raises(UsageError, match="one of `epochs`"):
         TrainingOptions(epochs=3, seconds=60)
     with pytest.raises(UsageError, match="batch_size"):
         TrainingOptions(batch_size=0)

@@ -217,7 +217,7 @@ def test_a_given_image_size(size):
     for network in plans.configuration("2d").networks.values():
         assert network.input_shape == [size, size]
         assert network.spacing == pytest.approx(64 / size)
-        assert "-image_size" in network.why["input_shape"]
+        assert "image_size" in network.why["input_shape"]
     assert list(plans.configurations) == ["2d"]  # none of the smaller sizes is smaller
 
 
@@ -236,7 +236,7 @@ def test_a_given_spacing():
     assert plans.transpose_forward == [1, 0, 2]
     assert configuration.spacing == [1.0, 2.0]
     assert configuration.median_shape == [50, 36, 18]  # 35, 33 and 36 px halved: 18 (17.5), 16 (16.5) and 18
-    assert "-overwrite_target_spacing" in configuration.why["spacing"]
+    assert "target_spacing" in configuration.why["spacing"]
     assert plans.original_median_spacing == [1, 1, 1]
 
 
@@ -244,13 +244,13 @@ def test_a_given_spacing():
     ("options", "expected"),
     [
         ({"encoder": "vit_x"}, "no encoder 'vit_x'"),
-        ({"image_size": 100}, "-image_size 100 does not fit"),
-        ({"gpu_memory_target_gb": 0.0}, "-gpu_memory_target must be above 0"),
+        ({"image_size": 100}, "`image_size=100` does not fit"),
+        ({"gpu_memory_target_gb": 0.0}, "`gpu_memory_target_gb` must be above 0"),
         ({"target_spacing": [1.0, 1.0]}, "three numbers"),
-        ({"target_spacing": [1.0, 0.0, 1.0]}, "-overwrite_target_spacing must be at least 0.0001"),
-        ({"target_spacing": [1.0, float("nan"), 1.0]}, "-overwrite_target_spacing must be at least 0.0001"),
-        ({"gpu_memory_target_gb": float("inf")}, "-gpu_memory_target must be above 0"),
-        ({"image_size": 1 << 20}, "-image_size must be above 0 and at most 4096"),
+        ({"target_spacing": [1.0, 0.0, 1.0]}, "`target_spacing` must be at least 0.0001"),
+        ({"target_spacing": [1.0, float("nan"), 1.0]}, "`target_spacing` must be at least 0.0001"),
+        ({"gpu_memory_target_gb": float("inf")}, "`gpu_memory_target_gb` must be above 0"),
+        ({"image_size": 1 << 20}, "`image_size` must be above 0 and at most 4096"),
     ],
 )
 def test_wrong_options(options, expected):

@@ -208,7 +208,7 @@ def test_what_is_wrong_is_named(path, change, expected):
     edit(path, change)
     with pytest.raises(SamunetError, match=expected) as caught:
         read_plans(path)
-    assert "samunet_plan_experiment" in caught.value.hint
+    assert "api.plan_experiment" in caught.value.hint
     assert "samunetPlans" in caught.value.message
 
 
@@ -240,7 +240,7 @@ def test_a_configuration_may_leave_out_a_network():
     assert list(plans.configuration("2d_sam").networks) == ["vit_b"]
     with pytest.raises(UsageError, match="hold networks for vit_b, not for small") as caught:
         plans.network(plans.configuration("2d_sam"), "small")
-    assert caught.value.hint == "plan for it: samunet_plan_experiment -d Dataset027_ACDC -encoder small"
+    assert caught.value.hint == "plan for it: `api.plan_experiment('Dataset027_ACDC', encoder='small')`"
 
 
 def older(data):

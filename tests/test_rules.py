@@ -358,6 +358,6 @@ def test_parse_image_size():
     for size, facts in ((32, SMALL), (112, SMALL), (32, VIT_B), (1024, VIT_B)):
         assert rules.parse_image_size(size, facts) == size
     for size, facts in ((16, SMALL), (0, SMALL), (-64, SMALL), (33, SMALL), (72, VIT_B), (16, VIT_B)):
-        with pytest.raises(UsageError, match=f"{size} does not fit the encoder {facts.name}") as caught:
+        with pytest.raises(UsageError, match=f"image_size={size}` does not fit the encoder {facts.name}") as caught:
             rules.parse_image_size(size, facts)
         assert f"multiple of {facts.patch_size}" in caught.value.hint

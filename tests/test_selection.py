@@ -143,12 +143,12 @@ def test_wrong_folds_are_refused_before_anything_is_trained(trained, capsys):
 
 
 @pytest.mark.slow
-def test_one_fold_per_device(trained, tiny_encoder, monkeypatch, capfd):
+def test_folds_side_by_side(trained, tiny_encoder, monkeypatch, capfd):
     monkeypatch.setitem(ENCODERS, "small", tiny_encoder)  # new processes know no other
     model = model_of(trained)
     assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite"]) == 0
     before = [(model / f"fold_{fold}" / "checkpoint_final.safetensors").read_bytes() for fold in (0, 1)]
-    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite", "--folds_at_once", "2"]) == 0
     after = [(model / f"fold_{fold}" / "checkpoint_final.safetensors").read_bytes() for fold in (0, 1)]
     assert after == before
     errors = capfd.readouterr().err

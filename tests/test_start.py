@@ -100,7 +100,7 @@ def test_what_cannot_be_taken_over_is_said(tmp_path, caplog):
     (tmp_path / "lora" / "adapter_final" / "adapter_model.safetensors").write_text("?")
     with pytest.raises(SamunetError, match=r"adapter_model.safetensors is missing or damaged"):
         start_from(build(make_plan()), lora)
-    with pytest.raises(UsageError, match="--overwrite would remove"):
+    with pytest.raises(UsageError, match="`overwrite=True` would remove"):
         check_start(narrow, make_plan(), tmp_path / "narrow", overwrite=True)
 
 

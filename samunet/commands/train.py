@@ -86,6 +86,13 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one); cuda:0,cuda:1 trains two folds at a time",
     ),
     Flag(
+        "--folds_at_once",
+        type=int,
+        metavar="N",
+        help="folds that a CPU trains at a time, each with its share of the threads (default: one per thread, where "
+        "memory allows)",
+    ),
+    Flag(
         "--pretrained",
         "-pretrained_weights",
         dest="pretrained",
@@ -100,8 +107,7 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     ),
     Switch("--npz", dest="save_probabilities", help="keep the validation's probabilities as CASE.npz"),
     Switch("--overwrite", help="delete these folds and train them anew"),
-    description="Train folds, one after the other; predict the validation cases of each and score them. Resumes by "
-    "itself.",
+    description="Train folds; predict the validation cases of each and score them. Resumes by itself.",
     examples=(
         "samunet_train 027 2d 0",
         "samunet_train 027 2d 0 1 2 3 4",

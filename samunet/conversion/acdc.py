@@ -25,7 +25,7 @@ _FORM = "the download has training/patient001/Info.cfg, patient001_frame01.nii.g
 def draft_of_acdc(name: str, folder: Path, options: Options) -> Draft:
     """Both frames of every patient, grouped by patient; ``testing`` becomes imagesTs and labelsTs.
 
-    ``phases`` in dataset.json tells which case is end-diastole (ED) and which end-systole (ES).
+    ``phases`` in dataset.json says which case is end-diastole (ED) and which end-systole (ES).
 
     Args:
         name: Such as ``Dataset027_ACDC``.

@@ -37,10 +37,10 @@ RawValue = int | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about the data.
+    """The user's answers about the data.
 
     Attributes:
-        channel_names: In order; None to tell them from pictures.
+        channel_names: In order; None to derive them from pictures.
         labels: Names of the classes 1, 2, ...; None for names made up here.
         remap: Raw value (or colour) and class; empty to number the values in ascending order; None if not asked for.
         threshold: Mask values above it are class 1; None if not asked for.
@@ -170,8 +170,8 @@ class Case:
     def write_image(self, folder: Path, geometry: Geometry) -> None:
         """Write the image to ``folder`` (imagesTr or imagesTs) as ``NAME_0000.ending`` and so on.
 
-        Files are copied byte for byte; a TIFF's spacing goes into the JSON file beside it, DICOM becomes NIfTI, and a
-        header and the voxels beside it become one file.
+        Files are copied byte for byte; a TIFF's spacing goes into a JSON file, DICOM becomes NIfTI, and a header with
+        its data file becomes one file.
         """
         for channel, file in enumerate(self.images):
             if file.is_dir():
@@ -195,13 +195,10 @@ class Inspection:
     """A case that was read.
 
     Attributes:
-        case: The case.
-        problems: What is wrong with it; the rest may then be missing.
-        shape: Of its image, ``(z, y, x)``.
-        channels: Of its image.
+        problems: If there are some, the rest may be missing.
+        shape, channels, geometry: Of its image; ``(z, y, x)``.
         grey: Whether three channels are equal everywhere.
         largest: Highest intensity.
-        geometry: Of its image.
         values: Voxels of every raw value of its mask.
         coloured: Whether these are colours.
         palette: Colours of these values, if the mask has a palette.
@@ -292,7 +289,7 @@ def mask_for(found: Inspection, coloured: bool, threshold: float | None) -> RawM
     """A case's mask once more, as :func:`inspect_all` has read it, on the grid of the image.
 
     Raises:
-        SamunetError: If its shape is another one by now.
+        SamunetError: If its shape has changed since.
     """
     mask = _mask_on(found, coloured, threshold)
     fit = fitted(mask.values, Grid(Path(), mask.values.shape, mask.geometry), found.grid)
@@ -364,7 +361,7 @@ def _code(red, green, blue):
 
 
 def _joined(files: Sequence[tuple[str, Path]], threshold: float | None) -> RawMask:
-    """The masks of a case that has a file for each class, joined; colours are told apart from black alone."""
+    """The masks of a case that has a file for each class, joined; any colour but black is the class."""
     order = list(dict.fromkeys(name for name, _ in files))
     values, first, parts, below = None, None, [], {}
     meanings: dict[tuple[Segment, ...], int] = {(): 0}

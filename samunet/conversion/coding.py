@@ -161,7 +161,7 @@ def decide_coding(found: Sequence[Inspection], options: Options) -> Coding:
     """Give every value that occurs in the masks a class.
 
     Taken as they are: 0, 1, 2, ... without gaps (with ``labels``, also with classes that occur nowhere). Made into
-    classes: 255 beside 0, which is how black and white is stored, and colours beside black, in ascending order unless
+    classes: 255 and 0, which is how black and white is stored, and colours and black, in ascending order unless
     they are several that have names: nothing says which is whose. All else must be asked for, because a gap may as well
     be a mistake. A named structure gets its class by its name; by its value if ``labels`` names none of them, or with
     ``remap``.

@@ -33,13 +33,10 @@ class Draft:
 
     Attributes:
         name: Such as ``Dataset012_Vessels``.
-        training, test: Its cases.
-        channel_names: In order.
         coding: Of the masks.
         file_ending: Of the labels.
         keys: More keys of dataset.json.
         splits: Of splits_final.json; None where samunet makes them.
-        options: What the user said.
     """
 
     name: str
@@ -73,7 +70,7 @@ class Draft:
         return content | {"groups": self.groups} if self.groups else content
 
     def to_text(self) -> str:
-        """What was found, as a table."""
+        """The decisions as a table."""
         lines = [self.name]
         lines += [f"  {what:<14}{text}" for what, text in self._facts() if text]
         width = max(14, *(len(self.coding.show(raw)) for raw in self.coding.classes))
@@ -115,13 +112,13 @@ class Draft:
 
     def _class_files(self) -> str:
         """How many files each class has, and which cases have none."""
-        told = []
+        lines = []
         for name in self.coding.names[1:]:
             files = {one.case.name: sum(own == name for own, _ in one.case.class_files) for one in self.training}
             without = [case for case, number in files.items() if not number]
             missing = f" (no file, so no {name}: {shortened(without)})" if without else ""
-            told.append(f"{name} {sum(files.values())}{missing}")
-        return "; ".join(told)
+            lines.append(f"{name} {sum(files.values())}{missing}")
+        return "; ".join(lines)
 
 
 def make_draft(
@@ -186,7 +183,7 @@ def make_draft(
 
 
 def _decide_channels(findings: Sequence[Inspection], given: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the channels: those given, or those that pictures tell.
+    """Names of the channels: those given, or, of pictures, by their colours.
 
     Pictures are ``grayscale``, or ``R``, ``G``, ``B`` if one of them has colours; with more than 8 bits they are called
     ``intensity``, since no range of values is known then.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _PLACEHOLDER = re.compile(r"\{(\w*)\}|(\*)")
 _KNOWN = ("case", "patient", "channel", "class")
-# What people add to a name to tell images from masks. Anything else needs a pattern.
+# Usual additions to the names of images and masks. Anything else needs a pattern.
 _MASK_WORDS = "masks?|segmentations?|segs?|labels?|labelmap|gt|groundtruth|ground_truth|manual|annotations?"
 _IMAGE_WORDS = "images?|img|im|scan|volume|ct|mri?|us|training|test"
 _EXAMPLE = "for example 'scans/{case}_ct.nii.gz' or 'patients/{case}/{channel}.nii.gz'"
@@ -135,7 +135,7 @@ def draft_of_folders(
 
 
 def group_by_pattern(cases: Sequence[Case], pattern: str) -> list[Case]:
-    """Tell the patient of every case from its name.
+    """Take the patient of every case from its name.
 
     Args:
         cases: Of all patients.
@@ -154,10 +154,10 @@ def group_by_pattern(cases: Sequence[Case], pattern: str) -> list[Case]:
         raise UsageError("--patient_pattern and {patient} both tell the patient", "leave one of them out")
     matches = {case.name: expression.search(case.name) for case in cases}
     found = {name: match[1 if expression.groups else 0] if match else None for name, match in matches.items()}
-    lacking = [name for name, patient in found.items() if not patient]
-    if lacking:
-        what = "no case" if len(lacking) == len(found) else f"{len(lacking)} of {len(found)} cases not"
-        raise UsageError(f"--patient_pattern {pattern!r} matches {what}: {shortened(lacking)}", _PATIENT_HINT)
+    missing = [name for name, patient in found.items() if not patient]
+    if missing:
+        what = "no case" if len(missing) == len(found) else f"{len(missing)} of {len(found)} cases not"
+        raise UsageError(f"--patient_pattern {pattern!r} matches {what}: {shortened(missing)}", _PATIENT_HINT)
     if len(set(found.values())) == 1 and len(found) > 1:
         log.warning(
             "--patient_pattern %r gives all %d cases to one patient, so no folds are possible", pattern, len(found)
@@ -184,12 +184,12 @@ def _check_options(images: str, masks: str, test_images: str | None, test_masks:
 
 def _check_classes(masks: str, training: _Pairs, options: Options) -> None:
     found = {name for case in training.cases for name, _ in case.class_files}
-    lacking = [name for name in options.labels if name not in found] if options.class_files else []
-    if lacking:
+    missing = [name for name in options.labels if name not in found] if options.class_files else []
+    if missing:
         others = shortened([str(file) for file in training.other_classes]) or "none"
         raise UsageError(
-            f"{masks}: no file is of the class {lacking[0]}; files of classes that --labels does not name: {others}",
-            f"say what stands in the names of files, --labels {lacking[0]}=TEXT, or leave the class out",
+            f"{masks}: no file is of the class {missing[0]}; files of classes that --labels does not name: {others}",
+            f"say what stands in the names of files, --labels {missing[0]}=TEXT, or leave the class out",
         )
 
 
@@ -332,10 +332,10 @@ def _bring_together(
 def _incomplete(cases: dict[str, list[_Match]], channels: Sequence[str]) -> list[Problem]:
     problems = []
     for case, matches in cases.items():
-        lacking = [name for index, name in enumerate(channels) if index not in {match.channel for match in matches}]
-        if lacking:
+        missing = [name for index, name in enumerate(channels) if index not in {match.channel for match in matches}]
+        if missing:
             fix = "add the files, or move the other files of these cases away"
-            problems.append(Problem("channels are missing:", case, f"{case} lacks {', '.join(lacking)}", fix))
+            problems.append(Problem("channels are missing:", case, f"{case} lacks {', '.join(missing)}", fix))
     return problems
 
 
@@ -412,7 +412,7 @@ def _check_pattern(pattern: str, channels: Sequence[str]) -> None:
 
 
 def _texts(pattern: str, allowed: Mapping[str, Sequence[str]]) -> list[tuple[Path, dict[str, str]]]:
-    """Files that match, and what stands for each placeholder; ``allowed`` says what may stand for some."""
+    """Files that match, and the text of each placeholder; ``allowed`` lists the texts of some."""
     root, rest = _parts(pattern)
     if not root.is_dir():
         raise UsageError(f"{pattern}: there is no folder {root}", "correct the path")

@@ -28,7 +28,7 @@ PLACE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where an image's voxels lie, and what is needed to write another image on exactly the same grid.
+    """Grid of an image, with all that writing another image on exactly the same grid needs.
 
     Attributes:
         spacing: Millimetres in array order ``(z, y, x)``. A 2D file's z is 999 times its largest pixel side, nnU-Net's
@@ -99,7 +99,7 @@ class Segmentation(NamedTuple):
 class Reader(ABC):
     """Reads images and labels of some file endings and writes labels. Upper-case endings are opened as well.
 
-    Nothing else knows a format: what others need is told by these attributes, mostly through
+    Nothing else knows a format: the rest of the package asks these attributes, mostly through
     :mod:`samunet.imageio.registry`. Every method raises a SamunetError that names the file where it is missing,
     damaged, truncated or not to be written.
 
@@ -110,7 +110,7 @@ class Reader(ABC):
         read_only: Endings of images alone, lossy or with voxels in another file; and the ending of their masks.
         directed_endings: Those of ``endings`` whose files say which way their axes run.
         segment_endings: Those of files that may hold named segments (:meth:`read_segmentation`).
-        companions: By ending, those of files beside an image that are read along with it.
+        companions: By ending, those of other files in the same folder that are read along with the image.
         opens_folders: Whether a folder with DICOM files is an image.
         fits_channels: Whether grey is repeated for three channels, and equal colours are one channel.
         reorients: Whether volumes are turned to one orientation before anything else (``Geometry.reorient``).
@@ -272,7 +272,7 @@ def fit_channels(pixels: np.ndarray, wanted: int | None, alpha: bool, file: Path
         Its channels; another number than ``wanted`` if they cannot be fitted, which the caller must check.
 
     Raises:
-        SamunetError: If the picture is really transparent.
+        SamunetError: If a pixel is transparent.
     """
     if alpha and len(pixels) != wanted:
         opaque = 1 if pixels.dtype.kind in "bf" else np.iinfo(pixels.dtype).max
@@ -293,12 +293,11 @@ def fit_channels(pixels: np.ndarray, wanted: int | None, alpha: bool, file: Path
 
 
 def check_spacing(spacing: Sequence[float], file: Path, field: str = "spacing") -> None:
-    """Raise a SamunetError unless all pixel sides are sane numbers of millimetres: from 0.0001 to 100.
+    """Raise a SamunetError unless all voxel sides are from 0.0001 to 100 mm, or 999, nnU-Net's for a single slice.
 
     Args:
-        spacing: In mm; 999, nnU-Net's spacing across a single slice, is taken too.
-        file: Named in the error.
-        field: What its header calls them, such as ``pixdim``; named in the error.
+        spacing: In mm.
+        file, field: Named in the error: the field as its header calls it, such as ``pixdim``.
     """
     # Written so that NaN, which compares false with everything, counts as wrong.
     if all(_SMALLEST_SIDE <= side <= _LARGEST_SIDE or side == NO_NEIGHBOUR for side in spacing):

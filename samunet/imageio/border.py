@@ -1,4 +1,4 @@
-"""The border to other people's files: checked before they are opened, and unpacked no further than they announce.
+"""Safe access to files from elsewhere: checked before they are opened, unpacked no further than they announce.
 
 A few megabytes can unpack to many gigabytes. A header is read first; then as many bytes are unpacked as it announces,
 and a little more for the checksum behind them.
@@ -43,11 +43,7 @@ _MOST_BEHIND = 16 << 20
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Within this block whatever a library raises on a damaged file becomes an error that names the file.
-
-    Raises:
-        SamunetError: If the file is missing, empty, no file, or the block fails.
-    """
+    """Check a file, and turn whatever a library raises on it within this block into a SamunetError that names it."""
     check_file(file)
     try:
         yield
@@ -91,7 +87,7 @@ def check_file(file: Path) -> None:
 def check_size(shape: Sequence[int], file: Path) -> None:
     """Raise a SamunetError if an image of ``shape``, as its header announces, is more than this machine can work on.
 
-    Asked before anything is unpacked, since a file of some megabytes may announce, and hold, many gigabytes.
+    To be called before anything is unpacked: a file of some megabytes may announce, and hold, many gigabytes.
     """
     values = math.prod(shape)
     needed, memory = values * _BYTES_PER_VALUE, _memory()
@@ -159,13 +155,7 @@ class _Inflated(io.RawIOBase):
 def take(stream: BinaryIO, number: int, file: Path) -> np.ndarray:
     """Exactly ``number`` bytes of voxels, as uint8. Of packed data the checksum behind them is verified.
 
-    Args:
-        stream: Of :func:`opened` or :func:`unpacked`.
-        number: As the header announces.
-        file: Named in errors.
-
-    Raises:
-        SamunetError: If there are fewer, or far more.
+    ``stream`` is one of :func:`opened` or :func:`unpacked`. Fewer bytes, or far more, are a SamunetError.
     """
 
     def truncated(got: int | str) -> SamunetError:
@@ -198,11 +188,7 @@ def take(stream: BinaryIO, number: int, file: Path) -> np.ndarray:
 
 
 def take_text(stream: BinaryIO, number: int, dtype: np.dtype, file: Path) -> np.ndarray:
-    """``number`` values of a type, written as text with spaces between.
-
-    Raises:
-        SamunetError: If there are fewer, or one is no number of that type.
-    """
+    """``number`` values written as text with spaces between; a SamunetError if there are fewer, or of another type."""
     words = stream.read(number * _LONGEST_WORD).split(None, number)[:number]
     if len(words) < number:
         raise SamunetError(f"{file} is truncated: {len(words)} values where its header announces {number}", COPY_AGAIN)

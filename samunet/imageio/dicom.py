@@ -10,7 +10,7 @@ tilt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +38,14 @@ _SEVERAL_VOLUMES = (
 
 
 def is_dicom_folder(path: Path) -> bool:
-    """Whether a path is a folder that directly holds a DICOM file, told by its content. Subfolders do not count."""
+    """Whether a path is a folder with a DICOM file (by its content) directly in it."""
     path = Path(path)
-    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in _visible(path))
+    return path.is_dir() and (any(_files(path)) or is_dicom(path / "DICOMDIR"))
 
 
 def patient_id(folder: Path) -> str:
     """The patient's ID in the first file of a DICOM series; empty if there is none."""
-    file = next(
-        (file for file in _visible(folder) if file.is_file() and file.name != "DICOMDIR" and is_dicom(file)), None
-    )
+    file = next(_files(folder), None)
     try:
         tags = {} if file is None else read_dataset(file, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(tags.get("PatientID") or "").strip()
@@ -79,11 +77,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, Geometry]:
 
 
 def write_as_nifti(folder: Path, file: Path) -> None:
-    """Write the one DICOM series in a folder as one NIfTI file, in its own number type and with nothing of its header.
-
-    Raises:
-        SamunetError: As :func:`read_series`, or if the file cannot be written.
-    """
+    """Write the one DICOM series in a folder as one NIfTI file, in its own number type, with none of its header."""
     voxels, geometry = read_series(folder)
     several = len(voxels) > 1
     image = itk().GetImageFromArray(np.moveaxis(voxels, 0, -1) if several else voxels[0], isVector=several)
@@ -95,21 +89,20 @@ def write_as_nifti(folder: Path, file: Path) -> None:
 
 
 def count_components(folder: Path) -> int:
-    """Number of channels of the one DICOM series in a folder, from the headers alone.
-
-    Raises:
-        SamunetError: If there is no series or more than one.
-    """
+    """Number of channels of the one DICOM series in a folder, from the headers alone."""
     return _series(folder)[0].components
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+def _files(folder: Path) -> Iterator[Path]:
+    """The DICOM files that lie directly in a folder, sorted, without their list."""
+    for file in sorted(folder.iterdir()):
+        if file.name != "DICOMDIR" and not file.name.startswith(".") and file.is_file() and is_dicom(file):
+            yield file
 
 
 def _series(folder: Path) -> list[Header]:
     """The headers of the one series in a folder, by file name."""
-    files = [file for file in _visible(folder) if file.is_file() and file.name != "DICOMDIR" and is_dicom(file)]
+    files = list(_files(folder))
     if not files:
         raise SamunetError(
             f"{folder} is a folder without DICOM files",
@@ -122,7 +115,10 @@ def _series(folder: Path) -> list[Header]:
     for header in headers:
         series.setdefault(header.uids[1], []).append(header)
     if len(series) > 1 and not _one_slice_each(headers, len(series)):
-        lines = [f"\n  - {_describe(own)}" for own in series.values()]
+        lines = []
+        for own in series.values():
+            words = ", ".join(filter(None, [own[0].description, own[0].modality])) or "no description"
+            lines.append(f"\n  - {words}: {len(own)} file{'s' * (len(own) > 1)}, such as {own[0].file.name}")
         rest = f"\n  - and {len(lines) - _LISTED} more" * (len(lines) > _LISTED)
         raise SamunetError(
             f"{folder} holds {len(lines)} DICOM series; exactly one can be read{''.join(lines[:_LISTED])}{rest}",
@@ -151,32 +147,29 @@ def _one_slice_each(headers: Sequence[Header], series: int) -> bool:
     )
 
 
-def _describe(headers: Sequence[Header]) -> str:
-    words = [headers[0].description, headers[0].modality]
-    number = f"{len(headers)} file{'s' * (len(headers) > 1)}"
-    return f"{', '.join(filter(None, words)) or 'no description'}: {number}, such as {headers[0].file.name}"
-
-
 def _difference(headers: Sequence[Header]) -> tuple[Path, str, str, str] | None:
     """The first file that differs from the first one of a series: what, its value, and that of the first."""
-    first, plane = headers[0], headers[0].frames[0]
+
+    def properties(header: Header, frame: Frame) -> list[tuple[str, tuple | None, float, float]]:
+        return [
+            ("Rows and Columns (0028,0010; 0028,0011)", header.size, 0, 0),
+            ("PhotometricInterpretation (0028,0004)", (header.photometric,), 0, 0),
+            ("SamplesPerPixel (0028,0002)", (header.components,), 0, 0),
+            ("ImageOrientationPatient (0020,0037)", frame.orientation, 0, _ROUNDED),
+            ("PixelSpacing (0028,0030)", frame.spacing, _ROUNDED, 0),
+        ]
+
+    def shown(values: Sequence[float | str] | None) -> str:
+        texts = (value if isinstance(value, str) else f"{value:.6g}" for value in values or ())
+        return "not stated" if values is None else "\\".join(texts)
+
+    first = properties(headers[0], headers[0].frames[0])
     for header in headers:
-        for what, own, expected in (
-            ("Rows and Columns (0028,0010; 0028,0011)", header.size, first.size),
-            ("PhotometricInterpretation (0028,0004)", (header.photometric,), (first.photometric,)),
-            ("SamplesPerPixel (0028,0002)", (header.components,), (first.components,)),
-        ):
-            if own != expected:
-                return header.file, what, _shown(own), _shown(expected)
         for frame in header.frames:
-            for what, own, expected, relative in (
-                ("ImageOrientationPatient (0020,0037)", frame.orientation, plane.orientation, 0),
-                ("PixelSpacing (0028,0030)", frame.spacing, plane.spacing, _ROUNDED),
-            ):
-                if own is None and expected is None:
-                    continue
-                if None in (own, expected) or not np.allclose(own, expected, rtol=relative, atol=_ROUNDED - relative):
-                    return header.file, what, _shown(own), _shown(expected)
+            for (what, own, relative, absolute), (_, expected, *_) in zip(properties(header, frame), first):
+                rounded = (relative or absolute) and None not in (own, expected)
+                if own != expected and not (rounded and np.allclose(own, expected, rtol=relative, atol=absolute)):
+                    return header.file, what, shown(own), shown(expected)
     return None
 
 
@@ -184,8 +177,7 @@ def _check_alike(headers: Sequence[Header]) -> None:
     found = _difference(headers)
     if found is not None:
         file, what, own, expected = found
-        first = headers[0].file
-        other = "its first frame" if file == first else first.name
+        other = "its first frame" if file == headers[0].file else headers[0].file.name
         raise SamunetError(
             f"{file}: {what} is {own}, but that of {other} is {expected}: they are not slices of one volume",
             "only a series of parallel slices of one size can be read; give localizers and other volumes a folder of "
@@ -193,27 +185,21 @@ def _check_alike(headers: Sequence[Header]) -> None:
         )
 
 
-def _shown(values: Sequence[float | str] | None) -> str:
-    if values is None:
-        return "not stated"
-    return "\\".join(value if isinstance(value, str) else f"{value:.6g}" for value in values)
-
-
 def _order(folder: Path, frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
     """Frames from the first to the last along the normal of their plane, and their distance in mm."""
     stored = np.arange(len(frames))
-    lacking = [frame.file.name for frame in frames if frame.position is None or frame.orientation is None]
+    missing = [frame.file.name for frame in frames if frame.position is None or frame.orientation is None]
     if len(frames) == 1:
         return stored, frames[0].distance or 1.0
-    if len(lacking) == len(frames) and len(set(lacking)) == 1:
+    if len(missing) == len(frames) and len(set(missing)) == 1:
         # Frames of one file in time, as ultrasound has them, or in space where the file does not say so.
         if frames[0].distance is None:
             log.warning("%s: %d frames without positions, taken as slices 1 mm apart", folder, len(frames))
         return stored, frames[0].distance or 1.0
-    if lacking:
+    if missing:
         what = "DICOM files" if len({frame.file for frame in frames}) > 1 else "frames"
         raise SamunetError(
-            f"{folder}: {len(lacking)} of {len(frames)} {what} have no position, such as {lacking[0]}",
+            f"{folder}: {len(missing)} of {len(frames)} {what} have no position, such as {missing[0]}",
             "only a series of parallel slices can be read; convert other files to PNG or NIfTI first",
         )
     normal = np.cross(*np.reshape(frames[0].orientation, (2, 3)))
@@ -274,13 +260,9 @@ def _voxels(headers: Sequence[Header], places: np.ndarray, reader: PixelReader) 
             kind, exact = (int, np.int64) if whole else (float, np.float64)
             volume[places[at]] = values.astype(exact) * kind(frame.slope) + kind(frame.intercept)
             at += 1
-    return _narrowed(volume) if whole else volume
-
-
-def _narrowed(volume: np.ndarray) -> np.ndarray:
-    """Whole numbers in the smallest type that holds them and that NIfTI has."""
+    if not whole:
+        return volume
     low, high = int(volume.min()), int(volume.max())
-    for kind in (np.uint8, np.int16, np.uint16, np.int32, np.uint32):
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            return volume.astype(kind)
-    return volume.astype(np.float64)
+    types = (np.uint8, np.int16, np.uint16, np.int32, np.uint32)  # NIfTI has them all
+    fits = (kind for kind in types if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    return volume.astype(next(fits, np.float64))

@@ -80,7 +80,7 @@ class Frame(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What is needed of one file.
+    """Header of one file.
 
     Attributes:
         file: Its path.
@@ -115,8 +115,7 @@ def is_dicom(file: Path) -> bool:
 def read_header(file: Path) -> Header | None:
     """The header of a DICOM file; None of one without pixels, such as a report, and of one that is damaged.
 
-    Raises:
-        SamunetError: If a value is broken; names the file and the tag.
+    A value that is broken is a SamunetError that names file and tag.
     """
     try:
         dataset = read_dataset(file, stop_before_pixels=True, specific_tags=_WANTED)
@@ -126,11 +125,7 @@ def read_header(file: Path) -> Header | None:
 
 
 def read_dataset(file: Path, **how) -> Dataset:
-    """A file as pydicom has it; ``how`` goes to ``pydicom.dcmread``.
-
-    Raises:
-        SamunetError: If it cannot be parsed.
-    """
+    """A file as pydicom has it; ``how`` goes to ``pydicom.dcmread``."""
     import pydicom
 
     return guarded(file, pydicom.dcmread, file, force=True, **how)
@@ -232,29 +227,17 @@ def _frames(dataset: Dataset, file: Path) -> Iterator[Frame]:
         intercept = find("PixelValueTransformationSequence", ["RescaleIntercept"], 1) or (0.0,)
         orientation = None if orientation is None else _right_angled(orientation, file)
         if not own and number > 1 and position is not None and orientation is not None:
-            position = _stacked(dataset, position, orientation, distance, index, number, file)
+            # The file states the position of the first frame, and distances.
+            offsets = _numbers(dataset, "GridFrameOffsetVector", number, file)
+            if offsets is None and distance is not None:
+                offsets = [place * distance[0] for place in range(number)]
+            normal = np.cross(orientation[:3], orientation[3:])
+            moved = None if offsets is None else np.array(position) + (offsets[index] - offsets[0]) * normal
+            position = None if moved is None else tuple(moved.tolist())
         if slope[0] == 0:
             raise SamunetError(f"{file}: RescaleSlope (0028,1053) is 0: all voxels would be the same", COPY_AGAIN)
         distance = None if distance is None else abs(distance[0])
         yield Frame(file, position, orientation, spacing or (1.0, 1.0), distance, slope[0], intercept[0])
-
-
-def _stacked(
-    dataset: Dataset,
-    first: tuple[float, ...],
-    orientation: tuple[float, ...],
-    distance: tuple[float, ...] | None,
-    index: int,
-    number: int,
-    file: Path,
-) -> tuple[float, ...] | None:
-    """Position of a frame of which the file states that of the first, and distances; None without distances."""
-    offsets = _numbers(dataset, "GridFrameOffsetVector", number, file)
-    if offsets is None and distance is None:
-        return None
-    offset = offsets[index] - offsets[0] if offsets is not None else index * distance[0]
-    normal = np.cross(orientation[:3], orientation[3:])
-    return tuple((np.array(first) + offset * normal).tolist())
 
 
 def _right_angled(cosines: tuple[float, ...], file: Path) -> tuple[float, ...]:
@@ -380,7 +363,7 @@ class PixelReader:
 
 
 def _transfer_syntax(dataset: Dataset):
-    """How pixels are stored; of files that do not say it, by how their elements are."""
+    """The transfer syntax; of files that do not state it, guessed from the encoding of their elements."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "TransferSyntaxUID" not in dataset.file_meta:

@@ -1,4 +1,4 @@
-"""GIPL (``.gipl``, ``.gipl.gz``), the Guy's Image Processing Lab's format: a header of 256 bytes, and voxels.
+"""GIPL (``.gipl``, ``.gipl.gz``), the format of the Guy's Image Processing Lab: a header of 256 bytes, and voxels.
 
 It keeps spacing and origin, but no direction: ITK reads and writes its axes as pointing to the left, back and up, and
 it is always 3D.

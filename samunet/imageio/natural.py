@@ -179,7 +179,7 @@ def _refuse(picture: Picture, raw_mode: str, file: Path, label: bool) -> None:
 
 
 def _as_shown(picture: Picture, file: Path) -> Picture:
-    """The picture as viewers show it, who obey the orientation in its EXIF data; said once for each folder."""
+    """The picture as viewers show it, turned by its EXIF orientation, with one warning for each folder."""
     from PIL import ImageOps
 
     if picture.getexif().get(_EXIF_ORIENTATION, 1) in (0, 1):
@@ -192,7 +192,7 @@ def _as_shown(picture: Picture, file: Path) -> Picture:
 
 
 def _raw_mode(picture: Picture) -> str:
-    """How the pixels lie in the file, such as ``RGB;16B``."""
+    """Pillow's name of the pixels' storage in the file, such as ``RGB;16B``."""
     mode = picture.tile[0][3] if picture.tile else ""
     return mode if isinstance(mode, str) else str(mode[0]) if mode else ""
 

@@ -39,7 +39,7 @@ _TO_ITK = np.diag([-1.0, -1.0, 1.0])
 
 
 class Nifti(VolumeFormat):
-    """NIfTI; its content tells whether it is compressed, not its name. Axes beyond the third are channels."""
+    """NIfTI, compressed if its content is, whatever its name. Axes beyond the third are channels."""
 
     endings = (".nii.gz", ".nii")
     itk = NIFTI
@@ -81,12 +81,9 @@ class Nifti(VolumeFormat):
         return self._placed(layout, file, found.GetSpacing(), found.GetOrigin(), direction)
 
     def by_affine(self, layout: Layout, spacing: list[float], file: Path) -> Geometry:
-        """What nibabel makes of the header: spacing of ``pixdim``, origin and direction of the best affine.
+        """Geometry as nibabel understands the header: spacing of ``pixdim``, origin and direction of the best affine.
 
-        Unlike ITK this accepts axes that are not at right angles.
-
-        Raises:
-            SamunetError: If an axis has no direction.
+        Unlike ITK this accepts axes that are not at right angles. An axis without direction is a SamunetError.
         """
         dimension = len(spacing)
         affine = layout.header.get_best_affine()

@@ -1,4 +1,4 @@
-"""Which reader opens which file, and which ending a mask gets."""
+"""The list of readers, and the choice of one by a file's ending."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def is_lossy(path: Path) -> bool:
 
 
 def companions(path: Path) -> list[Path]:
-    """Files beside an image or a mask that are read along with it, such as the JSON with a TIFF volume's spacing."""
+    """Files that are read along with an image or a mask, such as the JSON file with a TIFF volume's spacing."""
     path = Path(path)
     endings = {ending: beside for reader in READERS for ending, beside in reader.companions.items()}
     found = (path.with_suffix(ending) for ending in endings.get(path.suffix.lower(), ()))
@@ -139,7 +139,7 @@ def companions(path: Path) -> list[Path]:
 
 
 def is_companion(path: Path) -> bool:
-    """Whether a file lies beside an image or a mask that it is read along with."""
+    """Whether a file is one of an image's or a mask's :func:`companions`."""
     name = path.name.lower()
     pairs = {
         (ending, beside)

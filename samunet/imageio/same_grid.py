@@ -1,7 +1,7 @@
-"""Whether two files lie on the same grid: as they are, or once axes are swapped and flipped, which is then done.
+"""Comparison of two grids, and voxels brought from one to the other by swapping and flipping axes.
 
-Every place where a label meets its image, a prediction its reference, or one channel another asks here. Nothing is
-interpolated: files that lie otherwise are refused with what differs.
+Used wherever a label meets its image, a prediction its reference, or one channel another. Nothing is interpolated:
+files on different grids are refused, with the difference.
 """
 
 from __future__ import annotations
@@ -32,13 +32,7 @@ Turn = tuple[tuple[int, ...], tuple[bool, ...]]
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of a file lie.
-
-    Attributes:
-        file: Named in errors.
-        shape: ``(z, y, x)``.
-        geometry: Of the file.
-    """
+    """Shape ``(z, y, x)`` and geometry of a file, which errors name."""
 
     file: Path
     shape: tuple[int, ...]
@@ -47,13 +41,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Difference:
-    """How a grid differs from another.
-
-    Attributes:
-        kind: ``shape``, ``spacing``, ``origin`` or ``direction``.
-        text: Which file has what.
-        fix: What to do about it.
-    """
+    """Difference of two grids: ``kind`` is ``shape``, ``spacing``, ``origin`` or ``direction``."""
 
     kind: str
     text: str
@@ -61,7 +49,7 @@ class Difference:
 
     @property
     def tolerable(self) -> bool:
-        """Whether the voxels may be the same all the same, if the user says so."""
+        """Whether the user may accept it: the voxels may still be the same."""
         return self.kind in ("origin", "direction")
 
 
@@ -103,7 +91,7 @@ def fitted(voxels: np.ndarray, own: Grid, first: Grid) -> np.ndarray | None:
 
 
 def difference(own: Grid, first: Grid) -> Difference | None:
-    """How a grid differs from ``first``; None if it is the same, or the same but for swapped and flipped axes."""
+    """Difference of a grid from ``first``; None if it is the same, or the same but for swapped and flipped axes."""
     name = _name(first, own)
     resample = "they must lie on the same grid: resample one of them, or remove the case"
     if turn_between(own, first) is not None:
@@ -207,7 +195,7 @@ def union(one: Grid, other: Grid) -> Grid | None:
 
 
 def _start(own: Geometry, first: Geometry) -> np.ndarray | None:
-    """Where the first voxel of a grid lies in another one ``(z, y, x)``; None if it is of another grid."""
+    """Index ``(z, y, x)`` of a grid's first voxel in another grid; None if their voxels do not coincide."""
     if not (own.dimension == first.dimension == 3 and own.physical and first.physical):
         return None
     same_spacing = np.allclose(own.spacing, first.spacing, rtol=SPACING_TOLERANCE, atol=0)

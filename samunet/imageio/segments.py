@@ -51,12 +51,7 @@ def segments_of(keys: Mapping[str, str], layers: int, file: Path) -> tuple[Segme
 
 
 def drawn(voxels: np.ndarray, segments: Sequence[Segment], file: Path) -> tuple[np.ndarray, list[tuple[Segment, ...]]]:
-    """Which segments each voxel belongs to.
-
-    Args:
-        voxels: ``(layers, z, y, x)``.
-        segments: Of :func:`segments_of`.
-        file: Named in errors.
+    """Segments of each voxel of ``(layers, z, y, x)``.
 
     Returns:
         ``(z, y, x)`` numbers, and for each number the segments that it stands for; 0 stands for none.

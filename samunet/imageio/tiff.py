@@ -1,4 +1,4 @@
-"""TIFF volumes and pictures through tifffile, with nnU-Net's JSON file beside a volume for its spacing.
+"""TIFF volumes and pictures through tifffile, with nnU-Net's JSON file for a volume's spacing.
 
 ``case_0000.tif`` finds its spacing in ``case_0000.json`` or ``case.json``, ``case.tif`` in ``case.json``:
 ``{"spacing": [z, y, x]}`` in millimetres. Spacing in other places (ImageJ, OME) is not used.
@@ -40,13 +40,7 @@ _COMPRESSIONS = (1, 5, 7, 8, 32773, 32946, 34925, 50000)
 
 
 class Pages(NamedTuple):
-    """A TIFF file as read.
-
-    Attributes:
-        pixels: ``(channels, z, y, x)`` in the file's number type.
-        dimension: 3 for a stack of pages, 2 for a single one.
-        alpha: Whether the last channel is transparency.
-    """
+    """``(channels, z, y, x)``, 3 for a stack or 2 for a page, and whether the last channel is transparency."""
 
     pixels: np.ndarray
     dimension: int
@@ -101,14 +95,8 @@ class Tiff3DReader(Reader):
 def read_pages(file: Path, wanted: int | None, label: bool = False) -> Pages:
     """Read a TIFF file; a palette gives red, green and blue of 8 bit, or its indices for a label.
 
-    Args:
-        file: The file.
-        wanted: How many channels it should have, if that is known. ImageJ's format does not tell channels from slices
-            where a program has not named them: pages that it calls channels are slices if one channel is wanted.
-        label: Whether it holds labels.
-
-    Raises:
-        SamunetError: If the file is missing, damaged, compressed in a way that cannot be read, or holds several images.
+    ImageJ's format does not distinguish channels from slices where a program has not named them: pages that it calls
+    channels are slices if one channel is wanted.
     """
     with _opened(file) as tiff:
         series = _series(tiff, file)

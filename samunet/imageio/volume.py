@@ -1,4 +1,4 @@
-"""What formats of volumes share: a header that says how voxels are stored and where they lie, and how they are read."""
+"""Base of volume formats: a parsed header gives the layout and place of the voxels; reading is the same for all."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _SQUARE = 2e-3
 
 
 class Layout(NamedTuple):
-    """What a header announces.
+    """Storage of the voxels, as a header announces it.
 
     Attributes:
         header: As the format's own functions want it.
         sizes: Of all axes as they are stored, the one that runs fastest first.
         dtype: Of a stored value.
         end: Bytes of the header; the voxels follow.
-        data: The file beside the header that the voxels are in instead; a plain file name.
+        data: Name of a file in the same folder that has the voxels instead; None without one.
         skip: Bytes to pass over before the voxels; -1 where they are the last of their file.
         packing: ``raw``, ``gzip``, ``bzip2``, ``zlib`` or ``text``.
         components: The axis of a voxel's components, if there is one. Axes beyond the third in space are channels too.
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
 
 
 class VolumeFormat(ABC):
-    """A format of volumes; ``SimpleITKReader.formats`` lists them.
+    """A format of volumes; ``SimpleITKReader.formats`` lists them. All methods raise SamunetErrors that name the file.
 
     Attributes:
         endings: Lower-case endings that are read and written.
@@ -84,39 +84,23 @@ class VolumeFormat(ABC):
 
     @abstractmethod
     def parse(self, stream: BinaryIO, file: Path) -> Layout:
-        """The header at the beginning of ``stream``.
-
-        Raises:
-            SamunetError: If it holds what it may not.
-        """
+        """The header at the beginning of ``stream``, checked."""
 
     @abstractmethod
     def geometry(self, layout: Layout, file: Path) -> Geometry:
-        """Where a header places the voxels.
-
-        Raises:
-            SamunetError: If its numbers are no sane place.
-        """
+        """The place of the voxels, checked."""
 
     def join(self, head: bytes, layout: Layout, voxels: bytes) -> bytes:
-        """A header and the content of the file beside it as one file."""
+        """A header and the content of its data file as one file."""
         raise NotImplementedError
 
     def layout(self, file: Path) -> Layout:
-        """The header of a file.
-
-        Raises:
-            SamunetError: If it cannot be read.
-        """
+        """The header of a file."""
         with opened(file, gzipped=self.gzipped) as stream:
             return self.parse(stream, file)
 
     def read(self, file: Path) -> tuple[np.ndarray, Geometry, Layout]:
-        """Voxels ``(channels, z, y, x)`` in the file's number type, and what its header says.
-
-        Raises:
-            SamunetError: If the file is missing, damaged or truncated, or its header holds what it may not.
-        """
+        """Voxels ``(channels, z, y, x)`` in the file's number type, geometry, and layout."""
         layout = self.layout(file)
         check_size(layout.sizes, file)
         with reading(file):
@@ -163,11 +147,7 @@ def wrong(file: Path, field: str, text: str, allowed: str) -> SamunetError:
 
 
 def numbers(text: str, file: Path, field: str, count: int | None = None, *, whole: bool = False) -> list:
-    """The numbers of a field, separated by spaces; ``count`` of them if that is given.
-
-    Raises:
-        SamunetError: If a word is no number, or there are more or fewer.
-    """
+    """The numbers of a field, separated by spaces; a SamunetError unless there are ``count`` of them, if given."""
     words, form, what = text.split(), _INTEGER if whole else _NUMBER, "whole number" if whole else "number"
     if any(len(word) > _LONGEST_WORD or not form.fullmatch(word) for word in words) or (whole and not words):
         raise wrong(file, field, text, f"{what}s")
@@ -177,20 +157,12 @@ def numbers(text: str, file: Path, field: str, count: int | None = None, *, whol
 
 
 def integer(text: str, file: Path, field: str) -> int:
-    """The one whole number of a field.
-
-    Raises:
-        SamunetError: If it holds another thing.
-    """
+    """The one whole number of a field; a SamunetError if it holds anything else."""
     return numbers(text, file, field, 1, whole=True)[0]
 
 
 def sizes_of(text: str, file: Path, field: str, axes: int) -> list[int]:
-    """The sizes of all axes, x first.
-
-    Raises:
-        SamunetError: If there are not ``axes`` of them, or one is below 1.
-    """
+    """The sizes of all axes, x first; a SamunetError unless there are ``axes`` of them, all at least 1."""
     sizes = numbers(text, file, field, axes, whole=True)
     if min(sizes) < 1:
         raise wrong(file, field, text, f"{axes} sizes of 1 or more")

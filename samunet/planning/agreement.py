@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, argument
 from samunet.planning.fingerprint import Fingerprint
 from samunet.plans import NetworkPlan
 from samunet.recipes import recipe_facts
@@ -38,14 +38,15 @@ def check_network(network: NetworkPlan, description: Description, source: Path) 
         raise SamunetError(
             f"{source} has {obstacle}, but the plans say recipe {network.recipe!r}, whose loss knows only classes that "
             "exclude each other",
-            f"plan without -recipe {network.recipe}: samunet_plan_and_preprocess -d ID; or undo the edit of labels",
+            f"plan without {argument('recipe', network.recipe)}: `api.plan_and_preprocess(ID)`; or undo the edit of "
+            "labels",
         )
     given, taken = len(description.channel_names), _CHANNELS.get(network.input_channels)
     if taken not in (None, given):
         raise SamunetError(
             f"{source}: channel_names lists {given}, but the plans' input_channels of {network.encoder} is "
             f"{network.input_channels!r}, which takes {taken}",
-            "plan again: samunet_plan_and_preprocess -d ID",
+            "plan again: `api.plan_and_preprocess(ID)`",
         )
 
 
@@ -66,7 +67,7 @@ def check_fingerprint(fingerprint: Fingerprint, description: Description, source
         raise SamunetError(
             f"{source}: labels lists the values {_values(listed)} besides the background, but the dataset was measured "
             f"with {_values(measured)}",
-            "undo the edit of labels, or measure, plan and store again: samunet_plan_and_preprocess -d ID",
+            "undo the edit of labels, or measure, plan and store again: `api.plan_and_preprocess(ID)`",
         )
 
 
@@ -89,7 +90,7 @@ def check_unchanged(description: Description, source: Path, other: Description, 
         if ours != theirs:
             raise SamunetError(
                 f"{key} in {other_source} is not what it was when the dataset was planned ({source})",
-                "plan again: samunet_plan_and_preprocess -d ID; or undo the edit",
+                "plan again: `api.plan_and_preprocess(ID)`; or undo the edit",
             )
 
 
@@ -111,8 +112,8 @@ def check_same_outputs(description: Description, source: Path, trained: Descript
         what = "labels" if ours != theirs else "channel_names"
         raise SamunetError(
             f"{what} in {source} is not what it was when the folds in {model} were trained",
-            "plan under another name (samunet_plan_and_preprocess -d ID -overwrite_plans_name NAME) and train with "
-            "-p NAME, or remove the model's other folds and use --overwrite",
+            "plan under another name (`api.plan_and_preprocess(ID, plans_name=NAME)`) and train with "
+            "`plans_name=NAME`, or remove the model's other folds and use `overwrite=True`",
         )
 
 

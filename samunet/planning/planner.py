@@ -16,7 +16,7 @@ import numpy as np
 from samunet import __version__
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.errors import UsageError, check_number
+from samunet.errors import UsageError, argument, check_number
 from samunet.files import as_kind, read_as
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
@@ -160,7 +160,7 @@ def _stored_slices(
     spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
     recipe = recipe_facts(options.recipe)
     if options.target_spacing:
-        spacing_why = "given by -overwrite_target_spacing"
+        spacing_why = "given by target_spacing"
     elif recipe.whole_slices and physical:
         finest = np.min(fingerprint.spacings, axis=0)
         spacing, spacing_why = [float(finest[axis]) for axis in order[1:]], f"the finest case's ({recipe.source})"
@@ -284,7 +284,7 @@ def _input_size(
     """Long side of the input: as asked for, the recipe's, or the largest for which memory is enough."""
     asked = rules.parse_image_size(options.image_size, facts)
     if asked is not None:
-        return asked, "given by -image_size"
+        return asked, "given by image_size"
     if recipe.input_size and facts.is_sam:
         return recipe.input_size, f"{recipe.input_size} px ({recipe.source})"
     shapes = {side: rules.input_shape(side, slices.extent, facts.patch_size)[0] for side in rules.SAM_INPUT_SIZES}
@@ -380,13 +380,13 @@ def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: 
 
 
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
-    check_plans_name(options.plans_name, "-overwrite_plans_name")
+    check_plans_name(options.plans_name, "plans_name")
     obstacle = recipe_obstacle(options.recipe, description.labels)
     if obstacle:
         raise UsageError(
-            f"-recipe {options.recipe}: its loss knows classes that exclude each other, and dataset.json has "
-            f"{obstacle}",
-            "leave out -recipe",
+            f"{argument('recipe', options.recipe)}: its loss knows classes that exclude each other, and dataset.json "
+            f"has {obstacle}",
+            "leave out `recipe`",
         )
     if options.window is not None:
         _check_window(options.window, description.channel_names)
@@ -394,28 +394,28 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
         encoder_facts(options.encoder)
         if recipe_facts(options.recipe).needs_sam and not encoder_facts(options.encoder).is_sam:
             raise UsageError(
-                f"-recipe {options.recipe} trains a pretrained SAM, which {options.encoder} is not",
-                "use -encoder vit_b, or leave out -recipe",
+                f"{argument('recipe', options.recipe)} trains a pretrained SAM, which {options.encoder} is not",
+                "use `encoder='vit_b'`, or leave out `recipe`",
             )
-    check_number("-gpu_memory_target", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
+    check_number("gpu_memory_target_gb", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
     if options.image_size is not None:
-        check_number("-image_size", options.image_size, above=0, most=MOST_SIDE)
+        check_number("image_size", options.image_size, above=0, most=MOST_SIDE)
     if options.target_spacing is not None:
         if not fingerprint.physical_spacing:
-            raise UsageError("-overwrite_target_spacing: these images have no physical spacing", "leave the flag out")
+            raise UsageError("`target_spacing`: these images have no physical spacing", "leave it out")
         if len(options.target_spacing) != 3:
-            raise UsageError(f"-overwrite_target_spacing takes three numbers z y x, got {options.target_spacing}")
+            raise UsageError(f"`target_spacing` takes three numbers z y x, got {options.target_spacing}")
         for side in options.target_spacing:
-            check_number("-overwrite_target_spacing", side, least=1e-4, most=MOST_MM)
+            check_number("target_spacing", side, least=1e-4, most=MOST_MM)
 
 
 def _check_window(window: Sequence[float], channel_names: Sequence[str]) -> None:
     for value in window:
-        check_number("-window", value, least=-1e6, most=1e6)
+        check_number("window", value, least=-1e6, most=1e6)
     if len(window) != 2 or window[0] >= window[1]:
-        raise UsageError(f"-window takes two numbers, the lower first, got {' '.join(map(str, window))}")
+        raise UsageError(f"`window` takes two numbers, the lower first, got {' '.join(map(str, window))}")
     if "ct" not in [name.casefold() for name in channel_names]:
         raise UsageError(
-            f"-window is for CT, and dataset.json has the channels {', '.join(channel_names)}",
+            f"`window` is for CT, and dataset.json has the channels {', '.join(channel_names)}",
             "leave it out, or call the channel CT in dataset.json if it holds Hounsfield units",
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
-from samunet.errors import UsageError
+from samunet.errors import UsageError, argument
 from samunet.network.adaptations import ADAPTATIONS
 from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
 from samunet.recipes import check_recipe_name, recipe_facts
@@ -195,19 +195,19 @@ def adaptation(
     """
     asked = any(value is not None for value in (name, components, lora, adapter))
     name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.is_sam else "full")
-    _one_of("-adaptation", name, ("lora", "adapter", "full"))
+    _one_of("adaptation", name, ("lora", "adapter", "full"))
     components = components or "encoder_decoder"
-    _one_of("-components", components, ("encoder_decoder", "decoder"))
+    _one_of("components", components, ("encoder_decoder", "decoder"))
     if name == "lora":
         lora = lora or LoraPlan()
         lora = lora.changed(decoder=lora.decoder or components == "decoder")
     if name == "adapter":
         adapter = adapter or AdapterPlan()
     for key, problem in adaptation_problems(facts.name, name, components, lora, adapter):
-        raise UsageError(f"{key} {problem}", "change or leave out -adaptation and the flags that belong to it")
+        raise UsageError(f"{key} {problem}", "change or leave out `adaptation` and the arguments that belong to it")
     chosen = {"adaptation": name, "components": components, "lora": lora, "adapter": adapter}
     if asked:
-        return chosen, "given by -adaptation, -components and the flags that belong to them"
+        return chosen, "given by adaptation, components and the arguments that belong to them"
     if name == "lora":
         return chosen, "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
     return chosen, "small enough to train in full, which beats LoRA on it (measured)"
@@ -389,19 +389,19 @@ def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def parse_image_size(size: int | None, facts: EncoderFacts) -> int | None:
-    """Check a size given by ``-image_size`` against an encoder.
+    """Check a size given by ``image_size`` against an encoder.
 
     Raises:
         UsageError: If it is no multiple of the encoder's patch size.
     """
     if size is not None and (size < 2 * facts.patch_size or size % facts.patch_size):
         raise UsageError(
-            f"-image_size {size} does not fit the encoder {facts.name}",
+            f"{argument('image_size', size)} does not fit the encoder {facts.name}",
             f"use a multiple of {facts.patch_size}, at least {2 * facts.patch_size}",
         )
     return size
 
 
-def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise UsageError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
+        raise UsageError(f"{argument(name)} must be one of {', '.join(allowed)}, got {value!r}")

@@ -27,17 +27,17 @@ def loss_error(
     if not torch.isfinite(images).all():
         return SamunetError(
             f"{what}: the batch has pixels that are no numbers",
-            "look for damaged images (samunet_plan_and_preprocess -d ID --verify_dataset_integrity --clean)",
+            "look for damaged images (`api.plan_and_preprocess(ID, verify=True, clean=True)`)",
         )
     wrong = not_finite(model.trained_state())
     if wrong:
         return SamunetError(
             f"{what}: an update made the weights infinite, for example {wrong}",
-            f"use a lower learning rate: --lr {learning_rate / 3:.1e} --overwrite",
+            f"use a lower learning rate: `learning_rate={learning_rate / 3:.1e}, overwrite=True`",
         )
     number_format = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     return SamunetError(
         f"{what}, though images and weights are numbers: {number_format} does not hold what lies between them",
-        "train again with another seed (--seed N --overwrite) or on another device (-device); if that does not help, "
-        "report it with the name of the processor or GPU",
+        "train again with another seed (`seed=N, overwrite=True`) or on another device (`device`); if that does not "
+        "help, report it with the name of the processor or GPU",
     )

@@ -52,7 +52,7 @@ def check_frozen(network: NetworkPlan) -> None:
     elif network.input_channels == "projection":
         trained = "the combination of this dataset's channels, which comes before the encoder, is trained"
     if trained:
-        raise UsageError(f"--feature_cache: {trained}", "leave it out, or plan with -components decoder")
+        raise UsageError(f"`feature_cache`: {trained}", "leave it out, or plan with `components='decoder'`")
 
 
 class CachedEncoder:

@@ -239,7 +239,7 @@ def batches(loader: SliceLoader, first: int, num_workers: int) -> Iterator[Batch
         except BrokenProcessPool as error:
             raise SamunetError(
                 "a process that prepares batches was killed, most likely because memory ran out",
-                "the same command goes on from the last checkpoint; use fewer processes: --num_workers 1",
+                "the same command goes on from the last checkpoint; use fewer processes: `num_workers=1`",
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -16,7 +16,7 @@ from samunet.dataset.layout import load_dataset, raw_dataset
 from samunet.dataset.splits import fold_cases, load_or_make_splits, patients, subsample_cases
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import Blank, SamunetError, UsageError, argument, call
 from samunet.evaluation.quality import write_calibration
 from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json, write_json
@@ -169,7 +169,7 @@ def _unlabelled(
     if not found:
         raise UsageError(
             f"the recipe learns from images without labels as well, and {source.name} has none",
-            f"put some into {paths.raw_folder() / source.name / 'imagesTs'}, or train on fewer cases: --num_cases N",
+            f"put some into {paths.raw_folder() / source.name / 'imagesTs'}, or train on fewer cases: `num_cases=N`",
         )
     log.info("%d images without labels", len(found))
     return found
@@ -180,7 +180,7 @@ def _check_same_data(folder: Path, run: dict, data: str) -> None:
     if run.get("training_data") not in (None, data):
         raise SamunetError(
             f"{folder} began with other images or labels: files of its training cases changed since",
-            "train it anew with --overwrite",
+            "train it anew with `overwrite=True`",
         )
 
 
@@ -188,12 +188,17 @@ def _is_trained(folder: Path, validation: list[str], options: TrainingOptions) -
     """Whether only the validation is left to do; refuses a fold that is finished, or has nothing to validate yet."""
     trained = (folder / "checkpoint_final.safetensors").is_file() and not options.overwrite
     if options.validation_only and not trained:
-        raise UsageError(f"{folder} has no finished training to validate", "leave out --val (and --overwrite)")
+        raise UsageError(
+            f"{folder} has no finished training to validate", "leave out `validation_only` (and `overwrite`)"
+        )
     if options.validate_best and not validation:
-        raise UsageError("--val_best has no cases to validate: fold all trains on every case", "leave it out")
+        raise UsageError("`validate_best` has no cases to validate: fold all trains on every case", "leave it out")
     validated = trained and (not validation or _is_validated(folder))
     if validated and not (options.validation_only or options.validate_best):
-        raise SamunetError(f"{folder} is finished", "use --overwrite to train it anew, or --val to validate it again")
+        raise SamunetError(
+            f"{folder} is finished",
+            "use `overwrite=True` to train it anew, or `validation_only=True` to validate it again",
+        )
     return trained
 
 
@@ -228,7 +233,7 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
         wanted, why = automatic_encoder(configuration.networks, gpu=resolve_device(options.device).type != "cpu")
     else:
         encoder_facts(wanted)
-        given = "for --checkpoint" if options.checkpoint else "as planned"
+        given = "for the given checkpoint" if options.checkpoint else "as planned"
         why = "as asked" if options.encoder else "as this fold began" if run else given
     network = plans.network(configuration, wanted)
     if options.random_weights:
@@ -236,7 +241,7 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
             raise UsageError(
                 f"{wanted} with adaptation {network.adaptation} cannot start from random weights: what is frozen would "
                 "stay random",
-                "leave out --random_weights, or train the small encoder in full: -encoder small",
+                "leave out `random_weights`, or train the small encoder in full: `encoder='small'`",
             )
         why += ". It starts from random weights"
     elif not encoder_facts(wanted).is_sam and not (run or options.checkpoint):
@@ -284,8 +289,8 @@ def _check_other_folds(
     if begun and _decisions(model.plans, *this) != _decisions(plans, *this):
         raise SamunetError(
             f"{model.path} was trained with other plans than {source / plans.plans_name}.json holds now",
-            f"plan under another name (samunet_plan_experiment -d {quoted(source.name)} -overwrite_plans_name NAME) "
-            "and train with -p NAME, or remove the model's other folds and use --overwrite",
+            f"plan under another name ({call('plan_experiment', source.name, plans_name=Blank('NAME'))}) and train "
+            "with `plans_name=NAME`, or remove the model's other folds and use `overwrite=True`",
         )
     if begun:
         agreement.check_same_outputs(description, source / "dataset.json", model.description, model.path)
@@ -294,7 +299,7 @@ def _check_other_folds(
         if encoder != choice.network.encoder:
             raise SamunetError(
                 f"{other} of this model uses the encoder {encoder}, this one {choice.network.encoder}",
-                f"all folds of a model use one encoder: add -encoder {encoder}",
+                f"all folds of a model use one encoder: add {argument('encoder', encoder)}",
             )
 
 
@@ -364,7 +369,7 @@ def _dataset_to_validate(dataset_name: str, names: list[str]) -> Dataset:
     if missing:
         raise SamunetError(
             f"{dataset.folder} lacks {len(missing)} of the fold's {len(names)} validation cases, such as {missing[0]}",
-            "restore them, or set samunet_raw to where they are; or run samunet_plan_and_preprocess again",
+            "restore them, or set samunet_raw to where they are; or run `api.plan_and_preprocess` again",
         )
     return dataset
 
@@ -424,6 +429,6 @@ def too_short_to_judge(model: ModelFolder, fold: Fold) -> str | None:
     if not seen or seen >= _ENOUGH_OF_A_TRAINING * planned:
         return None
     return (
-        f"too short to judge: {seen:,} images seen, where the plans train on {planned:,}; a training without "
-        "--time_budget, --iterations or --epochs has that length"
+        f"too short to judge: {seen:,} images seen, where the plans train on {planned:,}; a training whose "
+        "length is not given has that length"
     )

@@ -118,13 +118,13 @@ def load_latest(folder: Path, recipe: Recipe, optimizer: Optimizer, setup: dict)
             was = ", ".join(f"{key} {progress.setup.get(key)!r} (now {setup[key]!r})" for key in changed)
             raise SamunetError(
                 f"{folder} was started with another setup: {was}",
-                "give the same flags to go on, or add --overwrite to train this fold anew",
+                "give the same arguments to go on, or add `overwrite=True` to train this fold anew",
             )
 
     path = folder / LATEST
     if not path.is_file():
         return Progress(setup=setup)
-    return load_state(path, recipe, optimizer, Progress, check, "add --overwrite to train this fold anew")
+    return load_state(path, recipe, optimizer, Progress, check, "add `overwrite=True` to train this fold anew")
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:

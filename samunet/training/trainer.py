@@ -194,9 +194,9 @@ class Trainer(Loop):
             if self.micro_batch == 1:
                 raise SamunetError(
                     "a single image does not fit into the GPU's memory",
-                    "plan for less memory under another name (samunet_plan_experiment with a smaller "
-                    "-gpu_memory_target and -overwrite_plans_name NAME) and train with -p NAME; or use a smaller "
-                    "configuration, for example 2d_448, or -encoder small",
+                    "plan for less memory under another name (`api.plan_experiment(ID, "
+                    "gpu_memory_target_gb=4, plans_name=NAME)`) and train with `plans_name=NAME`; or use a smaller "
+                    "configuration, for example 2d_448, or `encoder='small'`",
                 )
             self.micro_batch = max(1, self.micro_batch // 2)
             log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)

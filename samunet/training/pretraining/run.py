@@ -67,7 +67,7 @@ def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
             return Pretraining(folder, options, work).run()
     except LockHeld as holder:
         raise SamunetError(
-            f"{folder} is being pretrained by {holder}", "wait until it is done, or use another --out FOLDER"
+            f"{folder} is being pretrained by {holder}", "wait until it is done, or use another `output=FOLDER`"
         ) from None
 
 
@@ -100,13 +100,13 @@ class Pretraining(Loop):
         if source.is_file():
             state = load_pretraining(source, recipe, optimizer, work.setup)
         elif options.final_decay:
-            raise UsageError(f"{folder} has no pretraining to end", "run the same without --final_decay first")
+            raise UsageError(f"{folder} has no pretraining to end", "run the same without `final_decay` first")
         else:
             state = PretrainingProgress(setup=work.setup)
         if not options.final_decay and (folder / DECAY).is_file():
             raise SamunetError(
                 f"{folder} has a final decay that was interrupted",
-                f"end it with --final_decay, or delete {folder / DECAY} to go on without it",
+                f"end it with `final_decay=True`, or delete {folder / DECAY} to go on without it",
             )
         # Iterations are counted over all pieces, seconds in this one; a final decay counts in all its runs.
         first, begun = 0, state.elapsed
@@ -148,7 +148,7 @@ class Pretraining(Loop):
     def _loss_error(self, loss: float, batch: Any) -> SamunetError:
         return SamunetError(
             f"the loss became {self.recipe.values} at iteration {self.state.iteration}",
-            f"go on from the last checkpoint with a lower rate: --lr {self.options.learning_rate / 3:.1e}",
+            f"go on from the last checkpoint with a lower rate: `learning_rate={self.options.learning_rate / 3:.1e}`",
         )
 
     def _log(self) -> None:

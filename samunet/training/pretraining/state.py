@@ -44,10 +44,11 @@ def load_pretraining(path: Path, recipe: BaseRecipe, optimizer: Optimizer, setup
         if unlike:
             raise SamunetError(
                 f"{path} was begun with {'; '.join(unlike)}",
-                "give the same --checkpoint, -d, -c and -encoder as at its beginning, or use another --out FOLDER",
+                "give the same `checkpoint`, `dataset`, `configuration` and `encoder` as at its beginning, or use "
+                "another `output=FOLDER`",
             )
 
-    remedy = "restore the file, or begin anew in another folder: --out FOLDER"
+    remedy = "restore the file, or begin anew in another folder: `output=FOLDER`"
     try:
         return load_state(path, recipe, optimizer, PretrainingProgress, check, remedy)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
