@@ -13,9 +13,9 @@ from samunet.errors import SamunetError
 from samunet.models import checkpoint
 from samunet.models.checkpoint import save_model
 from samunet.training import state
-from samunet.training.divergence import loss_error
 from samunet.training.recipes import Recipe
 from samunet.training.state import LATEST, Progress, load_latest, save_latest
+from samunet.training.trainer import loss_error
 
 
 class OneLayer(nn.Linear):

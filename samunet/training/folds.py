@@ -20,8 +20,7 @@ from samunet.errors import SamunetError, UsageError, argument, check_number
 from samunet.evaluation.summary import class_key, read_summary
 from samunet.models.choose import fold_names
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
-from samunet.models.pretrained import automatic_encoder
-from samunet.plans import DEFAULT_PLANS_NAME, plans_called
+from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import format_duration
@@ -120,17 +119,16 @@ def _places_on_cpu(jobs: list[tuple], asked: int | None) -> list[_Place]:
     import psutil
     import torch
 
+    from samunet.training.source import Source
+
     dataset_name, configuration, _, options, plans_name = jobs[0]
     if resolve_device(options.device).type != "cpu":
         return []
     threads = torch.get_num_threads()
     number = min(len(jobs), asked or threads)
     if asked is None:
-        plans = plans_called(plans_name, paths.preprocessed_folder() / dataset_name)
-        networks = plans.configuration(configuration).networks
-        encoder = options.encoder or plans.encoder
-        encoder = encoder if encoder in networks else automatic_encoder(networks, gpu=False)[0]
-        needed = networks[encoder].memory_bytes + _PROGRAM_BYTES
+        network, _ = Source(dataset_name, configuration, plans_name).network(options.encoder, options.checkpoint, "cpu")
+        needed = network.memory_bytes + _PROGRAM_BYTES
         fitting = int(psutil.virtual_memory().available * _MEMORY_SHARE // needed)
         number = max(1, min(number, fitting))
     return [_Place("cpu", max(1, threads // number))] * number

@@ -23,10 +23,10 @@ from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, make_folder, write_json
-from samunet.locks import LockHeld, exclusive
 from samunet.tensors import write_tensors
+from samunet.training.lock import training_lock
 from samunet.training.log import drawn
-from samunet.training.loop import Loop
+from samunet.training.loop import Loop, dtype_name
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.state import PretrainingProgress, load_pretraining
 from samunet.training.pretraining.work import Work
@@ -60,15 +60,8 @@ def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
     """
     check_holdings(check_place(folder))
     make_folder(folder)
-    try:
-        with exclusive(folder.resolve()) as held:
-            if not held:
-                log.warning("%s cannot be locked: never use one folder twice at once", folder)
-            return Pretraining(folder, options, work).run()
-    except LockHeld as holder:
-        raise SamunetError(
-            f"{folder} is being pretrained by {holder}", "wait until it is done, or use another `output=FOLDER`"
-        ) from None
+    with training_lock(folder.resolve(), "pretrained", "wait until it is done, or use another `output=FOLDER`"):
+        return Pretraining(folder, options, work).run()
 
 
 @dataclass(frozen=True)
@@ -185,7 +178,7 @@ class Pretraining(Loop):
             "learning_rate": options.learning_rate,
             "optimizer": self.work.optimizer,
             "final_decay": options.final_decay,
-            "dtype": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "command": shlex.join([Path(sys.argv[0]).name, *(_without_place(word) for word in sys.argv[1:])]),
