@@ -39,6 +39,7 @@ from samunet.workers import default_workers
 if TYPE_CHECKING:
     from samunet.inference.options import PredictionOptions
     from samunet.inference.predictor import Predictor
+    from samunet.models.downloads import download_checkpoint, published_checkpoints
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.move_plans import move_plans_between_datasets
     from samunet.planning.planner import PlannerOptions
@@ -49,13 +50,16 @@ if TYPE_CHECKING:
     from samunet.sharing.onnx_export import export_onnx
     from samunet.sharing.sam_export import merge_adapter
     from samunet.sharing.samed_import import import_samed
+    from samunet.training.pretraining.options import PretrainingOptions
+    from samunet.training.pretraining.own_images import pretrain
 
 __all__ = [
-    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
-    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing", "ensemble",
-    "evaluate", "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed",
-    "install_model", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment",
-    "plot_overlays", "predict", "preprocess", "report", "train", "train_folds",
+    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "PretrainingOptions", "TrainingOptions",
+    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing",
+    "download_checkpoint", "ensemble", "evaluate", "export_model", "export_onnx", "extract_fingerprint",
+    "find_best_configuration", "import_samed", "install_model", "merge_adapter", "move_plans_between_datasets",
+    "plan_and_preprocess", "plan_experiment", "plot_overlays", "predict", "preprocess", "pretrain",
+    "published_checkpoints", "report", "train", "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -67,6 +71,8 @@ _LAZY = {
     "PlannerOptions": "planning.planner",
     "PredictionOptions": "inference.options",
     "Predictor": "inference.predictor",
+    "PretrainingOptions": "training.pretraining.options",
+    "download_checkpoint": "models.downloads",
     "export_model": "sharing.export",
     "export_onnx": "sharing.onnx_export",
     "import_samed": "sharing.samed_import",
@@ -74,6 +80,8 @@ _LAZY = {
     "merge_adapter": "sharing.sam_export",
     "move_plans_between_datasets": "planning.move_plans",
     "plot_overlays": "report.overlays",
+    "pretrain": "training.pretraining.own_images",
+    "published_checkpoints": "models.downloads",
     "report": "report.write",
 }
 

@@ -215,7 +215,7 @@ def test_every_field_of_plans_has_a_row(heading, name):
 
 API_PAGE = PAGES["documentation/reference/python_api.md"]
 API_ROWS = [line.split(" | ")[0] for line in API_PAGE.splitlines() if line.startswith("| `")]
-CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PredictionOptions")
+CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PretrainingOptions", "PredictionOptions")
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -377,5 +377,5 @@ def test_recipe_and_few_cases_train(reduced, tiny_dataset, tmp_path):
     assert set(run["training_cases"]) < set(split["train"])
     assert (fold / "validation" / "summary.json").is_file()
     # A fold trained on other cases is another training.
-    with pytest.raises(UsageError, match="--num_cases must be 1 to"):
+    with pytest.raises(UsageError, match="`num_cases` must be 1 to"):
         api.train("998", "2d", 0, replace(training, num_cases=99, overwrite=True), progress=False)

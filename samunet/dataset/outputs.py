@@ -15,7 +15,7 @@ from typing import Any
 from samunet.dataset.cases import visible
 from samunet.dataset.names import case_stem
 from samunet.dataset.problems import shortened
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, argument
 from samunet.files import file_hash, make_folder, read_as, read_json, write_json
 from samunet.imageio.registry import ending_of, image_reader_for, mask_ending, reader_for
 
@@ -26,8 +26,8 @@ PICTURE_MARK = {"Software": "samunet"}  # of PNG files
 
 _DATASET = re.compile(r"Dataset\d+_.*")
 _RAW = ("imagesTr", "labelsTr", "imagesTs")
-_ELSEWHERE = "give another place, outside of it: -o"
-_REPLACE = "give another folder: -o; or add --overwrite to replace files of these names"
+_ELSEWHERE = "give another place, outside of it: `output`"
+_REPLACE = "give another folder: `output`; or add `overwrite=True` to replace files of these names"
 _OLD_ARGUMENTS = ("folds", "checkpoint", "tta", "step_size", "postprocessing")  # of what version 0.1.0 wrote
 
 
@@ -52,7 +52,7 @@ def check_place(output: str | Path, inputs: Iterable[Path] = ()) -> Path:
         if source.is_dir() and any(_same(folder, source.resolve()) for folder in around):
             same = _same(real, source.resolve())
             what = "is also an input: results would be mixed with it" if same else f"lies in the input folder {source}"
-            raise UsageError(f"-o {output} {what}", _ELSEWHERE)
+            raise UsageError(f"{argument('output', output)} {what}", _ELSEWHERE)
     return output
 
 
@@ -119,7 +119,7 @@ def check_file(output: str | Path, inputs: Iterable[Path] = (), *, overwrite: bo
     record = read_record(output)
     if output.is_file() and not overwrite and not (record and condition(output, record) != "edited"):
         what = "was edited since samunet wrote it" if record else "exists, and samunet did not write it"
-        raise UsageError(f"{output} {what}", "give another name; or add --overwrite to replace it")
+        raise UsageError(f"{output} {what}", "give another name; or add `overwrite=True` to replace it")
     return output
 
 
@@ -136,7 +136,7 @@ def check_replaced(output: str | Path, mark: str) -> Path:
     output = Path(output)
     if output.is_file() and mark.encode() not in output.read_bytes():
         raise UsageError(
-            f"{output} exists and holds something else than what is to be written", "give another name: -o"
+            f"{output} exists and holds something else than what is to be written", "give another name: `output`"
         )
     return output
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 SURFACE_KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
-_AGAIN = "make it again: samunet_evaluate_folder, or samunet_train --val"
+_AGAIN = "make it again: `api.evaluate`, or `api.train(..., validation_only=True)`"
 _Scores = dict[str, dict[str, float | None]]
 
 
@@ -284,7 +284,8 @@ def labels_to_score(
         if dataset_json is None:
             raise SamunetError(
                 f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
-                "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+                "name it with `dataset_json`, or use `api.evaluate(..., labels=[1, 2, 3])`, which needs only the label "
+                "values",
             )
     description = description_from_json(read_json(Path(dataset_json)), str(dataset_json))
     return description.labels, description.reader
@@ -416,7 +417,7 @@ def _find_cases(
     if missing and not allow_missing:
         raise SamunetError(
             f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {shortened(missing)}",
-            "predict these cases, or leave them out with --chill",
+            "predict these cases, or leave them out with `allow_missing=True`",
         )
     if missing:
         log.warning("not scored, since %s has no prediction for them: %s", predictions, shortened(missing))

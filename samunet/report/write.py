@@ -14,7 +14,7 @@ from samunet.dataset.cases import Case, mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import find_dataset, list_cases, load_dataset
 from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import Blank, SamunetError, UsageError, call
 from samunet.evaluation.quality import Quality, read_calibration, read_quality
 from samunet.evaluation.summary import class_key, mean_of
 from samunet.files import read_as, read_json, write_text
@@ -85,12 +85,12 @@ def report(
 
 def _model(folder: Path, configuration: str, plans_name: str, with_images: bool) -> ModelFolder:
     if with_images:
-        raise UsageError("-i is for the report of a prediction", "give the folder that samunet_predict wrote")
+        raise UsageError("`images` is for the report of a prediction", "give the folder that `api.predict` wrote")
     if folder.is_dir():
         if not (folder / "plans.json").is_file():
             raise UsageError(
-                f"{folder} is neither a folder that samunet_predict wrote nor a model's folder",
-                "give a dataset (samunet_report 027), a model's folder, or a folder of masks (samunet_report preds)",
+                f"{folder} is neither a folder that `api.predict` wrote nor a model's folder",
+                "give a dataset (`api.report('027')`), a model's folder, or a folder of masks (`api.report('preds')`)",
             )
         return ModelFolder(Path(os.path.abspath(folder)))  # "." has no name
     return trained_model(find_dataset(str(folder)), configuration, plans_name)
@@ -104,12 +104,14 @@ def _crossval_page(model: ModelFolder, pictures: int, window: _Window) -> str:
     if not folds:
         raise SamunetError(
             f"no fold of {model.path} has been validated",
-            f"train one: samunet_train {quoted(plans.dataset_name)} {quoted(model.configuration_name)} 0",
+            f"train one: {call('train', plans.dataset_name, model.configuration_name, 0)}",
         )
     summaries = {str(fold): folder / "validation" / "summary.json" for fold, folder in folds.items()}
     cases = [case for fold, summary in summaries.items() for case in read_scores(summary, fold)]
     if not cases:
-        raise SamunetError(f"the validations in {model.path} have no cases", "validate again: samunet_train … --val")
+        raise SamunetError(
+            f"the validations in {model.path} have no cases", "validate again: `api.train(..., validation_only=True)`"
+        )
     worst = worst_first(cases)
     shown = [case for case in worst if not math.isnan(case.dice)][:pictures]
     means = [mean_of(values) for values in dice_by_class(cases, labels).values()]
@@ -186,7 +188,7 @@ def _prediction_page(folder: Path, images: Path | None, pictures: int, window: _
     labels = description.labels
     masks = mask_files(folder)
     if not masks:
-        raise SamunetError(f"{folder} holds no masks", f"predict first: samunet_predict -i IMAGES -o {quoted(folder)}")
+        raise SamunetError(f"{folder} holds no masks", f"predict first: {call('predict', Blank('IMAGES'), folder)}")
     quality = read_quality(folder, {class_key(region) for _, region in labels.foreground})
     summary = folder / "summary.json"
     cases = read_scores(summary) if summary.is_file() else []

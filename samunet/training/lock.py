@@ -45,7 +45,7 @@ def training_lock(
         except OSError as error:
             raise SamunetError(
                 f"could not write {error.filename}: {error.strerror}",
-                "set samunet_results to a folder that you may write to",
+                "choose a folder that you may write to; trained models lie in samunet_results",
             ) from error
         if held:
             remove_leftovers(folder, age=0)

@@ -10,14 +10,18 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samunet import paths
 from samunet.dataset.description import Description
+from samunet.dataset.layout import find_dataset
+from samunet.dataset.outputs import check_holdings, check_place
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.models.folder import build_network
 from samunet.models.pretrained import PretrainedWeights, pretrained_weights
 from samunet.planning import resources, rules
@@ -27,8 +31,10 @@ from samunet.preprocessing.planes import slice_with_context
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.recipe import Reconstruction
 from samunet.training.pretraining.reconstruction import MaskedReconstruction
-from samunet.training.pretraining.run import DECAY, WEIGHTS, pretrain
+from samunet.training.pretraining.run import DECAY, WEIGHTS
+from samunet.training.pretraining.run import pretrain as pretrain_piece
 from samunet.training.source import Source
+from samunet.workers import default_workers
 
 OBJECTIVE = "mae"
 _RATE = 1e-4  # lower than from random weights: there is something to keep
@@ -41,6 +47,59 @@ _CONTRAST = (0.8, 1.25)
 _BRIGHTNESS = 0.1  # deviations of the slice
 
 log = logging.getLogger(__name__)
+
+
+def pretrain(
+    dataset: str | int,
+    encoder: str | None = None,
+    configuration: str = "2d",
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    checkpoint: str | Path | None = None,
+    output: str | Path | None = None,
+    test_images: bool = True,
+    num_workers: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Path:
+    """Further train an encoder on a dataset's images, without labels; goes on from what its folder holds.
+
+    Args:
+        dataset: Id or name of a preprocessed dataset.
+        encoder, configuration, plans_name, checkpoint, test_images, progress: See :class:`OwnImages`.
+        output: Folder for checkpoints, log and weights; None for one among the dataset's results.
+        num_workers: Processes that preprocess ``imagesTs``; None for a number that suits this machine.
+        settings: Fields of :class:`samunet.training.pretraining.options.PretrainingOptions`. Without ``iterations`` and
+            ``seconds`` it is a whole pretraining, of 20 passes over the slices at least; the other two that are not
+            given, ``batch_size`` and ``learning_rate``, follow memory and weights.
+
+    Returns:
+        The file with the weights.
+
+    Raises:
+        UsageError: If the options do not fit, or ``output`` lies in a dataset or a model.
+        SamunetError: If the dataset is not preprocessed, or weights or images cannot be read.
+    """
+    name = find_dataset(dataset)
+    if output:  # before images are stored
+        check_holdings(check_place(Path(output)))
+    if settings.get("final_decay") and settings.get("seconds") is None and settings.get("iterations") is None:
+        raise UsageError("the length of the decay is not clear", "give either `seconds` or `iterations`")
+    work = OwnImages(
+        name, encoder, checkpoint and Path(checkpoint), configuration, plans_name, test_images=test_images,
+        device=settings.get("device", "auto"), progress=progress,
+        num_workers=default_workers() if num_workers is None else num_workers,
+    )  # fmt: skip
+    folder = Path(output) if output else paths.results_folder() / name / f"pretraining_{work.encoder}"
+    settings.setdefault("batch_size", work.batch_size())
+    settings.setdefault("learning_rate", work.learning_rate())
+    settings["image_sizes"] = (max(work.network.input_shape),)
+    if settings.keys() & {"seconds", "iterations"}:
+        return pretrain_piece(folder, PretrainingOptions(**settings), work)
+    options = PretrainingOptions(**settings, iterations=1)  # looked at before their number is known: 0 images have none
+    options = replace(options, iterations=work.updates(options.batch_size))
+    log.info("%d updates of %d images; another length: `seconds=T`", options.iterations, options.batch_size)
+    return pretrain_without_end_given(folder, options, work)
 
 
 class OwnImages:
@@ -214,5 +273,5 @@ def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: 
         )
     decay = max(1, round(options.iterations * _DECAY_SHARE))
     if not (folder / DECAY).is_file():
-        pretrain(folder, replace(options, iterations=max(1, options.iterations - decay)), work)
-    return pretrain(folder, replace(options, iterations=decay, final_decay=True), work)
+        pretrain_piece(folder, replace(options, iterations=max(1, options.iterations - decay)), work)
+    return pretrain_piece(folder, replace(options, iterations=decay, final_decay=True), work)
