@@ -285,10 +285,10 @@ def choose_network(source: Source, options: TrainingOptions, begun: dict[str, An
     why = why or ("as asked" if options.encoder else "as this fold began" if begun else given)
     is_sam = encoder_facts(network.encoder).is_sam
     if options.random_weights:
-        if is_sam or network.adaptation != "full":
+        if is_sam or not network.adaptation.encoder_trains:
             raise UsageError(
-                f"{network.encoder} with adaptation {network.adaptation} cannot start from random weights: what is "
-                "frozen would stay random",
+                f"{network.encoder} with adaptation {network.adaptation.method} cannot start from random weights: what "
+                "is frozen would stay random",
                 "leave out `random_weights`, or train the small encoder in full: `encoder='small'`",
             )
         why += ". It starts from random weights"
