@@ -37,6 +37,14 @@ from samunet.training.options import TrainingOptions
 from samunet.workers import default_workers
 
 if TYPE_CHECKING:
+    from samunet.conversion.datasets import (
+        convert_ACDC_dataset,
+        convert_finetune_SAM_dataset,
+        convert_MSD_dataset,
+        convert_old_nnUNet_dataset,
+        convert_SAMed_dataset,
+        make_dataset,
+    )
     from samunet.inference.options import PredictionOptions
     from samunet.inference.predictor import Predictor
     from samunet.models.downloads import download_checkpoint, published_checkpoints
@@ -55,16 +63,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "PretrainingOptions", "TrainingOptions",
-    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing",
-    "download_checkpoint", "ensemble", "evaluate", "export_model", "export_onnx", "extract_fingerprint",
-    "find_best_configuration", "import_samed", "install_model", "merge_adapter", "move_plans_between_datasets",
-    "plan_and_preprocess", "plan_experiment", "plot_overlays", "predict", "preprocess", "pretrain",
-    "published_checkpoints", "report", "train", "train_folds",
+    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "convert_ACDC_dataset",
+    "convert_MSD_dataset", "convert_SAMed_dataset", "convert_finetune_SAM_dataset", "convert_old_nnUNet_dataset",
+    "determine_postprocessing", "download_checkpoint", "ensemble", "evaluate", "export_model", "export_onnx",
+    "extract_fingerprint", "find_best_configuration", "import_samed", "install_model", "make_dataset",
+    "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment", "plot_overlays",
+    "predict", "preprocess", "pretrain", "published_checkpoints", "report", "train", "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
+_CONVERSIONS = (
+    "make_dataset", "convert_ACDC_dataset", "convert_MSD_dataset", "convert_SAMed_dataset",
+    "convert_finetune_SAM_dataset", "convert_old_nnUNet_dataset",
+)  # fmt: skip
 # Heavy imports, on first use.
 _LAZY = {
     "ExportOptions": "sharing.export",
@@ -72,6 +85,7 @@ _LAZY = {
     "PredictionOptions": "inference.options",
     "Predictor": "inference.predictor",
     "PretrainingOptions": "training.pretraining.options",
+    **dict.fromkeys(_CONVERSIONS, "conversion.datasets"),
     "download_checkpoint": "models.downloads",
     "export_model": "sharing.export",
     "export_onnx": "sharing.onnx_export",
