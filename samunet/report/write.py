@@ -168,8 +168,8 @@ def _calibration(model: ModelFolder, folds: list[Path]) -> list[object]:
     errors = {name: calibration.errors.get(class_key(region)) for name, region in model.description.labels.foreground}
     columns = [Column("class", list(errors)), scores("mean error of the predicted Dice", list(errors.values()))]
     content: list[object] = [
-        "A prediction with uncertainty predicts the Dice of new cases from entropy and from how far mirrored or shifted "
-        f"images disagree, {about}. Each validation case predicted from the others is off by:",
+        "A prediction with uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
+        f"shifted images disagree, {about}. Each validation case predicted from the others is off by:",
         BLOCKS.table(columns),
     ]
     if not math.isnan(calibration.threshold):
