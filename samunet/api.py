@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         convert_SAMed_dataset,
         make_dataset,
     )
+    from samunet.conversion.phantoms import make_phantoms
     from samunet.inference.options import PredictionOptions
     from samunet.inference.predictor import Predictor
     from samunet.models.downloads import download_checkpoint, published_checkpoints
@@ -58,17 +59,18 @@ if TYPE_CHECKING:
     from samunet.sharing.onnx_export import export_onnx
     from samunet.sharing.sam_export import merge_adapter
     from samunet.sharing.samed_import import import_samed
+    from samunet.training.inventory import clean, info
     from samunet.training.pretraining.options import PretrainingOptions
     from samunet.training.pretraining.own_images import pretrain
 
 __all__ = [
     "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "PretrainingOptions", "TrainingOptions",
-    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "convert_ACDC_dataset",
+    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "clean", "convert_ACDC_dataset",
     "convert_MSD_dataset", "convert_SAMed_dataset", "convert_finetune_SAM_dataset", "convert_old_nnUNet_dataset",
     "determine_postprocessing", "download_checkpoint", "ensemble", "evaluate", "export_model", "export_onnx",
-    "extract_fingerprint", "find_best_configuration", "import_samed", "install_model", "make_dataset",
-    "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment", "plot_overlays",
-    "predict", "preprocess", "pretrain", "published_checkpoints", "report", "train", "train_folds",
+    "extract_fingerprint", "find_best_configuration", "import_samed", "info", "install_model", "make_dataset",
+    "make_phantoms", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment",
+    "plot_overlays", "predict", "preprocess", "pretrain", "published_checkpoints", "report", "train", "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -89,8 +91,11 @@ _LAZY = {
     "download_checkpoint": "models.downloads",
     "export_model": "sharing.export",
     "export_onnx": "sharing.onnx_export",
+    "clean": "training.inventory",
     "import_samed": "sharing.samed_import",
+    "info": "training.inventory",
     "install_model": "sharing.install",
+    "make_phantoms": "conversion.phantoms",
     "merge_adapter": "sharing.sam_export",
     "move_plans_between_datasets": "planning.move_plans",
     "plot_overlays": "report.overlays",

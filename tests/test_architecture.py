@@ -25,6 +25,8 @@ FLOORS = [
     {"dataset"},
     {"imageio"},
     {
+        "adaptations",
+        "plain_model",
         "plans",
         "encoders",
         "recipes",

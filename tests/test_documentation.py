@@ -213,6 +213,14 @@ def test_every_field_of_plans_has_a_row(heading, name):
     assert documented - {"inherits_from"} == fields
 
 
+def test_every_field_of_adaptations_has_a_row():
+    from samunet.adaptations import ADAPTATIONS
+
+    rows = section(PAGES["documentation/reference/plans.md"], "An adaptation").splitlines()
+    documented = {field for row in rows if row[:3] == "| `" for field in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert documented == {field for kind in ADAPTATIONS.values() for field in kind.model_fields}
+
+
 API_PAGE = PAGES["documentation/reference/python_api.md"]
 API_ROWS = [line.split(" | ")[0] for line in API_PAGE.splitlines() if line.startswith("| `")]
 CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PretrainingOptions", "PredictionOptions")

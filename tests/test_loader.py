@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from samunet.adaptations import FullPlan
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.case import OUTSIDE
 from samunet.preprocessing.store import StoredCase, class_locations
@@ -48,7 +49,7 @@ def make_loader(
     masked=False, slices=1, recipe=Recipe, stretch=False, **changes,
 ):  # fmt: skip
     network = NetworkPlan(
-        encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
+        encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation=FullPlan(),
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
         training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0, stretch=stretch,
     )  # fmt: skip

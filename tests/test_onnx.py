@@ -9,13 +9,13 @@ import torch
 from handed import CASES, NAME, make_model, small_encoder, small_sam
 
 from samunet import api
+from samunet.adaptations import AdapterPlan, FullPlan, LoraPlan
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
 from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead
 from samunet.network.model import InputLayer, SamunetModel
-from samunet.plans import AdapterPlan, LoraPlan
 from samunet.sharing import onnx_export
 
 needs_onnx = pytest.mark.skipif(
@@ -118,10 +118,10 @@ def test_large_weights_go_into_a_file_beside_the_graph(model, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "adaptation",
     [
-        {"lora": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], decoder=True)},
-        {"lora": LoraPlan(dora=True)},
-        {"adaptation": "adapter", "adapter": AdapterPlan()},
-        {"adaptation": "full"},
+        {"adaptation": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], decoder=True)},
+        {"adaptation": LoraPlan(dora=True)},
+        {"adaptation": AdapterPlan()},
+        {"adaptation": FullPlan()},
     ],
     ids=["lora", "dora", "adapter", "full"],
 )

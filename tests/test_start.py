@@ -47,7 +47,7 @@ def test_everything_that_trained_is_taken_over(plan, tmp_path, caplog):
         assert torch.allclose(other(image), model(image), atol=1e-6)
     count = len(model.trained_state())
     assert f"{count} of {count} tensors fit" in caplog.text
-    kind = "LoRA" if plan.lora else "bottleneck adapters"
+    kind = "LoRA" if plan.adaptation.method == "lora" else "bottleneck adapters"
     small = sum(".lora_" in name or ".adapter." in name for name in model.trained_state())
     assert f"{small} of {small} of the {kind}" in caplog.text
 

@@ -95,6 +95,7 @@ class Predictor:
         self.slices = SlicePredictor(
             models.to(device) if shared else [model.to(device).eval() for model in models],
             neighbours=network.input_channels == "neighbours",
+            slab=network.adaptation.slab,
             device=device,
             dtype=fast_dtype(device, network.input_shape),
             mirror_axes=configuration.mirror_axes if self._averages else (),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samunet.adaptations.lora import adapter_folders
 from samunet.dataset.cases import Case, visible
 from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import condition, read_record
@@ -17,7 +18,6 @@ from samunet.imageio.registry import ending_of
 from samunet.inference.options import PredictionOptions
 from samunet.inference.postprocessing import Postprocessing
 from samunet.models.folder import Fold, ModelFolder
-from samunet.network.adaptations.lora import adapter_folders
 from samunet.plans import fingerprint_of
 
 _WORDS = {"model": "the model's files", "name": "the model", "tta": "test-time augmentation"}

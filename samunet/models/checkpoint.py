@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from samunet.adaptations.lora import load_adapters, save_adapters
 from samunet.errors import SamunetError
-from samunet.network.adaptations.lora import load_adapters, save_adapters
 from samunet.network.model import SamunetModel
 from samunet.tensors import not_finite, read_tensors, write_tensors
 

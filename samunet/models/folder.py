@@ -228,8 +228,8 @@ class ModelFolder:
             SamunetError: If a fold has no such checkpoint, or the base weights are missing or others than in training,
                 or differ between the folds.
         """
+        from samunet.adaptations.lora import merge_adapters
         from samunet.models.shared_folds import SharedFolds
-        from samunet.network.adaptations.lora import merge_adapters
         from samunet.network.encoders import hold_frozen
 
         for fold in folds:
@@ -272,7 +272,7 @@ class ModelFolder:
     @staticmethod
     def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
         """What a fold trained, checked to fit the network."""
-        from samunet.network.adaptations.lora import load_adapters
+        from samunet.adaptations.lora import load_adapters
         from samunet.tensors import read_tensors
 
         kind = file.stem.removeprefix("checkpoint_")

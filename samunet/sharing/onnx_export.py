@@ -83,6 +83,20 @@ def export_onnx(
     name = find_dataset(dataset)
     model = open_model_folder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
     (fold,) = parse_folds(model, [fold], checkpoint)
+    adaptation = model.network(fold).adaptation
+    if adaptation.slab > 1:
+        raise SamunetError(
+            f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
+            f"({adaptation.method}), and the graph's images stand for themselves",
+            "predict with samunet_predict, or export a model with another adaptation",
+        )
+    adaptation = model.network(fold).adaptation
+    if adaptation.slab > 1:
+        raise SamunetError(
+            f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
+            f"({adaptation.method}), and images of a graph stand for themselves",
+            "predict with samunet_predict, or export a model with another adaptation",
+        )
     (network,) = model.load([fold], checkpoint)  # in single precision, which a predictor may lower
     predictor = Predictor(
         [network], model.plans, model.configuration, model.network(fold),

@@ -68,7 +68,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
         what
         for what, there in (
             (f"the encoder {network.encoder}, which is no SAM,", not encoder_facts(network.encoder).is_sam),
-            ("bottleneck adapters, which cannot be folded into weights", network.adapter is not None),
+            (f"{network.adaptation.title}, which cannot be folded into weights", not network.adaptation.merges),
             (f"the head {network.head!r}", network.head != "sam"),
             ("a projection of the input channels", network.input_channels == "projection"),
         )

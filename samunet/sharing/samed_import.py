@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from samunet import __version__, paths
+from samunet.adaptations import LoraPlan
 from samunet.dataset.description import description_from_json
 from samunet.encoders import EncoderFacts, encoder_facts
 from samunet.errors import SamunetError, UsageError
@@ -28,7 +29,7 @@ from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.model import SamunetModel
 from samunet.planning import resources, rules
-from samunet.plans import ConfigurationPlan, IntensityStatistics, LoraPlan, NetworkPlan, Plans
+from samunet.plans import ConfigurationPlan, IntensityStatistics, NetworkPlan, Plans
 from samunet.tensors import check_numbers
 
 log = logging.getLogger(__name__)
@@ -245,9 +246,9 @@ def _plans(options: SamedImport, facts: EncoderFacts, lora: LoraPlan) -> Plans:
     """Plans that prepare images as SAMed does: whole slices, scaled to the input, on 0-1, one channel three times."""
     why = {"adaptation": "imported from SAMed"}
     shape = [options.image_size, options.image_size]
-    estimate = resources.estimate(facts, shape, "lora")
+    estimate = resources.estimate(facts, shape, lora)
     network = NetworkPlan(
-        encoder=facts.name, input_shape=shape, spacing=None, head="sam", adaptation="lora", lora=lora,
+        encoder=facts.name, input_shape=shape, spacing=None, head="sam", adaptation=lora,
         input_channels="repeat", batch_size=4, accumulation=6, learning_rate=5e-3, weight_decay=0.1,
         training_images={"cpu": 16_000, "gpu": 48_000}, memory_bytes=estimate.for_batch(4),
         training_gflops=round(estimate.training_flops / 1e9, 1), recipe="samed", why=why,

@@ -48,7 +48,7 @@ def check_frozen(network: NetworkPlan) -> None:
     """
     trained = ""
     if network.components != "decoder":
-        trained = f"these plans train the encoder ({network.adaptation})"
+        trained = f"these plans train the encoder ({network.adaptation.method})"
     elif network.input_channels == "projection":
         trained = "the combination of this dataset's channels, which comes before the encoder, is trained"
     if trained:

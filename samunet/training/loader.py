@@ -15,7 +15,7 @@ from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.planes import SlicingPlane, slice_with_context
+from samunet.preprocessing.planes import SlicingPlane, slab, slice_with_context
 from samunet.preprocessing.store import StoredCase
 from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.augmentation import seeded
@@ -69,7 +69,7 @@ class SliceLoader(SlimDataLoaderBase):
         self.seed = seed
         self.next_iteration = first
         self.ignore = ignore
-        self.slices = slices = recipe.slices
+        self.slices = slices = recipe.slices_for(network)
         self.labelled, self.unlabelled, self.first_index = True, None, 0
         if unlabelled:
             self.unlabelled = SliceLoader(unlabelled, configuration, network, batch_size, seed, recipe=recipe)
@@ -159,9 +159,9 @@ class SliceLoader(SlimDataLoaderBase):
                 inside = places[value][places[value][:, 0] == z]
                 centre = [int(position) for position in inside[draw.integers(len(inside)), 1:]]
         start = _window_start(grid, centre, draw)
-        slab = [min(max(z + shift, 0), depth - 1) for shift in range(-(self.slices // 2), self.slices // 2 + 1)]
-        images = [slice_with_context(case.image, one, depth, self.neighbours) for one in slab]
-        labels = [self._label(case, one, images[0].shape[1:]) for one in slab]
+        around_it = slab(z, depth, self.slices)
+        images = [slice_with_context(case.image, one, depth, self.neighbours) for one in around_it]
+        labels = [self._label(case, one, images[0].shape[1:]) for one in around_it]
         with seeded(*key):
             item = self.transforms[side](
                 data=np.concatenate(images)[None], seg=np.concatenate(labels)[None], window=grid.window(start)

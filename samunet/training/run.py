@@ -237,10 +237,10 @@ def _choose_network(plans: Plans, configuration: ConfigurationPlan, options: Tra
         why = "as asked" if options.encoder else "as this fold began" if run else given
     network = plans.network(configuration, wanted)
     if options.random_weights:
-        if encoder_facts(wanted).is_sam or network.adaptation != "full":
+        if encoder_facts(wanted).is_sam or not network.adaptation.encoder_trains:
             raise UsageError(
-                f"{wanted} with adaptation {network.adaptation} cannot start from random weights: what is frozen would "
-                "stay random",
+                f"{wanted} with adaptation {network.adaptation.method} cannot start from random weights: what is "
+                "frozen would stay random",
                 "leave out `random_weights`, or train the small encoder in full: `encoder='small'`",
             )
         why += ". It starts from random weights"

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from samunet.adaptations import ADAPTATIONS, LoraPlan
+from samunet.adaptations.lora import adapter_folders, read_adapter
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_as
-from samunet.network.adaptations import ADAPTATIONS
-from samunet.network.adaptations.lora import adapter_folders, read_adapter
 from samunet.network.model import SamunetModel
-from samunet.plans import LoraPlan, NetworkPlan
+from samunet.plans import NetworkPlan
 from samunet.tensors import read_tensors
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ def check_start(path: Path, network: NetworkPlan, folder: Path, *, overwrite: bo
         )
     read_tensors(path)
     for part, adapter in adapter_folders(path).items():
-        planned = network.lora
-        if planned and (part == "image_encoder" or planned.decoder):
+        planned = network.adaptation
+        if isinstance(planned, LoraPlan) and (part == "image_encoder" or planned.decoder):
             _check_lora(adapter / "adapter_config.json", planned)
 
 

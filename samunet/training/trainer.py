@@ -97,7 +97,8 @@ class Trainer(Loop):
         self.device = resolve_device(options.device)
         reset_peak_memory(self.device)
         kind_of_recipe = load_recipe(network.recipe)
-        self.micro_batch = max(1, network.batch_size // (kind_of_recipe.slices * (2 if unlabelled else 1)))
+        self.images_per_item = kind_of_recipe.slices_for(network) * (2 if unlabelled else 1)
+        self.micro_batch = max(1, network.batch_size // self.images_per_item)
         self.batch_size = network.batch_size * network.accumulation
         num_slices = sum(case.shape[0] for case in train.values())
         self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
@@ -250,9 +251,10 @@ class Trainer(Loop):
         predictor = SlicePredictor(
             [partial(model, encode=self.recipe.encode)],
             neighbours=self.network.input_channels == "neighbours",
+            slab=self.network.adaptation.slab,
             device=self.device,
             dtype=self.dtype,
-            batch_size=self.micro_batch,
+            batch_size=self.micro_batch * self.images_per_item,
         )
         model.eval()
         score = monitored_dice(predictor, self.monitored, self.network, self.labels)
@@ -347,10 +349,10 @@ class Trainer(Loop):
         parts = ", ".join(f"{name} {count:,}" for name, count in trained.items() if count)
         log.info(
             "%s of %s trained: %s parameters (%s)",
-            self.network.adaptation, self.network.components, f"{sum(trained.values()):,}", parts,
+            self.network.adaptation.method, self.network.components, f"{sum(trained.values()):,}", parts,
         )  # fmt: skip
         kind = "cpu" if self.device.type == "cpu" else "gpu"
-        memory = step_bytes(self.network, self.micro_batch, kind, self.labels.num_outputs)
+        memory = step_bytes(self.network, self.micro_batch * self.images_per_item, kind, self.labels.num_outputs)
         log.info("checked while training: %s; memory about %.1f GB", self.monitored_name, memory / 1e9)
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet import paths
+from samunet.adaptations import FullPlan
 from samunet.dataset.cases import Dataset
 from samunet.dataset.description import Description, read_description
 from samunet.dataset.layout import find_dataset, raw_dataset
@@ -239,7 +240,7 @@ class ReconstructionModel(nn.Module):
     ) -> None:
         super().__init__()
         facts = encoder_facts(network.encoder)
-        everything = network.changed(adaptation="full", components="encoder_decoder", lora=None, adapter=None)
+        everything = network.changed(adaptation=FullPlan(), components="encoder_decoder")
         statistics = {"pixel_mean": list(facts.pixel_mean), "pixel_std": list(facts.pixel_std)}
         base = replace(base, record=base.record | statistics)
         whole = build_network(configuration, everything, description, base)

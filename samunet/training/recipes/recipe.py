@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from samunet.dataset.labels import Labels
+from samunet.errors import UsageError
 from samunet.network.encoders import Features
 from samunet.network.model import SamunetModel
 from samunet.network.optimizer import build_optimizer
@@ -172,6 +173,22 @@ class Recipe(BaseRecipe):
     def transforms(cls, **settings: Any) -> Callable[..., dict[str, np.ndarray]]:
         """Augmentation of an item; :func:`samunet.training.augmentation.training_transforms` has the settings."""
         return training_transforms(**settings)
+
+    @classmethod
+    def slices_for(cls, network: NetworkPlan) -> int:
+        """Neighbouring slices of an item: the recipe's, or those that the network computes together.
+
+        Raises:
+            UsageError: If both want several, and not as many.
+        """
+        together = network.adaptation.slab
+        if cls.slices > 1 and together > 1 and cls.slices != together:
+            raise UsageError(
+                f"the recipe {network.recipe} has items of {cls.slices} slices, and the adaptation "
+                f"{network.adaptation.method} computes {together} together",
+                "plan with as many, or with another recipe",
+            )
+        return max(cls.slices, together)
 
     def build_loss(self) -> UpdateLoss:
         """The loss of labelled items."""
