@@ -76,8 +76,8 @@ FLAG_OR_COMMAND = re.compile(
 )
 # Rooms whose messages are still to be brought over.
 NAME_FLAGS = {"conversion", "imageio"}
-# What people open and read names what is typed: instructions, and the page of a report.
-FOR_READERS = {"selection/findings.py", "sharing/private.py", "report/write.py"}
+# What people open and read names what is typed: the instructions for prediction.
+FOR_READERS = {"selection/findings.py", "sharing/private.py"}
 # Of parts of words in messages, which begin with a hyphen after what is filled in.
 NO_FLAGS = {"-fold, or else "}
 
