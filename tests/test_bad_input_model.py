@@ -106,7 +106,7 @@ TRAINING = [
         repaired=False),
     Row("two lengths at once", nothing, TRAIN + " --epochs 3", ("--epochs", "--iterations"), 2, repaired=False),
     Row("no iterations", nothing, TRAIN + " --iterations 0", ("iterations", "0"), 2, repaired=False),
-    Row("a negative learning rate", nothing, TRAIN + " --lr -1", ("learning_rate", "-1"), 2, repaired=False),
+    Row("a negative learning rate", nothing, TRAIN + " --lr -1", ("--lr", "-1"), 2, repaired=False),
     Row("negative workers", nothing, TRAIN + " --num_workers -2", ("--num_workers", "-2"), 2, repaired=False),
     Row("an unknown device", nothing, TRAIN + " -device tpu", ("tpu", "cuda"), 2, repaired=False, writes=BEGUN),
     Row("a device that is not there", nothing, TRAIN + " -device mps", ("mps", "-device cpu"), 2, repaired=False,

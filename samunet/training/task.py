@@ -281,7 +281,7 @@ def choose_network(source: Source, options: TrainingOptions, begun: dict[str, An
     """
     asked = options.encoder or begun.get("encoder")
     network, why = source.network(asked, options.checkpoint, options.device)
-    given = "for the given checkpoint" if options.checkpoint else "as planned"
+    given = "for `checkpoint`" if options.checkpoint else "as planned"
     why = why or ("as asked" if options.encoder else "as this fold began" if begun else given)
     is_sam = encoder_facts(network.encoder).is_sam
     if options.random_weights:
