@@ -177,7 +177,7 @@ class OwnImages:
     def batch_size(self) -> int:
         """Images per update for which the plans' memory is enough, with the whole encoder trained; at most 12."""
         estimate = resources.estimate(
-            encoder_facts(self.encoder), self.network.input_shape, "full",
+            encoder_facts(self.encoder), self.network.input_shape, FullPlan(),
             checkpoint_blocks=self.network.checkpoint_blocks,
         )  # fmt: skip
         return rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, self.budget)[0][0]
