@@ -75,7 +75,7 @@ FLAG_OR_COMMAND = re.compile(
     r"|\bsamunet_(?!(raw|preprocessed|results|checkpoints|record|version|model)\b)[a-z]\w+"
 )
 # Rooms whose messages are still to be brought over.
-NAME_FLAGS = {"conversion", "dataset", "evaluation", "imageio", "inference", "models", "report", "selection", "sharing"}
+NAME_FLAGS = {"conversion", "imageio", "inference", "models", "selection", "sharing"}
 # Of parts of words in messages, which begin with a hyphen after what is filled in.
 NO_FLAGS = {"-fold, or else "}
 

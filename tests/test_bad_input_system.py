@@ -27,7 +27,7 @@ NOISE = np.random.default_rng(0).integers(0, 255, (1, 8, 64, 64)).astype(np.uint
 def write_blosc2(path):
     from samunet.preprocessing.store import _write_array
 
-    _write_array(path, NOISE, cubes=False)
+    _write_array(path, NOISE, isotropic_chunks=False)
 
 
 def write_safetensors(path):

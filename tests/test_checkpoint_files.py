@@ -23,10 +23,10 @@ from samunet.network.checkpoints import check_fits, load_sam_checkpoint
 from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
 from samunet.network.model import InputLayer
-from samunet.plans import read_plans
 from samunet.tensors import not_finite, read_tensors
-from samunet.training import run as run_module
+from samunet.training import source
 from samunet.training.options import TrainingOptions
+from samunet.training.task import choose_network
 
 REDUCED = replace(
     ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256,
@@ -454,13 +454,13 @@ def test_auto_takes_sam_where_its_weights_can_be_had(
     planned, checkpoints, monkeypatch, device, there, reachable, expected
 ):
     asked = []
-    monkeypatch.setattr(run_module, "resolve_device", lambda name: torch.device(device))
+    monkeypatch.setattr(source, "resolve_device", lambda name: torch.device(device))
     monkeypatch.setattr(downloads, "can_download", lambda facts: asked.append(facts.name) or reachable)
     if there:
         (checkpoints / "sam_vit_b_01ec64.pth").write_bytes(b"")
-    plans = read_plans(next((planned / "preprocessed").glob("*/samunetPlans.json")))
-    choice = run_module._choose_network(plans, plans.configuration("2d"), TrainingOptions(), {})
-    assert choice.network.encoder == expected
+    (folder,) = (planned / "preprocessed").iterdir()
+    network, _ = choose_network(source.Source(folder.name, "2d", "samunetPlans"), TrainingOptions(), {})
+    assert network.encoder == expected
     assert asked == (["vit_b"] if device == "cuda" and not there else [])  # the server is not asked without need
 
 

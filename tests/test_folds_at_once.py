@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from samunet.errors import SamunetError, UsageError
-from samunet.training import folds
+from samunet.training import folds, source
 from samunet.training.options import TrainingOptions
 
 
@@ -17,10 +17,9 @@ from samunet.training.options import TrainingOptions
 def machine(monkeypatch):
     """A function that sets threads and free gigabytes, and a plan whose training needs 1 GB beside the program's."""
     small, large = SimpleNamespace(memory_bytes=10**9), SimpleNamespace(memory_bytes=7 * 10**9)
-    configuration = SimpleNamespace(networks={"vit_b": large, "small": small})
-    plans = SimpleNamespace(encoder="small", configuration=lambda name: configuration)
-    monkeypatch.setattr(folds, "plans_called", lambda name, folder: plans)
-    monkeypatch.setenv("samunet_preprocessed", "/nowhere")
+    networks = {"vit_b": large, "small": small, None: small}
+    planned = SimpleNamespace(network=lambda encoder, checkpoint, device: (networks[encoder], ""))
+    monkeypatch.setattr(source, "Source", lambda *names: planned)
 
     def set_up(threads, gigabytes):
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -197,7 +197,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_kept(tmp_path, four):
         (tmp_path / run.LATEST).write_bytes(content)
         with pytest.raises(SamunetError, match=r"pretraining_latest") as error:
             pretrain(tmp_path, options())
-        assert "--out FOLDER" in error.value.hint
+        assert "`output=FOLDER`" in error.value.hint
         assert (tmp_path / run.LATEST).read_bytes() == content
 
 
@@ -226,7 +226,7 @@ def test_a_loss_that_is_no_number_ends_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(network.SameRegion, "forward", lambda self, e, r, d: e.sum() * float("nan"))
     with pytest.raises(SamunetError, match="the loss became") as error:
         pretrain(tmp_path, options(objective="dense"))
-    assert "--lr" in error.value.hint
+    assert "`learning_rate=" in error.value.hint
     assert not (tmp_path / run.LATEST).exists()
 
 

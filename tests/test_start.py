@@ -83,7 +83,7 @@ def test_lora_with_other_settings_is_refused(given, planned, says, tmp_path):
     file, _ = trained_fold(tmp_path, make_plan(**given))
     with pytest.raises(SamunetError, match=says) as error:
         check_start(file, make_plan(**planned), tmp_path / "fold_1", overwrite=False)
-    assert "samunet_plan_experiment -overwrite_plans_name" in error.value.hint
+    assert "`api.plan_experiment(ID, plans_name=NAME)`" in error.value.hint
 
 
 def test_what_cannot_be_taken_over_is_said(tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -36,6 +37,8 @@ from samunet.report.sections import (
     training_section,
     worst_first,
 )
+
+log = logging.getLogger(__name__)
 
 _EMPTY_RULE = (
     "A class that is in neither the reference nor the prediction of a case has no score there. One that is in only one "
@@ -165,7 +168,7 @@ def _calibration(model: ModelFolder, folds: list[Path]) -> list[object]:
     errors = {name: calibration.errors.get(class_key(region)) for name, region in model.description.labels.foreground}
     columns = [Column("class", list(errors)), scores("mean error of the predicted Dice", list(errors.values()))]
     content: list[object] = [
-        "samunet_predict --save_uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
+        "A prediction with uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
         f"shifted images disagree, {about}. Each validation case predicted from the others is off by:",
         BLOCKS.table(columns),
     ]
@@ -252,9 +255,9 @@ def _cases(
 ) -> list[object]:
     if not quality:
         columns = [Column("case", order), Column("mask", [masks[name].name for name in order])]
+        log.warning("nothing tells good cases from bad ones: `api.predict(..., save_uncertainty=True)` measures it")
         return [
-            "Nothing was measured that would tell good cases from bad ones: samunet_predict does so with "
-            "--save_uncertainty.",
+            "Nothing was measured that would tell good cases from bad ones: predictions with uncertainty do so.",
             BLOCKS.table(columns, first=15),
         ]
     calibration, rows = quality["calibration"], quality["cases"]
@@ -335,7 +338,8 @@ def _images(arguments: dict[str, Any], images: Path | None, description: Descrip
             return list_cases(source, description), ""
     except (SamunetError, OSError):  # a list of files, as it was typed, is no path
         pass
-    return {}, f"The images are not at {source} (seen from here): add -i IMAGES, the folder that was predicted."
+    log.warning("no pictures, because the images are not at %s: add `images=FOLDER`, which was predicted", source)
+    return {}, f"The images are not at {source} (seen from here): make the report again with their folder."
 
 
 def _model_of(arguments: dict[str, Any]) -> ModelFolder | None:

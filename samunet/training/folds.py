@@ -20,9 +20,9 @@ from samunet.errors import SamunetError, UsageError, argument, check_number
 from samunet.evaluation.summary import class_key, read_summary
 from samunet.models.choose import fold_names
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
-from samunet.models.pretrained import automatic_encoder
-from samunet.plans import DEFAULT_PLANS_NAME, plans_called
+from samunet.plans import DEFAULT_PLANS_NAME
 from samunet.signals import interrupts_held, prepare_worker
+from samunet.tables import number, text_table
 from samunet.training.options import TrainingOptions
 from samunet.training.schedule import format_duration
 
@@ -120,42 +120,41 @@ def _places_on_cpu(jobs: list[tuple], asked: int | None) -> list[_Place]:
     import psutil
     import torch
 
+    from samunet.training.source import Source
+
     dataset_name, configuration, _, options, plans_name = jobs[0]
     if resolve_device(options.device).type != "cpu":
         return []
     threads = torch.get_num_threads()
-    number = min(len(jobs), asked or threads)
+    count = min(len(jobs), asked or threads)
     if asked is None:
-        plans = plans_called(plans_name, paths.preprocessed_folder() / dataset_name)
-        networks = plans.configuration(configuration).networks
-        encoder = options.encoder or plans.encoder
-        encoder = encoder if encoder in networks else automatic_encoder(networks, gpu=False)[0]
-        needed = networks[encoder].memory_bytes + _PROGRAM_BYTES
+        network, _ = Source(dataset_name, configuration, plans_name).network(options.encoder, options.checkpoint, "cpu")
+        needed = network.memory_bytes + _PROGRAM_BYTES
         fitting = int(psutil.virtual_memory().available * _MEMORY_SHARE // needed)
-        number = max(1, min(number, fitting))
-    return [_Place("cpu", max(1, threads // number))] * number
+        count = max(1, min(count, fitting))
+    return [_Place("cpu", max(1, threads // count))] * count
 
 
 def format_results(folders: Sequence[Path]) -> str:
     """A table for people: per fold its cases, Dice of every class and their mean, iterations and time."""
-    runs = [(folder, read_run(folder / "run.json"), _summary(folder)) for folder in folders]
     names: dict[str, str] = {}
     if folders:
         labels = ModelFolder(folders[0].parent).description.labels
         names = {class_key(region): name for name, region in labels.foreground}
-    header = ["fold", "cases", *names.values(), "mean Dice", "iterations", "time"]
-    rows = []
-    for folder, run, summary in runs:
-        scores = [summary["mean"][key]["Dice"] if summary else None for key in names]
-        scores.append(summary["foreground_mean"]["Dice"] if summary else None)
-        cases = str(len(summary["metric_per_case"])) if summary else "-"
+    rows, note = [], []
+    for folder in folders:
+        run, file = read_run(folder / "run.json"), folder / "validation" / "summary.json"
+        scores = ["-"] * (2 + len(names))
+        if file.is_file():
+            summary = read_summary(file)
+            means = [*(summary["mean"][key] for key in names), summary["foreground_mean"]]
+            scores = [str(len(summary["metric_per_case"])), *(number(mean["Dice"]) for mean in means)]
+        else:
+            note = ["fold all trains on every case: there is none left to score it on"]
         length = [str(run.get("iterations", "-")), format_duration(run.get("training_seconds", 0))]
-        rows.append([folder.name.removeprefix("fold_"), cases, *map(_score, scores), *length])
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in [header, *rows]]
-    if any(summary is None for _, _, summary in runs):
-        lines.append("fold all trains on every case: there is none left to score it on")
-    return "\n".join(lines)
+        rows.append([folder.name.removeprefix("fold_"), *scores, *length])
+    head = ["fold", "cases", *names.values(), "mean Dice", "iterations", "time"]
+    return "\n".join(text_table(head, rows, left=0) + note)
 
 
 def _check_folds(dataset_name: str, folds: Sequence[Fold]) -> None:
@@ -172,11 +171,6 @@ def _is_finished(model: ModelFolder, fold: Fold, options: TrainingOptions) -> bo
     if again or not (folder / "checkpoint_final.safetensors").is_file():
         return False
     return fold == "all" or (folder / "validation" / "summary.json").is_file()
-
-
-def _summary(folder: Path) -> dict[str, Any] | None:
-    path = folder / "validation" / "summary.json"
-    return read_summary(path) if path.is_file() else None
 
 
 def _side_by_side(jobs: list[tuple], places: Sequence[_Place]) -> None:
@@ -256,7 +250,3 @@ def _error_of(job: tuple) -> SamunetError | None:
     except Exception as error:  # whatever it is, it must not end as a silent exit status
         return SamunetError(f"fold {job[2]}: {type(error).__name__}: {error}")
     return None
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

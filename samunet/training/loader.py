@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import numpy as np
-from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
 from samunet.errors import SamunetError
 from samunet.plans import ConfigurationPlan, NetworkPlan
@@ -24,8 +23,8 @@ from samunet.training.recipes.recipe import Recipe
 Batch = dict[str, np.ndarray]
 
 
-class SliceLoader(SlimDataLoaderBase):
-    """batchgenerators' loader interface over stored cases.
+class SliceLoader:
+    """Batches of slices of stored cases.
 
     Cases are drawn evenly with replacement, and of the plan's planes one to slice the case along. With the plan's
     probability, decided item by item, a slice and the window on it are centred on a voxel of a class drawn from those
@@ -37,7 +36,6 @@ class SliceLoader(SlimDataLoaderBase):
         configuration, network: Plans.
         batch_size: Items per batch.
         seed: With iteration and index, all that randomness depends on.
-        first: Iteration of the first batch.
         ignore: Label value of voxels without annotation; with one, every window is centred on an annotated voxel.
         recipe: Gives the order of slices and the augmentation; of a slab of neighbouring slices an item holds, those
             beyond the volume are its last one.
@@ -55,19 +53,16 @@ class SliceLoader(SlimDataLoaderBase):
         network: NetworkPlan,
         batch_size: int,
         seed: int,
-        first: int = 0,
         ignore: int | None = None,
         recipe: type[Recipe] = Recipe,
         unlabelled: dict[str, StoredCase] | None = None,
     ) -> None:
-        super().__init__(cases, batch_size)
-        self.cases = cases
+        self.cases, self.batch_size = cases, batch_size
         self.names = sorted(cases)
         self.network = network
         self.foreground_share = configuration.foreground_share
         self.neighbours = network.input_channels == "neighbours"
         self.seed = seed
-        self.next_iteration = first
         self.ignore = ignore
         self.slices = slices = recipe.slices_for(network)
         self.labelled, self.unlabelled, self.first_index = True, None, 0
@@ -105,11 +100,6 @@ class SliceLoader(SlimDataLoaderBase):
     def batches_of_a_pass(self) -> int | None:
         """How many batches hold every slice once; None where slices are drawn."""
         return -(-len(self.slices_of_a_pass) // self.batch_size) or None
-
-    def generate_train_batch(self) -> Batch:
-        """The next batch; see :meth:`batch`."""
-        self.next_iteration += 1
-        return self.batch(self.next_iteration - 1)
 
     def batch(self, iteration: int) -> Batch:
         """Batch number ``iteration``: ``data`` ``(b, channels, H, W)`` float32, ``seg`` ``(b, H, W)`` int64.

@@ -18,29 +18,23 @@ from torch import Tensor, nn
 
 from samunet import paths
 from samunet.adaptations import FullPlan
-from samunet.dataset.cases import Dataset
-from samunet.dataset.description import Description, read_description
-from samunet.dataset.layout import find_dataset, raw_dataset
+from samunet.dataset.description import Description
+from samunet.dataset.layout import find_dataset
 from samunet.dataset.outputs import check_holdings, check_place
-from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import SamunetError, UsageError
 from samunet.models.folder import build_network
-from samunet.models.pretrained import PretrainedWeights, automatic_encoder, pretrained_weights
+from samunet.models.pretrained import PretrainedWeights, pretrained_weights
 from samunet.planning import resources, rules
-from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
-from samunet.planning.fingerprint import read_fingerprint
-from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, plans_called
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.planes import slice_with_context
-from samunet.preprocessing.run import check_cases, stored_cases
-from samunet.preprocessing.store import StoredCase
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.recipe import Reconstruction
 from samunet.training.pretraining.reconstruction import MaskedReconstruction
 from samunet.training.pretraining.run import DECAY, WEIGHTS
 from samunet.training.pretraining.run import pretrain as pretrain_piece
-from samunet.training.unlabelled import stored_test_images
+from samunet.training.source import Source
 from samunet.workers import default_workers
 
 OBJECTIVE = "mae"
@@ -143,22 +137,20 @@ class OwnImages:
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
-        source = paths.preprocessed_folder() / dataset
-        plans, self.description = plans_called(plans_name, source), read_description(source)
-        self.configuration = plans.configuration(configuration)
-        self.network = _network(plans, self.configuration, encoder, checkpoint, device)
+        source = Source(dataset, configuration, plans_name)
+        self.configuration, self.description = source.configuration, source.description
+        self.network, _ = source.network(encoder, checkpoint, device)
         self.encoder = self.network.encoder
-        self.cases = _training_images(source, plans, self.configuration, self.description, raw_dataset(dataset))
+        self.cases = list(source.stored(sorted(source.fingerprint.cases), images_only=True).values())
         numbers = {"imagesTr": len(self.cases)}
         if test_images:
-            given = (source, plans, self.configuration, self.description, num_workers, progress)
-            found = list(stored_test_images(*given).values())
-            self.cases, numbers["imagesTs"] = self.cases + found, len(found)
+            found = source.test_images(num_workers, progress)
+            self.cases, numbers["imagesTs"] = [*self.cases, *found.values()], len(found)
         self.slices = sum(case.shape[0] for case in self.cases)
         self.base = pretrained_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
         base = self.base.record
         self._warn_of_statistics()
-        self.budget = int(plans.gpu_memory_target_gb * 1e9)
+        self.budget = int(source.plans.gpu_memory_target_gb * 1e9)
         self.setup = {
             "encoder": self.encoder,
             "dataset": dataset,
@@ -262,26 +254,6 @@ class ReconstructionModel(nn.Module):
             name: trained[name].detach().to(value.dtype) if name in trained else value
             for name, value in self._others.items()
         }
-
-
-def _network(
-    plans: Plans, configuration: ConfigurationPlan, encoder: str | None, checkpoint: Path | None, device: str
-) -> NetworkPlan:
-    """The network whose encoder is to be trained."""
-    wanted = encoder or (configuration.default_sam if checkpoint else plans.encoder)
-    if wanted == "auto":
-        wanted, _ = automatic_encoder(configuration.networks, gpu=resolve_device(device).type != "cpu")
-    encoder_facts(wanted)
-    return plans.network(configuration, wanted)
-
-
-def _training_images(
-    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description, raw: Dataset | None
-) -> list[StoredCase]:
-    names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
-    if raw is not None:
-        check_cases(raw, names)
-    return list(stored_cases(source, plans, configuration, description, names, raw, images_only=True).values())
 
 
 def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: OwnImages) -> Path:
