@@ -87,15 +87,8 @@ def export_onnx(
     if adaptation.slab > 1:
         raise SamunetError(
             f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
-            f"({adaptation.method}), and the graph's images stand for themselves",
-            "predict with samunet_predict, or export a model with another adaptation",
-        )
-    adaptation = model.network(fold).adaptation
-    if adaptation.slab > 1:
-        raise SamunetError(
-            f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
             f"({adaptation.method}), and images of a graph stand for themselves",
-            "predict with samunet_predict, or export a model with another adaptation",
+            "predict with `api.predict`, or export a model with another adaptation",
         )
     (network,) = model.load([fold], checkpoint)  # in single precision, which a predictor may lower
     predictor = Predictor(
