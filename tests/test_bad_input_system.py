@@ -46,7 +46,8 @@ def write_npz(path):
 def write_itk(path):
     import SimpleITK as sitk
 
-    with written(sitk.GetImageFromArray(NOISE[0]), path):
+    form = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".gz": "NiftiImageIO"}[path.suffix]
+    with written(sitk.GetImageFromArray(NOISE[0]), path, form):
         pass
 
 

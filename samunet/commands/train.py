@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.commands.flags import DATASET, PLANS, SEED, duration, finite
-from samunet.commands.table import Flag, Group, Switch, command
+from samunet.commands.table import Flag, Group, Switch, as_typed, command
 from samunet.errors import UsageError
 
 
@@ -158,4 +158,4 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     if not missing:
         return [f"next: {compare}"]
     told = "(with the flags of this training), and when all folds are trained:"
-    return [f"next: {model.training_command(missing)}", told, f"next: {compare}"]
+    return [f"next: {as_typed(model.training_call(missing), train.parser())}", told, f"next: {compare}"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GO_ON = "mend or remove what is named, then run the same command again with --continue_prediction for what is missing"
+GO_ON = "mend or remove what is named, then run the same again with `skip_existing=True` for what is missing"
 
 
 def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, own: bool = False) -> list[Case]:
@@ -62,7 +62,7 @@ def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, o
         if others := made_of_others(todo, lambda case: predictor.mask_file(case, output)):
             log.warning(
                 "%s: masks of these names were made of other images, or of images that changed since, and are "
-                "replaced: %s; images of another patient want another folder after -o",
+                "replaced: %s; images of another patient want another `output`",
                 output,
                 shortened(others),
             )

@@ -244,8 +244,8 @@ class SlicePredictor:
         number_format = "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         return SamunetError(
             f"the model answers with values that are no numbers (computed in {number_format} on {self.device})",
-            "compare the image's intensities with those of the training images; try another fold (-f) or device "
-            "(-device)",
+            "compare the image's intensities with those of the training images; try another fold (`folds`) or device "
+            "(`device`)",
         )
 
     def _mean_over_views(

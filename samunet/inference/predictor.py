@@ -136,7 +136,7 @@ class Predictor:
         model = open_model_folder(folder)
         folds = list(folds) if folds is not None else model.finished_folds(checkpoint)
         if not folds:
-            raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
+            raise SamunetError(f"{folder} has no finished fold", "finish a training first: `api.train`")
         network = model.network(folds[0])
         postprocessing = None
         if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
@@ -354,7 +354,7 @@ class Predictor:
                 return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
             torch.cuda.empty_cache()
             if self.slices.batch_size == 1:
-                raise FatalError("a single slice does not fit into the GPU's memory", "predict with -device cpu")
+                raise FatalError("a single slice does not fit into the GPU's memory", "predict with `device='cpu'`")
             self.slices.batch_size //= 2
             log.warning("out of GPU memory: %d slices at a time from now on", self.slices.batch_size)
 

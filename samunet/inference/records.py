@@ -139,8 +139,8 @@ def refuse_a_mix(found: Sorted, output: Path, made: dict[str, Any] | None) -> No
     different = "; ".join(dict.fromkeys(text for texts in otherwise.values() for text in texts))
     raise SamunetError(
         f"{output} holds {len(otherwise)} masks that were made otherwise ({shortened(list(otherwise))}): {different}",
-        "give the folds and flags of then; or leave out --continue_prediction to make all again; or give another "
-        "folder: -o preds",
+        "give the folds and options of then; or leave out `skip_existing` to make all again; or give another folder: "
+        "`output='preds'`",
     )
 
 

@@ -41,5 +41,5 @@ def check_trained(state: dict[str, Tensor], folder: Path) -> None:
     if wrong:
         raise SamunetError(
             f"the last update made the weights infinite, for example {wrong}; {folder} keeps its files as they were",
-            "train this fold anew with a lower learning rate: add --overwrite and a smaller --lr",
+            "train this fold anew with a lower rate: `api.train(..., learning_rate=RATE, overwrite=True)`",
         )

@@ -77,7 +77,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     if foreign:
         raise SamunetError(
             f"fold {fold} of {model.path} has {' and '.join(foreign)}: a plain SAM checkpoint has no place for that",
-            "train with a pretrained SAM and -adaptation lora or full, or predict with samunet_predict",
+            "train with a pretrained SAM and `adaptation='lora'` or full, or predict with `api.predict`",
         )
     state = {f"image_encoder.{name}": value for name, value in loaded.image_encoder.state_dict().items()}
     state |= {name: value.clone() for name, value in loaded.head.state_dict().items()}

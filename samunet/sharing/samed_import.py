@@ -19,7 +19,7 @@ from samunet import __version__, paths
 from samunet.adaptations import LoraPlan
 from samunet.dataset.description import description_from_json
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, argument
 from samunet.files import atomic_folder, file_hash, write_json
 from samunet.imageio.registry import reader_for
 from samunet.models.checkpoint import save_model
@@ -96,7 +96,7 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
     description = description_from_json(_dataset_json(options), "the imported model's dataset.json")
     folder = paths.results_folder() / options.dataset / model_folder_name(PLANS_NAME, CONFIGURATION)
     if folder.exists():
-        raise SamunetError(f"{folder} exists", "remove it, or choose another name: -d Dataset901_SAMed")
+        raise SamunetError(f"{folder} exists", "remove it, or choose another name: `dataset='Dataset901_SAMed'`")
     given = load_sam_checkpoint(file)
     rank = _rank(given, facts, file)
     small = any(_DECODER_LORA.fullmatch(name) for name in given)
@@ -136,16 +136,16 @@ def _check(options: SamedImport, facts: EncoderFacts) -> None:
         raise UsageError(f"SAMed has no models of the encoder {facts.name}", f"use one of: {', '.join(_ENCODERS)}")
     rules.parse_image_size(options.image_size, facts)
     if options.num_classes < 1:
-        raise UsageError(f"--num_classes must be 1 or more, without the background, got {options.num_classes}")
+        raise UsageError(f"`num_classes` must be 1 or more, without the background, got {options.num_classes}")
     names = options.class_names
     if len(names) != options.num_classes or len({"background", *(name.casefold() for name in names)}) <= len(names):
-        raise UsageError(f"--labels must be {options.num_classes} different names, got {', '.join(names)}")
+        raise UsageError(f"`labels` must be {options.num_classes} different names, got {', '.join(names)}")
     if "ignore" in names:
-        raise UsageError("--labels: ignore is not the name of a class", "give the class another name")
+        raise UsageError("`labels`: ignore is not the name of a class", "give the class another name")
     if not paths.DATASET_NAME.match(options.dataset):
-        raise UsageError(f"-d must look like Dataset900_SAMed, got {options.dataset!r}")
+        raise UsageError(f"`dataset` must look like Dataset900_SAMed, got {options.dataset!r}")
     if options.intensity_range[0] >= options.intensity_range[1]:
-        raise UsageError(f"--intensity_range must be two numbers in order, got {options.intensity_range}")
+        raise UsageError(f"`intensity_range` must be two numbers in order, got {options.intensity_range}")
 
 
 def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
@@ -162,7 +162,7 @@ def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
         raise SamunetError(
             f"{file} adapts {blocks:g} blocks of width {width}, but {facts.name} has {facts.depth} of width "
             f"{facts.width}",
-            "choose the encoder it was made for: --encoder",
+            "choose the encoder it was made for: `encoder`",
         )
     return len(given[min(matrices)])
 
@@ -209,7 +209,7 @@ def _check_tensors(
     if tokens is not None and len(tokens) != options.num_classes + 1:
         raise SamunetError(
             f"{file} has {len(tokens) - 1} classes besides the background, not {options.num_classes}",
-            f"use --num_classes {len(tokens) - 1}",
+            f"use {argument('num_classes', len(tokens) - 1)}",
         )
     shapes = {name: tuple(value.shape) for name, value in given.items()}
     problems = compare(shapes, expected)
