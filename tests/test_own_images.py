@@ -23,9 +23,9 @@ from samunet.planning.planner import PlannerOptions
 from samunet.preprocessing.store import StoredCase
 from samunet.training import source
 from samunet.training.pretraining import own_images, run
-from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.own_images import OwnImages
+from samunet.training.pretraining.recipe import Draw
 
 NAME = "Dataset998_Tiny"
 CPU = torch.device("cpu")

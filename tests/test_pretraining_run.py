@@ -167,9 +167,8 @@ def test_time_budget_is_of_the_piece(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("objective", ["dense", "prompt", "mae"])
 def test_an_objective_alone_trains_the_encoder(objective):
+    from bundled_weights.draw import Draw
     from bundled_weights.synthesis import synthetic_batch
-
-    from samunet.training.pretraining.draw import Draw
 
     torch.manual_seed(0)
     model = PretrainingModel(encoder_facts("small"))

@@ -87,13 +87,6 @@ def export_onnx(
     if adaptation.slab > 1:
         raise SamunetError(
             f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
-            f"({adaptation.method}), and the graph's images stand for themselves",
-            "predict with `api.predict`, or export a model with another adaptation",
-        )
-    adaptation = model.network(fold).adaptation
-    if adaptation.slab > 1:
-        raise SamunetError(
-            f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
             f"({adaptation.method}), and images of a graph stand for themselves",
             "predict with `api.predict`, or export a model with another adaptation",
         )

@@ -38,10 +38,7 @@ def training_lock(
         try:
             held = stack.enter_context(exclusive(folder))
         except LockHeld as holder:
-            raise SamunetError(
-                f"{folder} is being {doing} by {holder}",
-                remedy,
-            ) from None
+            raise SamunetError(f"{folder} is being {doing} by {holder}", remedy) from None
         except OSError as error:
             raise SamunetError(
                 f"could not write {error.filename}: {error.strerror}",

@@ -30,8 +30,7 @@ from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.planes import slice_with_context
 from samunet.training.pretraining.options import PretrainingOptions
-from samunet.training.pretraining.recipe import Reconstruction
-from samunet.training.pretraining.reconstruction import MaskedReconstruction
+from samunet.training.pretraining.recipe import MaskedReconstruction, Reconstruction
 from samunet.training.pretraining.run import DECAY, WEIGHTS
 from samunet.training.pretraining.run import pretrain as pretrain_piece
 from samunet.training.source import Source
@@ -167,7 +166,7 @@ class OwnImages:
         log.info("at the start: %s", base["file"])
 
     def build(self) -> ReconstructionModel:
-        """See :class:`samunet.training.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.run.Work`."""
         return ReconstructionModel(self.network, self.configuration, self.description, self.base)
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Tensor:
@@ -178,7 +177,7 @@ class OwnImages:
     def batch_size(self) -> int:
         """Images per update for which the plans' memory is enough, with the whole encoder trained; at most 12."""
         estimate = resources.estimate(
-            encoder_facts(self.encoder), self.network.input_shape, "full",
+            encoder_facts(self.encoder), self.network.input_shape, FullPlan(),
             checkpoint_blocks=self.network.checkpoint_blocks,
         )  # fmt: skip
         return rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, self.budget)[0][0]

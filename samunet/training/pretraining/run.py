@@ -14,9 +14,10 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from samunet import __version__
 from samunet.dataset.outputs import check_holdings, check_place
@@ -28,7 +29,7 @@ from samunet.training.lock import training_lock
 from samunet.training.log import drawn
 from samunet.training.loop import Loop, dtype_name
 from samunet.training.pretraining.options import PretrainingOptions
-from samunet.training.pretraining.work import Work
+from samunet.training.pretraining.recipe import PretrainingRecipe
 from samunet.training.schedule import Budget
 from samunet.training.state import LoopProgress, load_state, save_state
 
@@ -39,6 +40,30 @@ WEIGHTS_SO_FAR = "{}_latest.safetensors"
 _LOG_EVERY = 100
 
 log = logging.getLogger(__name__)
+
+
+class Work(Protocol):
+    """What :func:`pretrain` trains on.
+
+    Attributes:
+        recipe: How it learns.
+        encoder: Name of the encoder.
+        optimizer: As a plan names it (:func:`samunet.network.optimizer.build_optimizer`).
+        setup: What must not change from piece to piece.
+        facts: What the weights' card says of the images and of the weights at the start.
+    """
+
+    recipe: type[PretrainingRecipe]
+    encoder: str
+    optimizer: Literal["adamw", "muon"]
+    setup: dict[str, Any]
+    facts: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """A model as the recipe wants it, whose ``sam_state()`` gives the weights by SAM's names."""
+
+    def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Any:
+        """The batch of an iteration, which depends on the arguments alone."""
 
 
 def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
