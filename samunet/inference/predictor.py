@@ -25,7 +25,6 @@ from samunet.evaluation.summary import class_key, millilitres
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending
-from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.intensities import IntensityWatch
 from samunet.inference.logits import SlicePredictor, decode, probabilities
@@ -33,7 +32,7 @@ from samunet.inference.options import PredictionOptions
 from samunet.inference.planes import PlanePredictor
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing, read_postprocessing
-from samunet.inference.records import images_now, made_by
+from samunet.inference.records import GO_ON, cases_to_do, images_now, made_by, predict_into
 from samunet.inference.uncertainty import CaseUncertainty
 from samunet.models.folder import Fold, ModelFolder, open_model_folder
 from samunet.models.shared_folds import SharedFolds

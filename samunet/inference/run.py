@@ -16,10 +16,10 @@ from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.quality import write_quality
 from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
-from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.colour_table import write_colour_table
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
+from samunet.inference.records import GO_ON, cases_to_do, predict_into
 from samunet.models.folder import Fold, ModelFolder
 
 log = logging.getLogger(__name__)

@@ -232,9 +232,11 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
 def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
     """Plan the network with one encoder for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
-    adapted, components, adaptation_why = rules.adaptation(facts, options.adaptation, options.components)
     name, recipe_why = rules.recipe(options.recipe, facts)
     recipe = recipe_facts(name)
+    adapted, components, adaptation_why = rules.adaptation(
+        facts, options.adaptation, options.components, outer_blocks=recipe.outer_blocks
+    )
     predict = partial(
         resources.estimate, facts, adaptation=adapted, components=components, num_outputs=slices.num_outputs,
         upsampled=recipe.upsampled,

@@ -174,7 +174,11 @@ def input_shape(long_side: int, extent: Sequence[float], patch: int) -> Decision
 
 
 def adaptation(
-    facts: EncoderFacts, asked: str | Adaptation | None = None, components: str | None = None
+    facts: EncoderFacts,
+    asked: str | Adaptation | None = None,
+    components: str | None = None,
+    *,
+    outer_blocks: bool = False,
 ) -> tuple[Adaptation, str, str]:
     """How the network is adapted: LoRA on q and v of every block of a SAM (SAMed); the small encoder in full.
 
@@ -182,6 +186,7 @@ def adaptation(
         facts: The encoder.
         asked: What the user asked for, by name or with settings; None where the rule decides.
         components: The same of what is adapted.
+        outer_blocks: Whether only the first two and the last two blocks are adapted where nobody says which.
 
     Returns:
         The fields ``adaptation`` and ``components`` of a network's plan, and the reason.
@@ -197,11 +202,16 @@ def adaptation(
     components = components or "encoder_decoder"
     _one_of("components", components, ("encoder_decoder", "decoder"))
     chosen = method.for_components(components)
+    if outer_blocks and getattr(chosen, "blocks", None) == "all" and "blocks" not in chosen.model_fields_set:
+        last = facts.attention_blocks - 1
+        chosen = chosen.changed(blocks=sorted({0, min(1, last), max(0, last - 1), last}))
     for key, problem in chosen.problems(facts, components):
         hint = "change or leave out `adaptation` and the arguments that belong to it"
         raise UsageError(f"{argument(f'{chosen.method}.{key}')} {problem}", hint)
     if not ruled:
         return chosen, components, "given by adaptation, components and the arguments that belong to them"
+    if outer_blocks and facts.is_sam:
+        return chosen, components, "LoRA of rank 4 on q and v of the first two and the last two blocks (Gu et al.)"
     if facts.is_sam:
         why = "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
         return chosen, components, why

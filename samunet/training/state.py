@@ -92,7 +92,7 @@ def load_state(
     except SamunetError as error:
         raise SamunetError(error.message, remedy) from error
     changed = [
-        f"{key} {progress.setup.get(key)!r}, not {value!r}"
+        f"{key} {progress.setup.get(key)!r} (now {value!r})"
         for key, value in setup.items()
         if progress.setup.get(key) != value
     ]
