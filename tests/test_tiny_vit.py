@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from samunet.adaptations import ADAPTATIONS, LoraPlan
+from samunet.adaptations import ADAPTATIONS, FullPlan, LoraPlan
 from samunet.adaptations.lora import merge_lora
 from samunet.adaptations.projection import SplitQKV
 from samunet.commands import run_command
@@ -379,7 +379,7 @@ def test_planned_work_and_memory_are_near_what_is_counted():
     image = picture(448, 320)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         head(encoder.eval().features(image), image)
-    full, lora = (resources.estimate(VIT_T, [448, 320], adaptation) for adaptation in ("full", LoraPlan()))
+    full, lora = (resources.estimate(VIT_T, [448, 320], adaptation) for adaptation in (FullPlan(), LoraPlan()))
     assert full.training_flops / 3 == pytest.approx(counter.get_total_flops(), rel=0.2)
     for estimate, module in ((full, encoder), (lora, LoraPlan().adapt_encoder(TinyViT(VIT_T)))):
         module.train()
