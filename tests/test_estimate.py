@@ -73,7 +73,7 @@ def test_passes_of_a_prediction(mirror, recipe, planes, expected):
     other = SimpleNamespace(shape=(8, 8, 8), spacing=[1.0, 1.0])
     axes = [[0, 1, 2], [1, 0, 2], [2, 0, 1]][:planes]
     configuration = SimpleNamespace(mirror_axes=mirror, planes=axes)
-    network = SimpleNamespace(spacing=1.0, input_shape=[8, 8], recipe=recipe)
+    network = SimpleNamespace(stretch=False, spacing=1.0, input_shape=[8, 8], recipe=recipe)
     assert passes_to_predict(case, configuration, network) == expected
 
 

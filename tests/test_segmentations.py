@@ -250,4 +250,4 @@ def test_mhd_images_and_masks_become_whole_files(work, capsys):
                 (work / f"scans/{case}.{ending}").read_bytes()
             )
     told = [problem.text for problem in read_dataset("Dataset012_Toy").problems]
-    assert any("headers with separate voxels, such as a_0000.mhd: samunet_make_dataset" in text for text in told)
+    assert any("headers with separate voxels, such as a_0000.mhd" in text for text in told)

@@ -48,6 +48,8 @@ def check_request(sources: object, output: Path, options: PredictionOptions, par
     if missing is not None:
         raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: `source='imagesTs'`")
     index, number = part
+    if number < 1:
+        raise UsageError(f"there must be at least one part (num_parts), got {number}")
     if not 0 <= index < number:
         raise UsageError(f"`part` must be 0 to {number - 1} of {number}, got {index}")
     check = check_file if _is_file(output) else check_folder
