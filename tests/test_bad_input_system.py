@@ -127,7 +127,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capl
     monkeypatch.setattr(fcntl, "flock", fail)
     with training_lock(tmp_path / "fold_0"):
         pass
-    assert "never train one fold twice at once" in caplog.text
+    assert "must not be trained twice at once" in caplog.text
 
 
 def test_a_worker_that_dies_is_told_with_its_case(project, capsys):

@@ -14,7 +14,7 @@ from samunet.training.options import TrainingOptions
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
     """A function that sets threads and free gigabytes, and a plan whose training needs 1 GB beside the program's."""
     small, large = SimpleNamespace(memory_bytes=10**9), SimpleNamespace(memory_bytes=7 * 10**9)
     networks = {"vit_b": large, "small": small, None: small}
