@@ -286,6 +286,17 @@ def test_a_worker_that_dies_names_the_cases_in_work():
     assert "num_workers=1" in caught.value.hint
 
 
+def test_a_pool_that_closes_while_cases_are_handed_out_has_lost_a_worker(monkeypatch):
+    """What Python's pool raises where a worker dies between two submissions."""
+
+    def closed(self, *arguments):
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", closed)
+    with pytest.raises(SamunetError, match="one of the cases a, b: its worker process was killed"):
+        list(map_cases(abs, ["a", "b"], [(1,), (2,)], num_workers=2, description="", progress=False))
+
+
 def test_errors_print_their_hint():
     assert str(SamunetError("wrong", "do that")) == "wrong\n  -> do that"
     assert SamunetError("wrong").exit_status == 1
