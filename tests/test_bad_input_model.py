@@ -30,6 +30,8 @@ from bad_input import (
     write,
 )
 
+pytestmark = pytest.mark.full_network
+
 project = pytest.fixture(make_project)
 
 STORED = "preprocessed/*/samunetPlans_2d/"

@@ -19,6 +19,8 @@ from samunet.files import atomic_folder, atomic_path, write_json
 from samunet.imageio.itk import written
 from samunet.training.lock import training_lock
 
+pytestmark = pytest.mark.full_network
+
 project = pytest.fixture(make_project)
 
 NOISE = np.random.default_rng(0).integers(0, 255, (1, 8, 64, 64)).astype(np.uint8)

@@ -18,6 +18,8 @@ from samunet.training.log import write_logs
 from samunet.training.monitoring import is_check, is_point, number_of_checks, windows_per_check
 from samunet.training.schedule import Budget
 
+pytestmark = pytest.mark.full_network
+
 
 def test_steps_checks_and_checkpoints_add_up():
     costs = Costs(step=0.5, check=10.0, save=3.0, save_interval=120.0)

@@ -5,6 +5,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,23 +27,27 @@ KEPT = {
 def saved_bytes(
     facts, adaptation: str, size: tuple[int, int], blocks: list[int], *, checkpoint_blocks: bool = False
 ) -> int:
-    """Bytes that the encoder's graph keeps, parameters apart."""
+    """Bytes that the encoder's graph keeps, parameters apart; tensors have sizes and no values, so nothing is computed."""
     encoder = build_encoder(facts, checkpoint_blocks=checkpoint_blocks)
     if adaptation == "lora":
         encoder = LoraPlan(blocks=blocks).adapt_encoder(encoder)
     else:
         AdapterPlan(blocks=blocks).adapt_encoder(encoder)
     hold_frozen(encoder, torch.bfloat16)
-    own = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    without_values = FakeTensorMode(allow_non_fake_inputs=True)
+    weights = [form for weight in encoder.parameters() for form in (weight, without_values.from_tensor(weight))]
+    own = {weight.untyped_storage()._cdata for weight in weights}
     kept = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with without_values, hooks, torch.autocast("cpu", torch.bfloat16):
         output = encoder(torch.randn(1, 3, *size))  # noqa: F841  the graph must live
-    return sum(size for pointer, size in kept.items() if pointer not in own)
+    return sum(size for storage, size in kept.items() if storage not in own)
 
 
 @pytest.mark.parametrize("adaptation", ["lora", "adapter"])

@@ -24,6 +24,8 @@ from samunet.network.model import InputLayer, build_model
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.plans import NetworkPlan
 
+pytestmark = pytest.mark.full_network
+
 # vit_b with few and narrow blocks: one with windows, one with global attention.
 REDUCED = replace(ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256)
 

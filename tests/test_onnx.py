@@ -102,7 +102,7 @@ def test_a_graph_that_differs_is_not_written(model, samunet_folders, tmp_path, m
 
 
 @needs_onnx
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_weights_go_into_a_file_beside_the_graph(model, tmp_path, monkeypatch):
     import onnxruntime
 
@@ -119,9 +119,9 @@ def test_large_weights_go_into_a_file_beside_the_graph(model, tmp_path, monkeypa
     "adaptation",
     [
         {"adaptation": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], decoder=True)},
-        {"adaptation": LoraPlan(dora=True)},
-        {"adaptation": AdapterPlan()},
-        {"adaptation": FullPlan()},
+        pytest.param({"adaptation": LoraPlan(dora=True)}, marks=pytest.mark.long),
+        pytest.param({"adaptation": AdapterPlan()}, marks=pytest.mark.long),
+        pytest.param({"adaptation": FullPlan()}, marks=pytest.mark.long),
     ],
     ids=["lora", "dora", "adapter", "full"],
 )
@@ -134,7 +134,8 @@ def test_adapted_sam(samunet_folders, tiny_dataset, tmp_path, monkeypatch, adapt
 
 
 @needs_onnx
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.full_network
 def test_tiny_vit(tmp_path, monkeypatch):
     """MobileSAM's encoder, at a size that is not that of its windows."""
     facts = ENCODERS["vit_t"]

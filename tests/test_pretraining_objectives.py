@@ -12,6 +12,8 @@ from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
 from samunet.training.pretraining.recipe import MaskedReconstruction
 
+pytestmark = pytest.mark.full_network
+
 CPU = torch.device("cpu")
 
 

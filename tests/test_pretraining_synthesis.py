@@ -8,6 +8,8 @@ from bundled_weights.draw import Draw
 from bundled_weights.label_maps import BASES, MOST_REGIONS, OBJECTS, _highest, _renumber, _stamp, draw_label_maps
 from bundled_weights.synthesis import synthetic_batch
 
+pytestmark = pytest.mark.full_network
+
 CPU = torch.device("cpu")
 
 

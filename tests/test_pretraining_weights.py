@@ -16,6 +16,8 @@ from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import build_head
 from samunet.tensors import write_tensors
 
+pytestmark = pytest.mark.full_network
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -28,6 +28,8 @@ from samunet.selection import best, crossval
 from samunet.selection.findings import prediction_commands
 from samunet.training import task as training_task
 
+pytestmark = pytest.mark.full_network
+
 SHORT = ["--iterations", "4", "--batch_size", "2", "--npz", "--random_weights"]
 FOLDS = ["0", "1", "2"]
 LABELS = Labels(("background", "organ", "core"), ((0,), (1,), (2,)))
