@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from samunet.planning.planner import PlannerOptions
     from samunet.report.overlays import plot_overlays
     from samunet.report.write import report
+    from samunet.selection.label_next import label_next
     from samunet.sharing.export import ExportOptions, export_model
     from samunet.sharing.install import install_model
     from samunet.sharing.onnx_export import export_onnx
@@ -68,9 +69,10 @@ __all__ = [
     "accumulate_crossval_results", "add_cases", "apply_postprocessing", "clean", "convert_ACDC_dataset",
     "convert_MSD_dataset", "convert_SAMed_dataset", "convert_finetune_SAM_dataset", "convert_old_nnUNet_dataset",
     "determine_postprocessing", "download_checkpoint", "ensemble", "evaluate", "export_model", "export_onnx",
-    "extract_fingerprint", "find_best_configuration", "import_samed", "info", "install_model", "make_dataset",
-    "make_phantoms", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment",
-    "plot_overlays", "predict", "preprocess", "pretrain", "published_checkpoints", "report", "train", "train_folds",
+    "extract_fingerprint", "find_best_configuration", "import_samed", "info", "install_model", "label_next",
+    "make_dataset", "make_phantoms", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess",
+    "plan_experiment", "plot_overlays", "predict", "preprocess", "pretrain", "published_checkpoints", "report", "train",
+    "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ _LAZY = {
     "import_samed": "sharing.samed_import",
     "info": "training.inventory",
     "install_model": "sharing.install",
+    "label_next": "selection.label_next",
     "make_phantoms": "conversion.phantoms",
     "merge_adapter": "sharing.sam_export",
     "move_plans_between_datasets": "planning.move_plans",

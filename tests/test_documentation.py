@@ -259,6 +259,7 @@ def test_commands_without_a_function_are_named():
     other_names = {"evaluate_folder": "evaluate", "predict_from_modelfolder": "predict"}
     other_names |= {"evaluate_simple": "evaluate", "plot_overlay_pngs": "plot_overlays"}
     other_names |= {"export_model_to_zip": "export_model", "install_pretrained_model_from_zip": "install_model"}
+    other_names |= {"next": "label_next"}
     names = {command.removeprefix("samunet_") for command in SCRIPTS}
     names -= {"samunet"}  # all commands under one name
     assert {name for name in names if other_names.get(name, name) not in api.__all__} == said

@@ -160,6 +160,32 @@ class SlicePredictor:
                     observer.on_band(band)
                 yield band
 
+    @torch.inference_mode()
+    def embeddings(self, image: np.ndarray, grid: SliceGrid) -> np.ndarray:
+        """The first model's image embedding of every slice, averaged over the slice.
+
+        Args:
+            image: Prepared ``(channels, z, y, x)`` float.
+            grid: Places the network's input over these slices.
+
+        Returns:
+            ``(z, embedding)`` float32.
+        """
+        model, starts, depth = self.models[0], grid.window_starts(1.0), image.shape[1]
+        means = []
+        for z in range(depth):
+            around = slab(z, depth, self.slab)
+            slices = [slice_with_context(lambda a, b: image[:, a:b], at, depth, self.neighbours) for at in around]
+            batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
+            seen = []
+            for start in starts:
+                window = sample(batch, grid.window(start), grid.input_shape)
+                with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                    features = model.image_encoder.features(model.input_layer(window))
+                seen.append(features.embedding[self.slab // 2].float().mean((1, 2)))
+            means.append(torch.stack(seen).mean(0).cpu().numpy())
+        return np.stack(means)
+
     def _canvases(
         self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], observer: Observer | None
     ) -> Iterator[tuple[int, _Canvas, np.ndarray]]:

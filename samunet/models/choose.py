@@ -36,7 +36,12 @@ class Information(TypedDict):
 
 
 def choose_model(
-    source: Path, dataset: str | None, configuration: str | None, plans_name: str | None, checkpoint: str
+    source: Path,
+    dataset: str | int | None,
+    configuration: str | None,
+    plans_name: str | None,
+    checkpoint: str,
+    function: str = "predict",
 ) -> tuple[ModelFolder, str]:
     """Choose a trained model: the only one that fits; else the one whose dataset the input's real path names.
 
@@ -48,6 +53,7 @@ def choose_model(
         configuration: ``-c`` or None.
         plans_name: ``-p`` or None.
         checkpoint: Only models with a fold that has this checkpoint count.
+        function: Of the API, that asks: calls of it are given where several models fit.
 
     Returns:
         The model and a sentence that says why it was chosen.
@@ -89,7 +95,7 @@ def choose_model(
             )
         )
         several += f", or predict with the ensemble that was found to be best, {how}"
-    calls = "\n".join(f"  {_prediction(model, source)}" for model in left)
+    calls = "\n".join(f"  {_call(function, model, source)}" for model in left)
     raise UsageError(f"{several}:\n{calls}")
 
 
@@ -174,6 +180,8 @@ def _title(model: ModelFolder) -> str:
     return f"{model.path.parent.name}/{model.path.name}"
 
 
-def _prediction(model: ModelFolder, source: Path) -> str:
-    names = {"dataset": model.dataset_name, "configuration": model.configuration_name, "plans_name": model.plans_name}
-    return call("predict", source, "preds", **names)
+def _call(function: str, model: ModelFolder, source: Path) -> str:
+    names = {"configuration": model.configuration_name, "plans_name": model.plans_name}
+    if function == "label_next":
+        return call(function, model.dataset_name, source, **names)
+    return call(function, source, "preds", dataset=model.dataset_name, **names)

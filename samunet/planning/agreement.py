@@ -95,7 +95,9 @@ def check_unchanged(description: Description, source: Path, other: Description, 
 
 
 def check_same_outputs(description: Description, source: Path, trained: Description, model: Path) -> None:
-    """Check that a model's folds have the same outputs and inputs; the names of classes may change.
+    """Check that a model's folds have the same outputs and inputs.
+
+    The names of classes may change, and an ignore label may come when labels in part do: no output is for it.
 
     Args:
         description: Read from ``source``: of the fold to be trained.
@@ -106,7 +108,7 @@ def check_same_outputs(description: Description, source: Path, trained: Descript
     Raises:
         SamunetError: If the new fold could not be averaged with the others.
     """
-    ours, theirs = (replace(one.labels, names=()) for one in (description, trained))
+    ours, theirs = (replace(one.labels, names=(), ignore=None) for one in (description, trained))
     channels = len(description.channel_names), len(trained.channel_names)
     if ours != theirs or channels[0] != channels[1]:
         what = "labels" if ours != theirs else "channel_names"
