@@ -18,8 +18,6 @@ from samunet.training.log import write_logs
 from samunet.training.monitoring import is_check, is_point, number_of_checks, windows_per_check
 from samunet.training.schedule import Budget
 
-pytestmark = pytest.mark.full_network
-
 
 def test_steps_checks_and_checkpoints_add_up():
     costs = Costs(step=0.5, check=10.0, save=3.0, save_interval=120.0)
@@ -116,7 +114,12 @@ def test_the_curve_is_written_alike_in_every_form(tmp_path):
     assert text[2].endswith("iteration      0, Dice 0.1000")
     assert "loss 1.5000, Dice 0.4000" in text[4]
     assert Image.open(tmp_path / "progress.png").size == (1000, 900)
-    write_logs([entry(0, None, None), entry(1, 2.0, None)], tmp_path, "x", "no cases")  # without foreground
+    (tmp_path / "progress.png").unlink()
+    log = [entry(0, None, None), entry(1, 2.0, None)]  # without foreground
+    write_logs(log, tmp_path, "x", "no cases", picture=False)
+    assert not (tmp_path / "progress.png").exists()
+    write_logs(log, tmp_path, "x", "no cases")
+    assert (tmp_path / "progress.png").exists()
 
 
 def test_the_benchmark_compares_what_was_said_with_what_came():

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from bundled_weights import speed
 
-pytestmark = pytest.mark.full_network
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # Stands for ablation.py: a Dice that its words alone decide, and a file that tells that it ran.

@@ -18,8 +18,6 @@ from samunet.errors import SamunetError, UsageError
 from samunet.training import loop
 from samunet.training.pretraining import recipe, run
 
-pytestmark = pytest.mark.full_network
-
 
 def pretrain(folder, given):
     return run.pretrain(folder, given, SyntheticImages())

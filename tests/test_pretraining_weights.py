@@ -16,8 +16,6 @@ from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import build_head
 from samunet.tensors import write_tensors
 
-pytestmark = pytest.mark.full_network
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
@@ -42,6 +40,7 @@ def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
     assert torch.equal(head.mask_decoder.state_dict()[name], state[f"mask_decoder.{name}"].float())
 
 
+@pytest.mark.full_network
 def test_without_a_file_the_small_encoder_starts_from_the_weights_in_the_package():
     base = pretrained_weights("small")
     card = json.loads((BUNDLED_WEIGHTS / "small_pretrained.json").read_text())

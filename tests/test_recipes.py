@@ -22,8 +22,6 @@ from samunet.training import trainer
 from samunet.training.recipes import RECIPES, Batch, Recipe, load_recipe
 from samunet.training.state import LATEST
 
-pytestmark = pytest.mark.full_network
-
 PAGE = Path(__file__).parents[1] / "documentation" / "guide" / "write_a_recipe.md"
 SHORT = ["--iterations", "6", "--batch_size", "4", "-p", "own"]
 

@@ -17,8 +17,6 @@ from samunet.report.page import BLOCKS, Column, page, strip_chart, training_curv
 from samunet.report.sections import CaseScore, curves, dice_chart
 from samunet.report.write import order_of_cases
 
-pytestmark = pytest.mark.full_network
-
 EVIL = '<script>alert("1")</script>&\'"'
 
 

@@ -20,8 +20,6 @@ import synapse
 import synapse_data
 from synapse_data import ORDERS, ORGANS
 
-pytestmark = pytest.mark.full_network
-
 TRAINING, TEST = ("case0005", "case0006", "case0010"), ("case0001", "case0008")
 # Boxes (y, x) of a 32 px slice: the liver is largest, stomach above pancreas, spleen above aorta, left is at large x.
 BOXES = {

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _LONG_PREDICTION = 120.0  # seconds that are not spent to say how long a prediction takes
 _EPOCH_ITERATIONS = (100, 250)
+_PICTURE_SECONDS = 30.0  # from one drawing of the curve to the next: it takes a second
 
 
 class Trainer(Loop):
@@ -67,6 +68,7 @@ class Trainer(Loop):
         self.labels = task.source.description.labels
         self.show_progress = progress
         self.run = dict(material.run)
+        self.drawn = time.monotonic()
         self.costs: dict[str, float] = {}  # seconds of the last check, and of its prediction alone
         self.device = resolve_device(self.options.device)
         reset_peak_memory(self.device)
@@ -201,17 +203,20 @@ class Trainer(Loop):
         self.costs["prediction"] = time.monotonic() - begin
         self.bar.clear()
         log.info("%s", point_line(self.state.log[-1]))
-        self._write_logs()
         if score is not None and trained and (self.state.best_dice is None or score > self.state.best_dice):
             self.state.best_dice, self.state.best_iteration = score, self.state.iteration
             save_model(self.folder, self.recipe.result, "best")
         self.ended = self._is_out_of_patience()
+        self._write_logs()
         self.costs["check"] = time.monotonic() - begin
 
     def _write_logs(self) -> None:
         source = self.task.source
         title = f"{source.dataset_name}, {source.configuration_name}, fold {self.task.fold}, {self.network.encoder}"
-        write_logs(self.state.log, self.folder, title, self.monitored_name)
+        picture = self.progress >= 1 or self.ended or time.monotonic() - self.drawn > _PICTURE_SECONDS
+        write_logs(self.state.log, self.folder, title, self.monitored_name, picture=picture)
+        if picture:
+            self.drawn = time.monotonic()
 
     def _monitor(self) -> float | None:
         """See :func:`samunet.training.monitoring.monitored_dice`."""
