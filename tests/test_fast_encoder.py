@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_memory_model import VIT_B, saved_bytes
 from test_network import fill, relative_error
 from torch import nn
 
@@ -202,33 +203,11 @@ def test_bfloat16_stays_near_float32():
         assert relative_error(parameter.grad, gradients[name]) < 0.1, name
 
 
-def saved_bytes(facts, size: tuple[int, int], first: int = 0) -> int:
-    """Bytes that the encoder's graph keeps, parameters apart."""
-    adapted = adapted_encoder(facts)
-    for index, block in enumerate(blocks_of(adapted)):
-        block.requires_grad_(False)
-        if index >= first:
-            for name, parameter in block.named_parameters():
-                parameter.requires_grad_("lora_" in name)
-    hold_frozen(adapted, torch.bfloat16)
-    own = {parameter.untyped_storage().data_ptr() for parameter in adapted.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        output = adapted(torch.randn(1, 3, *size))  # noqa: F841  the graph must live
-    return sum(bytes_ for pointer, bytes_ in kept.items() if pointer not in own)
-
-
 @pytest.mark.parametrize("size", [(448, 448), (512, 320)])
 def test_kept_memory_is_what_the_blocks_formula_says(size):
-    facts = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
     grid = [side // 16 for side in size]
-    predicted = [vit.block_bytes(facts, grid, index, LORA, "cpu") for index in range(4)]
-    everything, half = saved_bytes(facts, size), saved_bytes(facts, size, first=2)
+    predicted = [vit.block_bytes(VIT_B, grid, index, LORA, "cpu") for index in range(4)]
+    everything, half = (saved_bytes(VIT_B, "lora", size, list(range(first, 4))) for first in (0, 2))
     assert everything - half == pytest.approx(sum(predicted[:2]), rel=0.03)
     # What the neck keeps, in the same units: 16-bit values of its width and of 256 channels.
     assert half == pytest.approx(sum(predicted[2:]), rel=0.15)

@@ -27,7 +27,7 @@ KEPT = {
 def saved_bytes(
     facts, adaptation: str, size: tuple[int, int], blocks: list[int], *, checkpoint_blocks: bool = False
 ) -> int:
-    """Bytes that the encoder's graph keeps, parameters apart. Tensors have sizes without values: nothing is computed."""
+    """Bytes that the encoder's graph keeps, parameters apart; of tensors without values, so nothing is computed."""
     encoder = build_encoder(facts, checkpoint_blocks=checkpoint_blocks)
     if adaptation == "lora":
         encoder = LoraPlan(blocks=blocks).adapt_encoder(encoder)
