@@ -142,3 +142,20 @@ def test_by_the_api():
     draft = api.make_dataset("photos", "masks", "Toy", 12, labels=labels, zero_is_not_annotated=True)
     assert draft.coding.names == ("background", "wound", "ruler", "ignore")
     assert run_command("samunet_plan_and_preprocess", ["-d", "12"]) == 0
+
+
+def test_scores_of_references_in_part_say_so(work, capsys):
+    mask = np.zeros(STROKES.shape, np.uint8)
+    mask[2, 3:7] = 1
+    for case, reference in (("a", np.where(STROKES == 2, 3, STROKES)), ("b", mask)):
+        save(mask, f"preds/{case}.png")
+        save(reference.astype(np.uint8), f"references/{case}.png")
+    content = '{"channel_names": {"0": "x"}, "labels": {"background": 0, "wound": 1, "ruler": 2, "ignore": 3}, '
+    (work / "preds" / "dataset.json").write_text(content + '"file_ending": ".png"}')
+    assert run_command("samunet_evaluate_folder", ["references", "preds"]) == 0
+    assert "scores count annotated voxels only: 1 of 2 references are annotated in part" in capsys.readouterr().out
+    summary = api.evaluate(predictions="preds", references="references")
+    first, second = summary["metric_per_case"]
+    assert first["n_ignored"] == (STROKES >= 2).sum()
+    assert "n_ignored" not in second
+    assert first["metrics"]["1"]["Dice"] == 1
