@@ -100,6 +100,7 @@ class Trainer(Loop):
             "iterations": self.budget.iterations,
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
+            "synthesis": self.loader.synthesis and self.network.synthesis.model_dump(),
         }
         state = load_latest(self.folder, recipe, optimizer, self.setup)
         if self.dtype is not None:
