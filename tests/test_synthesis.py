@@ -63,6 +63,15 @@ def test_small_classes_are_lesions_and_what_surrounds_them_is_known():
     assert first.inside.sum() == 36
 
 
+def test_what_is_one_piece_at_the_same_place_in_every_case_is_an_organ():
+    at = [(40, 30), (41, 32), (39, 31)]
+    assert bank(*(exemplar(seed, [place]) for seed, place in enumerate(at))).lesions == []
+    far = [(22, 16), (40, 40), (68, 50)]
+    assert len(bank(*(exemplar(seed, [place]) for seed, place in enumerate(far))).lesions) == 3
+    two = [[place, (60, 20)] for place in at]
+    assert len(bank(*(exemplar(seed, places) for seed, places in enumerate(two))).lesions) == 6
+
+
 def test_a_component_with_another_class_in_it_is_no_exemplar():
     one = exemplar(0)
     one.label[42:44, 32:34] = 3
@@ -201,6 +210,7 @@ def test_a_training_with_it(samunet_folders, tiny_dataset, capsys):
     assert run_command("samunet_plan_and_preprocess", ["-d", "998"]) == 0
     words = ["998", "2d", "0", "--iterations", "4", "--batch_size", "2"]
     assert run_command("samunet_train", [*words, "--synthesis", "auto"]) == 0
+    assert "something new in 50% of the images (paste, exchange, carve); pasted are" in capsys.readouterr().err
     run = json.loads(next((samunet_folders / "results").glob("*/*/fold_0/run.json")).read_text())
     assert run["setup"]["synthesis"] == {"share": None, "kinds": ["paste", "exchange", "carve"]}
     assert run_command("samunet_train", [*words, "--overwrite"]) == 0

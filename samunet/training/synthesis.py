@@ -25,7 +25,7 @@ _RIM = 4  # pixels around a lesion that come along
 _RING = 5  # pixels around an organ whose intensities are matched
 _MOST_SLICES = 500  # that exemplars are taken from
 _TRIES = 10  # places for a lesion
-_NEAR = 0.1  # of the body's box: deviation of a lesion's place
+_NEAR = 0.1  # of the body's box: deviation of a lesion's place; what deviates less from case to case is an organ
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,25 @@ class Bank:
     @cached_property
     def _found(self) -> tuple[list[Lesion], dict[int, set[int]]]:
         lesions: dict[int, list[Lesion]] = {}
+        everything: dict[int, list[Lesion]] = {}
         shares: dict[int, list[float]] = {}
         contacts: dict[int, set[int]] = {}
         for place in self.places:
             exemplar = self.read(place)
             for lesion, around, share in _components(place, exemplar, self.ignore):
                 shares.setdefault(lesion.value, []).append(share)
+                everything.setdefault(lesion.value, []).append(lesion)
                 if around is not None:
                     lesions.setdefault(lesion.value, []).append(lesion)
                     contacts.setdefault(lesion.value, set()).update(around)
-        small = [value for value in sorted(lesions) if np.median(shares[value]) < SMALL]
+        small = [
+            value for value in sorted(lesions) if np.median(shares[value]) < SMALL and not _is_organ(everything[value])
+        ]
         return [lesion for value in small for lesion in lesions[value]], {value: contacts[value] for value in small}
 
     @property
     def lesions(self) -> list[Lesion]:
-        """Components of classes whose median component covers less than a twentieth of its slice."""
+        """Components of classes whose median component covers less than a twentieth of its slice, but not of organs."""
         return self._found[0]
 
     @property
@@ -133,6 +137,14 @@ class Synthesis:
 
     def __init__(self, plan: SynthesisPlan, bank: Bank, share: float) -> None:
         self.kinds, self.bank, self.share = list(plan.kinds), bank, share
+
+    def describe(self, names: Mapping[int, str]) -> str:
+        """In words; ``names``: of values, where they have any."""
+        text = f"something new in {self.share:.0%} of the images ({', '.join(self.kinds)})"
+        if "paste" in self.kinds:
+            small = [names.get(value, f"value {value}") for value in self.bank.contacts]
+            text += f"; pasted are {', '.join(small) or 'no classes: none is small and found at various places'}"
+        return text
 
     def __call__(self, own: Exemplar, place: tuple[int, int], rng: Generator) -> Pasted | None:
         """Something new in a slice; None where chance or the slice does not want it.
@@ -297,6 +309,17 @@ def _components(
             holed = bool((exemplar.label[box][whole & ~inside] != 0).any())
             lesion = Lesion(place, int(value), box, relative, inside)
             yield lesion, None if holed or not seen else seen, inside.sum() / exemplar.label.size
+
+
+def _is_organ(components: Sequence[Lesion]) -> bool:
+    """Whether a class is one piece at the same place in all of at least three cases: a second one would be wrong."""
+    in_slice: dict[tuple[int, int], int] = {}
+    by_case: dict[int, list[tuple[float, float]]] = {}
+    for one in components:
+        in_slice[one.place] = in_slice.get(one.place, 0) + 1
+        by_case.setdefault(one.place[0], []).append(one.centre)
+    middles = np.array([np.mean(centres, axis=0) for centres in by_case.values()])
+    return len(middles) >= 3 and np.median(list(in_slice.values())) == 1 and bool((middles.std(axis=0) <= _NEAR).all())
 
 
 def _body(exemplar: Exemplar) -> np.ndarray:
