@@ -59,6 +59,19 @@ class IntensityStatistics(PlainModel):
     percentile_99_5: float
 
 
+class SynthesisPlan(PlainModel):
+    """New training slices made of exemplars (:mod:`samunet.training.synthesis`).
+
+    Attributes:
+        share: Of the training images; None for the rule: half with up to 500 slices, none from 5000 on.
+        kinds: ``paste`` (small components), ``exchange`` (textures of organs), ``carve`` (the foreground of another
+            slice); each image gets one of them that is possible.
+    """
+
+    share: Annotated[float, Interval(ge=0, le=1)] | None = None
+    kinds: Annotated[list[Literal["paste", "exchange", "carve"]], Len(1, 3)] = ["paste", "exchange", "carve"]
+
+
 class NetworkPlan(PlainModel):
     """One network for one configuration.
 
@@ -87,6 +100,7 @@ class NetworkPlan(PlainModel):
             ``package.module:Class``.
         checkpoint_blocks: Whether the encoder's blocks are computed a second time in the backward pass instead of
             keeping what it needs (activation checkpointing). Changes memory and time, not the result.
+        synthesis: New training slices made of the labelled ones; None for none.
         why: Reasons.
     """
 
@@ -109,6 +123,7 @@ class NetworkPlan(PlainModel):
     recipe: str = "samunet"
     checkpoint_blocks: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
+    synthesis: SynthesisPlan | None = None
     why: dict[str, str] = {}
 
 

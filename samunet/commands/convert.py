@@ -78,6 +78,20 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
         "--paint_in_order",
         help="with {class} or Slicer's segmentations: where classes overlap, later --labels cover earlier ones",
     ),
+    Group(
+        None,
+        Flag(
+            "--not_annotated",
+            metavar="COLOUR",
+            help="for scribbles: the colour (black, '#000000') or value of what nobody annotated. It becomes the "
+            "ignore label, and background is what has a colour of its own: --labels background=blue liver=red",
+        ),
+        Switch(
+            "--zero_is_not_annotated",
+            help="the same for 0, or where no segment is drawn, as in label layers of Slicer or napari: --labels then "
+            "names the values 1, 2, ..., one of them background",
+        ),
+    ),
     _THRESHOLD,
     _PATIENTS,
     Flag("--test_images", metavar="IMAGES", help="images to predict later, for imagesTs"),

@@ -17,6 +17,10 @@ def _size(text: str) -> int:
     return parse_size(text)
 
 
+def _share(text: str) -> float | str:
+    return text if text == "auto" else finite(text)
+
+
 _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
 
 
@@ -71,6 +75,14 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         type=int,
         metavar="N",
         help="train on N of the fold's cases, drawn by the seed and spread over patients; fewer are a part of more",
+    ),
+    Flag(
+        "--synthesis",
+        type=_share,
+        metavar="SHARE",
+        help="share of the training images, 0 to 1, that get something new made of the labelled slices: pasted "
+        "lesions, exchanged textures, carved-in foreground; auto: half with up to 500 slices, none from 5000 on "
+        "(default: as planned, which is none)",
     ),
     SEED,
     Flag(

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from samunet.conversion.case import Options
-from samunet.conversion.coding import parse_labels, parse_remap
+from samunet.conversion.coding import annotated_labels, parse_labels, parse_remap
 from samunet.conversion.draft import Draft
 from samunet.conversion.write import check_name, check_target, dataset_name, write_dataset
+from samunet.errors import UsageError
 
 Words = Sequence[str] | None
 
@@ -37,9 +38,12 @@ def make_dataset(
         patient_pattern: A regular expression that finds a case's patient in its name.
         test_images, test_masks: For ``imagesTs`` and ``labelsTs``.
         given: ``remap`` (words ``OLD=NEW`` about values of masks; empty: number them in order), ``threshold`` (values
-            above it are class 1), ``paint_in_order`` (later classes cover earlier ones), ``tolerate_geometry`` (only
-            warn where image and mask differ in origin or direction), ``num_workers``, ``overwrite`` (a dataset of the
-            same name), ``dry_run`` (write nothing), and ``show``: called with what is to be written before it is.
+            above it are class 1), ``not_annotated`` (colour or value of what nobody annotated, which becomes the
+            ignore label) or ``zero_is_not_annotated`` (the same for 0; then ``background`` may stand among ``labels``,
+            which are the values 1, 2, ...), ``paint_in_order`` (later classes cover earlier ones),
+            ``tolerate_geometry`` (only warn where image and mask differ in origin or direction), ``num_workers``,
+            ``overwrite`` (a dataset of the same name), ``dry_run`` (write nothing), and ``show``: called with what is
+            to be written before it is.
 
     Returns:
         What was found; its ``to_text()`` is a table, and its ``name`` the dataset's.
@@ -180,6 +184,8 @@ def _made(
     channel_names: Words = None,
     labels: Words = None,
     remap: Words = None,
+    not_annotated: str | None = None,
+    zero_is_not_annotated: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     show: Callable[[Draft], object] | None = None,
@@ -188,10 +194,22 @@ def _made(
     check_name(name)  # before all data are read; a dry run needs no place to write to
     if not dry_run:
         check_target(name, overwrite=overwrite)
+    if zero_is_not_annotated:
+        if not_annotated is not None:
+            raise UsageError(
+                "--not_annotated and --zero_is_not_annotated both say what is not annotated", "leave one of them out"
+            )
+        not_annotated = "0"
+    background = None
+    if not_annotated is not None:
+        labels, background = annotated_labels(labels or ())
     options = Options(
         channel_names=tuple(channel_names or ()) or None,
         labels=parse_labels(labels or None),
         remap=parse_remap(remap),
+        not_annotated=None if not_annotated is None else not_annotated.strip(),
+        background=background,
+        as_colours=not_annotated is not None and not not_annotated.strip().lstrip("-").isdecimal(),
         **answers,
     )
     draft = draft_of(name, options)

@@ -110,6 +110,12 @@ def draft_of_folders(
                 "--remap numbers the values of masks, but with {class} each class has a file of its own",
                 "leave out --remap: classes are numbered in the order of --labels",
             )
+        if options.not_annotated is not None:
+            raise UsageError(
+                "with {class} each class has a file of its own, and 0 is what is not of the class: nothing there says "
+                "what is not annotated",
+                "leave out --not_annotated or --zero_is_not_annotated; or join the files to one for each case",
+            )
         options = replace(options, class_files=True)
         texts = {name: given.get(name, name) for name in options.labels or ()}
     elif given:

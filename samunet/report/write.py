@@ -17,7 +17,7 @@ from samunet.dataset.layout import find_dataset, list_cases, load_dataset
 from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
 from samunet.errors import Blank, SamunetError, UsageError, call
 from samunet.evaluation.quality import Quality, read_calibration, read_quality
-from samunet.evaluation.summary import class_key, mean_of
+from samunet.evaluation.summary import annotated_in_part, class_key, mean_of
 from samunet.files import read_as, read_json, write_text
 from samunet.models.choose import trained_model
 from samunet.models.folder import ModelFolder
@@ -127,7 +127,7 @@ def _crossval_page(model: ModelFolder, pictures: int, window: _Window) -> str:
     about = f"{model.path.name}: every case was predicted by the fold that had not seen it in training."
     encoder = model.run(next(iter(folds))).get("encoder")
     sections = [
-        ("Classes", [class_table(cases, labels), _EMPTY_RULE, dice_chart(cases, labels)]),
+        ("Classes", [class_table(cases, labels), _EMPTY_RULE, *_annotated(cases), dice_chart(cases, labels)]),
         ("Folds", [fold_table(cases, labels)]),
         ("Cases, worst first", [case_table(cases, labels)]),
         ("The worst cases", _crossval_pictures(model, shown, window)),
@@ -213,7 +213,7 @@ def _prediction_page(folder: Path, images: Path | None, pictures: int, window: _
     encoder = model.run(folds[0]).get("encoder") if model and folds else None
     sections = [("Cases, worst first", _cases(masks, order, cases, quality, description))]
     if cases:
-        scored = [class_table(cases, labels), dice_chart(cases, labels), case_table(cases, labels)]
+        scored = [class_table(cases, labels), *_annotated(cases), dice_chart(cases, labels), case_table(cases, labels)]
         sections.append(("Scores against references", scored))
     found, lacking = _images(arguments, images, description)
     window = window or ct_window(plans, description)
@@ -225,6 +225,11 @@ def _prediction_page(folder: Path, images: Path | None, pictures: int, window: _
     ]
     title = f"Prediction of {len(masks)} case{'s' * (len(masks) != 1)}"
     return page(title, _lead(arguments, len(masks), cases, quality), sections)
+
+
+def _annotated(cases: list[CaseScore]) -> list[object]:
+    partly = annotated_in_part([case.ignored for case in cases])
+    return [f"{partly[:1].upper()}{partly[1:]}."] if partly else []
 
 
 def order_of_cases(masks: dict[str, Path], cases: list[CaseScore], quality: Quality | None) -> list[str]:

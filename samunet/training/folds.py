@@ -17,7 +17,7 @@ from samunet.dataset.splits import FILE_NAME as SPLITS_FILE
 from samunet.dataset.splits import fold_cases, read_splits
 from samunet.devices import resolve_device
 from samunet.errors import SamunetError, UsageError, argument, check_number
-from samunet.evaluation.summary import class_key, read_summary
+from samunet.evaluation.summary import annotated_in_part, class_key, read_summary
 from samunet.models.choose import fold_names
 from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.plans import DEFAULT_PLANS_NAME
@@ -141,20 +141,22 @@ def format_results(folders: Sequence[Path]) -> str:
     if folders:
         labels = ModelFolder(folders[0].parent).description.labels
         names = {class_key(region): name for name, region in labels.foreground}
-    rows, note = [], []
+    rows, note, ignored = [], [], []
     for folder in folders:
         run, file = read_run(folder / "run.json"), folder / "validation" / "summary.json"
         scores = ["-"] * (2 + len(names))
         if file.is_file():
             summary = read_summary(file)
             means = [*(summary["mean"][key] for key in names), summary["foreground_mean"]]
+            ignored += [case.get("n_ignored", 0) for case in summary["metric_per_case"]]
             scores = [str(len(summary["metric_per_case"])), *(number(mean["Dice"]) for mean in means)]
         else:
             note = ["fold all trains on every case: there is none left to score it on"]
         length = [str(run.get("iterations", "-")), format_duration(run.get("training_seconds", 0))]
         rows.append([folder.name.removeprefix("fold_"), *scores, *length])
     head = ["fold", "cases", *names.values(), "mean Dice", "iterations", "time"]
-    return "\n".join(text_table(head, rows, left=0) + note)
+    partly = annotated_in_part(ignored)
+    return "\n".join(text_table(head, rows, left=0) + note + ([partly] if partly else []))
 
 
 def _check_folds(dataset_name: str, folds: Sequence[Fold]) -> None:

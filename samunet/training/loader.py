@@ -11,7 +11,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.planes import SlicingPlane, slab, slice_with_context
@@ -19,7 +19,9 @@ from samunet.preprocessing.store import StoredCase
 from samunet.signals import interrupts_held, prepare_worker
 from samunet.training.augmentation import seeded
 from samunet.training.recipes.recipe import Recipe
+from samunet.training.synthesis import Bank, Exemplar, Synthesis, planned_share
 
+_SYNTHESIS = 1  # its own numbers, so that without it all others stay as they are
 Batch = dict[str, np.ndarray]
 
 
@@ -88,12 +90,11 @@ class SliceLoader:
             )
             for plane in self.planes
         ]
+        self.synthesis = self._synthesis()
         self.slices_of_a_pass: list[tuple[int, int]] = []  # number of the case, and slice
         if recipe.passes:
             self.slices_of_a_pass = [
-                (number, z)
-                for number, name in enumerate(self.names)
-                for z in _slices(cases[name], with_target=recipe.needs_target)
+                (number, z) for number, name in enumerate(self.names) for z in _slices(cases[name], recipe.needs_target)
             ]
 
     @property
@@ -152,6 +153,8 @@ class SliceLoader:
         around_it = slab(z, depth, self.slices)
         images = [slice_with_context(case.image, one, depth, self.neighbours) for one in around_it]
         labels = [self._label(case, one, images[0].shape[1:]) for one in around_it]
+        if self.synthesis and self.labelled and side == 0:
+            self._add_something_new(images, labels, case, (number, z), key)
         with seeded(*key):
             item = self.transforms[side](
                 data=np.concatenate(images)[None], seg=np.concatenate(labels)[None], window=grid.window(start)
@@ -161,6 +164,42 @@ class SliceLoader:
             return {"data": image, "seg": label[:, len(labels[0]) // 2]}
         slabs = (1, self.slices, -1, *image.shape[2:])
         return {"data": image.reshape(slabs), "seg": label.reshape(slabs)[:, :, len(labels[0]) // 2]}
+
+    def _synthesis(self) -> Synthesis | None:
+        """Of the plan; None without one, or where the rule says that there are slices enough."""
+        plan = self.network.synthesis
+        share = planned_share(plan.share, sum(case.shape[0] for case in self.cases.values())) if plan else 0.0
+        if not share:
+            return None
+        if self.slices > 1:
+            raise UsageError(
+                "`synthesis` makes single slices, but this network learns from several neighbouring ones at a time",
+                "leave out `synthesis`, or plan another adaptation or recipe",
+            )
+        places = [(number, z) for number, name in enumerate(self.names) for z in _slices(self.cases[name], True)]
+        return Synthesis(plan, Bank(places, self._exemplar, self.ignore), share)
+
+    def _exemplar(self, place: tuple[int, int]) -> Exemplar:
+        number, z = place
+        case = self.cases[self.names[number]].along(self.planes[0])
+        image = slice_with_context(case.image, z, case.shape[0], self.neighbours)
+        return Exemplar(image, case.label(z, z + 1)[0], case.spacing)
+
+    def _add_something_new(
+        self,
+        images: list[np.ndarray],
+        labels: list[np.ndarray],
+        case: StoredCase,
+        place: tuple[int, int],
+        key: tuple[int, ...],
+    ) -> None:
+        """Put something of the exemplars into a slice, if its own chance has it so."""
+        middle = len(labels[0]) // 2  # where neighbours are masked, each has a label
+        own = Exemplar(images[0], labels[0][middle], case.spacing)
+        made = self.synthesis(own, place, np.random.default_rng((*key, _SYNTHESIS)))
+        if made is not None:
+            images[0], labels[0] = made.image, labels[0].copy()
+            labels[0][middle] = made.label
 
     def _label(self, case: StoredCase, z: int, shape: tuple[int, ...]) -> np.ndarray:
         """Label of a slice, ``(1, y, x)``; where neighbours are masked, each by its own, as it was normalised."""
@@ -185,7 +224,7 @@ class SliceLoader:
         return case.class_locations if self.ignore is not None else {}
 
 
-def _slices(case: StoredCase, *, with_target: bool) -> list[int]:
+def _slices(case: StoredCase, with_target: bool) -> list[int]:
     """Indices of a case's slices: all, or those on which some class is."""
     if not with_target:
         return list(range(case.shape[0]))

@@ -58,6 +58,8 @@ class TrainingOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         feature_cache: Bytes that features of the encoder's frozen part may take on disk; None for no cache.
         num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
+        synthesis: Share of the training images that get something new, made of the labelled slices; 0 for none,
+            ``auto`` for the rule by the number of slices (:mod:`samunet.training.synthesis`).
         pretrained: A ``checkpoint_*.safetensors`` of another training to start from.
         random_weights: Start the bundled encoder from random weights, to compare.
         overwrite: Start anew where this fold was already trained.
@@ -81,6 +83,7 @@ class TrainingOptions:
     device: str = "auto"
     feature_cache: int | None = None
     num_cases: int | None = None
+    synthesis: float | str | None = None
     pretrained: str | Path | None = None
     random_weights: bool = False
     overwrite: bool = False
@@ -101,6 +104,10 @@ class TrainingOptions:
             if value is not None:
                 check_number(name, value, above=0, most=most)
         check_number("seed", self.seed, least=0, most=2**32 - 1)
+        if isinstance(self.synthesis, str) and self.synthesis != "auto":
+            raise UsageError(f"`synthesis` must be a number from 0 to 1, or 'auto', got {self.synthesis!r}")
+        if self.synthesis not in (None, "auto"):
+            check_number("synthesis", self.synthesis, least=0, most=1)
         if self.random_weights and (self.checkpoint or self.pretrained):
             raise UsageError("`random_weights` and a file to start from exclude each other", "give one of them")
         if self.pixel_statistics not in (None, *PIXEL_STATISTICS):

@@ -10,7 +10,7 @@ from samunet.dataset.cases import Dataset
 from samunet.dataset.layout import load_dataset
 from samunet.errors import SamunetError
 from samunet.evaluation.quality import write_calibration
-from samunet.evaluation.summary import evaluate_files
+from samunet.evaluation.summary import annotated_in_part, evaluate_files
 from samunet.files import write_json
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
@@ -117,6 +117,9 @@ def _validate(task: Task, dataset: Dataset, checkpoint: str, progress: bool) -> 
     write_json(folder / "summary.json", summary)
     which = "" if final else f" with checkpoint_{checkpoint}"
     log.info("mean Dice of the %d validation cases%s: %.4f", len(cases), which, summary["foreground_mean"]["Dice"])
+    partly = annotated_in_part([case.get("n_ignored", 0) for case in summary["metric_per_case"]])
+    if partly:
+        log.info("%s", partly)
     doubt = too_short_to_judge(model, fold)
     if doubt:
         log.warning("%s", doubt)

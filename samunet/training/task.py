@@ -20,7 +20,7 @@ from samunet.models.folder import Fold, ModelFolder, model_folder_name, read_run
 from samunet.models.pretrained import PretrainedWeights, pretrained_weights
 from samunet.planning import agreement
 from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
-from samunet.plans import NetworkPlan, Plans, fingerprint_of
+from samunet.plans import NetworkPlan, Plans, SynthesisPlan, fingerprint_of
 from samunet.preprocessing.normalize import statistics_used
 from samunet.preprocessing.run import check_channels, content_hash, stored_files
 from samunet.preprocessing.store import StoredCase
@@ -298,7 +298,15 @@ def choose_network(source: Source, options: TrainingOptions, begun: dict[str, An
         network = network.changed(batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
         network = network.changed(learning_rate=options.learning_rate)
+    if options.synthesis is not None:
+        network = network.changed(synthesis=_synthesis(network, options.synthesis))
     return network, f"{network.encoder} ({why})"
+
+
+def _synthesis(network: NetworkPlan, share: float | str) -> SynthesisPlan | None:
+    """The plan's, with the share that is asked for: a number, or ``auto`` for the rule."""
+    planned = network.synthesis or SynthesisPlan()
+    return None if share == 0 else planned.changed(share=None if share == "auto" else share)
 
 
 def decisions(plans: Plans, configuration_name: str, encoder: str) -> dict[str, Any]:
@@ -310,4 +318,5 @@ def decisions(plans: Plans, configuration_name: str, encoder: str) -> dict[str, 
         del found[key]
     network = found.pop("networks").get(encoder, {})
     left_out = {"why", "training_images", "memory_bytes", "training_gflops", "checkpoint_blocks"}
+    left_out |= {"synthesis"} if network.get("synthesis") is None else set()  # as in plans of before there was any
     return found | {"network": {key: value for key, value in network.items() if key not in left_out}}

@@ -102,6 +102,7 @@ class Trainer(Loop):
             "iterations": self.budget.iterations,
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
+            "synthesis": self.loader.synthesis and self.network.synthesis.model_dump(),
         }
         state = load_latest(self.folder, recipe, optimizer, self.setup)
         if self.dtype is not None:
@@ -336,6 +337,9 @@ class Trainer(Loop):
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         memory = step_bytes(self.network, self.micro_batch * self.images_per_item, kind, self.labels.num_outputs)
         log.info("checked while training: %s; memory about %.1f GB", self.monitored_name, memory / 1e9)
+        if self.loader.synthesis:
+            names = self.labels.names_in_masks if not self.labels.has_regions else {}
+            log.info("%s", self.loader.synthesis.describe(names))
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)
 
