@@ -77,6 +77,12 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         help="train on N of the fold's cases, drawn by the seed and spread over patients; fewer are a part of more",
     ),
     Flag(
+        "--augmentation",
+        choices=("auto", "standard", "strong"),
+        help="how much training images are changed: standard is nnU-Net's; auto: strong for up to 20 training cases "
+        "(default: as planned, which is auto)",
+    ),
+    Flag(
         "--synthesis",
         type=_share,
         metavar="SHARE",

@@ -298,6 +298,8 @@ def choose_network(source: Source, options: TrainingOptions, begun: dict[str, An
         network = network.changed(batch_size=options.batch_size, accumulation=1)
     if options.learning_rate:
         network = network.changed(learning_rate=options.learning_rate)
+    if options.augmentation:
+        network = network.changed(augmentation=options.augmentation)
     if options.synthesis is not None:
         network = network.changed(synthesis=_synthesis(network, options.synthesis))
     return network, f"{network.encoder} ({why})"
@@ -318,5 +320,7 @@ def decisions(plans: Plans, configuration_name: str, encoder: str) -> dict[str, 
         del found[key]
     network = found.pop("networks").get(encoder, {})
     left_out = {"why", "training_images", "memory_bytes", "training_gflops", "checkpoint_blocks"}
-    left_out |= {"synthesis"} if network.get("synthesis") is None else set()  # as in plans of before there was any
+    # As in plans of before there was any.
+    left_out |= {"synthesis"} if network.get("synthesis") is None else set()
+    left_out |= {"augmentation"} if network.get("augmentation") == "auto" else set()
     return found | {"network": {key: value for key, value in network.items() if key not in left_out}}
