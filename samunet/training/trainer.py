@@ -102,7 +102,7 @@ class Trainer(Loop):
             "iterations": self.budget.iterations,
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
-            "augmentation": "strong" if self.loader.strong else "standard",
+            "augmentation": "strong" if self.loader.strong else None,  # None as in files of before there was any
             "synthesis": self.loader.synthesis and self.network.synthesis.model_dump(),
         }
         state = load_latest(self.folder, recipe, optimizer, self.setup)
