@@ -71,7 +71,7 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
         nargs="+",
         metavar="NAME[=TEXT]",
         help=f"{_LABELS}; NAME=red or NAME=#ff0000 gives its colour in masks, or, with {{class}} in their pattern, the "
-        "text of its files",
+        "text of its files (several with commas, where they are joined: lung=leftMask,rightMask)",
     ),
     _VALUES[1],
     Switch(
@@ -104,6 +104,8 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
         "samunet_make_dataset 'scans/{case}_ct.nii.gz' 'scans/{case}_liver.nii.gz' --name Liver --id 11 "
         "--channel_names CT",
         "samunet_make_dataset photos 'masks/{class}/{case}.png' --name Eyes --id 14 --labels cup disc",
+        "samunet_make_dataset CXR_png 'ManualMask/{class}/{case}.png' --name Lungs --id 16 --labels "
+        "lung=leftMask,rightMask",
     ),
     see=f"[How masks are read](how_commands_work.md#how-masks-are-read), {_SEE}",
 )
