@@ -119,7 +119,7 @@ def test_names_decide_where_values_differ_and_values_where_names_do_not_fit(work
     assert np.array_equal(read["a"], EXPECTED)
     assert np.array_equal(read["b"], EXPECTED)
     make("--labels", "Leber", "Herd", "--overwrite", status=1)
-    assert "--labels 'liver' 'tumour'" in capsys.readouterr().err
+    assert "--labels liver tumour" in capsys.readouterr().err
     make("--labels", "liver", "vessel", "--overwrite", status=2)
     assert "--labels does not name the segment 'tumour'" in capsys.readouterr().err
     segmentation(work / "masks/b.seg.nrrd", [("liver", 1, 0, LIVER & ~TUMOUR), ("tumour", 2, 0, TUMOUR)])
