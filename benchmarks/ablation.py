@@ -6,32 +6,35 @@
     python benchmarks/ablation.py 027 --seconds 150 --weights pretraining/small_latest.safetensors --seed 1
     python benchmarks/ablation.py 027 --iterations 400 --num_cases 8 --ema 0.99
 
-The Dice is that of the fold's validation cases on their stored grid, from one input along the first plane, and averaged
-over mirrored inputs and planes as the plan has them; the last line has both with what was changed. With ``--ema`` it
-has them also of the weights' exponential average over the updates, which samunet itself does not keep. Nothing is
-written to the results folder. Compare runs made on the same quiet machine, and look at the iterations too.
+The Dice is that of the fold's validation cases on their stored grid, from one input along the first plane, and of their
+masks as they are predicted, averaged over mirrored inputs and planes as the plan has them; the last line has both with
+what was changed. With ``--ema`` it has them also of the weights' exponential average over the updates, which samunet
+itself does not keep. Nothing is written to the results folder. Compare runs made on the same quiet machine, and look at
+the iterations too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from samunet import paths
-from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.splits import patients, subsample_cases
 from samunet.encoders import ENCODERS
+from samunet.evaluation.summary import evaluate_files
 from samunet.files import read_json
+from samunet.inference.options import PredictionOptions
+from samunet.inference.predictor import Predictor
 from samunet.models.pretrained import pretrained_weights
-from samunet.plans import read_plans
-from samunet.preprocessing.run import stored_cases
 from samunet.training.options import TrainingOptions
+from samunet.training.source import Source
+from samunet.training.task import Material, Task
 from samunet.training.trainer import Trainer
 
 _CONFIGURATION = {"mirror_axes", "rotation", "foreground_share", "planes"}
@@ -55,40 +58,31 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.patch_size:
         ENCODERS["small"] = replace(ENCODERS["small"], patch_size=arguments.patch_size)
-    folder = paths.preprocessed_folder() / find_dataset(arguments.dataset)
-    plans, description = read_plans(folder / f"{arguments.p}.json"), read_description(folder)
-    configuration = plans.configuration("2d")
+    source = Source(find_dataset(arguments.dataset), "2d", arguments.p)
     changes = {key: _value(text) for key, text in (item.split("=", 1) for item in arguments.set)}
     own = {key: changes.pop(key) for key in _CONFIGURATION & changes.keys()}
-    configuration = configuration.changed(**own)
-    network = configuration.networks["small"].changed(**changes)
-    split = read_json(folder / "splits_final.json")[0]
+    source.configuration = source.configuration.changed(**own)
+    network = source.configuration.networks["small"].changed(**changes)
+    split = read_json(source.folder / "splits_final.json")[0]
     names = sorted(split["train"])
     if arguments.num_cases:
-        groups = patients(sorted(split["train"] + split["val"]), description.groups)
+        groups = patients(sorted(split["train"] + split["val"]), source.description.groups)
         names = subsample_cases(names, arguments.num_cases, 12345, groups)
     base = None
     if arguments.weights != "random":
         given = None if arguments.weights == "bundled" else Path(arguments.weights)
         base = pretrained_weights(network.encoder, checkpoint=given)
-    validation = stored_cases(folder, plans, configuration, description, split["val"], raw=None)
+    validation = source.stored(split["val"])
+    options = TrainingOptions(
+        seconds=None if arguments.iterations else arguments.seconds or 90,
+        iterations=arguments.iterations,
+        seed=arguments.seed,
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            folder=Path(scratch),
-            configuration=configuration,
-            network=network,
-            description=description,
-            train=stored_cases(folder, plans, configuration, description, names, raw=None),
-            validation=validation,
-            options=TrainingOptions(
-                seconds=None if arguments.iterations else arguments.seconds or 90,
-                iterations=arguments.iterations,
-                seed=arguments.seed,
-            ),
-            identity="ablation",
-            run={},
-            base=base,
-        )
+        os.environ["samunet_results"] = scratch
+        task = Task(source, 0, options, {}, network, "", names, [], split["val"])
+        task.folder.mkdir(parents=True)
+        trainer = Trainer(task, Material(source.stored(names), validation, {}, base, {}, "ablation"))
         average = None
         if arguments.ema:
             average = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(arguments.ema))
@@ -97,13 +91,28 @@ def main() -> None:
         for entry in trainer.state.log:
             print(json.dumps(entry))
         trainer.monitored = validation
-        scores = {"dice": trainer._monitor(), "averaged_dice": trainer._monitor(averaged=True)}
+        scores = {"dice": trainer._monitor(), "averaged_dice": averaged_dice(trainer, split["val"])}
         if average:
             trainer.model.load_state_dict(average.module.state_dict())
-            scores |= {"ema_dice": trainer._monitor(), "ema_averaged_dice": trainer._monitor(averaged=True)}
+            scores |= {"ema_dice": trainer._monitor(), "ema_averaged_dice": averaged_dice(trainer, split["val"])}
     scores = {name: round(score, 4) for name, score in scores.items()}
     setting = {key: value for key, value in vars(arguments).items() if value}
     print(json.dumps(setting | {"iterations": trainer.state.iteration} | scores))
+
+
+def averaged_dice(trainer: Trainer, names: list[str]) -> float:
+    """Mean Dice of the validation cases' masks, predicted as a user would."""
+    source = trainer.task.source
+    predictor = Predictor(
+        [trainer.recipe.result], source.plans, source.configuration, trainer.network, source.description,
+        PredictionOptions(tolerate_geometry=True, postprocessing=False),
+    )  # fmt: skip
+    cases = {name: source.raw.cases[name] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        predictor.predict_cases(cases, Path(folder), progress=False, own=True)
+        files = {name: (predictor.mask_file(case, Path(folder)), case.label) for name, case in cases.items()}
+        labels, reader = source.raw.description.labels, source.raw.description.reader
+        return evaluate_files(files, labels, reader, tolerate_geometry=True)["foreground_mean"]["Dice"]
 
 
 def _value(text: str) -> object:

@@ -133,7 +133,7 @@ def write_dataset(folder: Path) -> None:
     """A few slices of each of a few of the demo's volumes, all of one size."""
     import SimpleITK as sitk
 
-    from samunet.commands.phantoms import LABELS, draw_phantom
+    from samunet.conversion.phantoms import LABELS, draw_phantom
 
     for index in range(CASES):
         image, label, *_ = draw_phantom(0, index)

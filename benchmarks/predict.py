@@ -144,11 +144,12 @@ def random_base(folder: Path, network, configuration, description):
     import torch
     from safetensors.torch import save_file
 
+    from samunet.adaptations import FullPlan
     from samunet.models.folder import build_network
     from samunet.models.pretrained import pretrained_weights
 
     torch.manual_seed(0)
-    whole = build_network(configuration, network.changed(adaptation="full", lora=None), description, None)
+    whole = build_network(configuration, network.changed(adaptation=FullPlan()), description, None)
     state = {name.removeprefix("head."): value.contiguous() for name, value in whole.state_dict().items()}
     wanted = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
     save_file({name: value for name, value in state.items() if name.startswith(wanted)}, folder / "base.safetensors")

@@ -164,15 +164,14 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 def samunet_encoder(arguments: argparse.Namespace, dtype):
     """samunet's encoder with LoRA from peft; frozen weights in ``dtype``."""
+    from samunet.adaptations import LoraPlan
     from samunet.encoders import encoder_facts
-    from samunet.network.adaptations.lora import add_lora
     from samunet.network.encoders import hold_frozen
     from samunet.network.encoders.vit import ImageEncoder
-    from samunet.plans import LoraPlan
 
     encoder = ImageEncoder(encoder_facts(arguments.encoder))
     fill(encoder)
-    adapted = add_lora(encoder, LoraPlan())
+    adapted = LoraPlan().adapt_encoder(encoder)
     for index, block in enumerate(encoder.blocks):
         for part in "qv":
             layer = getattr(block.attn.qkv, part)

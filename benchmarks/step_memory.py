@@ -79,12 +79,13 @@ def network_plan(
     checkpoint_blocks: bool = False,
 ):
     """The plan of a square network at batch 1, adapted as samunet's defaults have it."""
-    from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan
+    from samunet.adaptations import ADAPTATIONS
+    from samunet.plans import NetworkPlan
 
+    adapted = ADAPTATIONS[adaptation](**({"blocks": blocks} if adaptation != "full" else {}))
     return NetworkPlan(
-        encoder=encoder, input_shape=[size, size], spacing=1.0, head=head, adaptation=adaptation,
-        lora=LoraPlan(blocks=blocks, decoder=components == "decoder") if adaptation == "lora" else None,
-        adapter=AdapterPlan(blocks=blocks) if adaptation == "adapter" else None, components=components,
+        encoder=encoder, input_shape=[size, size], spacing=1.0, head=head, components=components,
+        adaptation=adapted.for_components(components),
         input_channels="repeat", batch_size=1, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
         training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
         checkpoint_blocks=checkpoint_blocks,

@@ -7,9 +7,9 @@
 SAMed uses as well; reading them needs h5py) or with the original BTCV download (``img`` and ``label``). See
 ``synapse_data.py`` for what is made of them. Nothing is downloaded but SAM's published weights, as by samunet_train.
 
-Recipes: ``samed`` adapts ViT-B with LoRA at 512 px with SAMed's loss, optimiser, schedule and length (14,720 updates
-of 24 images), on the files' own values on 0-1, and predicts without test-time augmentation. Samunet's own are sampling,
-augmentation, and that slices are cropped to the body, whose long side gets the 512 px, in training and prediction.
+Recipes: ``samed`` adapts ViT-B with LoRA at 512 px with SAMed's loss, optimiser, schedule and length (14,880 updates
+of 24 images), on the files' own values on 0-1, and predicts without test-time augmentation. What differs
+is in documentation/results/recipes.md.
 ``samunet`` is what samunet plans by itself. Both train on all 18 training cases, and their last model is tested:
 nothing is chosen on the 12 test cases.
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from samunet.plans import Plans
 
 RECIPES = {"samed": "samedPlans", "samunet": "samunetPlans"}
-SAMED_ITERATIONS = 14_720  # 160 epochs of 2,211 slices, 24 at a time
+SAMED_ITERATIONS = 14_880  # 160 epochs of 2,211 slices, 24 at a time, the last 3 by themselves
 
 log = logging.getLogger("samunet.synapse")
 
@@ -127,7 +127,7 @@ def _values_as_they_are(plans: Plans) -> Plans:
     """The files' own values on 0-1, as SAMed's network gets them, instead of another clipping by percentiles."""
     configurations = {name: dict(configuration) for name, configuration in plans.configurations.items()}
     why = configurations["2d"]["why"] | {"normalization": "HU from -125 to 275 are on 0-1 already, as in SAMed"}
-    configurations["2d"] |= {"normalization": ["nonorm"], "why": why}
+    configurations["2d"] |= {"normalization": ["nonorm"], "windows": None, "why": why}
     return plans.changed(configurations=configurations)
 
 

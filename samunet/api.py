@@ -37,43 +37,73 @@ from samunet.training.options import TrainingOptions
 from samunet.workers import default_workers
 
 if TYPE_CHECKING:
+    from samunet.conversion.datasets import (
+        convert_ACDC_dataset,
+        convert_finetune_SAM_dataset,
+        convert_MSD_dataset,
+        convert_old_nnUNet_dataset,
+        convert_SAMed_dataset,
+        make_dataset,
+    )
+    from samunet.conversion.phantoms import make_phantoms
     from samunet.inference.options import PredictionOptions
     from samunet.inference.predictor import Predictor
+    from samunet.models.downloads import download_checkpoint, published_checkpoints
     from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.move_plans import move_plans_between_datasets
     from samunet.planning.planner import PlannerOptions
     from samunet.report.overlays import plot_overlays
     from samunet.report.write import report
+    from samunet.selection.label_next import label_next
     from samunet.sharing.export import ExportOptions, export_model
     from samunet.sharing.install import install_model
     from samunet.sharing.onnx_export import export_onnx
     from samunet.sharing.sam_export import merge_adapter
     from samunet.sharing.samed_import import import_samed
+    from samunet.training.inventory import clean, info
+    from samunet.training.pretraining.options import PretrainingOptions
+    from samunet.training.pretraining.own_images import pretrain
 
 __all__ = [
-    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "TrainingOptions",
-    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "determine_postprocessing", "ensemble",
-    "evaluate", "export_model", "export_onnx", "extract_fingerprint", "find_best_configuration", "import_samed",
-    "install_model", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess", "plan_experiment",
-    "plot_overlays", "predict", "preprocess", "report", "train", "train_folds",
+    "ExportOptions", "PlannerOptions", "PredictionOptions", "Predictor", "PretrainingOptions", "TrainingOptions",
+    "accumulate_crossval_results", "add_cases", "apply_postprocessing", "clean", "convert_ACDC_dataset",
+    "convert_MSD_dataset", "convert_SAMed_dataset", "convert_finetune_SAM_dataset", "convert_old_nnUNet_dataset",
+    "determine_postprocessing", "download_checkpoint", "ensemble", "evaluate", "export_model", "export_onnx",
+    "extract_fingerprint", "find_best_configuration", "import_samed", "info", "install_model", "label_next",
+    "make_dataset", "make_phantoms", "merge_adapter", "move_plans_between_datasets", "plan_and_preprocess",
+    "plan_experiment", "plot_overlays", "predict", "preprocess", "pretrain", "published_checkpoints", "report", "train",
+    "train_folds",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 
+_CONVERSIONS = (
+    "make_dataset", "convert_ACDC_dataset", "convert_MSD_dataset", "convert_SAMed_dataset",
+    "convert_finetune_SAM_dataset", "convert_old_nnUNet_dataset",
+)  # fmt: skip
 # Heavy imports, on first use.
 _LAZY = {
     "ExportOptions": "sharing.export",
     "PlannerOptions": "planning.planner",
     "PredictionOptions": "inference.options",
     "Predictor": "inference.predictor",
+    "PretrainingOptions": "training.pretraining.options",
+    **dict.fromkeys(_CONVERSIONS, "conversion.datasets"),
+    "download_checkpoint": "models.downloads",
     "export_model": "sharing.export",
     "export_onnx": "sharing.onnx_export",
+    "clean": "training.inventory",
     "import_samed": "sharing.samed_import",
+    "info": "training.inventory",
     "install_model": "sharing.install",
+    "label_next": "selection.label_next",
+    "make_phantoms": "conversion.phantoms",
     "merge_adapter": "sharing.sam_export",
     "move_plans_between_datasets": "planning.move_plans",
     "plot_overlays": "report.overlays",
+    "pretrain": "training.pretraining.own_images",
+    "published_checkpoints": "models.downloads",
     "report": "report.write",
 }
 

@@ -286,14 +286,26 @@ def as_kind(kind: Any, data: Any, where: str, hint: str | dict[str, str] = _REST
         return _adapter(kind).validate_json(json.dumps(data))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        key = ".".join(_place(first["loc"], data)) or "the whole file"
         got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
         if isinstance(hint, dict):
             hint = hint.get(str(next(iter(first["loc"]), "")), _RESTORE)
         text = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             text, got = "there is no such key", ""
+        if first["type"].startswith("union_tag"):
+            key, text = f"{key}.method", f"must be one of {first['ctx'].get('expected_tags', 'those there are')}"
+            got = f", got {first['ctx']['tag']!r:.60}" if "tag" in first["ctx"] else ""
         raise SamunetError(f"{where}: {key}: {text}{got}", hint) from None
+
+
+def _place(location: tuple[str | int, ...], data: Any) -> Iterator[str]:
+    """The keys to a value, without the names that pydantic puts between them for the variants of a union."""
+    for index, part in enumerate(location, start=1):
+        if isinstance(data, dict) and part not in data and index < len(location):
+            continue
+        yield str(part)
+        data = data[part] if isinstance(data, dict | list) and index < len(location) else None
 
 
 @lru_cache(maxsize=64)

@@ -12,15 +12,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import permutations, product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Len
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
 from samunet import paths
+from samunet.adaptations import AdaptationPlan, AdapterPlan, LoraPlan  # noqa: F401 (the two are imported from here)
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError, argument, call
-from samunet.files import as_kind, read_as, write_json
+from samunet.files import as_kind, read_as
+from samunet.plain_model import PlainModel
 from samunet.recipes import RECIPES, is_recipe_name, recipe_facts
 
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "integrity_report")
@@ -39,27 +41,10 @@ Count = Annotated[int, Interval(ge=1, le=10**5)]
 Pixels = Annotated[int, Interval(ge=1, le=MOST_SIDE)]
 Axis = Annotated[int, Interval(ge=0, le=2)]
 InPlaneAxis = Annotated[int, Interval(ge=0, le=1)]
-LoraTarget = Literal["q", "k", "v", "proj", "mlp"]
 # Where a file's axes x, y, z lead: left or right, backwards or forwards, up or down, in any order.
 Orientation = Literal[
     ("", *sorted("".join(axes) for three in product("LR", "PA", "SI") for axes in permutations(three)))
 ]
-Blocks = Literal["all", "last_half"] | list[int]
-Settings = TypeVar("Settings", bound="PlainModel")
-
-
-class PlainModel(BaseModel):
-    """Frozen data with the form of a JSON file, whose every key is known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    def changed(self, **changes: Any) -> Self:
-        """A copy with other values, which are not checked."""
-        return self.model_copy(update=changes)
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        write_json(path, self.model_dump())
 
 
 class IntensityStatistics(PlainModel):
@@ -74,37 +59,17 @@ class IntensityStatistics(PlainModel):
     percentile_99_5: float
 
 
-class LoraPlan(PlainModel):
-    """Low-rank adaptation (Hu et al. 2021); the defaults are SAMed's.
+class SynthesisPlan(PlainModel):
+    """New training slices made of exemplars (:mod:`samunet.training.synthesis`).
 
     Attributes:
-        rank, alpha: The update is ``alpha / rank * B A``, or ``alpha / sqrt(rank) * B A`` with ``rslora``.
-        targets: What is adapted in a block: q, k, v and output projection (``proj``) of its attention, its ``mlp``.
-        blocks: Which of the encoder's attention blocks: ``all``, ``last_half``, or indices.
-        decoder: Whether the mask decoder's transformer is frozen and adapted as well (SAMed_s) instead of trained.
-        dora: Learn the columns' magnitudes apart from their directions (Liu et al. 2024).
-        rslora: Scale with the root of the rank (Kalajdzievski 2023).
+        share: Of the training images; None for the rule: half with up to 500 slices, none from 5000 on.
+        kinds: ``paste`` (small components), ``exchange`` (textures of organs), ``carve`` (the foreground of another
+            slice); each image gets one of them that is possible.
     """
 
-    rank: Annotated[int, Interval(ge=1, le=1024)] = 4
-    alpha: Count = 4
-    targets: Annotated[list[LoraTarget], Len(1)] = ["q", "v"]
-    blocks: Blocks = "all"
-    decoder: bool = False
-    dora: bool = False
-    rslora: bool = False
-
-
-class AdapterPlan(PlainModel):
-    """Bottleneck adapters (Houlsby et al. 2019), placed as Gu et al. (2024) place them, in encoder and decoder.
-
-    Attributes:
-        reduction: Channels of a block divided by those of its bottlenecks.
-        blocks: Which of the encoder's attention blocks: ``all``, ``last_half``, or indices.
-    """
-
-    reduction: Annotated[int, Interval(ge=1, le=1024)] = 4
-    blocks: Blocks = "all"
+    share: Annotated[float, Interval(ge=0, le=1)] | None = None
+    kinds: Annotated[list[Literal["paste", "exchange", "carve"]], Len(1, 3)] = ["paste", "exchange", "carve"]
 
 
 class NetworkPlan(PlainModel):
@@ -118,9 +83,9 @@ class NetworkPlan(PlainModel):
         stretch: Whether every slice fills the input, whatever its proportions.
         head: Which decoder makes class logits: ``sam`` (SAMed's) or ``detail`` (with features
             of the encoder's depths and of a stem).
-        adaptation: ``lora`` or ``adapter`` (SAM's weights stay, small modules beside them train) or ``full`` (SAM's
-            weights train). What is new, such as the class tokens, always trains.
-        lora, adapter: Settings; None unless ``adaptation`` has that name.
+        adaptation: Its ``method`` with its settings (:mod:`samunet.adaptations`): ``lora`` or ``adapter`` (SAM's
+            weights stay, small modules beside them train) or ``full`` (SAM's weights train). What is new, such as the
+            class tokens, always trains.
         input_channels: How stored channels become the encoder's three: ``neighbours`` (previous, this and next slice),
             ``repeat`` (one channel three times), ``as_they_are`` (three channels), ``projection`` (a trained
             combination of any number).
@@ -135,6 +100,8 @@ class NetworkPlan(PlainModel):
             ``package.module:Class``.
         checkpoint_blocks: Whether the encoder's blocks are computed a second time in the backward pass instead of
             keeping what it needs (activation checkpointing). Changes memory and time, not the result.
+        synthesis: New training slices made of the labelled ones; None for none.
+        augmentation: ``standard`` (nnU-Net's), ``strong``, or ``auto``: strong where a fold trains on few cases.
         why: Reasons.
     """
 
@@ -142,8 +109,7 @@ class NetworkPlan(PlainModel):
     input_shape: Annotated[list[Pixels], Len(2, 2)]
     spacing: Positive | None
     head: Literal["sam", "detail"]
-    adaptation: Literal["lora", "adapter", "full"]
-    lora: LoraPlan | None
+    adaptation: AdaptationPlan
     input_channels: Literal["neighbours", "repeat", "as_they_are", "projection"]
     batch_size: Count
     accumulation: Count
@@ -152,13 +118,14 @@ class NetworkPlan(PlainModel):
     training_images: Annotated[dict[Literal["cpu", "gpu"], AtLeastOne], Len(2)]
     memory_bytes: int
     training_gflops: float
-    adapter: AdapterPlan | None = None
     stretch: bool = False
     passes: Count | None = None
     components: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
     recipe: str = "samunet"
     checkpoint_blocks: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
+    synthesis: SynthesisPlan | None = None
+    augmentation: Literal["auto", "standard", "strong"] = "auto"
     why: dict[str, str] = {}
 
 
@@ -309,16 +276,21 @@ class Plans(PlainModel):
         return merged
 
 
-def check_plans_name(name: str, flag: str) -> None:
+def check_plans_name(name: str, given_as: str) -> None:
     """Check a name for plans: of the file ``NAME.json`` beside a dataset's others, and a part of models' folders.
+
+    Args:
+        name: What was given.
+        given_as: The argument that it was given as.
 
     Raises:
         UsageError: If it cannot be both.
     """
+    given = argument(given_as, name)
     if not name or name.startswith(".") or set(name) & set("/\\") or "__" in name:
-        raise UsageError(f"{flag} {name!r} is no name for plans", "use letters, digits and single underscores")
+        raise UsageError(f"{given} is no name for plans", "use letters, digits and single underscores")
     if name in _OTHER_FILES:
-        raise UsageError(f"{flag} {name} would replace the dataset's {name}.json", "use another name, such as myPlans")
+        raise UsageError(f"{given} would replace the dataset's {name}.json", "use another name, such as myPlans")
 
 
 def read_plans(path: Path) -> Plans:
@@ -328,7 +300,7 @@ def read_plans(path: Path) -> Plans:
         SamunetError: Naming the file and the key that is missing, unknown or of the wrong type.
     """
     plans = read_as(Plans, path, _HINT)
-    plans = plans.changed(configurations=networks_by_encoder(plans.configurations))
+    plans = plans.changed(configurations=in_todays_form(plans.configurations))
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         problem = f"must hold each of the axes 0, 1 and 2 once, got {plans.transpose_forward}"
         _refuse(str(path), [("transpose_forward", problem)])
@@ -340,27 +312,18 @@ def read_plans(path: Path) -> Plans:
     return plans
 
 
-def settings_of(kind: type[Settings], name: str, given: dict[str, Any]) -> Settings:
-    """A :class:`LoraPlan` or :class:`AdapterPlan` of fields that were given.
+def in_todays_form(configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Configurations of older plans, in today's form.
 
-    Args:
-        kind: Which.
-        name: What the argument is called that has the fields, such as ``lora``.
-        given: Field to value.
-
-    Raises:
-        UsageError: If a value is not allowed; names its field.
+    In samunet 0.1.0 networks were called ``sam`` and ``bundled`` instead of by their encoders' names; and until 0.2.0
+    ``adaptation`` was the method's name, with its settings beside it as ``lora`` or ``adapter``.
     """
-    try:
-        return kind(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = argument(f"{name}.{first['loc'][0]}")
-        raise UsageError(f"{field}: {first['msg']}, got {first['input']!r}") from None
-
-
-def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Configurations of samunet 0.1.0, whose networks are called ``sam`` and ``bundled``, by their encoders' names."""
+    configurations = {
+        name: configuration | {"networks": {key: _with_one_adaptation(own) for key, own in networks.items()}}
+        if isinstance(networks := configuration.get("networks"), dict)
+        else configuration
+        for name, configuration in configurations.items()
+    }
 
     def inherited(name: Any, seen: tuple = ()) -> dict[str, Any]:
         own = configurations.get(name) if isinstance(name, str) and name not in seen else None
@@ -380,6 +343,18 @@ def networks_by_encoder(configurations: dict[str, dict[str, Any]]) -> dict[str, 
                 networks[encoder if isinstance(encoder, str) else key] = network if whole_one else own
             renamed[name] = configuration | {"networks": networks}
     return renamed
+
+
+def _with_one_adaptation(network: Any) -> Any:
+    if not isinstance(network, dict):
+        return network
+    own, given = dict(network), network.get("adaptation")
+    adaptation = {"method": given} if isinstance(given, str) else given or {}
+    for method in ("lora", "adapter"):
+        settings = own.get(method)
+        if settings is None or (isinstance(settings, dict) and adaptation.get("method", method) == method):
+            adaptation = adaptation | (own.pop(method, None) or {})
+    return own | {"adaptation": adaptation} if adaptation else own
 
 
 def plans_called(name: str, folder: Path, function: str = "plan_and_preprocess") -> Plans:
@@ -413,34 +388,6 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else asdict(value)
 
 
-def adaptation_problems(
-    encoder: str, adaptation: str, components: str, lora: LoraPlan | None, adapter: AdapterPlan | None
-) -> Iterator[tuple[str, str]]:
-    """Keys of a network's adaptation that do not fit each other or the encoder, each with what is wrong."""
-    for key, settings in (("lora", lora), ("adapter", adapter)):
-        if (settings is None) == (adaptation == key):
-            yield key, f"must {'' if adaptation == key else 'not '}be given with the adaptation {adaptation!r}"
-    if lora and len(set(lora.targets)) != len(lora.targets):
-        yield "lora.targets", f"must not repeat a name, got {lora.targets}"
-    if lora and components == "decoder" and not lora.decoder:
-        yield "lora.decoder", "must be true where only the decoder is adapted"
-    facts = ENCODERS.get(encoder)
-    if facts is None:
-        return
-    for key, settings in (("lora", lora), ("adapter", adapter)):
-        if settings and isinstance(settings.blocks, list):
-            given, count = settings.blocks, facts.attention_blocks
-            if not given or len(set(given)) != len(given) or not all(0 <= index < count for index in given):
-                yield f"{key}.blocks", f"must be different numbers from 0 to {count - 1} for {encoder}, got {given}"
-
-
-def adapted_blocks(blocks: str | list[int], count: int) -> list[int]:
-    """Indices of the blocks that ``blocks`` of a :class:`LoraPlan` or :class:`AdapterPlan` means, of ``count``."""
-    if isinstance(blocks, list):
-        return sorted(blocks)
-    return list(range(count // 2 if blocks == "last_half" else 0, count))
-
-
 def _plane_contradictions(configuration: ConfigurationPlan, physical: bool) -> Iterator[tuple[str, str]]:
     planes = configuration.planes
     if any(sorted(axes) != [0, 1, 2] for axes in planes) or len({axes[0] for axes in planes}) != len(planes):
@@ -464,9 +411,8 @@ def _network_contradictions(name: str, network: NetworkPlan, physical: bool) -> 
         yield "encoder", f"must be {name!r}, as the network is called, got {network.encoder!r}"
     elif any(side % facts.patch_size for side in network.input_shape):
         yield "input_shape", f"must be multiples of the encoder's patch, {facts.patch_size}, got {network.input_shape}"
-    yield from adaptation_problems(
-        network.encoder, network.adaptation, network.components, network.lora, network.adapter
-    )
+    for key, problem in network.adaptation.problems(facts, network.components) if facts else ():
+        yield f"adaptation.{key}", problem
     if not is_recipe_name(network.recipe):
         yield "recipe", f"must be one of {', '.join(RECIPES)} or package.module:Class, got {network.recipe!r}"
     if network.checkpoint_blocks and facts and facts.stages:
@@ -481,6 +427,8 @@ def _refuse(where: str, contradictions: Iterable[tuple[str, str]]) -> None:
 
 
 def _deep_merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    if changes.get("method", base.get("method")) != base.get("method"):  # another adaptation has other settings
+        return changes
     merged = dict(base)
     for key, value in changes.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -33,7 +33,7 @@ class RecipeFacts:
     """
 
     source: str = ""
-    summary: str = "given by -recipe"
+    summary: str = "given by recipe"
     upsampled: bool = True
     averages: bool = True
     values_as_they_are: bool = False
@@ -53,7 +53,7 @@ RECIPES = {
     "samunet": RecipeFacts(summary="the default"),
     "samed": RecipeFacts(
         source="SAMed",
-        summary="given by -recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on "
+        summary="given by recipe: 0.2 cross-entropy + 0.8 Dice with background on quarter-resolution masks, input on "
         "0-1, every slice once in a pass, AdamW 5e-3 at a batch of 24 with decay on everything, no clipping (SAMed)",
         upsampled=False, averages=False, values_as_they_are=True, unit_range=True, needs_sam=True,
         exclusive_classes=True, whole_slices=True, input_size=512, batch=24, passes=160,
@@ -61,7 +61,7 @@ RECIPES = {
     ),
     "finetune_sam": RecipeFacts(
         source="Gu et al.",
-        summary="given by -recipe: cross-entropy + Dice of sigmoids with background, image by image, on "
+        summary="given by recipe: cross-entropy + Dice of sigmoids with background, image by image, on "
         "quarter-resolution masks, slices with a target alone, AdamW 1e-3 at a batch of 4 with decay on everything, no "
         "clipping, ended when it no longer gets better (Gu et al.)",
         upsampled=False, averages=False, unit_range=True, exclusive_classes=True, whole_slices=True, input_size=1024,

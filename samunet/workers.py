@@ -91,7 +91,7 @@ def _run(
     try:
         with interrupts_held():
             for case, arguments in jobs:
-                futures[pool.submit(_call, function, arguments)] = case
+                futures[_submit(pool, function, arguments)] = case
         for future in as_completed(futures):
             case = futures[future]
             with collecting_failures(failures, case), naming_the_case(case):
@@ -110,6 +110,16 @@ def _run(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], arguments: tuple) -> Future:
+    try:
+        return pool.submit(_call, function, arguments)
+    except OSError as error:
+        if error.errno is not None:  # no process could be started
+            raise
+        # A worker died at this moment: the pool has closed its own pipe, and does not say so.
+        raise BrokenProcessPool("the pool closed while cases were handed out") from error
 
 
 def warn_once(message: str) -> None:

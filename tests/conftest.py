@@ -19,6 +19,25 @@ def no_downloads(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
+_reduced: list[pytest.MonkeyPatch] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """The bundled encoder is small in every test but those marked ``full_network``, which need its size or weights.
+
+    Before fixtures are set up, those of modules as well: what one of them trains, its tests read.
+    """
+    full = item.get_closest_marker("full_network") is not None
+    if full and _reduced:
+        _reduced.pop().undo()
+    elif not full and not _reduced:
+        from reduced import reduce_bundled_encoder
+
+        _reduced.append(pytest.MonkeyPatch())
+        reduce_bundled_encoder(_reduced[0], width=48, depth=2, heads=3, global_blocks=(1,))
+
+
 @pytest.fixture
 def samunet_folders(tmp_path, monkeypatch):
     """Sets samunet_raw, samunet_preprocessed and samunet_results to ``raw`` and so on in the folder it returns."""

@@ -1,5 +1,6 @@
 """Every way to adapt SAM: what trains, what is saved, what comes back, and what is refused."""
 
+import argparse
 import json
 import zlib
 from dataclasses import replace
@@ -10,17 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from samunet.adaptations import ADAPTATIONS, AdapterPlan, FullPlan, LoraPlan
+from samunet.adaptations.lora import load_adapters, merge_adapters
 from samunet.commands import run_command
+from samunet.commands.flags import ADAPTATION
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.models.checkpoint import save_model
-from samunet.network.adaptations.lora import load_adapters, merge_adapters
 from samunet.network.encoders import hold_frozen
 from samunet.network.heads import SamHead
 from samunet.network.model import build_model
 from samunet.network.optimizer import adamw
 from samunet.planning import resources, rules
-from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan, settings_of
+from samunet.planning.planner import PlannerOptions
+from samunet.plans import NetworkPlan
 from samunet.tensors import read_tensors
 
 CLASSES = 3
@@ -41,10 +45,10 @@ def reduced(monkeypatch):
 
 
 def make_plan(encoder="vit_b", adaptation="lora", components="encoder_decoder", head="sam", **settings) -> NetworkPlan:
-    lora = LoraPlan(**{"decoder": components == "decoder", **settings}) if adaptation == "lora" else None
+    adapted = ADAPTATIONS[adaptation](**settings).for_components(components)
     return NetworkPlan(
-        encoder=encoder, input_shape=[64, 64], spacing=1.0, head=head, adaptation=adaptation, components=components,
-        lora=lora, adapter=AdapterPlan(**settings) if adaptation == "adapter" else None, input_channels="repeat",
+        encoder=encoder, input_shape=[64, 64], spacing=1.0, head=head, adaptation=adapted, components=components,
+        input_channels="repeat",
         batch_size=2, accumulation=1, learning_rate=1e-3, weight_decay=0.1, training_images={"cpu": 1, "gpu": 1},
         memory_bytes=0, training_gflops=0.0,
     )  # fmt: skip
@@ -86,35 +90,35 @@ def encoder_formula(plan: NetworkPlan) -> int:
     """Trained parameters of a SAM encoder by arithmetic alone."""
     facts = ENCODERS[plan.encoder]
     d, blocks = facts.width, facts.depth
-    if plan.components == "decoder" or plan.adaptation == "full":
+    if plan.components == "decoder" or plan.adaptation.method == "full":
         raise NotImplementedError
-    settings = plan.lora or plan.adapter
+    settings = plan.adaptation
     if settings.blocks == "last_half":
         blocks -= facts.depth // 2
     elif isinstance(settings.blocks, list):
         blocks = len(settings.blocks)
-    if plan.adapter:
-        inner = d // plan.adapter.reduction
+    if settings.method == "adapter":
+        inner = d // settings.reduction
         return blocks * 2 * (d * inner + inner + inner * d + d)
-    r = plan.lora.rank
+    r = settings.rank
     low_rank = {"q": 2 * r * d, "k": 2 * r * d, "v": 2 * r * d, "proj": 2 * r * d, "mlp": 2 * r * (d + 4 * d)}
     magnitudes = {"q": d, "k": d, "v": d, "proj": d, "mlp": 4 * d + d}
-    return blocks * sum(low_rank[t] + magnitudes[t] * plan.lora.dora for t in plan.lora.targets)
+    return blocks * sum(low_rank[t] + magnitudes[t] * settings.dora for t in settings.targets)
 
 
 def decoder_formula(plan: NetworkPlan, classes: int, iou_head: bool = False) -> int:
     """Trained parameters of SAM's decoder with one token per class, by arithmetic alone."""
-    transformer = 3_291_264
-    if plan.adapter:
-        inner = 256 // plan.adapter.reduction
+    transformer, settings = 3_291_264, plan.adaptation
+    if settings.method == "adapter":
+        inner = 256 // settings.reduction
         transformer = 2 * 2 * (256 * inner + inner + inner * 256 + 256)
-    elif plan.lora and plan.lora.decoder:
-        r, dora = plan.lora.rank, plan.lora.dora
+    elif settings.method == "lora" and settings.decoder:
+        r, dora = settings.rank, settings.dora
         # (inputs, outputs) of self-attention and of the three kinds of cross-attention, which halve the channels.
         wide = {"q": (256, 256), "k": (256, 256), "v": (256, 256), "proj": (256, 256)}
         half = {"q": (256, 128), "k": (256, 128), "v": (256, 128), "proj": (128, 256)}
         transformer = 0
-        for target in plan.lora.targets:
+        for target in settings.targets:
             linears = [(256, 2048), (2048, 256)] * 2 if target == "mlp" else [wide[target]] * 2 + [half[target]] * 5
             transformer += sum(r * (inner + outer) + outer * dora for inner, outer in linears)
     upscaling, iou_token, no_mask = 73_952, 256, 256
@@ -175,14 +179,14 @@ def test_every_combination(plan, tmp_path):
     # The encoder and the decoder train where, and only where, the plan says so.
     encoder = {name for name in optimized if name.startswith("image_encoder.")}
     assert bool(encoder) == (plan.components == "encoder_decoder")
-    if plan.adaptation != "full":
+    if plan.adaptation.method != "full":
         assert all("lora_" in name or ".adapter." in name for name in encoder)
     counts = model.trained_parameters()
     if plan.head == "sam":
         assert counts["head"] == decoder_formula(plan, CLASSES)
     if plan.components == "decoder":
         assert counts["image_encoder"] == 0
-    elif plan.adaptation != "full" and plan.encoder != "vit_t":
+    elif plan.adaptation.method != "full" and plan.encoder != "vit_t":
         assert counts["image_encoder"] == encoder_formula(plan)
 
     save_model(tmp_path, model, "final")
@@ -195,8 +199,8 @@ def test_every_combination(plan, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} - {"checkpoint_final.safetensors"} == {
         name
         for name, there in (
-            ("adapter_final", plan.lora and plan.components == "encoder_decoder"),
-            ("adapter_final_decoder", plan.lora and plan.lora.decoder),
+            ("adapter_final", plan.adaptation.method == "lora" and plan.components == "encoder_decoder"),
+            ("adapter_final_decoder", getattr(plan.adaptation, "decoder", False)),
         )
         if there
     }
@@ -206,7 +210,7 @@ def test_every_combination(plan, tmp_path):
         assert torch.allclose(loaded(image), expected, atol=1e-5)
         merge_adapters(loaded)
         assert torch.allclose(loaded(image), expected, atol=1e-5)
-    if plan.adaptation != "adapter" and plan.head == "sam":
+    if plan.adaptation.method != "adapter" and plan.head == "sam":
         assert loaded.state_dict().keys() == unadapted.state_dict().keys()  # SAM's own
 
 
@@ -326,7 +330,7 @@ def test_frozen_weights_may_be_held_in_bfloat16(plan):
     hold_frozen(held.image_encoder, torch.bfloat16)
     trained = [name for name, parameter in exact.named_parameters() if parameter.requires_grad]
     assert {held.get_parameter(name).dtype for name in trained} == {torch.float32}
-    if plan.adaptation != "full":
+    if plan.adaptation.method != "full":
         kinds = (torch.nn.Linear, torch.nn.Conv2d)
         layers = [module for module in held.image_encoder.modules() if isinstance(module, kinds)]
         frozen = {p.dtype for layer in layers for p in layer.parameters(recurse=False) if not p.requires_grad}
@@ -384,42 +388,76 @@ VIT_B, SMALL = ENCODERS["vit_b"], ENCODERS["small"]
 @pytest.mark.parametrize(
     ("facts", "arguments", "expected"),
     [
-        (VIT_B, {"name": "prompt"}, "-adaptation must be one of lora, adapter, full, got 'prompt'"),
-        (VIT_B, {"components": "encoder"}, "-components must be one of encoder_decoder, decoder"),
-        (VIT_B, {"lora": LoraPlan(blocks=[1, 12])}, "lora.blocks must be different numbers from 0 to 3 for vit_b"),
-        (VIT_B, {"adapter": AdapterPlan(blocks=[1, 1])}, "adapter.blocks must be different numbers"),
-        (VIT_B, {"name": "full", "lora": LoraPlan()}, "lora must not be given with the adaptation 'full'"),
-        (VIT_B, {"lora": LoraPlan(), "adapter": AdapterPlan()}, "adapter must not be given"),
-        (SMALL, {"lora": LoraPlan(blocks=[8])}, "lora.blocks must be different numbers from 0 to 1 for small"),
+        (VIT_B, {"asked": "prompt"}, "`adaptation` must be one of lora, adapter, full, got 'prompt'"),
+        (VIT_B, {"components": "encoder"}, "`components` must be one of encoder_decoder, decoder"),
+        (VIT_B, {"asked": LoraPlan(blocks=[1, 12])}, "`lora.blocks` must be different numbers from 0 to 3 for vit_b"),
+        (VIT_B, {"asked": AdapterPlan(blocks=[1, 1])}, "`adapter.blocks` must be different numbers"),
+        (VIT_B, {"asked": LoraPlan(targets=["q", "q"])}, "`lora.targets` must not repeat a name, got ['q', 'q']"),
+        (SMALL, {"asked": LoraPlan(blocks=[8])}, "`lora.blocks` must be different numbers from 0 to 1 for small"),
     ],
 )
 def test_what_does_not_fit_is_refused(facts, arguments, expected):
     with pytest.raises(UsageError) as error:
-        rules.adaptation(facts, **arguments)
+        rules.adaptation(ENCODERS[facts.name], **arguments)  # reduced
     assert expected in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"targets": ["q", "x"]}, "`lora.targets`: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
-        ({"rank": 0}, "`lora.rank`: Input should be greater than or equal to 1, got 0"),
-        ({"alpha": 10**6}, "`lora.alpha`: Input should be less than or equal to 100000"),
+        (["-lora_targets", "q", "x"], "`lora.targets`: Input should be 'q', 'k', 'v', 'proj' or 'mlp', got 'x'"),
+        (["-lora_rank", "0"], "`lora.rank`: Input should be greater than or equal to 1, got 0"),
+        (["-lora_alpha", "1000000"], "`lora.alpha`: Input should be less than or equal to 100000"),
+        (["-lora_blocks", "1", "x"], "-lora_blocks must be all, last_half or numbers of blocks, got '1 x'"),
+        (["-adaptation", "full", "-lora_rank", "8"], "-lora_rank is of the adaptation 'lora', not of 'full'"),
+        (["-adapter_reduction", "2", "--dora"], "-adapter_reduction is of the adaptation 'adapter', not of 'lora'"),
     ],
 )
 def test_settings_that_are_not_allowed_are_refused_with_their_field(given, expected):
     with pytest.raises(UsageError) as error:
-        settings_of(LoraPlan, "lora", given)
+        given_by(*given)
     assert expected in str(error.value)
 
 
+def given_by(*words):
+    """The adaptation that a command line asks for."""
+    parser = argparse.ArgumentParser()
+    ADAPTATION.add_to(parser)
+    return ADAPTATION.chosen(vars(parser.parse_args(words)))
+
+
+def test_settings_of_flags():
+    assert given_by() is None
+    assert given_by("-adaptation", "adapter") == "adapter"
+    assert given_by("-lora_rank", "8") == LoraPlan(rank=8, alpha=8)
+    assert given_by("-lora_rank", "8", "-lora_alpha", "2", "--rslora") == LoraPlan(rank=8, alpha=2, rslora=True)
+    assert given_by("-lora_targets", "attention", "mlp") == LoraPlan(targets=ALL_TARGETS)
+    assert given_by("-lora_blocks", "0", "3", "--lora_decoder", "--dora") == LoraPlan(
+        blocks=[0, 3], decoder=True, dora=True
+    )
+    assert given_by("-adapter_reduction", "8", "-adapter_blocks", "last_half") == AdapterPlan(
+        reduction=8, blocks="last_half"
+    )
+
+
+def test_options_take_settings_by_the_adaptations_name():
+    assert PlannerOptions(lora={"rank": 8}) == PlannerOptions(adaptation=LoraPlan(rank=8))
+    assert PlannerOptions(adaptation="adapter", adapter=AdapterPlan(reduction=8)).adaptation.reduction == 8
+    with pytest.raises(UsageError, match=r"`lora\.rank`: Input should be greater than or equal to 1, got 0"):
+        PlannerOptions(lora={"rank": 0})
+    for wrong in ({"adaptation": "full", "lora": LoraPlan()}, {"lora": LoraPlan(), "adapter": AdapterPlan()}):
+        with pytest.raises(UsageError, match=r"must not be given with the adaptation '(full|lora)'"):
+            PlannerOptions(**wrong)
+
+
 def test_rules_by_kind():
-    lora, _ = rules.adaptation(VIT_B, components="decoder")
-    assert lora["lora"].decoder
-    assert rules.adaptation(VIT_B, name="adapter")[0]["adapter"] == AdapterPlan()
-    assert rules.adaptation(VIT_B, adapter=AdapterPlan(reduction=8))[0]["adaptation"] == "adapter"
+    lora, components, _ = rules.adaptation(VIT_B, components="decoder")
+    assert lora.decoder
+    assert components == "decoder"
+    assert rules.adaptation(VIT_B, "adapter")[0] == AdapterPlan()
+    assert rules.adaptation(VIT_B, AdapterPlan(reduction=8))[0].reduction == 8
     rates = {
-        kind: rules.learning_rate(ENCODERS["vit_b"], *kind, batch=24)[0]
+        kind: rules.learning_rate(ENCODERS["vit_b"], ADAPTATIONS[kind[0]](), *kind[1:], batch=24)[0]
         for kind in (("lora",), ("adapter",), ("full",), ("full", "decoder"))
     }
     assert list(rates.values()) == [5e-3, 1e-3, 3e-4, 5e-3]
@@ -427,12 +465,12 @@ def test_rules_by_kind():
 
 def test_less_is_kept_where_less_is_adapted():
     whole, half, none = (
-        resources.estimate(VIT_B, [1024, 1024], "lora", components, LoraPlan(blocks=blocks))
+        resources.estimate(VIT_B, [1024, 1024], LoraPlan(blocks=blocks), components)
         for components, blocks in (("encoder_decoder", "all"), ("encoder_decoder", "last_half"), ("decoder", "all"))
     )
     assert none.image_bytes < half.image_bytes < whole.image_bytes
     assert none.training_flops < half.training_flops < whole.training_flops
-    everything = resources.estimate(VIT_B, [1024, 1024], "full")
+    everything = resources.estimate(VIT_B, [1024, 1024], FullPlan())
     assert none.fixed_bytes == whole.fixed_bytes - 12 * 3_291_264  # the decoder's transformer is frozen
     assert whole.fixed_bytes < everything.fixed_bytes
 
@@ -469,9 +507,12 @@ def test_from_flags_to_masks(samunet_folders, tiny_dataset, tmp_path, monkeypatc
         )
         assert len(list(output.glob("*.nii.gz"))) == 2
         if name == "decoderDora":
-            assert plan["lora"] == LoraPlan(rank=2, alpha=2, targets=ALL_TARGETS, decoder=True, dora=True).model_dump()
+            assert (
+                plan["adaptation"]
+                == LoraPlan(rank=2, alpha=2, targets=ALL_TARGETS, decoder=True, dora=True).model_dump()
+            )
         else:
-            assert plan["adapter"] == {"reduction": 4, "blocks": "last_half"}
+            assert plan["adaptation"] == {"method": "adapter", "reduction": 4, "blocks": "last_half"}
     # The base is exchanged after training: refused at prediction.
     changed = {"image_encoder.pos_embed": base_state("vit_b")["image_encoder.pos_embed"] + 1}
     torch.save(base_state("vit_b") | changed, tmp_path / "weights" / "sam_vit_b_01ec64.pth")

@@ -29,6 +29,8 @@ from bad_input import (
     write,
 )
 
+pytestmark = pytest.mark.full_network
+
 project = pytest.fixture(make_project)
 
 JSON = "raw/*/dataset.json"

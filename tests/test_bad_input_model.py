@@ -30,6 +30,8 @@ from bad_input import (
     write,
 )
 
+pytestmark = pytest.mark.full_network
+
 project = pytest.fixture(make_project)
 
 STORED = "preprocessed/*/samunetPlans_2d/"
@@ -106,7 +108,7 @@ TRAINING = [
         repaired=False),
     Row("two lengths at once", nothing, TRAIN + " --epochs 3", ("--epochs", "--iterations"), 2, repaired=False),
     Row("no iterations", nothing, TRAIN + " --iterations 0", ("iterations", "0"), 2, repaired=False),
-    Row("a negative learning rate", nothing, TRAIN + " --lr -1", ("learning_rate", "-1"), 2, repaired=False),
+    Row("a negative learning rate", nothing, TRAIN + " --lr -1", ("--lr", "-1"), 2, repaired=False),
     Row("negative workers", nothing, TRAIN + " --num_workers -2", ("--num_workers", "-2"), 2, repaired=False),
     Row("an unknown device", nothing, TRAIN + " -device tpu", ("tpu", "cuda"), 2, repaired=False, writes=BEGUN),
     Row("a device that is not there", nothing, TRAIN + " -device mps", ("mps", "-device cpu"), 2, repaired=False,
@@ -142,10 +144,10 @@ TRAINING = [
         repaired=False),
     Row("plans with an unknown encoder", plan("networks.small.encoder", "tiny"), TRAIN,
         ("networks.small.encoder", "'tiny'", "samunet_plan_experiment"), repaired=False),
-    Row("plans with lora of rank 0", plan("networks.vit_b.lora.rank", 0), TRAIN, ("networks.vit_b.lora.rank", "0"),
-        repaired=False),
-    Row("plans with lora where everything trains", plan("networks.vit_b.adaptation", "full"), TRAIN,
-        ("networks.vit_b.lora", "must not be given"), repaired=False),
+    Row("plans with lora of rank 0", plan("networks.vit_b.adaptation.rank", 0), TRAIN,
+        ("networks.vit_b.adaptation.rank", "0"), repaired=False),
+    Row("plans with lora where everything trains", plan("networks.vit_b.adaptation.method", "full"), TRAIN,
+        ("networks.vit_b.adaptation.rank", "no such key"), repaired=False),
     Row("a finished fold", nothing, AGAIN, ("is finished", "--overwrite", "--val"), repaired=False),
     Row("validation of a fold that was never trained", nothing, TRAIN + " --val", ("no finished training", "--val"), 2,
         repaired=False),

@@ -19,6 +19,8 @@ from samunet.files import atomic_folder, atomic_path, write_json
 from samunet.imageio.itk import written
 from samunet.training.lock import training_lock
 
+pytestmark = pytest.mark.full_network
+
 project = pytest.fixture(make_project)
 
 NOISE = np.random.default_rng(0).integers(0, 255, (1, 8, 64, 64)).astype(np.uint8)
@@ -27,7 +29,7 @@ NOISE = np.random.default_rng(0).integers(0, 255, (1, 8, 64, 64)).astype(np.uint
 def write_blosc2(path):
     from samunet.preprocessing.store import _write_array
 
-    _write_array(path, NOISE, cubes=False)
+    _write_array(path, NOISE, isotropic_chunks=False)
 
 
 def write_safetensors(path):
@@ -46,7 +48,8 @@ def write_npz(path):
 def write_itk(path):
     import SimpleITK as sitk
 
-    with written(sitk.GetImageFromArray(NOISE[0]), path):
+    form = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".gz": "NiftiImageIO"}[path.suffix]
+    with written(sitk.GetImageFromArray(NOISE[0]), path, form):
         pass
 
 
@@ -126,7 +129,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capl
     monkeypatch.setattr(fcntl, "flock", fail)
     with training_lock(tmp_path / "fold_0"):
         pass
-    assert "never train one fold twice at once" in caplog.text
+    assert "must not be trained twice at once" in caplog.text
 
 
 def test_a_worker_that_dies_is_told_with_its_case(project, capsys):

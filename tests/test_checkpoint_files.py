@@ -23,10 +23,10 @@ from samunet.network.checkpoints import check_fits, load_sam_checkpoint
 from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import SamHead
 from samunet.network.model import InputLayer
-from samunet.plans import read_plans
 from samunet.tensors import not_finite, read_tensors
-from samunet.training import run as run_module
+from samunet.training import source
 from samunet.training.options import TrainingOptions
+from samunet.training.task import choose_network
 
 REDUCED = replace(
     ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256,
@@ -184,7 +184,7 @@ def test_truncated_files(tmp_path, ending, share):
     content = whole.read_bytes()
     text = damaged(tmp_path, content[: int(len(content) * share)])
     assert "truncated" in text
-    assert "samunet_download_checkpoint vit_b --force" in text
+    assert "`api.download_checkpoint('vit_b', overwrite=True)`" in text
 
 
 def test_files_that_are_no_checkpoints(tmp_path):
@@ -209,7 +209,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
 def test_encoders_are_told_by_their_shapes(name):
     kind = describe(shapes_of(name))
     assert kind.encoder == name
-    assert f"-encoder {name}" in kind.hint
+    assert f"encoder='{name}'" in kind.hint
 
 
 def test_report_of_another_encoder_is_short_and_names_it(tmp_path):
@@ -219,7 +219,7 @@ def test_report_of_another_encoder_is_short_and_names_it(tmp_path):
         check_fits(ENCODERS["vit_b"], state, tmp_path / "large.pth")
     message, text = error.value.message, str(error.value)
     assert "large.pth does not fit vit_b; it seems to be a checkpoint for vit_l" in message
-    assert "-encoder vit_l" in error.value.hint
+    assert "encoder='vit_l'" in error.value.hint
     assert len(message.splitlines()) <= 9
     # 12 blocks too many with 14 tensors each; of the 12 that both have, all shapes differ
     assert "unexpected: image_encoder.blocks" in text
@@ -268,7 +268,7 @@ def test_hq_sam_and_unknown_files():
     shapes = shapes_of("vit_h") | {"mask_decoder.hf_token.weight": (1, 256)}
     kind = describe(shapes)
     assert "HQ-SAM" in kind.what
-    assert "samunet_download_checkpoint vit_h" in kind.hint
+    assert "`api.download_checkpoint('vit_h')`" in kind.hint
     assert compare(shapes, shapes_of("vit_h")) == ["unexpected: mask_decoder.hf_token.weight"]
     assert describe({"a": (1,)}) is None
 
@@ -454,13 +454,13 @@ def test_auto_takes_sam_where_its_weights_can_be_had(
     planned, checkpoints, monkeypatch, device, there, reachable, expected
 ):
     asked = []
-    monkeypatch.setattr(run_module, "resolve_device", lambda name: torch.device(device))
+    monkeypatch.setattr(source, "resolve_device", lambda name: torch.device(device))
     monkeypatch.setattr(downloads, "can_download", lambda facts: asked.append(facts.name) or reachable)
     if there:
         (checkpoints / "sam_vit_b_01ec64.pth").write_bytes(b"")
-    plans = read_plans(next((planned / "preprocessed").glob("*/samunetPlans.json")))
-    choice = run_module._choose_network(plans, plans.configuration("2d"), TrainingOptions(), {})
-    assert choice.network.encoder == expected
+    (folder,) = (planned / "preprocessed").iterdir()
+    network, _ = choose_network(source.Source(folder.name, "2d", "samunetPlans"), TrainingOptions(), {})
+    assert network.encoder == expected
     assert asked == (["vit_b"] if device == "cuda" and not there else [])  # the server is not asked without need
 
 

@@ -4,6 +4,8 @@ import shlex
 
 import pytest
 
+from samunet.commands import build_parser
+from samunet.commands.typed import as_typed
 from samunet.errors import UsageError
 from samunet.files import write_json
 from samunet.models.choose import choose_model, parse_folds
@@ -40,7 +42,8 @@ def test_suggested_commands_can_be_copied(trained, tmp_path):
     source = tmp_path / "my images" / "imagesTs"
     with pytest.raises(UsageError) as error:
         choose_model(source, None, None, None, "final")
-    commands = [shlex.split(line) for line in str(error.value).splitlines() if line.startswith("  samunet_predict")]
+    typed = as_typed(str(error.value), build_parser("samunet_predict"))
+    commands = [shlex.split(line) for line in typed.splitlines() if line.startswith("  samunet_predict")]
     expected = ["samunet_predict", "-i", str(source), "-o", "preds", "-d", NAME, "-c"]
     assert [command[: len(expected)] for command in commands] == [expected] * 2
 

@@ -285,3 +285,37 @@ def test_dicom_that_does_not_fit_is_named(damage, call, says, status, capsys):
         assert text in message
     assert "Traceback" not in message
     assert list(Path("../raw").iterdir()) == []
+
+
+def chest(number, *, right=True):
+    """A radiograph of 12 x 16 px in ``CXR_png``, and a mask for each lung, that touch."""
+    values = np.random.default_rng(number).integers(0, 255, (12, 16), dtype=np.uint8)
+    save(values, f"CXR_png/MCUCXR_{number:04}_0.png")
+    lungs = np.zeros((2, 12, 16), np.uint8)
+    lungs[0, 3:9, 2:8], lungs[1, 3:10, 8:14] = 255, 255
+    for name, lung in (("leftMask", lungs[0]), *([("rightMask", lungs[1])] if right else ())):
+        save(lung, f"ManualMask/{name}/MCUCXR_{number:04}_0.png")
+    return (lungs.max(axis=0) > 0).astype(np.uint8)
+
+
+LUNGS = ("CXR_png", "ManualMask/{class}/{case}.png")
+
+
+def test_both_lungs_are_one_class():
+    expected = [chest(number) for number in (1, 2)]
+    make(*LUNGS, "--labels", "lung=leftMask,rightMask")
+    dataset = checked()
+    assert dataset.description.labels.names == ("background", "lung")
+    for number, mask in zip((1, 2), expected):
+        assert np.array_equal(label(dataset, f"MCUCXR_{number:04}_0")[0], mask)
+
+
+def test_a_lung_without_the_other_is_named(capsys):
+    chest(1)
+    chest(2, right=False)
+    before = tree(".")
+    make(*LUNGS, "--labels", "lung=leftMask,rightMask", status=1)
+    printed = capsys.readouterr()
+    assert "parts of lung are missing:" in printed.out + printed.err
+    assert "MCUCXR_0002_0 lacks rightMask" in printed.out + printed.err
+    assert tree(".") == before

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from samunet.commands import run_command
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent
 
@@ -38,8 +40,18 @@ def test_readmes_three_commands(samunet_folders, tiny_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_demo(tmp_path):
-    output = run(["samunet_demo", "--time_budget", "20s"], tmp_path)
+def test_demo(samunet_folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_command("samunet_demo", ["--time_budget", "5s"]) == 0
+    check_demo(tmp_path, capsys.readouterr().out)
+
+
+@pytest.mark.long
+def test_demo_as_installed(tmp_path):
+    check_demo(tmp_path, run(["samunet_demo", "--time_budget", "20s"], tmp_path))
+
+
+def check_demo(tmp_path, output):
     folder = tmp_path / "demo_samunet"
     assert "Dice" in output
     for label, path in re.findall(r"^(masks|plot|overlays):\s+(\S+)$", output, re.MULTILINE):

@@ -213,9 +213,17 @@ def test_every_field_of_plans_has_a_row(heading, name):
     assert documented - {"inherits_from"} == fields
 
 
+def test_every_field_of_adaptations_has_a_row():
+    from samunet.adaptations import ADAPTATIONS
+
+    rows = section(PAGES["documentation/reference/plans.md"], "An adaptation").splitlines()
+    documented = {field for row in rows if row[:3] == "| `" for field in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert documented == {field for kind in ADAPTATIONS.values() for field in kind.model_fields}
+
+
 API_PAGE = PAGES["documentation/reference/python_api.md"]
 API_ROWS = [line.split(" | ")[0] for line in API_PAGE.splitlines() if line.startswith("| `")]
-CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PredictionOptions")
+CLASSES = ("PlannerOptions", "ExportOptions", "TrainingOptions", "PretrainingOptions", "PredictionOptions")
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -251,6 +259,7 @@ def test_commands_without_a_function_are_named():
     other_names = {"evaluate_folder": "evaluate", "predict_from_modelfolder": "predict"}
     other_names |= {"evaluate_simple": "evaluate", "plot_overlay_pngs": "plot_overlays"}
     other_names |= {"export_model_to_zip": "export_model", "install_pretrained_model_from_zip": "install_model"}
-    names = {command.removeprefix("samunet_") for command in SCRIPTS if not command.startswith("samunet_convert_")}
+    other_names |= {"next": "label_next"}
+    names = {command.removeprefix("samunet_") for command in SCRIPTS}
     names -= {"samunet"}  # all commands under one name
     assert {name for name in names if other_names.get(name, name) not in api.__all__} == said

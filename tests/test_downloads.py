@@ -238,7 +238,7 @@ def test_file_that_is_there_is_verified(facts, server, tmp_path):
     (tmp_path / "weights.pth").write_bytes(CONTENT[:-1])
     with pytest.raises(SamunetError, match="999999 bytes instead of 1000000") as error:
         fetch(facts, tmp_path)
-    assert "--force" in error.value.hint
+    assert "overwrite=True" in error.value.hint
     assert (tmp_path / "weights.pth").stat().st_size == 999_999
     assert fetch(facts, tmp_path, force=True).read_bytes() == CONTENT
 

@@ -73,7 +73,7 @@ def test_passes_of_a_prediction(mirror, recipe, planes, expected):
     other = SimpleNamespace(shape=(8, 8, 8), spacing=[1.0, 1.0])
     axes = [[0, 1, 2], [1, 0, 2], [2, 0, 1]][:planes]
     configuration = SimpleNamespace(mirror_axes=mirror, planes=axes)
-    network = SimpleNamespace(spacing=1.0, input_shape=[8, 8], recipe=recipe)
+    network = SimpleNamespace(stretch=False, spacing=1.0, input_shape=[8, 8], recipe=recipe)
     assert passes_to_predict(case, configuration, network) == expected
 
 
@@ -114,7 +114,12 @@ def test_the_curve_is_written_alike_in_every_form(tmp_path):
     assert text[2].endswith("iteration      0, Dice 0.1000")
     assert "loss 1.5000, Dice 0.4000" in text[4]
     assert Image.open(tmp_path / "progress.png").size == (1000, 900)
-    write_logs([entry(0, None, None), entry(1, 2.0, None)], tmp_path, "x", "no cases")  # without foreground
+    (tmp_path / "progress.png").unlink()
+    log = [entry(0, None, None), entry(1, 2.0, None)]  # without foreground
+    write_logs(log, tmp_path, "x", "no cases", picture=False)
+    assert not (tmp_path / "progress.png").exists()
+    write_logs(log, tmp_path, "x", "no cases")
+    assert (tmp_path / "progress.png").exists()
 
 
 def test_the_benchmark_compares_what_was_said_with_what_came():

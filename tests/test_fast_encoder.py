@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_memory_model import VIT_B, saved_bytes
 from test_network import fill, relative_error
 from torch import nn
 
+from samunet.adaptations import LoraPlan
+from samunet.adaptations.projection import _fusible, project_qkv
 from samunet.encoders import ENCODERS
 from samunet.network import chunked_attention as chunked
-from samunet.network.adaptations.lora import add_lora
 from samunet.network.attention import _fused_attention, block_attention
-from samunet.network.encoders import KeptValues, hold_frozen, vit
+from samunet.network.encoders import hold_frozen, vit
 from samunet.network.encoders.vit import ImageEncoder
-from samunet.network.projection import _fusible, project_qkv
 from samunet.network.sam_modules import ImageEncoderViT
 from samunet.planning import resources
-from samunet.plans import LoraPlan, NetworkPlan
+from samunet.plans import NetworkPlan
 
-LORA = KeptValues("lora", lambda width: 0)
+LORA = LoraPlan()
 
 REDUCED = replace(ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256)
 # The first window block and the first global block of the larger encoders, at full width.
@@ -127,7 +128,7 @@ def test_chunks_cover_every_query_once():
 def adapted_encoder(facts=REDUCED) -> nn.Module:
     encoder = ImageEncoder(facts)
     fill(encoder)
-    adapted = add_lora(encoder, LoraPlan(rank=4, alpha=8))
+    adapted = LoraPlan(rank=4, alpha=8).adapt_encoder(encoder)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -202,33 +203,11 @@ def test_bfloat16_stays_near_float32():
         assert relative_error(parameter.grad, gradients[name]) < 0.1, name
 
 
-def saved_bytes(facts, size: tuple[int, int], first: int = 0) -> int:
-    """Bytes that the encoder's graph keeps, parameters apart."""
-    adapted = adapted_encoder(facts)
-    for index, block in enumerate(blocks_of(adapted)):
-        block.requires_grad_(False)
-        if index >= first:
-            for name, parameter in block.named_parameters():
-                parameter.requires_grad_("lora_" in name)
-    hold_frozen(adapted, torch.bfloat16)
-    own = {parameter.untyped_storage().data_ptr() for parameter in adapted.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-        output = adapted(torch.randn(1, 3, *size))  # noqa: F841  the graph must live
-    return sum(bytes_ for pointer, bytes_ in kept.items() if pointer not in own)
-
-
 @pytest.mark.parametrize("size", [(448, 448), (512, 320)])
 def test_kept_memory_is_what_the_blocks_formula_says(size):
-    facts = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
     grid = [side // 16 for side in size]
-    predicted = [vit.block_bytes(facts, grid, index, LORA, "cpu") for index in range(4)]
-    everything, half = saved_bytes(facts, size), saved_bytes(facts, size, first=2)
+    predicted = [vit.block_bytes(VIT_B, grid, index, LORA, "cpu") for index in range(4)]
+    everything, half = (saved_bytes(VIT_B, "lora", size, list(range(first, 4))) for first in (0, 2))
     assert everything - half == pytest.approx(sum(predicted[:2]), rel=0.03)
     # What the neck keeps, in the same units: 16-bit values of its width and of 256 channels.
     assert half == pytest.approx(sum(predicted[2:]), rel=0.15)
@@ -237,22 +216,20 @@ def test_kept_memory_is_what_the_blocks_formula_says(size):
 def test_a_plans_step_is_estimated_for_the_device_it_runs_on():
     lora = LoraPlan(blocks="last_half")
     network = NetworkPlan(
-        encoder="vit_b", input_shape=[448, 448], spacing=1.0, head="detail", adaptation="lora", lora=lora,
+        encoder="vit_b", input_shape=[448, 448], spacing=1.0, head="detail", adaptation=lora,
         input_channels="repeat", batch_size=4, accumulation=3, learning_rate=1e-3, weight_decay=0.1,
         training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
     )  # fmt: skip
     for device in ("cpu", "gpu"):
-        whole = resources.estimate(ENCODERS["vit_b"], [448, 448], "lora", settings=lora, device=device)
+        whole = resources.estimate(ENCODERS["vit_b"], [448, 448], lora, device=device)
         assert resources.step_bytes(network, 3, device) == whole.for_batch(3)
     assert resources.step_bytes(network, 3, "cpu") > resources.step_bytes(network, 3, "gpu")
 
 
 def test_estimate_is_the_sum_of_its_parts():
     facts, grid = ENCODERS["vit_b"], [28, 28]
-    whole, half = (
-        resources.estimate(facts, [448, 448], "lora", settings=LoraPlan(blocks=kind)) for kind in ("all", "last_half")
-    )
-    assert whole == resources.estimate(facts, [448, 448], "lora")
+    whole, half = (resources.estimate(facts, [448, 448], LoraPlan(blocks=kind)) for kind in ("all", "last_half"))
+    assert whole == resources.estimate(facts, [448, 448], LoraPlan())
     # Window blocks of 448 px are unpadded: two float32 norm inputs, the projection's input and the four-fold MLP in 16
     # bits, and on a GPU q, k, v, output at 64 + 14 + 14 channels a head beside q, k, v themselves.
     window = 784 * 768 * (8 + 2 + 8) + 784 * 12 * (4 * 92 + 3 * 64) * 2

@@ -14,12 +14,13 @@ import torch
 from test_loader import CaseInMemory, make_loader
 
 from samunet import api
+from samunet.adaptations import AdapterPlan, FullPlan
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError, UsageError
 from samunet.inference import predictor
 from samunet.network.model import build_model
-from samunet.plans import AdapterPlan, NetworkPlan
+from samunet.plans import NetworkPlan
 from samunet.training import feature_cache, trainer
 from samunet.training.feature_cache import CachedEncoder, FeatureCache, choose_variants, images_per_variant
 from samunet.training.options import parse_size
@@ -42,7 +43,7 @@ def reduced(monkeypatch):
 
 def make_plan(encoder="vit_b", **settings) -> NetworkPlan:
     return NetworkPlan(**{
-        "encoder": encoder, "input_shape": [64, 64], "spacing": 1.0, "head": "sam", "adaptation": "full", "lora": None,
+        "encoder": encoder, "input_shape": [64, 64], "spacing": 1.0, "head": "sam", "adaptation": FullPlan(),
         "input_channels": "repeat", "batch_size": 2, "accumulation": 1, "learning_rate": 1e-3, "weight_decay": 0.1,
         "training_images": {"cpu": 1, "gpu": 1}, "memory_bytes": 0, "training_gflops": 0.0, **settings,
     })  # fmt: skip
@@ -63,7 +64,7 @@ def build(plan):
 @pytest.mark.parametrize("encoder", ["vit_b", "vit_t", "small"])
 def test_features_are_those_of_the_encoder(tmp_path, encoder):
     head = "detail" if encoder == "small" else "sam"
-    plan = make_plan(encoder, adaptation="adapter", adapter=AdapterPlan(), components="decoder", head=head)
+    plan = make_plan(encoder, adaptation=AdapterPlan(), components="decoder", head=head)
     model, loader = build(plan).train(), make_loader()
     loader.network = plan
     cached = CachedEncoder(model, loader, tmp_path / "features", 10**8, dtype=None, draws=None)
@@ -82,7 +83,7 @@ def test_features_are_those_of_the_encoder(tmp_path, encoder):
 
 
 def test_digest_tells_every_frozen_value_and_no_trained_one():
-    model = build(make_plan(adaptation="adapter", adapter=AdapterPlan(), components="decoder"))
+    model = build(make_plan(adaptation=AdapterPlan(), components="decoder"))
     before = feature_cache._digest(model)
     with torch.no_grad():
         for parameter in model.parameters():

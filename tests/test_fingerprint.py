@@ -140,7 +140,7 @@ def test_round_trip(fingerprint, tmp_path):
 )
 def test_a_damaged_fingerprint_is_an_error_that_names_the_key(tmp_path, content, key):
     (tmp_path / "f.json").write_text(content)
-    with pytest.raises(SamunetError, match=rf"f\.json: ({key})(?s:.)*samunet_plan_and_preprocess -d .* --clean"):
+    with pytest.raises(SamunetError, match=rf"f\.json: ({key})(?s:.)*plan_and_preprocess\(.*, clean=True\)"):
         read_fingerprint(tmp_path / "f.json")
 
 

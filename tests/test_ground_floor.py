@@ -275,7 +275,7 @@ def test_map_cases_keeps_a_users_error_whole(num_workers, tmp_path):
 
 
 def test_a_negative_number_of_workers_is_refused():
-    with pytest.raises(UsageError, match="-np must be 0 or more, got -1"):
+    with pytest.raises(UsageError, match="`num_workers` must be 0 or more, got -1"):
         list(map_cases(math.sqrt, ["four"], [(4,)], num_workers=-1, description="", progress=False))
 
 
@@ -283,7 +283,18 @@ def test_a_worker_that_dies_names_the_cases_in_work():
     done = map_cases(os._exit, ["a", "b", "c"], [(9,)] * 3, num_workers=2, description="", progress=False)
     with pytest.raises(SamunetError, match=r"^one of the cases a, b: its worker process was killed") as caught:
         list(done)
-    assert "-np 1" in caught.value.hint
+    assert "num_workers=1" in caught.value.hint
+
+
+def test_a_pool_that_closes_while_cases_are_handed_out_has_lost_a_worker(monkeypatch):
+    """What Python's pool raises where a worker dies between two submissions."""
+
+    def closed(self, *arguments):
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", closed)
+    with pytest.raises(SamunetError, match="one of the cases a, b: its worker process was killed"):
+        list(map_cases(abs, ["a", "b"], [(1,), (2,)], num_workers=2, description="", progress=False))
 
 
 def test_errors_print_their_hint():
@@ -312,12 +323,12 @@ def test_processes_of_the_same_number_do_not_share_temporary_files(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 0, 1001, 10**400, "3", None])
 def test_numbers_out_of_range_are_refused(value):
-    with pytest.raises(UsageError, match=r"^--lr must be above 0 and at most 1000, got "):
-        check_number("--lr", value, above=0, most=1000)
+    with pytest.raises(UsageError, match=r"^`lr` must be above 0 and at most 1000, got "):
+        check_number("lr", value, above=0, most=1000)
 
 
 def test_numbers_within_a_range_pass():
-    check_number("--lr", 1000, above=0, most=1000)
+    check_number("lr", 1000, above=0, most=1000)
     check_number("-step_size", np.float32(0.5), least=0.5, most=1)
     check_number("--seed", np.int64(0), least=0)
 

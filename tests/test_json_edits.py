@@ -11,6 +11,8 @@ from samunet.commands import run_command
 from samunet.files import write_json
 from samunet.training.trainer import Trainer
 
+pytestmark = pytest.mark.full_network
+
 MODEL = f"results/{NAME}/samunetTrainer__samunetPlans__2d"
 # The commands that read each file.
 READ_BY = {

@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 
+from samunet.adaptations import FullPlan
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.case import OUTSIDE
 from samunet.preprocessing.store import StoredCase, class_locations
-from samunet.training.augmentation import AffineWindowTransform, MaskOutsideTransform, seeded, training_transforms
+from samunet.training.augmentation import (
+    AffineWindowTransform,
+    BiasFieldTransform,
+    MaskOutsideTransform,
+    StrongWindowTransform,
+    is_strong,
+    seeded,
+    training_transforms,
+)
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.recipes import Recipe
 
@@ -48,9 +57,10 @@ def make_loader(
     masked=False, slices=1, recipe=Recipe, stretch=False, **changes,
 ):  # fmt: skip
     network = NetworkPlan(
-        encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation="full", lora=None,
+        encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation=FullPlan(),
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
         training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0, stretch=stretch,
+        augmentation="standard",
     )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
@@ -144,8 +154,52 @@ def test_affine_window_rotates_about_the_centre():
     assert np.allclose(matrix[:2, :2] @ matrix[:2, :2].T, np.eye(2) * scale**2)
 
 
-def test_image_and_label_move_together():
-    transform = AffineWindowTransform((32, 32), p_rotation=1, p_scale=1)
+def test_strong_changes_of_shape_stay_within_their_bounds():
+    """Area by 0.65 to 1.5 squared; the centre moves by a tenth of the image, as it is turned and scaled."""
+    transform = StrongWindowTransform((41, 21), rotation=np.deg2rad(30), p_rotation=0, p_scale=0)
+    areas, shifts, still = [], [], 0
+    with seeded(2):
+        for _ in range(400):
+            matrix = transform.draw()
+            still += np.array_equal(matrix, np.eye(3))
+            areas.append(np.linalg.det(matrix[:2, :2]))
+            shifts.append(np.linalg.norm(matrix @ [20, 10, 1] - [20, 10, 1]))
+            angle = np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))
+            assert abs(angle) <= 30 + 1e-6, "shear acts along rows alone"
+    assert 40 < still < 120  # one of five
+    assert 1 / 1.5**2 <= min(areas) < 0.6
+    assert 1.8 < max(areas) <= 1 / 0.65**2
+    assert 2 < max(shifts) <= np.hypot(4.1, 2.1) / 0.65
+
+
+def test_a_bias_field_is_smooth_and_bounded():
+    image = np.linspace(-1, 3, 40 * 30).reshape(1, 1, 40, 30).astype(np.float32)
+    image = np.concatenate([image, 2 * image], axis=1)
+    with seeded(0):
+        changed = BiasFieldTransform(p_per_sample=1, per_channel=False)(data=image)["data"]
+    assert changed.dtype == np.float32
+    assert changed.shape == image.shape
+    least = image.min(axis=(2, 3), keepdims=True)
+    inside = image > least
+    field = np.log((changed - least)[inside] / (image - least)[inside])
+    assert 0.1 < np.abs(field).max() < 0.75  # bicubic interpolation goes a little beyond its points
+    first, second = np.split(field, 2)
+    assert np.allclose(first, second, atol=1e-4), "one field for all channels"
+    assert np.abs(np.diff(field[:29])).max() < 0.1
+    same = BiasFieldTransform(strength=0, p_per_sample=1)(data=image)["data"]
+    assert np.allclose(same, image, atol=1e-6)
+    assert BiasFieldTransform(p_per_sample=0)(data=image)["data"] is image
+
+
+def test_augmentation_is_strong_for_up_to_twenty_cases_unless_planned_otherwise():
+    assert [is_strong("auto", cases) for cases in (1, 20, 21)] == [True, True, False]
+    assert is_strong("strong", 1000)
+    assert not is_strong("standard", 1)
+
+
+@pytest.mark.parametrize("kind", [AffineWindowTransform, StrongWindowTransform])
+def test_image_and_label_move_together(kind):
+    transform = kind((32, 32), p_rotation=1, p_scale=1)
     label = np.zeros((1, 1, 32, 32), dtype=np.int16)
     label[0, 0, 10:22, 8:18] = 1
     outside = 0
@@ -157,8 +211,9 @@ def test_image_and_label_move_together():
     assert outside > 0
 
 
-def test_intensity_augmentation_keeps_the_label():
-    transforms = training_transforms((24, 24), [], [], per_channel=True)
+@pytest.mark.parametrize("strong", [False, True])
+def test_intensity_augmentation_keeps_the_label(strong):
+    transforms = training_transforms((24, 24), [], [], per_channel=True, strong=strong)
     rng = np.random.default_rng(0)
     for index in range(30):
         label = rng.integers(0, 3, (1, 1, 24, 24)).astype(np.int16)

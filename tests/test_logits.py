@@ -93,6 +93,30 @@ def test_neighbours_are_previous_this_and_next_slice():
         assert [float(logits[1].mean()) for _, logits in found] == pytest.approx(expected)
 
 
+class MeanOfSlab(nn.Module):
+    """Every slice of a slab gets the mean of the slab; another slab never counts."""
+
+    def __init__(self, slices: int) -> None:
+        super().__init__()
+        self.slices = slices
+
+    def forward(self, image):
+        assert len(image) % self.slices == 0
+        value = image.unflatten(0, (-1, self.slices)).mean(1).repeat_interleave(self.slices, 0)
+        return torch.cat([-value, value], dim=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("windows", [[8, 8], [4, 4]], ids=["one window", "several"])
+def test_a_network_of_slabs_gets_the_neighbours_of_every_slice(batch_size, windows):
+    image = np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 8, 8), dtype=np.float32)
+    grid = SliceGrid.of((8, 8), [1.0, 1.0], 1.0, windows)
+    found = predictor([MeanOfSlab(3)], slab=3, batch_size=batch_size).logits(image, grid, (8, 8))
+    # The first and the last slice repeat at the ends.
+    expected = [1 / 3, 1, 2, 8 / 3]
+    assert [float(logits[1].mean()) for _, logits in found] == pytest.approx(expected, rel=1e-5)
+
+
 class Kernels(nn.Module):
     """Five classes from random convolutions of three channels."""
 

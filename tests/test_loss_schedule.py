@@ -123,7 +123,7 @@ def test_format_duration():
 
 
 def test_only_one_length_may_be_given():
-    with pytest.raises(UsageError, match="one of --epochs"):
+    with pytest.raises(UsageError, match="one of `epochs`"):
         TrainingOptions(epochs=3, seconds=60)
     with pytest.raises(UsageError, match="batch_size"):
         TrainingOptions(batch_size=0)
@@ -132,5 +132,5 @@ def test_only_one_length_may_be_given():
 @pytest.mark.parametrize("name", ["learning_rate", "seconds", "checkpoint_seconds"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, 0.0])
 def test_numbers_of_a_training_are_finite(name, value):
-    with pytest.raises(UsageError, match=f"{name} must be above 0"):
+    with pytest.raises(UsageError, match=f"{name}` must be above 0"):
         TrainingOptions(**{name: value})

@@ -5,47 +5,49 @@ from itertools import accumulate
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
+from samunet.adaptations import AdapterPlan, FullPlan, LoraPlan
 from samunet.dataset.labels import Labels
 from samunet.encoders import ENCODERS
-from samunet.network.adaptations import ADAPTATIONS
-from samunet.network.adaptations.bottleneck import add_encoder_adapters
-from samunet.network.adaptations.lora import add_lora
-from samunet.network.encoders import KeptValues, architecture, build_encoder, hold_frozen, vit
+from samunet.network.encoders import architecture, build_encoder, hold_frozen, vit
 from samunet.network.sam_modules import MaskDecoder, TwoWayTransformer
 from samunet.planning import resources
-from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training.loss import SegmentationLoss
 
 VIT_B = replace(ENCODERS["vit_b"], depth=4, global_blocks=(1, 3))
 KEPT = {
-    "lora": KeptValues("lora", lambda width: 0),
-    "adapter": KeptValues("adapter", lambda width: width + 4 * (width // 4)),
+    "lora": LoraPlan(),
+    "adapter": AdapterPlan(),
 }
 
 
 def saved_bytes(
     facts, adaptation: str, size: tuple[int, int], blocks: list[int], *, checkpoint_blocks: bool = False
 ) -> int:
-    """Bytes that the encoder's graph keeps, parameters apart."""
+    """Bytes that the encoder's graph keeps, parameters apart; of tensors without values, so nothing is computed."""
     encoder = build_encoder(facts, checkpoint_blocks=checkpoint_blocks)
     if adaptation == "lora":
-        encoder = add_lora(encoder, LoraPlan(blocks=blocks))
+        encoder = LoraPlan(blocks=blocks).adapt_encoder(encoder)
     else:
-        add_encoder_adapters(encoder, AdapterPlan(blocks=blocks))
+        AdapterPlan(blocks=blocks).adapt_encoder(encoder)
     hold_frozen(encoder, torch.bfloat16)
-    own = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    without_values = FakeTensorMode(allow_non_fake_inputs=True)
+    weights = [form for weight in encoder.parameters() for form in (weight, without_values.from_tensor(weight))]
+    own = {weight.untyped_storage()._cdata for weight in weights}
     kept = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with without_values, hooks, torch.autocast("cpu", torch.bfloat16):
         output = encoder(torch.randn(1, 3, *size))  # noqa: F841  the graph must live
-    return sum(size for pointer, size in kept.items() if pointer not in own)
+    return sum(size for storage, size in kept.items() if storage not in own)
 
 
 @pytest.mark.parametrize("adaptation", ["lora", "adapter"])
@@ -84,14 +86,12 @@ def test_what_cannot_be_saved_is_not_promised():
         ("vit_b", "encoder_decoder", [11]), ("vit_b", "decoder", "all"), ("vit_t", "encoder_decoder", "all"),
     ):  # fmt: skip
         plain, twice = (
-            resources.estimate(
-                ENCODERS[name], [448, 448], "lora", components, LoraPlan(blocks=blocks), checkpoint_blocks=flag
-            )
+            resources.estimate(ENCODERS[name], [448, 448], LoraPlan(blocks=blocks), components, checkpoint_blocks=flag)
             for flag in (False, True)
         )
         assert plain == twice
     plain, twice = (
-        resources.estimate(ENCODERS["vit_b"], [448, 448], "lora", checkpoint_blocks=flag) for flag in (False, True)
+        resources.estimate(ENCODERS["vit_b"], [448, 448], LoraPlan(), checkpoint_blocks=flag) for flag in (False, True)
     )
     assert twice.training_flops == plain.training_flops  # useful work
     assert twice.fixed_bytes == plain.fixed_bytes
@@ -99,36 +99,40 @@ def test_what_cannot_be_saved_is_not_promised():
 
 def test_weights_of_adapters_by_hand():
     """Two modules 768 -> 192 -> 768 with biases in each of 12 blocks; the decoder's transformer is frozen."""
-    facts, added = ENCODERS["vit_b"], ADAPTATIONS["adapter"].added_parameters
+    facts, added = ENCODERS["vit_b"], AdapterPlan().added_parameters
     lora, adapter, half = (
-        resources.estimate(facts, [448, 448], kind, settings=settings).fixed_bytes
-        for kind, settings in (("lora", None), ("adapter", None), ("adapter", AdapterPlan(blocks="last_half")))
+        resources.estimate(facts, [448, 448], adaptation).fixed_bytes
+        for adaptation in (LoraPlan(), AdapterPlan(), AdapterPlan(blocks="last_half"))
     )
-    assert added(768, AdapterPlan()) == 591_744
+    assert added(768) == 591_744
     assert adapter - lora == 16 * 12 * 591_744 - 12 * 3_291_264
     assert adapter - half == 16 * 6 * 591_744
-    narrow = resources.estimate(facts, [448, 448], "adapter", settings=AdapterPlan(reduction=8)).fixed_bytes
+    narrow = resources.estimate(facts, [448, 448], AdapterPlan(reduction=8)).fixed_bytes
     assert adapter - narrow == 16 * 12 * 2 * (96 * (2 * 768 + 1))
     # MobileSAM's blocks with attention: 2 of width 128, 6 of 160, 2 of 320.
     mobile = ENCODERS["vit_t"]
-    small = resources.estimate(mobile, [448, 448], "adapter").fixed_bytes
-    expected = sum(n * added(width, AdapterPlan()) for n, width in ((2, 128), (6, 160), (2, 320)))
-    assert small - resources.estimate(mobile, [448, 448], "lora").fixed_bytes == 16 * expected - 12 * 3_291_264
+    small = resources.estimate(mobile, [448, 448], AdapterPlan()).fixed_bytes
+    expected = sum(n * added(width) for n, width in ((2, 128), (6, 160), (2, 320)))
+    assert small - resources.estimate(mobile, [448, 448], LoraPlan()).fixed_bytes == 16 * expected - 12 * 3_291_264
 
 
 def test_a_large_encoder_is_built_in_float32():
     """641,090,608 parameters: at a small input, building them takes more than a step with the encoder frozen."""
     facts = ENCODERS["vit_h"]
-    small, large = (resources.estimate(facts, [side, side], "lora", "decoder", device="cpu") for side in (224, 1024))
+    small, large = (
+        resources.estimate(facts, [side, side], LoraPlan(), "decoder", device="cpu") for side in (224, 1024)
+    )
     assert small.for_batch(1) == pytest.approx(4 * 641_090_608, rel=0.01)
     assert small.fixed_bytes + small.image_bytes < small.for_batch(1)
     assert large.for_batch(8) == large.fixed_bytes + 8 * large.image_bytes > small.for_batch(1)
 
 
 def test_adapters_in_the_decoder_alone_need_no_more_than_the_decoder():
-    frozen, lora = (resources.estimate(ENCODERS["vit_b"], [448, 448], kind, "decoder") for kind in ("adapter", "lora"))
+    frozen, lora = (
+        resources.estimate(ENCODERS["vit_b"], [448, 448], kind, "decoder") for kind in (AdapterPlan(), LoraPlan())
+    )
     assert frozen == lora
-    assert frozen.fixed_bytes < resources.estimate(ENCODERS["vit_b"], [448, 448], "full", "decoder").fixed_bytes
+    assert frozen.fixed_bytes < resources.estimate(ENCODERS["vit_b"], [448, 448], FullPlan(), "decoder").fixed_bytes
 
 
 def labels_of(count: int, regions: bool) -> Labels:
@@ -157,15 +161,15 @@ def test_what_a_class_more_takes_in_the_loss(regions):
     """20 bytes a pixel for a class, 24 for a region: the estimate takes the larger."""
     few, many = (peak_of_loss(outputs, regions) for outputs in (3, 23))
     shape = [448, 448]
-    predicted = [resources.estimate(VIT_B, shape, "lora", num_outputs=outputs).image_bytes for outputs in (3, 23)]
+    predicted = [resources.estimate(VIT_B, shape, LoraPlan(), num_outputs=outputs).image_bytes for outputs in (3, 23)]
     assert (many - few) / 64**2 == pytest.approx((predicted[1] - predicted[0]) / 448**2, rel=0.2)
 
 
 def test_classes_beyond_three_take_memory():
-    plain = resources.estimate(VIT_B, [448, 320], "lora")
+    plain = resources.estimate(VIT_B, [448, 320], LoraPlan())
     for outputs in (1, 2, 3):
-        assert resources.estimate(VIT_B, [448, 320], "lora", num_outputs=outputs) == plain
-    many = resources.estimate(VIT_B, [448, 320], "lora", num_outputs=13)
+        assert resources.estimate(VIT_B, [448, 320], LoraPlan(), num_outputs=outputs) == plain
+    many = resources.estimate(VIT_B, [448, 320], LoraPlan(), num_outputs=13)
     decoder = MaskDecoder(
         num_multimask_outputs=3, transformer=TwoWayTransformer(depth=1, embedding_dim=256, mlp_dim=8, num_heads=8),
         transformer_dim=256,
@@ -173,5 +177,5 @@ def test_classes_beyond_three_take_memory():
     own = sum(parameter.numel() for parameter in decoder.output_hypernetworks_mlps[0].parameters()) + 256
     assert many.fixed_bytes - plain.fixed_bytes == 10 * 16 * own
     # SAMed's loss works at a quarter of the resolution.
-    samed = resources.estimate(VIT_B, [448, 320], "lora", num_outputs=13, upsampled=False)
+    samed = resources.estimate(VIT_B, [448, 320], LoraPlan(), num_outputs=13, upsampled=False)
     assert many.image_bytes - plain.image_bytes == 16 * (samed.image_bytes - plain.image_bytes) > 0

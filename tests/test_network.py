@@ -10,18 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from samunet.adaptations import ADAPTATIONS, LoraPlan
+from samunet.adaptations.lora import load_adapter, merge_lora, save_adapter
+from samunet.adaptations.projection import SplitQKV
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
-from samunet.network.adaptations.lora import add_lora, load_adapter, merge_lora, save_adapter
 from samunet.network.attention import block_attention
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
 from samunet.network.encoders import Features
 from samunet.network.encoders.vit import ImageEncoder
 from samunet.network.heads import DetailHead, SamHead, build_head
 from samunet.network.model import InputLayer, build_model
-from samunet.network.projection import SplitQKV
 from samunet.network.sam_modules import ImageEncoderViT
-from samunet.plans import LoraPlan, NetworkPlan
+from samunet.plans import NetworkPlan
+
+pytestmark = pytest.mark.full_network
 
 # vit_b with few and narrow blocks: one with windows, one with global attention.
 REDUCED = replace(ENCODERS["vit_b"], width=48, depth=2, heads=3, global_blocks=(1,), native_size=256)
@@ -53,8 +56,7 @@ def network_plan(adaptation="full", encoder="small", channels="repeat") -> Netwo
         input_shape=[32, 32],
         spacing=1.0,
         head="sam",
-        adaptation=adaptation,
-        lora=LoraPlan() if adaptation == "lora" else None,
+        adaptation=ADAPTATIONS[adaptation](),
         input_channels=channels,
         batch_size=2,
         accumulation=1,
@@ -188,7 +190,7 @@ def test_lora_on_q_and_v_equals_a_dense_weight_update(reduced_encoder):
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = encoder(image)
-    adapted = add_lora(encoder, LoraPlan(rank=4, alpha=8))
+    adapted = LoraPlan(rank=4, alpha=8).adapt_encoder(encoder)
     with torch.no_grad():
         assert torch.allclose(adapted(image), before, atol=1e-5)  # B is zero
     state = adapted.state_dict()
@@ -209,7 +211,7 @@ def test_lora_on_q_and_v_equals_a_dense_weight_update(reduced_encoder):
 def test_lora_parameter_count_is_samed_s():
     # SAMed, ViT-B: 4 * rank * width per block, q and v, A and B.
     facts = replace(ENCODERS["vit_b"], native_size=64)
-    adapted = add_lora(ImageEncoder(facts), LoraPlan())
+    adapted = LoraPlan().adapt_encoder(ImageEncoder(facts))
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trained == 12 * 4 * 4 * 768 == 147_456
 
@@ -232,7 +234,7 @@ def test_adapter_files_are_peft_s(tmp_path):
     fill(encoder)
     plain = ImageEncoder(REDUCED)
     plain.load_state_dict(encoder.state_dict())
-    adapted = add_lora(encoder, LoraPlan())
+    adapted = LoraPlan().adapt_encoder(encoder)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

@@ -9,13 +9,13 @@ import torch
 from handed import CASES, NAME, make_model, small_encoder, small_sam
 
 from samunet import api
+from samunet.adaptations import AdapterPlan, FullPlan, LoraPlan
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import SamunetError
 from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead
 from samunet.network.model import InputLayer, SamunetModel
-from samunet.plans import AdapterPlan, LoraPlan
 from samunet.sharing import onnx_export
 
 needs_onnx = pytest.mark.skipif(
@@ -102,7 +102,7 @@ def test_a_graph_that_differs_is_not_written(model, samunet_folders, tmp_path, m
 
 
 @needs_onnx
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_weights_go_into_a_file_beside_the_graph(model, tmp_path, monkeypatch):
     import onnxruntime
 
@@ -118,10 +118,10 @@ def test_large_weights_go_into_a_file_beside_the_graph(model, tmp_path, monkeypa
 @pytest.mark.parametrize(
     "adaptation",
     [
-        {"lora": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], decoder=True)},
-        {"lora": LoraPlan(dora=True)},
-        {"adaptation": "adapter", "adapter": AdapterPlan()},
-        {"adaptation": "full"},
+        {"adaptation": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], decoder=True)},
+        pytest.param({"adaptation": LoraPlan(dora=True)}, marks=pytest.mark.long),
+        pytest.param({"adaptation": AdapterPlan()}, marks=pytest.mark.long),
+        pytest.param({"adaptation": FullPlan()}, marks=pytest.mark.long),
     ],
     ids=["lora", "dora", "adapter", "full"],
 )
@@ -134,7 +134,8 @@ def test_adapted_sam(samunet_folders, tiny_dataset, tmp_path, monkeypatch, adapt
 
 
 @needs_onnx
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.full_network
 def test_tiny_vit(tmp_path, monkeypatch):
     """MobileSAM's encoder, at a size that is not that of its windows."""
     facts = ENCODERS["vit_t"]

@@ -113,4 +113,4 @@ def test_a_prediction_that_does_not_fit_is_made_with_fewer_slices_at_a_time(pred
 def test_a_single_slice_that_does_not_fit_is_an_error(predict):
     with pytest.raises(SamunetError, match="a single slice does not fit") as caught:
         predict(most=0)
-    assert "-device cpu" in caught.value.hint
+    assert "device='cpu'" in caught.value.hint

@@ -18,6 +18,8 @@ from samunet.dataset import outputs
 from samunet.errors import CasesFailed, SamunetError, UsageError
 from samunet.inference.postprocessing import Postprocessing
 
+pytestmark = pytest.mark.full_network
+
 project = pytest.fixture(make_project)
 
 RAW = "raw/Dataset998_Tiny"

@@ -20,12 +20,12 @@ from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead
 from samunet.planning.planner import PlannerOptions
-from samunet.plans import plans_called
 from samunet.preprocessing.store import StoredCase
+from samunet.training import source
 from samunet.training.pretraining import own_images, run
-from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PretrainingOptions
 from samunet.training.pretraining.own_images import OwnImages
+from samunet.training.pretraining.recipe import Draw
 
 NAME = "Dataset998_Tiny"
 CPU = torch.device("cpu")
@@ -63,11 +63,12 @@ def own(encoder="vit_b", checkpoint=None, **changes):
 )
 def test_the_encoder_is_chosen_as_samunet_train_chooses_it(dataset, monkeypatch, device, reachable, expected):
     """A GPU and weights of SAM that are there or can be downloaded."""
-    monkeypatch.setattr(own_images, "resolve_device", lambda name: torch.device(device))
+    monkeypatch.setattr(source, "resolve_device", lambda name: torch.device(device))
     monkeypatch.setattr(downloads, "can_download", lambda facts: reachable)
-    plans = plans_called("vit_bPlans", dataset / "preprocessed" / NAME)
-    plans = plans.changed(encoder="auto")
-    assert own_images._network(plans, plans.configuration("2d"), None, None, device).encoder == expected
+    planned = source.Source(NAME, "2d", "vit_bPlans")
+    planned.plans = planned.plans.changed(encoder="auto")
+    network, _ = planned.network(None, None, device)
+    assert network.encoder == expected
 
 
 def options(**changes):

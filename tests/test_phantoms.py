@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet.commands.phantoms import draw_phantom, make_phantoms
+from samunet.conversion.phantoms import draw_phantom, make_phantoms
 from samunet.dataset.layout import list_cases, load_dataset
 from samunet.errors import SamunetError
 

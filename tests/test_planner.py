@@ -2,6 +2,7 @@
 
 import pytest
 
+from samunet.adaptations import FullPlan, LoraPlan
 from samunet.dataset.description import description_from_json
 from samunet.encoders import encoder_facts
 from samunet.errors import UsageError
@@ -85,15 +86,10 @@ def test_isotropic_volumes():
     assert configuration.planes == [[0, 1, 2], [1, 0, 2], [2, 1, 0]]
     # 50 px twofold are 100: the 112 px above it; the widest plane is that of y and z: 36 / 50 of 112 are 80.6, six
     # patches of 16.
-    assert (bundled.encoder, bundled.input_shape, bundled.adaptation, bundled.lora) == (
-        "small",
-        [112, 96],
-        "full",
-        None,
-    )
+    assert (bundled.encoder, bundled.input_shape, bundled.adaptation) == ("small", [112, 96], FullPlan())
     assert bundled.spacing == pytest.approx(50 / 112)
     # 36 / 50 of 1024 are 737.3, 47 patches of 16.
-    assert (sam.encoder, sam.input_shape, sam.adaptation) == ("vit_b", [1024, 752], "lora")
+    assert (sam.encoder, sam.input_shape, sam.adaptation) == ("vit_b", [1024, 752], LoraPlan())
     assert sam.spacing == pytest.approx(50 / 1024)
     for network in (bundled, sam):
         assert network.input_channels == "neighbours"
@@ -217,7 +213,7 @@ def test_a_given_image_size(size):
     for network in plans.configuration("2d").networks.values():
         assert network.input_shape == [size, size]
         assert network.spacing == pytest.approx(64 / size)
-        assert "-image_size" in network.why["input_shape"]
+        assert "image_size" in network.why["input_shape"]
     assert list(plans.configurations) == ["2d"]  # none of the smaller sizes is smaller
 
 
@@ -236,7 +232,7 @@ def test_a_given_spacing():
     assert plans.transpose_forward == [1, 0, 2]
     assert configuration.spacing == [1.0, 2.0]
     assert configuration.median_shape == [50, 36, 18]  # 35, 33 and 36 px halved: 18 (17.5), 16 (16.5) and 18
-    assert "-overwrite_target_spacing" in configuration.why["spacing"]
+    assert "target_spacing" in configuration.why["spacing"]
     assert plans.original_median_spacing == [1, 1, 1]
 
 
@@ -244,13 +240,13 @@ def test_a_given_spacing():
     ("options", "expected"),
     [
         ({"encoder": "vit_x"}, "no encoder 'vit_x'"),
-        ({"image_size": 100}, "-image_size 100 does not fit"),
-        ({"gpu_memory_target_gb": 0.0}, "-gpu_memory_target must be above 0"),
+        ({"image_size": 100}, "`image_size=100` does not fit"),
+        ({"gpu_memory_target_gb": 0.0}, "`gpu_memory_target_gb` must be above 0"),
         ({"target_spacing": [1.0, 1.0]}, "three numbers"),
-        ({"target_spacing": [1.0, 0.0, 1.0]}, "-overwrite_target_spacing must be at least 0.0001"),
-        ({"target_spacing": [1.0, float("nan"), 1.0]}, "-overwrite_target_spacing must be at least 0.0001"),
-        ({"gpu_memory_target_gb": float("inf")}, "-gpu_memory_target must be above 0"),
-        ({"image_size": 1 << 20}, "-image_size must be above 0 and at most 4096"),
+        ({"target_spacing": [1.0, 0.0, 1.0]}, "`target_spacing` must be at least 0.0001"),
+        ({"target_spacing": [1.0, float("nan"), 1.0]}, "`target_spacing` must be at least 0.0001"),
+        ({"gpu_memory_target_gb": float("inf")}, "`gpu_memory_target_gb` must be above 0"),
+        ({"image_size": 1 << 20}, "`image_size` must be above 0 and at most 4096"),
     ],
 )
 def test_wrong_options(options, expected):
@@ -339,10 +335,10 @@ def test_plans_survive_their_file(tmp_path):
 
 def test_memory_estimate_grows_as_it_should():
     vit_b = encoder_facts("vit_b")
-    large, half = (resources.estimate(vit_b, [side, side], "lora") for side in (896, 448))
+    large, half = (resources.estimate(vit_b, [side, side], LoraPlan()) for side in (896, 448))
     assert 4 < large.image_bytes / half.image_bytes < 16  # between tokens and pairs of tokens
     assert large.fixed_bytes == half.fixed_bytes
-    full = resources.estimate(vit_b, [448, 448], "full")
+    full = resources.estimate(vit_b, [448, 448], FullPlan())
     # 16 bytes for a trained weight; frozen, 2 for each of 12 blocks of 12 x 768 x 768 and 4 for each position.
     assert full.fixed_bytes - half.fixed_bytes == 12 * 12 * 768**2 * 14 + 64**2 * 768 * 12
     assert full.training_flops > half.training_flops
@@ -365,7 +361,7 @@ def test_flags_for_the_small_encoder_change_none_of_sams_configurations():
     for name in flagged.configurations:
         network = flagged.configuration(name).networks["vit_b"]
         assert network == plain.configuration(name).networks["vit_b"]
-        assert network.adaptation == "lora"
+        assert network.adaptation == LoraPlan()
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from samunet.adaptations import AdapterPlan, FullPlan, LoraPlan
 from samunet.errors import SamunetError, UsageError
 from samunet.plans import (
     ConfigurationPlan,
     IntensityStatistics,
-    LoraPlan,
     NetworkPlan,
     Plans,
     check_plans_name,
@@ -21,8 +21,8 @@ TINY = {"encoder": "vit_t", "checkpoint_blocks": True}
 
 def make_network(**changes):
     values = {
-        "encoder": "vit_b", "input_shape": [1024, 720], "spacing": 0.125, "head": "sam", "adaptation": "lora",
-        "lora": LoraPlan(), "input_channels": "neighbours", "batch_size": 1, "accumulation": 12,
+        "encoder": "vit_b", "input_shape": [1024, 720], "spacing": 0.125, "head": "sam", "adaptation": LoraPlan(),
+        "input_channels": "neighbours", "batch_size": 1, "accumulation": 12,
         "learning_rate": 3.5e-3, "weight_decay": 0.1, "training_images": {"cpu": 16000, "gpu": 48000},
         "memory_bytes": 7_000_000_000, "training_gflops": 1.5, "why": {"input_shape": "because"},
     }  # fmt: skip
@@ -34,7 +34,7 @@ def make_plans(**configurations):
         data_identifier="samunetPlans_2d", spacing=[0.7, 1.0], median_shape=[36, 50, 35], normalization=["zscore"],
         use_mask_for_norm=[False], mirror_axes=[0, 1], foreground_share=0.33, networks={
             "vit_b": make_network(),
-            "small": make_network(encoder="small", adaptation="full", lora=None, input_shape=[112, 80]),
+            "small": make_network(encoder="small", adaptation=FullPlan(), input_shape=[112, 80]),
         },
     )  # fmt: skip
     return Plans(
@@ -66,7 +66,7 @@ def test_round_trip(path):
     assert read_plans(path) == make_plans()
     configuration = read_plans(path).configuration("2d")
     assert configuration.networks["vit_b"] == make_network()
-    assert configuration.networks["small"].lora is None
+    assert configuration.networks["small"].adaptation == FullPlan()
     assert isinstance(configuration, ConfigurationPlan)
 
 
@@ -133,14 +133,23 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
         (lambda data: data["configurations"]["2d"].update(normalization=["zscroe"]), "normalization"),
         (lambda data: network(data).update(batch_size="4"), r"networks\.vit_b\.batch_size: .*integer.*got '4'"),
         (lambda data: network(data).update(batchsize=4), r"networks\.vit_b\.batchsize: .*no such key"),
-        (lambda data: network(data).update(adaptation="vpt"), r"networks\.vit_b\.adaptation: .*'adapter' or 'full'"),
-        (lambda data: network(data)["lora"].update(targets=["q", "w"]), r"networks\.vit_b\.lora\.targets\.1: "),
+        (
+            lambda data: network(data).update(adaptation="vpt"),
+            "method: must be one of 'lora', 'adapter', 'full', got 'vpt'",
+        ),
+        (
+            lambda data: network(data)["adaptation"].update(targets=["q", "w"]),
+            r"vit_b\.adaptation\.targets\.1: ",
+        ),
         (lambda data: network(data).update(input_shape=[1_000_000, 1_000_000]), r"input_shape\.0: .*less than .* 4096"),
         (lambda data: network(data).update(batch_size=10**6), "batch_size: .*less than .* 100000"),
         (lambda data: network(data).update(learning_rate=1e9), "learning_rate: .*less than .* 100"),
-        (lambda data: network(data)["lora"].update(rank=5000), "lora.rank: .*less than .* 1024"),
+        (lambda data: network(data)["adaptation"].update(rank=5000), "adaptation.rank: .*less than .* 1024"),
         (lambda data: data.update(configurations={str(index): {} for index in range(101)}), "at most 100 items"),
-        (lambda data: network(data)["lora"].update(dropout=0.1), r"networks\.vit_b\.lora\.dropout: .*no such key"),
+        (
+            lambda data: network(data)["adaptation"].update(dropout=0.1),
+            r"networks\.vit_b\.adaptation\.dropout: .*no such key",
+        ),
         (lambda data: data.update(transpose_forward=[0, 0, 1]), r"transpose_forward .*once, got \[0, 0, 1\]"),
         (lambda data: data.update(transpose_forward=[0, 1]), "transpose_forward: .*at least 3"),
         (lambda data: data.update(transpose_forward=[1, 2, 3]), r"transpose_forward\.2: .*less than or equal to 2"),
@@ -192,10 +201,20 @@ def test_plans_from_before_planes_slice_along_one_axis(path):
         (lambda data: network(data).update(accumulation=-1), r"networks\.vit_b\.accumulation: .*equal to 1"),
         (lambda data: network(data).update(learning_rate=0), r"networks\.vit_b\.learning_rate: .*greater than 0"),
         (lambda data: network(data).update(weight_decay=-1), r"networks\.vit_b\.weight_decay: .*equal to 0"),
-        (lambda data: network(data)["lora"].update(rank=0), r"networks\.vit_b\.lora\.rank: .*equal to 1"),
-        (lambda data: network(data)["lora"].update(targets=[]), r"networks\.vit_b\.lora\.targets: .*at least 1"),
-        (lambda data: network(data).update(lora=None), r"networks\.vit_b\.lora must be given with"),
-        (lambda data: network(data).update(adaptation="full"), r"networks\.vit_b\.lora must not be given with"),
+        (lambda data: network(data)["adaptation"].update(rank=0), r"networks\.vit_b\.adaptation\.rank: .*equal to 1"),
+        (
+            lambda data: network(data)["adaptation"].update(targets=[]),
+            r"vit_b\.adaptation\.targets: .*at least 1",
+        ),
+        (
+            lambda data: network(data)["adaptation"].pop("method"),
+            r"vit_b\.adaptation\.method: must be one of",
+        ),
+        (
+            lambda data: network(data)["adaptation"].update(method="full"),
+            r"vit_b\.adaptation\.\w+: there is no",
+        ),
+        (lambda data: network(data).update(adaptation="full", lora={}), r"networks\.vit_b\.lora: there is no such key"),
         (lambda data: network(data).update(optimizer="sgd"), r"networks\.vit_b\.optimizer: .*'adamw' or 'muon'"),
         (lambda data: network(data).update(checkpoint_blocks=1), r"networks\.vit_b\.checkpoint_blocks: .*boolean"),
         (
@@ -208,7 +227,7 @@ def test_what_is_wrong_is_named(path, change, expected):
     edit(path, change)
     with pytest.raises(SamunetError, match=expected) as caught:
         read_plans(path)
-    assert "samunet_plan_experiment" in caught.value.hint
+    assert "api.plan_experiment" in caught.value.hint
     assert "samunetPlans" in caught.value.message
 
 
@@ -240,7 +259,7 @@ def test_a_configuration_may_leave_out_a_network():
     assert list(plans.configuration("2d_sam").networks) == ["vit_b"]
     with pytest.raises(UsageError, match="hold networks for vit_b, not for small") as caught:
         plans.network(plans.configuration("2d_sam"), "small")
-    assert caught.value.hint == "plan for it: samunet_plan_experiment -d Dataset027_ACDC -encoder small"
+    assert caught.value.hint == "plan for it: `api.plan_experiment('Dataset027_ACDC', encoder='small')`"
 
 
 def older(data):
@@ -277,6 +296,30 @@ def test_damaged_plans_of_0_1_0_are_refused(path, networks):
     edit(path, lambda data: data["configurations"].update(odd={"networks": networks}))
     with pytest.raises(SamunetError, match="configuration 'odd'"):
         read_plans(path)
+
+
+def test_plans_with_an_adaptations_settings_beside_its_name(path):
+    """As they were written until ``adaptation`` held both; with what configurations of one's own say of them."""
+
+    def before(data):
+        for network in two_d(data)["networks"].values():
+            method = network["adaptation"].pop("method")
+            settings = {"lora": None, "adapter": None} | ({method: network["adaptation"]} if method == "lora" else {})
+            network |= {"adaptation": method, **settings}
+        changes = {
+            "rank8": {"lora": {"rank": 8}}, "all": {"adaptation": "full", "lora": None},
+            "newer": {"adaptation": {"method": "adapter"}},
+            "wide": {"adaptation": "adapter", "lora": None, "adapter": {"reduction": 2}},
+        }  # fmt: skip
+        for name, change in changes.items():
+            data["configurations"][name] = {"inherits_from": "2d", "networks": {"vit_b": change}}
+
+    edit(path, before)
+    plans = read_plans(path)
+    assert plans.configuration("2d") == make_plans().configuration("2d")
+    expected = {"rank8": LoraPlan(rank=8), "wide": AdapterPlan(reduction=2), "all": FullPlan(), "newer": AdapterPlan()}
+    for name, adaptation in expected.items():
+        assert plans.configuration(name).networks["vit_b"] == make_network(adaptation=adaptation), name
 
 
 def test_inheritance_survives_the_file(tmp_path):

@@ -88,7 +88,7 @@ def test_damaged_files_are_explained(tmp_path, content, expected):
     (tmp_path / "postprocessing.json").write_text(content)
     with pytest.raises(SamunetError, match=expected) as error:
         read_postprocessing(tmp_path / "postprocessing.json")
-    assert "samunet_determine_postprocessing" in error.value.hint
+    assert "api.determine_postprocessing" in error.value.hint
 
 
 def write_folder(folder, masks, description=None):

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from predict import main
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [pytest.mark.full_network, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")]
 
 
 def test_growth_with_slices_and_the_cost_of_folds(tmp_path, capsys):

@@ -257,7 +257,7 @@ def test_a_broken_link_is_a_case_that_fails(tmp_path):
 def test_labels_are_not_predicted(tmp_path):
     write(tmp_path / "imagesTr" / "a_0000.nii.gz")
     write(tmp_path / "labelsTr" / "a.nii.gz")
-    with pytest.raises(UsageError, match=r"(?s)labelsTr holds labels, not images.*-i .*/imagesTr"):
+    with pytest.raises(UsageError, match=r"(?s)labelsTr holds labels, not images.*`source='.*/imagesTr'`"):
         list_cases(tmp_path / "labelsTr", model())
 
 

@@ -171,7 +171,7 @@ def test_an_unfinished_case_is_made_again(raw, folder):
     (folder / "samunetPlans_2d" / "c.json").unlink()
     with pytest.raises(SamunetError, match=r"1 of 3 cases are not preprocessed .*for example c") as caught:
         opened(folder, CONFIGURATION, list(CASES))
-    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p {PLANS.plans_name} -c 2d"
+    assert caught.value.hint == f"`api.preprocess('{NAME}', ['2d'], '{PLANS.plans_name}')`"
     assert preprocess(folder) == 1
     assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)
 
@@ -206,7 +206,7 @@ def test_stored_cases_of_files_that_changed_are_not_opened(raw, folder, file, lo
     (raw / file).write_bytes(content)
     with pytest.raises(SamunetError, match=f"the files of 1 cases changed after preprocessing: {file}") as caught:
         opened(folder, CONFIGURATION, list(CASES))
-    assert caught.value.hint == f"samunet_add_cases -d {number_in(NAME)} stores and measures them again"
+    assert caught.value.hint == f"`api.add_cases('{number_in(NAME)}')` stores and measures them again"
     assert set(opened(folder, CONFIGURATION, ["a", "c"])) == {"a", "c"}
     description = load_dataset(NAME).description
     assert set(stored_cases(folder, PLANS, CONFIGURATION, description, list(CASES), None)) == set(CASES)
@@ -248,7 +248,7 @@ def test_slices_of_the_first_version_are_made_again_and_removed(raw, folder):
         (target / f"{name}.json").write_text('{"key": {"plans": "x", "files": "y"}, "record": {}}')
     with pytest.raises(SamunetError, match="stored by an earlier version of samunet") as caught:
         opened(folder, CONFIGURATION, list(CASES))
-    assert caught.value.hint == f"samunet_preprocess -d {NAME} -p samunetPlans -c 2d"
+    assert caught.value.hint == f"`api.preprocess('{NAME}', ['2d'], 'samunetPlans')`"
     assert preprocess(folder) == 3
     assert not [*target.glob("*_seg.b2nd"), *target.glob("*_locations.npz")]
     assert set(opened(folder, CONFIGURATION, list(CASES))) == set(CASES)

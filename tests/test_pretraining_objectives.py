@@ -6,11 +6,13 @@ import pytest
 import torch
 from bundled_weights import prompts
 from bundled_weights.contrast import SameRegion, draw_pixels, region_contrast, region_sizes
+from bundled_weights.draw import Draw
 
 from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.training.pretraining.draw import Draw
-from samunet.training.pretraining.reconstruction import MaskedReconstruction
+from samunet.training.pretraining.recipe import MaskedReconstruction
+
+pytestmark = pytest.mark.full_network
 
 CPU = torch.device("cpu")
 

@@ -167,9 +167,8 @@ def test_time_budget_is_of_the_piece(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("objective", ["dense", "prompt", "mae"])
 def test_an_objective_alone_trains_the_encoder(objective):
+    from bundled_weights.draw import Draw
     from bundled_weights.synthesis import synthetic_batch
-
-    from samunet.training.pretraining.draw import Draw
 
     torch.manual_seed(0)
     model = PretrainingModel(encoder_facts("small"))
@@ -197,7 +196,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_kept(tmp_path, four):
         (tmp_path / run.LATEST).write_bytes(content)
         with pytest.raises(SamunetError, match=r"pretraining_latest") as error:
             pretrain(tmp_path, options())
-        assert "--out FOLDER" in error.value.hint
+        assert "`output=FOLDER`" in error.value.hint
         assert (tmp_path / run.LATEST).read_bytes() == content
 
 
@@ -226,7 +225,7 @@ def test_a_loss_that_is_no_number_ends_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(network.SameRegion, "forward", lambda self, e, r, d: e.sum() * float("nan"))
     with pytest.raises(SamunetError, match="the loss became") as error:
         pretrain(tmp_path, options(objective="dense"))
-    assert "--lr" in error.value.hint
+    assert "`learning_rate=" in error.value.hint
     assert not (tmp_path / run.LATEST).exists()
 
 

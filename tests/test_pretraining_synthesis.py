@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from bundled_weights.appearance import KINDS, _resolution
+from bundled_weights.draw import Draw
 from bundled_weights.label_maps import BASES, MOST_REGIONS, OBJECTS, _highest, _renumber, _stamp, draw_label_maps
 from bundled_weights.synthesis import synthetic_batch
 
-from samunet.training.pretraining.draw import Draw
+pytestmark = pytest.mark.full_network
 
 CPU = torch.device("cpu")
 

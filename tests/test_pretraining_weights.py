@@ -40,6 +40,7 @@ def test_every_tensor_of_encoder_and_decoder_is_taken(weights):
     assert torch.equal(head.mask_decoder.state_dict()[name], state[f"mask_decoder.{name}"].float())
 
 
+@pytest.mark.full_network
 def test_without_a_file_the_small_encoder_starts_from_the_weights_in_the_package():
     base = pretrained_weights("small")
     card = json.loads((BUNDLED_WEIGHTS / "small_pretrained.json").read_text())

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from test_loader import CaseInMemory, make_loader
 from test_planner import describe, measure
 
+from samunet.adaptations import AdapterPlan, LoraPlan
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.errors import UsageError
@@ -146,6 +147,14 @@ def test_plans_of_finetune_sam():
     assert configuration.windows == [[-160, 240]]
     assert (network.input_shape, network.batch_size * network.accumulation) == ([1024, 1024], 4)
     assert (network.learning_rate, network.passes, network.stretch) == (1e-3, 200, True)
+    assert network.adaptation.blocks == [0, 1, 10, 11]
+    for adaptation, blocks in (
+        (AdapterPlan(), [0, 1, 10, 11]),
+        (LoraPlan(blocks="all"), "all"),
+        (LoraPlan(blocks=[3]), [3]),
+    ):
+        options = {"recipe": "finetune_sam", "encoder": "vit_b", "adaptation": adaptation}
+        assert ct_volumes(**options).configuration("2d").networks["vit_b"].adaptation.blocks == blocks
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_without_a_calibration_the_most_uncertain_fifth_is_marked(tmp_path):
     for index in range(10):
         write_case(tmp_path, f"case_{index}", 0.05 * index, 0.1)
     quality = write_quality(tmp_path, [tmp_path / "fold_0"])
-    assert "--val" in quality["calibration"]["about"]
+    assert "validation_only=True" in quality["calibration"]["about"]
     assert [row["case"] for row in quality["cases"] if row["look"]] == ["case_9", "case_8"]
     assert [row["case"] for row in write_quality(tmp_path, [], ["case_3", "gone"])["cases"]] == ["case_3"]
 

@@ -10,22 +10,22 @@ from test_feature_cache import REDUCED, build, make_plan
 from test_plans import make_plans
 
 from samunet import api
+from samunet.adaptations import AdapterPlan, LoraPlan
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS
 from samunet.network.encoders import hold_frozen
-from samunet.plans import AdapterPlan, LoraPlan
 from samunet.training import trainer
-from samunet.training.run import _decisions
+from samunet.training.task import decisions
 
-LORA = {"adaptation": "lora", "lora": LoraPlan()}
-LATE = {"adaptation": "lora", "lora": LoraPlan(blocks="last_half")}
-FROZEN = {"adaptation": "lora", "lora": LoraPlan(decoder=True), "components": "decoder"}
+LORA = {"adaptation": LoraPlan()}
+LATE = {"adaptation": LoraPlan(blocks="last_half")}
+FROZEN = {"adaptation": LoraPlan(decoder=True), "components": "decoder"}
 PLANS = {
     "lora": LORA,
     "lora late": LATE,
-    "lora everywhere": {"adaptation": "lora", "lora": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], dora=True)},
-    "adapter": {"adaptation": "adapter", "adapter": AdapterPlan()},
-    "adapter late": {"adaptation": "adapter", "adapter": AdapterPlan(blocks="last_half")},
+    "lora everywhere": {"adaptation": LoraPlan(targets=["q", "k", "v", "proj", "mlp"], dora=True)},
+    "adapter": {"adaptation": AdapterPlan()},
+    "adapter late": {"adaptation": AdapterPlan(blocks="last_half")},
     "full": {},
     "decoder": FROZEN,
     "taps": {**LORA, "head": "detail"},
@@ -97,7 +97,7 @@ def count_runs(model) -> list[int]:
         (LORA, [2, 2, 2, 2]),
         (LATE, [1, 1, 2, 2]),
         # A gradient passes through all blocks behind the first that trains.
-        ({"adaptation": "adapter", "adapter": AdapterPlan(blocks=[1])}, [1, 2, 2, 2]),
+        ({"adaptation": AdapterPlan(blocks=[1])}, [1, 2, 2, 2]),
         ({}, [2, 2, 2, 2]),
         (FROZEN, [1, 1, 1, 1]),
     ],
@@ -133,7 +133,7 @@ def test_it_is_no_decision_that_a_model_depends_on():
     twice.configurations["2d"]["networks"]["vit_b"]["checkpoint_blocks"] = True
     other.configurations["2d"]["networks"]["vit_b"]["batch_size"] = 2
     assert twice.configuration("2d").networks["vit_b"].checkpoint_blocks
-    assert _decisions(plain, "2d", "vit_b") == _decisions(twice, "2d", "vit_b") != _decisions(other, "2d", "vit_b")
+    assert decisions(plain, "2d", "vit_b") == decisions(twice, "2d", "vit_b") != decisions(other, "2d", "vit_b")
 
 
 def test_a_fold_goes_on_either_way_and_folds_may_differ(samunet_folders, tiny_dataset, tmp_path, monkeypatch, caplog):
@@ -182,4 +182,4 @@ def test_intensities_count_only_where_the_normalisation_uses_them(scheme, counts
         for channel, values in plans.foreground_intensity_properties_per_channel.items()
     }
     other = plans.changed(foreground_intensity_properties_per_channel=grown)
-    assert (_decisions(plans, "2d", "vit_b") != _decisions(other, "2d", "vit_b")) is counts
+    assert (decisions(plans, "2d", "vit_b") != decisions(other, "2d", "vit_b")) is counts

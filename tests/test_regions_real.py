@@ -34,7 +34,8 @@ def values_of(file):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.full_network
 @pytest.mark.skipif(not SOURCE.is_dir(), reason=f"the brain tumours are not at {SOURCE}")
 def test_regions_of_brain_tumours_are_learnt_and_painted_in_their_order(samunet_folders, tmp_path):
     dataset = make_dataset(samunet_folders / "raw")

@@ -291,8 +291,11 @@ def test_report_of_a_prediction(trained, tmp_path, capsys):
     )
     assert run_command("samunet_report", [str(preds)]) == 0
     found = check_self_contained((preds / "report.html").read_text())
-    assert "--save_uncertainty" in found.text
-    assert "add -i IMAGES" in found.text
+    assert "predictions with uncertainty do so" in found.text
+    assert "The images are not at /elsewhere" in found.text
+    errors = capsys.readouterr().err
+    assert "samunet_predict … --save_uncertainty" in errors
+    assert "add -i FOLDER" in errors
     assert run_command("samunet_report", [str(preds), "-i", str(raw / "imagesTs")]) == 0
     assert check_self_contained((preds / "report.html").read_text()).tags.count("img") == 2 + 3
 

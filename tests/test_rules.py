@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from samunet.adaptations import ADAPTATIONS, FullPlan, LoraPlan
 from samunet.encoders import ENCODERS, encoder_facts
 from samunet.errors import UsageError
 from samunet.planning import rules
 from samunet.planning.planes import planes
-from samunet.plans import LoraPlan
 
 SMALL, VIT_B = encoder_facts("small"), encoder_facts("vit_b")
 
@@ -199,12 +199,10 @@ def test_input_shape(side, extent, patch, expected):
 
 
 def test_adaptation():
-    sam, small = decided(rules.adaptation(VIT_B)), decided(rules.adaptation(SMALL))
-    assert sam == {
-        "adaptation": "lora", "components": "encoder_decoder", "lora": LoraPlan(rank=4, alpha=4, targets=["q", "v"]),
-        "adapter": None,
-    }  # fmt: skip
-    assert small == {"adaptation": "full", "components": "encoder_decoder", "lora": None, "adapter": None}
+    *sam, _ = rules.adaptation(VIT_B)
+    *small, _ = rules.adaptation(SMALL)
+    assert sam == [LoraPlan(rank=4, alpha=4, targets=["q", "v"]), "encoder_decoder"]
+    assert small == [FullPlan(), "encoder_decoder"]
 
 
 @pytest.mark.parametrize(
@@ -244,8 +242,8 @@ def test_checkpoint_blocks(plain, checkpointed, budget, expected, reason):
 
 def test_learning_rate():
     # The effective batch of 12 is half the 24 of the table: the rates divided by the square root of 2.
-    assert decided(rules.learning_rate(ENCODERS["vit_b"], "lora")) == pytest.approx(5e-3 / 2**0.5, rel=0.02)
-    assert decided(rules.learning_rate(ENCODERS["small"], "full")) == pytest.approx(1e-3 / 2**0.5, rel=0.02)
+    assert decided(rules.learning_rate(ENCODERS["vit_b"], LoraPlan())) == pytest.approx(5e-3 / 2**0.5, rel=0.02)
+    assert decided(rules.learning_rate(ENCODERS["small"], FullPlan())) == pytest.approx(1e-3 / 2**0.5, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +257,7 @@ def test_learning_rate():
     ],
 )
 def test_optimizer(encoder, adaptation, components, expected):
-    assert rules.optimizer(ENCODERS[encoder], adaptation, components)[0] == expected
+    assert rules.optimizer(ENCODERS[encoder], ADAPTATIONS[adaptation](), components)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -358,6 +356,6 @@ def test_parse_image_size():
     for size, facts in ((32, SMALL), (112, SMALL), (32, VIT_B), (1024, VIT_B)):
         assert rules.parse_image_size(size, facts) == size
     for size, facts in ((16, SMALL), (0, SMALL), (-64, SMALL), (33, SMALL), (72, VIT_B), (16, VIT_B)):
-        with pytest.raises(UsageError, match=f"{size} does not fit the encoder {facts.name}") as caught:
+        with pytest.raises(UsageError, match=f"image_size={size}` does not fit the encoder {facts.name}") as caught:
             rules.parse_image_size(size, facts)
         assert f"multiple of {facts.patch_size}" in caught.value.hint

@@ -188,10 +188,10 @@ def test_recipe_in_the_plans():
     assert (network.recipe, network.input_shape, network.input_channels) == ("samed", [512, 512], "repeat")
     assert network.batch_size * network.accumulation == 24
     assert (network.learning_rate, network.weight_decay, network.head) == (5e-3, 0.1, "sam")
-    assert (network.lora.rank, network.lora.alpha, network.lora.targets) == (4, 4, ["q", "v"])
+    assert (network.adaptation.rank, network.adaptation.alpha, network.adaptation.targets) == (4, 4, ["q", "v"])
     assert configuration.networks["small"].recipe == "samunet"
     for options in ({"recipe": "samed", "encoder": "small"}, {"recipe": "sam"}):
-        with pytest.raises(UsageError, match=r"-recipe|there is no recipe"):
+        with pytest.raises(UsageError, match=r"`recipe|there is no recipe"):
             plan("Dataset004_A", description, fingerprint, PlannerOptions(**options))
 
 
@@ -207,7 +207,7 @@ def test_recipe_refuses_what_its_loss_cannot_learn(labels, what):
     fingerprint, description = ct()
     order = [1, 2] if "whole" in labels else None
     description = replace(description, labels=Labels.from_json(labels, regions_class_order=order))
-    with pytest.raises(UsageError, match=f"-recipe samed.*{what}"):
+    with pytest.raises(UsageError, match=f"`recipe='samed'`.*{what}"):
         plan("Dataset004_A", description, fingerprint, PlannerOptions(recipe="samed", encoder="vit_b"))
     assert plan("Dataset004_A", description, fingerprint, PlannerOptions()).configuration("2d")
 
@@ -251,7 +251,7 @@ def test_imported_file_gives_samed_s_logits(reduced, tmp_path, capsys, small):
         without = content | {"fati_qb": content["fati_qb"] * 0}
         plain = torch.cat([samed_logits(reduced, without, one.expand(1, 3, -1, -1)) for one in image])
         assert float((logits - plain).norm() / plain.norm()) > 1e-3
-    assert folder.configuration.networks["vit_b"].lora.decoder == small
+    assert folder.configuration.networks["vit_b"].adaptation.decoder == small
     run = folder.run("all")
     assert run["imported_from"]["file"] == "epoch_159.pth"
     assert run["base"]["file"] == "sam_vit_b_01ec64.pth"
@@ -377,5 +377,5 @@ def test_recipe_and_few_cases_train(reduced, tiny_dataset, tmp_path):
     assert set(run["training_cases"]) < set(split["train"])
     assert (fold / "validation" / "summary.json").is_file()
     # A fold trained on other cases is another training.
-    with pytest.raises(UsageError, match="--num_cases must be 1 to"):
+    with pytest.raises(UsageError, match="`num_cases` must be 1 to"):
         api.train("998", "2d", 0, replace(training, num_cases=99, overwrite=True), progress=False)

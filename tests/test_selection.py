@@ -26,7 +26,9 @@ from samunet.inference.postprocessing import Postprocessing, foreground_step
 from samunet.models.folder import ModelFolder
 from samunet.selection import best, crossval
 from samunet.selection.findings import prediction_commands
-from samunet.training import run as training_run
+from samunet.training import task as training_task
+
+pytestmark = pytest.mark.full_network
 
 SHORT = ["--iterations", "4", "--batch_size", "2", "--npz", "--random_weights"]
 FOLDS = ["0", "1", "2"]
@@ -143,12 +145,12 @@ def test_wrong_folds_are_refused_before_anything_is_trained(trained, capsys):
 
 
 @pytest.mark.slow
-def test_one_fold_per_device(trained, tiny_encoder, monkeypatch, capfd):
+def test_folds_side_by_side(trained, tiny_encoder, monkeypatch, capfd):
     monkeypatch.setitem(ENCODERS, "small", tiny_encoder)  # new processes know no other
     model = model_of(trained)
     assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite"]) == 0
     before = [(model / f"fold_{fold}" / "checkpoint_final.safetensors").read_bytes() for fold in (0, 1)]
-    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite", "-device", "cpu,cpu"]) == 0
+    assert run_command("samunet_train", ["998", "2d", "0", "1", *SHORT, "--overwrite", "--folds_at_once", "2"]) == 0
     after = [(model / f"fold_{fold}" / "checkpoint_final.safetensors").read_bytes() for fold in (0, 1)]
     assert after == before
     errors = capfd.readouterr().err
@@ -512,15 +514,16 @@ def test_a_fold_that_disappears_meanwhile_is_no_other_fold(tmp_path, monkeypatch
     model = ModelFolder(tmp_path)
     for fold in (0, 1, 2):
         write_json(model.fold(fold) / "run.json", {"encoder": "small"})
-    real = training_run.read_run
+    real = training_task.read_run
 
     def removed_before(path):
         if path.parent.name == "fold_1":
             path.unlink()
         return real(path)
 
-    monkeypatch.setattr(training_run, "read_run", removed_before)
-    assert list(training_run._runs_of_other_folds(model, 0)) == ["fold_2"]
+    monkeypatch.setattr(training_task, "read_run", removed_before)
+    task = SimpleNamespace(model=model, folder=model.fold(0))
+    assert list(training_task.Task._other_runs(task)) == ["fold_2"]
     (model.fold(2) / "run.json").write_text("{")
     with pytest.raises(SamunetError, match="fold_2"):
-        training_run._runs_of_other_folds(model, 0)
+        training_task.Task._other_runs(task)

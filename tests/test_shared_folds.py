@@ -4,10 +4,10 @@ import pytest
 import torch
 from test_adaptations import base_state, build, make_plan, reduced, trained_steps  # noqa: F401
 
+from samunet.adaptations.lora import merge_adapters
 from samunet.inference.logits import SlicePredictor
 from samunet.inference.views import TTAView
 from samunet.models.shared_folds import SharedFolds
-from samunet.network.adaptations.lora import merge_adapters
 from samunet.plans import NetworkPlan
 
 KINDS = {

@@ -352,7 +352,7 @@ def test_trained_folds_there_and_back(samunet_folders, tiny_dataset, tmp_path, m
         ("results/" + FOLDER + "/fold_0", "give the model's folder"),
         ("results", "models in it"),
         ("results/nowhere", "does not exist"),
-        ("model.zip", "install_pretrained_model"),
+        ("model.zip", "install_model"),
         ("raw", "no trained model"),
     ],
 )

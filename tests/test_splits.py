@@ -125,7 +125,7 @@ def test_a_guess_is_told_with_how_to_switch_it_off(tmp_path, caplog):
     splits = load_or_make_splits(folder, names, None, None)
     assert all({name[:8] for name in split["train"]}.isdisjoint(name[:8] for name in split["val"]) for split in splits)
     assert "sub-9701Ses1 and sub-9701Ses2 count as one patient, sub-9701." in caplog.text
-    assert "samunet_plan_and_preprocess -d 007 --no_groups" in caplog.text
+    assert "`api.plan_and_preprocess('007', no_groups=True)`" in caplog.text
     assert '"groups": {"sub-9701Ses1": "sub-9701", "sub-9701Ses2": "sub-9701", ...}' in caplog.text
     assert load_or_make_splits(folder, names, {}, None) == make_splits(names, {})[0] != splits
     assert json.loads((folder / "splits_final.json").read_text()) == make_splits(names, {})[0]
@@ -149,7 +149,7 @@ def test_splits_that_divide_a_patient_are_refused_or_warned_about(tmp_path, capl
     (tmp_path / "splits_final.json").write_text('[{"train": ["p1_L", "p2_L"], "val": ["p1_R"]}]')
     assert load_or_make_splits(tmp_path, ["p1_L", "p1_R", "p2_L"], None, None)
     assert "such as p1 (p1_L, p1_R), as far as names tell" in caplog.text
-    assert "--no_groups" in caplog.text
+    assert "no_groups=True" in caplog.text
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "splits_final.json").write_text('[{"train": ["a", "c"], "val": ["b"]}]')

@@ -47,7 +47,7 @@ def test_everything_that_trained_is_taken_over(plan, tmp_path, caplog):
         assert torch.allclose(other(image), model(image), atol=1e-6)
     count = len(model.trained_state())
     assert f"{count} of {count} tensors fit" in caplog.text
-    kind = "LoRA" if plan.lora else "bottleneck adapters"
+    kind = "LoRA" if plan.adaptation.method == "lora" else "bottleneck adapters"
     small = sum(".lora_" in name or ".adapter." in name for name in model.trained_state())
     assert f"{small} of {small} of the {kind}" in caplog.text
 
@@ -83,7 +83,7 @@ def test_lora_with_other_settings_is_refused(given, planned, says, tmp_path):
     file, _ = trained_fold(tmp_path, make_plan(**given))
     with pytest.raises(SamunetError, match=says) as error:
         check_start(file, make_plan(**planned), tmp_path / "fold_1", overwrite=False)
-    assert "samunet_plan_experiment -overwrite_plans_name" in error.value.hint
+    assert "`api.plan_experiment(ID, plans_name=NAME)`" in error.value.hint
 
 
 def test_what_cannot_be_taken_over_is_said(tmp_path, caplog):
@@ -100,7 +100,7 @@ def test_what_cannot_be_taken_over_is_said(tmp_path, caplog):
     (tmp_path / "lora" / "adapter_final" / "adapter_model.safetensors").write_text("?")
     with pytest.raises(SamunetError, match=r"adapter_model.safetensors is missing or damaged"):
         start_from(build(make_plan()), lora)
-    with pytest.raises(UsageError, match="--overwrite would remove"):
+    with pytest.raises(UsageError, match="`overwrite=True` would remove"):
         check_start(narrow, make_plan(), tmp_path / "narrow", overwrite=True)
 
 

@@ -129,8 +129,8 @@ def test_damaged_slices_are_an_error_that_names_the_file(tmp_path, damage):
     else:
         path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(SamunetError, match=r"a\.b2nd") as caught:
-        StoredCase(tmp_path, "a", made_by="samunet_preprocess -d 1").image()
-    assert caught.value.hint == f"have them made again: rm -f {path}, then samunet_preprocess -d 1"
+        StoredCase(tmp_path, "a", made_again="`api.preprocess(1)`").image()
+    assert caught.value.hint == f"have them made again: rm -f {path}, then `api.preprocess(1)`"
 
 
 FLIPS = 150

@@ -254,7 +254,7 @@ def test_from_files_to_scores(tmp_path, sam_file, capsys):
     network = plans["configurations"]["2d"]["networks"]["vit_b"]
     assert plans["configurations"]["2d"]["normalization"] == ["nonorm"]
     assert plans["configurations"]["2d"]["mirror_axes"] == [0]
-    assert (network["recipe"], network["adaptation"], network["encoder"]) == ("samed", "lora", "vit_b")
+    assert (network["recipe"], network["adaptation"]["method"], network["encoder"]) == ("samed", "lora", "vit_b")
     result = json.loads((work / "scores_samed.json").read_text())
     assert sorted(result["cases"]) == list(TEST)
     assert list(result["organs"]) == list(ORGANS)

@@ -18,17 +18,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from samunet.adaptations import ADAPTATIONS, FullPlan, LoraPlan
+from samunet.adaptations.lora import merge_lora
+from samunet.adaptations.projection import SplitQKV
 from samunet.commands import run_command
 from samunet.encoders import ENCODERS, Stage
 from samunet.errors import SamunetError
-from samunet.network.adaptations.lora import add_lora, merge_lora
 from samunet.network.checkpoints import load_base, load_sam_checkpoint
 from samunet.network.encoders.tiny_vit import TinyViT, attend_with_bias
 from samunet.network.heads import SamHead
 from samunet.network.model import build_model
-from samunet.network.projection import SplitQKV
 from samunet.planning import resources
-from samunet.plans import LoraPlan, NetworkPlan
+from samunet.plans import NetworkPlan
 
 DATA = Path(__file__).parent / "data"
 VIT_T = ENCODERS["vit_t"]
@@ -210,7 +211,7 @@ def test_lora_on_q_and_v_equals_a_dense_weight_update():
     image = picture(64, 96)  # every stage is padded to whole windows, and padded tokens are projected too
     with torch.no_grad():
         before = encoder(image)
-    adapted = add_lora(encoder, LoraPlan(rank=4, alpha=8)).eval()
+    adapted = LoraPlan(rank=4, alpha=8).adapt_encoder(encoder).eval()
     with torch.no_grad():
         assert relative_error(adapted(image), before) < 1e-5  # B is zero
     state = adapted.state_dict()
@@ -256,15 +257,15 @@ def test_split_and_fuse_give_the_projection_back():
 
 def test_lora_parameter_count():
     # 4 * rank * width for each block with attention: 2 of 128, 6 of 160 and 2 of 320 channels.
-    adapted = add_lora(TinyViT(VIT_T), LoraPlan())
+    adapted = LoraPlan().adapt_encoder(TinyViT(VIT_T))
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trained == 4 * 4 * (2 * 128 + 6 * 160 + 2 * 320) == 29_696
 
 
 def network_plan(adaptation: str) -> NetworkPlan:
     return NetworkPlan(
-        encoder="vit_t", input_shape=[64, 64], spacing=1.0, head="sam", adaptation=adaptation,
-        lora=LoraPlan() if adaptation == "lora" else None, input_channels="repeat", batch_size=2, accumulation=1,
+        encoder="vit_t", input_shape=[64, 64], spacing=1.0, head="sam", adaptation=ADAPTATIONS[adaptation](),
+        input_channels="repeat", batch_size=2, accumulation=1,
         learning_rate=1e-3, weight_decay=0.1, training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0,
     )  # fmt: skip
 
@@ -378,9 +379,9 @@ def test_planned_work_and_memory_are_near_what_is_counted():
     image = picture(448, 320)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         head(encoder.eval().features(image), image)
-    full, lora = (resources.estimate(VIT_T, [448, 320], adaptation) for adaptation in ("full", "lora"))
+    full, lora = (resources.estimate(VIT_T, [448, 320], adaptation) for adaptation in (FullPlan(), LoraPlan()))
     assert full.training_flops / 3 == pytest.approx(counter.get_total_flops(), rel=0.2)
-    for estimate, module in ((full, encoder), (lora, add_lora(TinyViT(VIT_T), LoraPlan()))):
+    for estimate, module in ((full, encoder), (lora, LoraPlan().adapt_encoder(TinyViT(VIT_T)))):
         module.train()
         own = {p.untyped_storage().data_ptr() for p in module.parameters()}
         kept = {}

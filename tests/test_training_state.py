@@ -13,9 +13,9 @@ from samunet.errors import SamunetError
 from samunet.models import checkpoint
 from samunet.models.checkpoint import save_model
 from samunet.training import state
-from samunet.training.divergence import loss_error
 from samunet.training.recipes import Recipe
 from samunet.training.state import LATEST, Progress, load_latest, save_latest
+from samunet.training.trainer import loss_error
 
 
 class OneLayer(nn.Linear):
@@ -97,14 +97,12 @@ def test_the_cause_of_a_lost_loss_is_not_guessed(stepped):
         return str(loss_error(float("nan"), 7, images, model, torch.bfloat16, 0.003))
 
     assert "the loss became nan at iteration 7, though images and weights are numbers: bfloat16" in error(numbers)
-    assert "--lr" not in error(numbers)
+    assert "learning_rate" not in error(numbers)
     assert "pixels that are no numbers" in error(numbers * torch.nan)
     with torch.no_grad():
         model.bias[0] = torch.inf
-    assert (
-        "an update made the weights infinite, for example bias\n  -> use a lower learning rate: --lr 1.0e-03"
-        in error(numbers)
-    )
+    assert "an update made the weights infinite, for example bias\n  -> use a lower learning rate: " in error(numbers)
+    assert "`learning_rate=1.0e-03, overwrite=True`" in error(numbers)
 
 
 @pytest.mark.parametrize("progress", ['{"iteration": "x"}', "[]", "{", "null"])
@@ -113,4 +111,4 @@ def test_progress_that_is_none_is_refused(tmp_path, stepped, progress):
     save_file(load_file(tmp_path / LATEST), tmp_path / LATEST, {"progress": progress})
     with pytest.raises(SamunetError, match="checkpoint_latest") as error:
         load_latest(tmp_path, *recipe_of(*training()), {"seed": 1})
-    assert "--overwrite" in error.value.hint
+    assert "`overwrite=True`" in error.value.hint

@@ -27,7 +27,7 @@ FILES = {
         "predict", "predict_from_modelfolder", "ensemble", "apply_postprocessing", "evaluate_folder",
         "evaluate_simple", "report",
     ),
-    "select": ("accumulate_crossval_results", "find_best_configuration", "determine_postprocessing"),
+    "select": ("accumulate_crossval_results", "find_best_configuration", "determine_postprocessing", "next"),
     "share": (
         "download_checkpoint", "export_model_to_zip", "install_pretrained_model_from_zip", "export_onnx",
         "merge_adapter", "import_samed",

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from samunet.commands.flags import WORKERS, finite, geometry
 from samunet.commands.table import Command, Flag, Group, Switch
 from samunet.commands.table import command as _command
 from samunet.errors import quoted
-
-if TYPE_CHECKING:
-    from samunet.conversion.case import Options
-    from samunet.conversion.draft import Draft
 
 _SEE = "[Prepare a dataset](../guide/prepare.md)"
 _TARGET = (
@@ -76,12 +71,26 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
         nargs="+",
         metavar="NAME[=TEXT]",
         help=f"{_LABELS}; NAME=red or NAME=#ff0000 gives its colour in masks, or, with {{class}} in their pattern, the "
-        "text of its files",
+        "text of its files (several with commas, where they are joined: lung=leftMask,rightMask)",
     ),
     _VALUES[1],
     Switch(
         "--paint_in_order",
         help="with {class} or Slicer's segmentations: where classes overlap, later --labels cover earlier ones",
+    ),
+    Group(
+        None,
+        Flag(
+            "--not_annotated",
+            metavar="COLOUR",
+            help="for scribbles: the colour (black, '#000000') or value of what nobody annotated. It becomes the "
+            "ignore label, and background is what has a colour of its own: --labels background=blue liver=red",
+        ),
+        Switch(
+            "--zero_is_not_annotated",
+            help="the same for 0, or where no segment is drawn, as in label layers of Slicer or napari: --labels then "
+            "names the values 1, 2, ..., one of them background",
+        ),
     ),
     _THRESHOLD,
     _PATIENTS,
@@ -95,33 +104,18 @@ def command(summary: str, *flags: Flag | Group, **options: Any) -> Callable[[Cal
         "samunet_make_dataset 'scans/{case}_ct.nii.gz' 'scans/{case}_liver.nii.gz' --name Liver --id 11 "
         "--channel_names CT",
         "samunet_make_dataset photos 'masks/{class}/{case}.png' --name Eyes --id 14 --labels cup disc",
+        "samunet_make_dataset CXR_png 'ManualMask/{class}/{case}.png' --name Lungs --id 16 --labels "
+        "lung=leftMask,rightMask",
     ),
     see=f"[How masks are read](how_commands_work.md#how-masks-are-read), {_SEE}",
 )
 def make_dataset(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet.conversion.folders import draft_of_folders
-
-    name = _target_name(arguments)
-    channels = [word.partition("=") for word in arguments.channel_names or ()]
-    classes = [word.partition("=") for word in arguments.labels or ()]
-    draft = draft_of_folders(
-        name,
-        arguments.images,
-        arguments.masks,
-        _options(arguments, [channel for channel, _, _ in channels], [label for label, _, _ in classes]),
-        channel_texts=[text or channel for channel, _, text in channels],
-        class_texts={label: text for label, _, text in classes if text},
-        patient_pattern=arguments.patient_pattern,
-        test_images=arguments.test_images,
-        test_masks=arguments.test_masks,
-    )
-    _finish(draft, arguments, "samunet_make_dataset")
+    _make("make_dataset", given)
 
 
 @command(
     "a task of the Medical Segmentation Decathlon as a raw dataset",
-    Flag("-i", type=Path, required=True, metavar="FOLDER", help="the task, such as Task04_Hippocampus"),
+    Flag("-i", dest="folder", type=Path, required=True, metavar="FOLDER", help="the task, such as Task04_Hippocampus"),
     Flag("-overwrite_id", type=int, metavar="ID", help="another number than the task's"),
     geometry(),
     description="Make a dataset of a task of the Medical Segmentation Decathlon (http://medicaldecathlon.com). "
@@ -129,35 +123,27 @@ def make_dataset(**given: Any) -> None:
     examples=("samunet_convert_MSD_dataset -i Task04_Hippocampus",),
 )
 def convert_MSD_dataset(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet.conversion.msd import draft_of_msd, msd_name
-
-    name = _free_name(msd_name(arguments.i, arguments.overwrite_id), arguments)
-    _finish(draft_of_msd(name, arguments.i, _options(arguments)), arguments, "samunet_convert_MSD_dataset")
+    _make("convert_MSD_dataset", given)
 
 
 @command(
     "a task of nnU-Net v1 as a raw dataset",
-    Flag("input_folder", type=Path, help="the task, with imagesTr, labelsTr and dataset.json"),
-    Flag("output_dataset_name", help="such as Dataset004_Hippocampus"),
+    Flag("folder", metavar="input_folder", type=Path, help="the task, with imagesTr, labelsTr and dataset.json"),
+    Flag("name", metavar="output_dataset_name", help="such as Dataset004_Hippocampus"),
     geometry(),
     description="Make a dataset of a task in nnU-Net v1's raw format. Label values with gaps are numbered in "
     "ascending order, with their names.",
     examples=("samunet_convert_old_nnUNet_dataset nnUNet_raw_data/Task017_Abdomen Dataset017_Abdomen",),
 )
 def convert_old_nnUNet_dataset(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet.conversion.msd import draft_of_old_nnunet
-
-    name = _free_name(arguments.output_dataset_name, arguments)
-    draft = draft_of_old_nnunet(name, arguments.input_folder, _options(arguments))
-    _finish(draft, arguments, "samunet_convert_old_nnUNet_dataset")
+    _make("convert_old_nnUNet_dataset", given)
 
 
 @command(
     "the ACDC challenge's download as a raw dataset",
     Flag(
         "-i",
+        dest="folder",
         type=Path,
         required=True,
         metavar="FOLDER",
@@ -172,11 +158,7 @@ def convert_old_nnUNet_dataset(**given: Any) -> None:
     examples=("samunet_convert_ACDC_dataset -i ACDC",),
 )
 def convert_ACDC_dataset(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet.conversion.acdc import draft_of_acdc
-
-    name = _target_name(arguments)
-    _finish(draft_of_acdc(name, arguments.i, _options(arguments)), arguments, "samunet_convert_ACDC_dataset")
+    _make("convert_ACDC_dataset", given)
 
 
 @command(
@@ -212,15 +194,7 @@ def convert_ACDC_dataset(**given: Any) -> None:
     ),
 )
 def convert_finetune_SAM_dataset(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet.conversion.finetune_sam import draft_of_lists
-
-    name = _target_name(arguments)
-    folders = (arguments.img_folder, arguments.mask_folder)
-    lists = {part: getattr(arguments, f"{part}_img_list") for part in ("train", "val", "test")}
-    options = _options(arguments, arguments.channel_names)
-    draft = draft_of_lists(name, *folders, lists, options, arguments.patient_pattern)
-    _finish(draft, arguments, "samunet_convert_finetune_SAM_dataset")
+    _make("convert_finetune_SAM_dataset", given)
 
 
 @command(
@@ -244,62 +218,19 @@ def convert_finetune_SAM_dataset(**given: Any) -> None:
     examples=("samunet_convert_SAMed_dataset --root_path train_npz --volume_path test_vol_h5 --name Synapse --id 40",),
 )
 def convert_SAMed_dataset(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet.conversion.samed import draft_of_samed
-
-    name = _target_name(arguments)
-    options = _options(arguments, arguments.channel_names)
-    sources = (arguments.root_path, arguments.volume_path, arguments.list_dir)
-    draft = draft_of_samed(name, *sources, options, arguments.spacing)
-    _finish(draft, arguments, "samunet_convert_SAMed_dataset")
+    _make("convert_SAMed_dataset", given)
 
 
-def _options(
-    arguments: argparse.Namespace, channels: Sequence[str] | None = None, labels: Sequence[str] | None = None
-) -> Options:
-    """What the flags ask for; ``labels``: in place of ``--labels``."""
-    from samunet.conversion.case import Options
-    from samunet.conversion.coding import parse_labels, parse_remap
-
-    return Options(
-        channel_names=tuple(channels or ()) or None,
-        labels=parse_labels(labels or getattr(arguments, "labels", None)),
-        remap=parse_remap(getattr(arguments, "remap", None)),
-        threshold=getattr(arguments, "threshold", None),
-        paint_in_order=getattr(arguments, "paint_in_order", False),
-        tolerate_geometry=getattr(arguments, "tolerate_geometry", False),
-        num_workers=arguments.num_workers,
-    )
-
-
-def _target_name(arguments: argparse.Namespace) -> str:
-    """The dataset's full name from ``--name`` and ``--id``, free to be written."""
-    from samunet.conversion.write import dataset_name
-
-    return _free_name(dataset_name(arguments.name, arguments.id), arguments)
-
-
-def _free_name(name: str, arguments: argparse.Namespace) -> str:
-    """``name``, if it may be written: found out before all data are read. A dry run needs no place to write to."""
-    from samunet.conversion.write import check_name, check_target
-
-    check_name(name)
-    if not arguments.dry_run:
-        check_target(name, overwrite=arguments.overwrite)
-    return name
-
-
-def _finish(draft: Draft, arguments: argparse.Namespace, command_name: str) -> None:
+def _make(function: str, given: dict[str, Any]) -> None:
     """Show the table; unless it is a dry run, write the dataset and tell what comes next."""
-    from samunet.conversion.write import write_dataset
-    from samunet.paths import number_in
+    from samunet import api, paths
 
-    print(draft.to_text(), flush=True)
-    if arguments.dry_run:
+    draft = getattr(api, function)(**given, show=lambda draft: print(draft.to_text(), flush=True))
+    if given["dry_run"]:
         print("\nnothing was written: run the command again without --dry_run")
         return
-    folder = write_dataset(draft, command_name)
+    folder = paths.raw_folder_to_write() / draft.name
     print(f"\nwritten to {folder}")
     if draft.splits:
         print(f"its folds are the source's; for five folds: rm {quoted(folder / 'splits_final.json')}")
-    print(f"next: samunet_plan_and_preprocess -d {number_in(draft.name)} --verify_dataset_integrity")
+    print(f"next: samunet_plan_and_preprocess -d {paths.number_in(draft.name)} --verify_dataset_integrity")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 from samunet.commands import run_command
 from samunet.commands.table import Flag, command
@@ -26,30 +24,28 @@ _TRAINING_CASES, _TEST_CASES = 16, 4
     "prints each command as you would type it.",
     examples=("samunet_demo",),
 )
-def demo(**given: Any) -> int:
-    arguments = argparse.Namespace(**given)
-    from samunet.commands.phantoms import make_phantoms
+def demo(folder: Path, time_budget: str, seed: int) -> int:
+    from samunet import api
     from samunet.dataset.outputs import check_place
 
-    folder = check_place(arguments.folder).resolve()
+    folder = check_place(folder).resolve()
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"samunet_{name}"] = str(folder / name)
     raw, predictions = folder / "raw" / _DATASET, folder / "predictions"
     print(f"making {_TRAINING_CASES} training and {_TEST_CASES} test cases in {raw}")
-    make_phantoms(raw, num_training=_TRAINING_CASES, num_test=_TEST_CASES, seed=arguments.seed)
+    api.make_phantoms(raw, num_training=_TRAINING_CASES, num_test=_TEST_CASES, seed=seed)
     steps = [
         ["samunet_plan_and_preprocess", "-d", "999"],
-        ["samunet_train", "999", "2d", "0", "--time_budget", arguments.time_budget, "--overwrite"],
+        ["samunet_train", "999", "2d", "0", "--time_budget", time_budget, "--overwrite"],
         ["samunet_predict", "-i", str(raw / "imagesTs"), "-o", str(predictions), "-d", "999"],
         ["samunet_evaluate_folder", str(raw / "labelsTs"), str(predictions)],
         ["samunet_report", str(predictions)],
     ]
+    verbose = ["--verbose"] if logging.getLogger("samunet").isEnabledFor(logging.DEBUG) else []
     for name, *words in steps:
         print(f"\n$ {shlex.join([name, *words])}", flush=True)
-        status = run_command(
-            name, [*words, "--verbose"] if logging.getLogger("samunet").isEnabledFor(logging.DEBUG) else words
-        )
+        status = run_command(name, [*words, *verbose])
         if status:
             return status
     overlays = _draw_overlays(raw, predictions, folder / "overlays")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from samunet.commands.table import Flag, Group, Switch
 from samunet.errors import UsageError
+
+if TYPE_CHECKING:
+    from samunet.adaptations.adaptation import Adaptation, Setting
 
 PLANS_NAME = "samunetPlans"  # samunet.plans.DEFAULT_PLANS_NAME, without its imports
 
@@ -51,6 +55,65 @@ def geometry(where: str = "where channels, or image and label, differ in origin 
     return Switch("--tolerate_geometry", help=f"only warn {where}, and take voxels as they lie in the files")
 
 
+class AdaptationFlags:
+    """What is adapted, and how: fields of all adaptations (:class:`samunet.adaptations.adaptation.Setting`)."""
+
+    def add_to(self, parser: Any) -> None:
+        """Add them to a parser or to a group of one."""
+        from samunet.adaptations import ADAPTATIONS
+
+        *names, last = ADAPTATIONS
+        names = f"{', '.join(names)} or {last} (default: lora for pretrained SAM)"
+        parser.add_argument("-adaptation", metavar="NAME", help=names)
+        frozen = "encoder_decoder (default) or decoder: the encoder is frozen"
+        parser.add_argument("-components", metavar="NAME", help=frozen)
+        for flag, dest, field, setting in self._settings():
+            kind = {"nargs": "+"} if setting.of_words else {"type": field.annotation}
+            options = {"metavar": setting.metavar, **kind}
+            if field.annotation is bool:
+                options = {"action": "store_const", "const": True}
+            parser.add_argument(flag, dest=dest, help=setting.help, **options)
+
+    def chosen(self, arguments: dict[str, Any]) -> Adaptation | str | None:
+        """The adaptation that ``-adaptation`` names, or one of whose settings are given, with these.
+
+        Raises:
+            UsageError: If a value is not allowed, or belongs to another adaptation.
+        """
+        from samunet.adaptations import ADAPTATIONS
+
+        chosen, given = arguments["adaptation"], {}
+        for flag, dest, _, setting in self._settings():
+            value = arguments[dest]
+            if value is None:
+                continue
+            method, name = dest.split(".")
+            chosen = chosen or method
+            if method != chosen:
+                raise UsageError(
+                    f"{flag} is of the adaptation {method!r}, not of {chosen!r}", "leave out one of the two"
+                )
+            try:
+                given[name] = setting.of_words(value) if setting.of_words else value
+            except ValueError as error:
+                raise UsageError(f"{flag} {error}") from None
+        return ADAPTATIONS[chosen].of_flags(given) if given else chosen
+
+    @staticmethod
+    def _settings() -> Iterator[tuple[str, str, Any, Setting]]:
+        """Of every field its flag, its place ``METHOD.FIELD``, pydantic's description, and how a command takes it."""
+        from samunet.adaptations import ADAPTATIONS
+        from samunet.adaptations.adaptation import Setting
+
+        for method, kind in ADAPTATIONS.items():
+            for name, field in kind.model_fields.items():
+                for setting in field.metadata:
+                    if isinstance(setting, Setting):
+                        dashes = "--" if field.annotation is bool else "-"
+                        flag = f"{dashes}{name}" if setting.alone else f"{dashes}{method}_{name}"
+                        yield flag, f"{method}.{name}", field, setting
+
+
 class _Window(argparse.Action):
     """Lowest and highest intensity of a window's centre and width."""
 
@@ -71,6 +134,7 @@ def duration(text: str) -> float:
     return parse_duration(text)
 
 
+ADAPTATION = AdaptationFlags()
 DATASETS = Flag(
     "-d",
     dest="datasets",
@@ -170,39 +234,7 @@ PLANNER = (
     ),
     Group(
         "adaptation of SAM (give plans of each kind a name: -overwrite_plans_name)",
-        Flag("-adaptation", metavar="NAME", help="lora, adapter or full (default: lora for pretrained SAM)"),
-        Flag("-components", metavar="NAME", help="encoder_decoder (default) or decoder: the encoder is frozen"),
-        Flag("-lora_rank", dest="lora.rank", type=int, metavar="R", help="default: 4"),
-        Flag("-lora_alpha", dest="lora.alpha", type=int, metavar="A", help="default: the rank"),
-        Flag(
-            "-lora_targets",
-            dest="lora.targets",
-            nargs="+",
-            metavar="NAME",
-            help="q k v proj mlp, or attention: q k v proj (default: q v)",
-        ),
-        Flag(
-            "-lora_blocks",
-            dest="lora.blocks",
-            nargs="+",
-            metavar="B",
-            help="all (default), last_half, or numbers from 0",
-        ),
-        Switch(
-            "--lora_decoder",
-            dest="lora.decoder",
-            help="LoRA in the decoder's transformer instead of training it (SAMed_s)",
-        ),
-        Switch("--dora", dest="lora.dora", help="weight-decomposed LoRA: with learnt magnitudes"),
-        Switch("--rslora", dest="lora.rslora", help="rank-stabilised LoRA: scaled with the root of the rank"),
-        Flag(
-            "-adapter_reduction",
-            dest="adapter.reduction",
-            type=int,
-            metavar="N",
-            help="channels by bottleneck channels (default: 4)",
-        ),
-        Flag("-adapter_blocks", dest="adapter.blocks", nargs="+", metavar="B", help="as -lora_blocks"),
+        ADAPTATION,
         Flag(
             "-recipe",
             default="samunet",

@@ -77,7 +77,7 @@ _PREDICTION = (
         metavar="N",
         help="divide the cases into N parts, for N processes or machines (default: 1)",
     ),
-    Flag("-part_id", type=int, default=0, metavar="I", help="which part to predict, from 0"),
+    Flag("-part_id", also=("part",), type=int, default=0, metavar="I", help="which part to predict, from 0"),
 )
 _GO_ON = "the same command with --continue_prediction goes on from here"
 _SEE = (

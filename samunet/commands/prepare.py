@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.commands.flags import (
+    ADAPTATION,
     CONFIGURATIONS,
     DATASETS,
     FINGERPRINT,
@@ -225,30 +226,4 @@ def _options(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     known = {field.name for field in fields(api.PlannerOptions)}
     options = {name: value for name, value in given.items() if name in known}
     others = {name: value for name, value in given.items() if name not in known and "." not in name}
-    for name in ("lora", "adapter"):
-        settings = {
-            key.partition(".")[2]: value
-            for key, value in given.items()
-            if key.startswith(f"{name}.") and value is not None and value is not False
-        }
-        if "blocks" in settings:
-            settings["blocks"] = _blocks(f"-{name}_blocks", settings["blocks"])
-        if "targets" in settings:
-            settings["targets"] = _targets(settings["targets"])
-        if "rank" in settings:
-            settings.setdefault("alpha", settings["rank"])
-        options[name] = settings or None
-    return api.PlannerOptions(**options), others
-
-
-def _targets(words: list[str]) -> list[str]:
-    names = [name for word in words for name in (("q", "k", "v", "proj") if word == "attention" else (word,))]
-    return list(dict.fromkeys(names))
-
-
-def _blocks(flag: str, words: list[str]) -> str | list[int]:
-    if words in (["all"], ["last_half"]):
-        return words[0]
-    if not all(word.isdecimal() for word in words):
-        raise UsageError(f"{flag} must be all, last_half or numbers of blocks, got {' '.join(words)!r}")
-    return [int(word) for word in words]
+    return api.PlannerOptions(**options | {"adaptation": ADAPTATION.chosen(given)}), others

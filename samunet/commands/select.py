@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from samunet.commands.flags import DATASET, PLANS, WORKERS, geometry
+from samunet.commands.flags import DATASET, DEVICE, PLANS, SEED, WORKERS, checkpoint, finite, geometry
 from samunet.commands.table import Flag, Switch, command
 
 _FOLDS = Flag("-f", dest="folds", nargs="+", metavar="FOLD", help="folds (default: all of the dataset)")
@@ -125,3 +125,89 @@ def determine_postprocessing(predictions: Path, plans_json: Path | None, **given
     print(f"postprocessing: {chosen.postprocessing.describe()}")
     print(f"mean Dice: {mean_dice(chosen.before):.4f} without, {mean_dice(chosen.after):.4f} with")
     print(f"written to: {predictions / FILE_NAME}")
+
+
+@command(
+    "which images or slices to label next, with files to edit",
+    DATASET,
+    Flag(
+        "-i",
+        dest="source",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="POOL",
+        help="images to choose from: a folder, or files; those that are labelled in the dataset are left out",
+    ),
+    Flag(
+        "-o",
+        dest="output",
+        type=Path,
+        default=Path("next"),
+        metavar="OUTPUT",
+        help="folder for next.csv and the files to edit (default: next); unedited ones of an earlier call are replaced",
+    ),
+    Flag("-n", dest="number", type=int, default=10, metavar="N", help="how many to choose (default: 10)"),
+    Flag(
+        "--unit", default="case", help="case (default) or slice: the prediction on the chosen slices, the rest ignored"
+    ),
+    Flag(
+        "--strategy",
+        default="auto",
+        metavar="NAME",
+        help="uncertainty, variety, random_foreground or auto (default): uncertainty, and variety with fewer than five "
+        "labelled cases",
+    ),
+    Flag("--round", type=int, default=1, metavar="R", help="which of the planned rounds of labelling this is, from 1"),
+    Flag("--rounds", type=int, default=1, metavar="N", help="how many are planned: chance has more say in the first"),
+    SEED,
+    Flag("-c", dest="configuration", metavar="CONFIGURATION", help="of the model that is asked, for example 2d"),
+    Flag("-p", dest="plans_name", metavar="NAME", help="its plans' name"),
+    Flag("-f", dest="folds", nargs="+", metavar="FOLD", help="its folds (default: all that are finished)"),
+    checkpoint(),
+    DEVICE,
+    Flag(
+        "-step_size",
+        type=finite,
+        default=0.5,
+        metavar="SHARE",
+        help="distance of tiles as share of their side (default: 0.5); for slices larger than the network's input",
+    ),
+    Switch("--disable_tta", dest="tta", sets=False, help="no averaging over mirrored or shifted images: faster"),
+    geometry(),
+    Switch("--json", help="print the choice as JSON instead of a table"),
+    description="Ask a trained model which images of a pool to label next. Writes a ranked table, next.csv, and for "
+    "every chosen image a file to edit: the prediction, with the ignore label on everything that was not chosen. "
+    "Corrected and copied into labelsTr, they train as they are.",
+    examples=("samunet_next 027 -i pool -n 10", "samunet_next 027 -i pool -n 40 --unit slice --round 2 --rounds 5"),
+    see="[Label next](../guide/label_next.md)",
+    calls=("label_next",),
+)
+def next(dataset: str, source: list[Path], json: bool, **given: Any) -> None:
+    from samunet import api
+    from samunet.files import to_json
+    from samunet.selection.label_next import TABLE, place_of
+    from samunet.tables import number, text_table
+
+    found = api.label_next(dataset, source[0] if len(source) == 1 else source, **given)
+    if json:
+        print(to_json(found).rstrip())
+        return
+    head = ["rank", "label next", "chosen for", "entropy", "distance", "predicted Dice", "by chance instead"]
+    rows = [
+        [str(row["rank"]), place_of(row), row["chosen_for"], *(number(row[key]) for key in _FIGURES), place_of(other)]
+        for row, other in zip(found["chosen"], found["random_foreground"])
+    ]
+    print("\n".join(text_table(head, rows, left=3)))
+    print(f"\nfiles to edit and {TABLE}: {given['output']}")
+    print("when they are corrected:")
+    if found["ignore_is_new"]:
+        description = Path(found["labels_folder"]).parent / "dataset.json"
+        print(f'  write "ignore": {found["ignore"]} into labels of {description}: voxels without annotation')
+    print(f"  copy them into {found['labels_folder']}")
+    if any(row["copy_images_to"] for row in found["chosen"]):
+        print(f"  copy their images into {found['images_folder']}, named as in {TABLE} (copy_images_to)")
+    print(f"  samunet_add_cases -d {dataset}")
+
+
+_FIGURES = ("entropy", "distance", "predicted_Dice")

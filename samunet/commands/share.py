@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from samunet.errors import UsageError, quoted
 @command(
     "bring published weights into the checkpoints folder",
     Flag(
-        "name",
+        "names",
+        also=("name",),
+        metavar="name",
         nargs="*",
         help="one or several of vit_b, vit_l, vit_h (SAM), vit_t (MobileSAM) and medsam, whose encoder is vit_b: "
         "train with --checkpoint; --list shows all",
@@ -22,56 +23,47 @@ from samunet.errors import UsageError, quoted
     Switch("--list", help="show what there is, with sizes and licences, and what of it is here"),
     Flag("--folder", type=Path, help="where to (default: samunet_checkpoints, else ~/.cache/samunet)"),
     Flag("--url", help="another source of the same file, for example a mirror in your network"),
-    Switch("--force", help="download again and replace the file that is there"),
+    Switch("--force", dest="overwrite", help="download again and replace the file that is there"),
     description="Download published weights; goes on where it stopped, and verifies size and SHA-256. A file that is "
     "there already is verified. http_proxy, https_proxy, no_proxy and SSL_CERT_FILE are honoured.",
     examples=("samunet_download_checkpoint vit_b", "samunet_download_checkpoint --list"),
     see="[Weights without a network](how_commands_work.md#weights-without-a-network)",
+    calls=("download_checkpoint", "published_checkpoints --list"),
 )
-def download_checkpoint(**given: Any) -> None:
-    arguments = argparse.Namespace(**given)
-    from samunet import paths
-    from samunet.encoders import CHECKPOINTS
-    from samunet.models.downloads import download
+def download_checkpoint(names: list[str], list: bool, folder: Path | None, url: str | None, **given: Any) -> None:
+    from samunet import api, paths
 
-    folder = (arguments.folder or paths.checkpoints_folder()).expanduser()
-    unknown = [name for name in arguments.name if name not in CHECKPOINTS]
-    if unknown or not (arguments.name or arguments.list):
+    folder = (folder or paths.checkpoints_folder()).expanduser()
+    published = api.published_checkpoints(folder)
+    unknown = [name for name in names if name not in published]
+    if unknown or not (names or list):
         what = f"there are no published weights called {unknown[0]!r}" if unknown else "no weights were named"
-        raise UsageError(what, f"choose from: {', '.join(CHECKPOINTS)}; --list shows them")
-    if arguments.url and len(arguments.name) != 1:
+        raise UsageError(what, f"choose from: {', '.join(published)}; --list shows them")
+    if url and len(names) != 1:
         raise UsageError("--url is the source of one file", "name one")
-    for name in arguments.name:
-        print(f"{name}: {download(CHECKPOINTS[name], folder, url=arguments.url, force=arguments.force)}")
-    if arguments.list:
-        _print_table(folder)
-    if arguments.name and folder != paths.checkpoints_folder():
+    for name in names:
+        print(f"{name}: {api.download_checkpoint(name, folder, url=url, **given)}")
+    if list:
+        _print_table(folder, api.published_checkpoints(folder))
+    if names and folder != paths.checkpoints_folder():
         print(f"for samunet_train to find it: export samunet_checkpoints={quoted(folder.resolve())}")
 
 
-def _print_table(folder: Path) -> None:
-    from samunet.encoders import CHECKPOINTS
+def _print_table(folder: Path, published: dict[str, dict[str, Any]]) -> None:
     from samunet.models.downloads import format_bytes
 
     rows = [("name", "-encoder", "size", "licence", "file", f"in {folder}")]
-    for name, facts in CHECKPOINTS.items():
-        size = format_bytes(facts.checkpoint_bytes) if facts.checkpoint_bytes else "not known"
-        licence = facts.checkpoint_licence or "not known"
-        rows.append((name, facts.name, size, licence, facts.checkpoint_file, _presence(folder, facts)))
+    for name, facts in published.items():
+        size, here, begun = facts["bytes"], facts["bytes_here"], facts["bytes_begun"]
+        if here is not None:
+            there = "yes" if size in (None, here) else f"another file: {format_bytes(here)}"
+        else:
+            there = "no" if begun is None else f"{format_bytes(begun)} of it"
+        known = format_bytes(size) if size else "not known"
+        rows.append((name, facts["encoder"], known, facts["licence"] or "not known", facts["file"].name, there))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-
-def _presence(folder: Path, facts) -> str:
-    from samunet.models.downloads import format_bytes
-
-    path = folder / facts.checkpoint_file
-    part = path.with_name(path.name + ".part")
-    if path.is_file():
-        whole = facts.checkpoint_bytes in (None, path.stat().st_size)
-        return "yes" if whole else f"another file: {format_bytes(path.stat().st_size)}"
-    return f"{format_bytes(part.stat().st_size)} of it" if part.is_file() else "no"
 
 
 @command(

@@ -88,7 +88,8 @@ class Command:
         examples: Calls, for the reference page.
         see: Where the documentation tells more, in Markdown, for the reference page.
         go_on: What to do after an interruption.
-        calls: Functions of :mod:`samunet.api` that messages name in place of this command.
+        calls: Functions of :mod:`samunet.api` that messages name in place of this command, each with the flag that it
+            needs, if any.
     """
 
     name: str

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.commands.flags import DATASET, PLANS, SEED, duration, finite
-from samunet.commands.table import Flag, Group, Switch, command
+from samunet.commands.table import Flag, Group, Switch, as_typed, command
 from samunet.errors import UsageError
 
 
@@ -15,6 +15,10 @@ def _size(text: str) -> int:
     from samunet.training.options import parse_size
 
     return parse_size(text)
+
+
+def _share(text: str) -> float | str:
+    return text if text == "auto" else finite(text)
 
 
 _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
@@ -72,6 +76,20 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         metavar="N",
         help="train on N of the fold's cases, drawn by the seed and spread over patients; fewer are a part of more",
     ),
+    Flag(
+        "--augmentation",
+        choices=("auto", "standard", "strong"),
+        help="how much training images are changed: standard is nnU-Net's; auto: strong for up to 20 training cases "
+        "(default: as planned, which is auto)",
+    ),
+    Flag(
+        "--synthesis",
+        type=_share,
+        metavar="SHARE",
+        help="share of the training images, 0 to 1, that get something new made of the labelled slices: pasted "
+        "lesions, exchanged textures, carved-in foreground; auto: half with up to 500 slices, none from 5000 on "
+        "(default: as planned, which is none)",
+    ),
     SEED,
     Flag(
         "--num_workers",
@@ -84,6 +102,13 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         default="auto",
         also=("devices",),
         help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one); cuda:0,cuda:1 trains two folds at a time",
+    ),
+    Flag(
+        "--folds_at_once",
+        type=int,
+        metavar="N",
+        help="folds that a CPU trains at a time, each with its share of the threads (default: one per thread, where "
+        "memory allows)",
     ),
     Flag(
         "--pretrained",
@@ -100,8 +125,7 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     ),
     Switch("--npz", dest="save_probabilities", help="keep the validation's probabilities as CASE.npz"),
     Switch("--overwrite", help="delete these folds and train them anew"),
-    description="Train folds, one after the other; predict the validation cases of each and score them. Resumes by "
-    "itself.",
+    description="Train folds; predict the validation cases of each and score them. Resumes by itself.",
     examples=(
         "samunet_train 027 2d 0",
         "samunet_train 027 2d 0 1 2 3 4",
@@ -152,4 +176,4 @@ def _next_steps(dataset: str, folders: list[Path]) -> list[str]:
     if not missing:
         return [f"next: {compare}"]
     told = "(with the flags of this training), and when all folds are trained:"
-    return [f"next: {model.training_command(missing)}", told, f"next: {compare}"]
+    return [f"next: {as_typed(model.training_call(missing), train.parser())}", told, f"next: {compare}"]

@@ -34,7 +34,7 @@ def _typed(code: str, parser: argparse.ArgumentParser) -> str | None:
         return None
     match outer.args, outer.keywords:
         case [ast.Attribute(ast.Name("api"), function)], []:
-            return next((name for name, _ in _commands_of(function)), None)
+            return next((typed for typed, _ in _commands_of(function)), None)
         case [ast.Call(ast.Attribute(ast.Name("api"), function)) as call], []:
             return _command(function, call)
         case [ast.Name(name)], []:
@@ -47,11 +47,12 @@ def _typed(code: str, parser: argparse.ArgumentParser) -> str | None:
 
 
 def _commands_of(function: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Commands that call a function of the API, the usual one first."""
+    """What to type for a function of the API, and the command's parser; the usual command first."""
     for name in COMMANDS:
         command = command_named(name)
-        if function in command.calls:
-            yield name, command.parser()
+        for called, *words in map(str.split, command.calls):
+            if called == function:
+                yield " ".join([name, *words]), command.parser()
 
 
 def _command(function: str, call: ast.Call) -> str | None:
@@ -63,10 +64,10 @@ def _command(function: str, call: ast.Call) -> str | None:
     open_end = any(_is_ellipsis(value) for value in call.args)
     given = [value for value in call.args if not _is_ellipsis(value)]
     values: _Values = dict(zip(parameters, given)) | _by_name(call.keywords)
-    for name, parser in _commands_of(function):
+    for typed, parser in _commands_of(function):
         words = _words(values, parser)
         if words is not None:
-            return " ".join([name, *(["…"] if open_end else []), *words])
+            return " ".join([typed, *(["…"] if open_end else []), *words])
     return None
 
 
@@ -108,7 +109,8 @@ def _words(values: _Values, parser: argparse.ArgumentParser) -> list[str] | None
         elif value is None:
             flags.append(action.option_strings[0])
         elif action.nargs == 0:
-            flags += [action.option_strings[0]] if ast.literal_eval(value) == action.const else []
+            other = isinstance(value, ast.Constant) and value.value is not action.const
+            flags += [] if other else [action.option_strings[0]]
         else:
             flags += [action.option_strings[0], *_value(value)]
     return positional + flags

@@ -47,6 +47,8 @@ class Options:
         known: Raw value to name, where a file of the dataset has them; then nothing is decided.
         class_files: Whether each class has a file of its own; ``labels`` are then known.
         paint_in_order: Whether later classes may then cover earlier ones.
+        not_annotated: Colour or value of the voxels that nobody annotated, as it was given; they become ``ignore``.
+        background: Where not annotated is 0, so that 0 is not the background: the value that is; None if none is named.
         as_colours: Whether masks are read as colours even if they have a palette or are grey.
         tolerate_geometry: Accept masks whose origin or direction differs from their image's, which holds.
         num_workers: Worker processes; None for a number that suits this machine.
@@ -59,6 +61,8 @@ class Options:
     known: Mapping[int, str] | None = None
     class_files: bool = False
     paint_in_order: bool = False
+    not_annotated: str | None = None
+    background: int | None = None
     as_colours: bool = False
     tolerate_geometry: bool = False
     num_workers: int | None = None

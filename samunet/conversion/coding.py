@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from samunet.errors import SamunetError, UsageError, argument
 
 # A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.
 _MANY = 64
+IGNORE = "ignore"
 _WHITE = 255
 _LABELS = "`labels=['liver', 'tumour']`"
 _SMOOTHED = (
@@ -132,6 +133,17 @@ def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
+def annotated_labels(labels: Sequence[str]) -> tuple[list[str], int | None]:
+    """``labels`` of masks that say what is not annotated, without ``ignore`` at the end and without the background.
+
+    Returns:
+        The others, and which of the values 1, 2, ... the background would be; it may stand anywhere.
+    """
+    labels = labels[:-1] if labels and labels[-1].casefold() == IGNORE else labels
+    places = [place for place, name in enumerate(labels, 1) if _is_background(name)]
+    return [name for name in labels if not _is_background(name)], places[0] if places else None
+
+
 def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
     """Colours of classes as ``Options.remap``.
 
@@ -222,6 +234,13 @@ def overlaps(found: Iterable[Inspection], options: Options) -> list[Problem]:
 
 
 def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
+    partly = options.not_annotated is not None
+    if partly and options.not_annotated != "0":
+        raise UsageError(
+            f"`not_annotated={options.not_annotated!r}`: masks name segments, and what is not annotated has no colour "
+            "or value there",
+            "where nothing is drawn and that means not annotated: `zero_is_not_annotated=True`",
+        )
     known: set[tuple[str, ...]] = set()
     for one in found:
         if any(isinstance(value, int) and value for value in one.values):
@@ -230,11 +249,11 @@ def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
                 "save all masks in the same way, for example from Slicer as .seg.nrrd",
             )
         known |= {value for value in one.values if isinstance(value, tuple)}
-    alone = {name for value in known for name in value}
+    alone = {name for value in known for name in value if not (partly and _is_background(name))}
     if not alone:
         raise SamunetError("all masks are empty: nothing is drawn in any", "are these the files with the masks?")
     names, of_name = _classes(found, alone, options)
-    classes = {value: max((of_name[name] for name in value), default=0) for value in known | {()}}
+    classes = {value: max((of_name.get(name, 0) for name in value), default=0) for value in known | {()}}
     covered = sorted(set(of_name.values()) - set(classes.values()))
     if covered:
         lost = {name for name, place in of_name.items() if place == covered[0]}
@@ -245,6 +264,9 @@ def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
         )
     if options.class_files:
         classes |= {(name,): place for place, name in enumerate(names, 1)}
+    if partly:
+        names = [*names, IGNORE]
+        classes[()] = len(names)
     ordered = sorted(classes, key=lambda value: (classes[value], len(value), value))
     return Coding(("background", *names), {value: classes[value] for value in ordered}, threshold=options.threshold)
 
@@ -272,11 +294,64 @@ def _classes(found: Sequence[Inspection], alone: set[str], options: Options) -> 
             "names tell them apart",
             f"call the classes as the segments are called: {named}",
         )
-    coding = _of_values(dict.fromkeys([0, *(min(values[name]) for name in alone)], 0), False, options)
+    numbers = dict.fromkeys([0, *(min(values[name]) for name in alone)], 0)
+    coding = _of_values(numbers, False, replace(options, not_annotated=None))
     return coding.names[1:], {name: coding.classes[min(values[name])] for name in alone}
 
 
+def _is_background(name: str) -> bool:
+    return name.casefold() == "background"
+
+
 def _of_values(voxels: Mapping[int, int], coloured: bool, options: Options) -> Coding:
+    if options.not_annotated is None:
+        return _of_annotated(voxels, coloured, options)
+    if options.threshold is not None:
+        raise UsageError(
+            "`threshold` makes one class of all that is brighter, and background of the rest",
+            "leave it out: what is not annotated is a colour or value of its own",
+        )
+    asked = f"`not_annotated={options.not_annotated!r}`"
+    hole = _raw_value(options.not_annotated, coloured, asked)
+    if hole not in voxels:
+        raise SamunetError(
+            f"{asked}: no mask has it, so everything would be annotated; there are {_some(sorted(voxels), coloured)}",
+            "give the colour or value of what nobody annotated; leave it out if all is annotated",
+        )
+    rest = {value: count for value, count in voxels.items() if value != hole}
+    if not rest:
+        raise SamunetError("nothing is annotated in any mask", "are these the folders with the masks?")
+    if hole == 0 and options.background is not None and not coloured and options.remap is None:
+        options = _with_background(options, sorted(rest))
+    elif hole == 0 and not options.remap:
+        rest[0] = 0  # for now: the classes are those of a mask with a background
+    coding = _of_annotated(rest, coloured, options)
+    classes = {value: new for value, new in coding.classes.items() if value != hole}
+    return replace(coding, names=(*coding.names, IGNORE), classes=classes | {hole: len(coding.names)})
+
+
+def _with_background(options: Options, values: Sequence[int]) -> Options:
+    """As ``remap``: ``labels`` are the values from 1 on, among which the background has its place."""
+    labels, background = options.labels or (), options.background
+    most = len(labels) + 1
+    if values[0] < 1 or values[-1] > most:
+        raise UsageError(
+            f"`labels` names the values 1 to {most}, background among them, but masks have {_some(values, False)} "
+            "besides 0, which is not annotated",
+            f"name every value in order, or say them: `remap=['{background}=0', ...]`",
+        )
+    others = [value for value in range(1, most + 1) if value != background]
+    lacking = [labels[place] for place, value in enumerate(others) if value not in values]
+    if lacking:
+        raise UsageError(
+            f"`labels` names {', '.join(lacking)}, which no mask has; there are {_some(values, False)} besides 0",
+            "leave out what is marked nowhere, and say which values are which with `remap`",
+        )
+    pairs = [(str(value), place) for place, value in enumerate(others, 1)]
+    return replace(options, remap=(*([(str(background), 0)] if background in values else []), *pairs))
+
+
+def _of_annotated(voxels: Mapping[int, int], coloured: bool, options: Options) -> Coding:
     values, labels, remap = sorted(voxels), options.labels, options.remap
     if options.known is not None:
         return _known(values, options.known)
@@ -314,8 +389,8 @@ def _of_values(voxels: Mapping[int, int], coloured: bool, options: Options) -> C
         raise SamunetError(
             f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
             "to number them in this order: `remap=[]`; to choose: for example "
-            f"{_remap([f'{values[-1]}={len(values) - 1}'])}; for classes that occur in no mask: name all of them with `labels` (the last may be called ignore, for "
-            "voxels that nobody annotated)"
+            f"{_remap([f'{values[-1]}={len(values) - 1}'])}; for classes that occur in no mask: name all of them with "
+            "`labels` (the last may be called ignore, for voxels that nobody annotated)"
             + ("; for black and white that was smoothed: `threshold=127`" if values[-1] == _WHITE else ""),
         )
     return _named(classes, labels, coloured, None, exact=coloured or remap is not None)
@@ -349,13 +424,15 @@ def _as_asked(values: list[int], remap: Sequence[tuple[str, int]], coloured: boo
     return {value: asked.get(value, value) for value in values}
 
 
-def _raw_value(text: str, coloured: bool) -> int:
+def _raw_value(text: str, coloured: bool, asked: str = "`remap`") -> int:
     if coloured and (colour := _rgb(text)) is not None:
         return colour
     if re.fullmatch(r"-?\d+", text) and (not coloured or int(text) == 0):
         return int(text)
     wanted = "colours, so write '#ff0000=1' or 255,0,0=1" if coloured else "numbers, so write 4=3"
-    raise UsageError(f"`remap`: {text!r} is no value of these masks", f"they hold {wanted}")
+    if asked != "`remap`":
+        wanted = "colours, so write black, '#ff0000' or 255,0,0" if coloured else "numbers, so write 0 or 255"
+    raise UsageError(f"{asked}: {text!r} is no value of these masks", f"they hold {wanted}")
 
 
 def _rgb(text: str) -> int | None:

@@ -177,9 +177,26 @@ def make_draft(
     channel_names = _decide_channels(sound, options.channel_names)
     raise_problems(_wrong_channels(sound, channel_names), where)
     decided, file_ending = decide_coding(everything, options), _decide_file_ending(sound)
+    if options.not_annotated is not None:
+        _warn_of_no_background(found, decided)
     draft = Draft(name, found, found_test, channel_names, decided, file_ending, keys or {}, splits, options)
     description_from_json(draft.description(""), where)
     return draft
+
+
+def _warn_of_no_background(training: Sequence[Inspection], coding: Coding) -> None:
+    """Warn of masks in which nothing is marked as background: nothing then says where a structure ends."""
+    background = {raw for raw, new in coding.classes.items() if new == 0}
+    without = [one.case.name for one in training if not any(one.values.get(raw) for raw in background)]
+    if not without:
+        return
+    every = len(without) == len(training)
+    log.warning(
+        "nothing is marked as background in %s: %s; mark some beside and far from every structure, with a colour or "
+        "value of its own (background=COLOUR among `labels`, or background among them with `zero_is_not_annotated`)",
+        "any mask" if every else f"{len(without)} of {len(training)} masks ({shortened(without)})",
+        "a model that never sees background marks it as a structure" if every else "there a model may spill",
+    )
 
 
 def _decide_channels(findings: Sequence[Inspection], given: Sequence[str] | None) -> tuple[str, ...]:

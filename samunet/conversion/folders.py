@@ -93,7 +93,8 @@ def draft_of_folders(
         options: What the user says about the data.
         channel_texts: What stands for each channel where a pattern has ``{channel}``.
         class_texts: By name of a class, where it is not the name itself: what stands for ``{class}`` in the pattern of
-            masks; where that has none, the colour of the class.
+            masks, several with commas between them, of each of which a case with the class has a file (``leftMask,
+            rightMask`` for lungs); where that has none, the colour of the class.
         patient_pattern: See :func:`group_by_pattern`.
         test_images, test_masks: The same for imagesTs.
 
@@ -103,15 +104,21 @@ def draft_of_folders(
     """
     _check_options(images, masks, test_images, test_masks)
     given = class_texts or {}
-    texts: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     if "class" in _names_in(masks):
         if options.remap is not None:
             raise UsageError(
                 "`remap` numbers the values of masks, but with {class} each class has a file of its own",
                 "leave out `remap`: classes are numbered in the order of `labels`",
             )
+        if options.not_annotated is not None:
+            raise UsageError(
+                "with {class} each class has a file of its own, and 0 is what is not of the class: nothing there says "
+                "what is not annotated",
+                "leave out `not_annotated` or `zero_is_not_annotated`; or join the files to one for each case",
+            )
         options = replace(options, class_files=True)
-        texts = {name: given.get(name, name) for name in options.labels or ()}
+        texts = {name: given.get(name, name).split(",") for name in options.labels or ()}
     elif given:
         if options.remap is not None or options.threshold is not None:
             raise UsageError(
@@ -195,7 +202,7 @@ def _check_classes(masks: str, training: _Pairs, options: Options) -> None:
 
 
 def _find_pairs(
-    images: str, masks: str | None, channels: Sequence[str], classes: Mapping[str, str], naming: int = 0
+    images: str, masks: str | None, channels: Sequence[str], classes: Mapping[str, Sequence[str]], naming: int = 0
 ) -> _Pairs:
     """Cases; ``naming`` says how names are read where there are no masks, as found with others that have masks."""
     for place in (images, masks):
@@ -204,10 +211,12 @@ def _find_pairs(
     by_pattern, others = _is_pattern(images), []
     found, ignored = _find(images, masks, channels)
     reference: list[_Match] = []
+    names = [name for name, texts in classes.items() for _ in texts]  # of the class, for each text
+    texts = [text for own in classes.values() for text in own]
     if masks is not None:
         if not (by_pattern or _is_pattern(masks)) and _resolved(images) == _resolved(masks):
             raise UsageError(f"{images} is given as the folder of both images and masks", _PATTERN_HINT)
-        reference, ignored_masks = _find(masks, images, [], list(classes.values()))
+        reference, ignored_masks = _find(masks, images, [], texts)
         ignored += ignored_masks
         series = next((match.file for match in reference if match.file.is_dir()), None)
         if series is not None:
@@ -237,13 +246,13 @@ def _find_pairs(
     for match in reference:
         masks_of.setdefault(match.case, []).append(match)
     if masks is not None:
-        problems += _unpaired(by_case, masks_of)
+        problems += _unpaired(by_case, masks_of) + _lacking_parts(masks_of, names, texts)
         problems += [
             duplicate(case, [match.file for match in matches], _MASK_HINT)
             for case, matches in masks_of.items()
             if len(matches) > 1 and matches[0].label is None
         ]
-    cases = [_case(case, matches, masks_of.get(case, []), list(classes)) for case, matches in by_case.items()]
+    cases = [_case(case, matches, masks_of.get(case, []), names) for case, matches in by_case.items()]
     return _Pairs(cases, problems + unusable_names(by_case), ignored, others, naming)
 
 
@@ -337,6 +346,20 @@ def _incomplete(cases: dict[str, list[_Match]], channels: Sequence[str]) -> list
         if missing:
             fix = "add the files, or move the other files of these cases away"
             problems.append(Problem("channels are missing:", case, f"{case} lacks {', '.join(missing)}", fix))
+    return problems
+
+
+def _lacking_parts(masks: dict[str, list[_Match]], names: Sequence[str], texts: Sequence[str]) -> list[Problem]:
+    """Cases that have some, but not all of the files that make up a class."""
+    problems = []
+    for case, matches in masks.items():
+        there = {match.label for match in matches if match.label is not None}
+        for name in dict.fromkeys(names[label] for label in sorted(there)):
+            lacking = [texts[part] for part, own in enumerate(names) if own == name and part not in there]
+            if lacking:
+                what = f"{case} lacks {', '.join(lacking)}"
+                fix = "add the files (empty masks where there is nothing to mark), or move the others of the case away"
+                problems.append(Problem(f"parts of {name} are missing:", case, what, fix))
     return problems
 
 

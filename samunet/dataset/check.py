@@ -161,7 +161,7 @@ def _inspect(case: Case, description: Description, tolerate_geometry: bool) -> _
         if case.label is not None:
             _inspect_label(case.label, first, description, tolerate_geometry, found)
     except MemoryError:
-        fix = "close other programs, or check with fewer worker processes: -np 1"
+        fix = "close other programs, or check with fewer worker processes: `num_workers=1`"
         found.problems.append(Problem("memory ran out while reading", case.name, case.name, fix))
     return found
 

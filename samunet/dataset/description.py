@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from samunet.dataset.labels import Labels
+from samunet.dataset.labels import Labels, VisibleText
 from samunet.dataset.names import one_spelling
 from samunet.errors import SamunetError, printable
 from samunet.files import as_kind, read_json
@@ -34,12 +34,6 @@ _HINTS = {
 _KNOWN_UNREAD = ("name", "reference", "release", "licence", "license", "description", "citation", "converted_by")
 
 
-def _shown(text: str) -> str:
-    if printable(text) != text:
-        raise ValueError("has characters that cannot be seen: write it with letters")
-    return text
-
-
 def _numbered(channels: dict[str, str]) -> dict[str, str]:
     wanted = [str(index) for index in range(len(channels))]
     if set(channels) != set(wanted):
@@ -58,7 +52,7 @@ _Spelt = Annotated[str, AfterValidator(one_spelling)]
 _Patient = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 _Path = Annotated[str, Field(min_length=1)]
 _Channels = Annotated[
-    dict[str, Annotated[str, AfterValidator(_shown)]],
+    dict[str, VisibleText],
     Field(min_length=1, max_length=1000),
     AfterValidator(_numbered),
 ]

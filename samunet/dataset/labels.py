@@ -168,7 +168,7 @@ def _as_tuples(data: Any, where: str) -> dict[str, tuple[int, ...]]:
         )
     several = any(isinstance(value, list) and len(value) > 1 for value in data.values())
     hint = _REGIONS_EXAMPLE if several else _EXAMPLE
-    return as_kind(dict[str, dict[_Name, _Region]], {"labels": data}, where, hint)["labels"]
+    return as_kind(dict[str, dict[VisibleText, _Region]], {"labels": data}, where, hint)["labels"]
 
 
 def _region(value: Any) -> list[int]:
@@ -181,13 +181,13 @@ def _region(value: Any) -> list[int]:
     return sorted(values)
 
 
-def _visible(name: str) -> str:
-    if printable(name) != name:
-        raise ValueError("the name has characters that cannot be seen: write it with letters")
-    return name
+def _visible(text: str) -> str:
+    if printable(text) != text:
+        raise ValueError("has characters that cannot be seen: write it with letters")
+    return text
 
 
-_Name = Annotated[str, AfterValidator(_visible)]
+VisibleText = Annotated[str, AfterValidator(_visible)]
 _Region = Annotated[tuple[int, ...], BeforeValidator(_region)]
 
 

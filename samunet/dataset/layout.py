@@ -253,7 +253,7 @@ def _no_images(folder: Path, files: list[Path], ending: str) -> str:
         return f"{folder.name} has no file ending in {ending} (it is empty)"
     apart = next((file.name for file in files if file.suffix.lower() in IN_ONE_FILE), None)
     if apart is not None:
-        return f"{folder.name} has headers with separate voxels, such as {apart}: samunet_make_dataset joins them"
+        return f"{folder.name} has headers with separate voxels, such as {apart}: `api.make_dataset` joins them"
     return (
         f"{folder.name} has no file ending in {ending} (but {len(files)} others, such as {files[0].name}: does "
         "file_ending in dataset.json fit?)"

@@ -15,8 +15,8 @@ from typing import Any
 from samunet.dataset.cases import visible
 from samunet.dataset.names import case_stem
 from samunet.dataset.problems import shortened
-from samunet.errors import SamunetError, UsageError
-from samunet.files import file_hash, make_folder, read_as, read_json, write_json
+from samunet.errors import SamunetError, UsageError, argument
+from samunet.files import file_hash, make_folder, read_json, write_json
 from samunet.imageio.registry import ending_of, image_reader_for, mask_ending, reader_for
 
 RECORD = "samunet_record"
@@ -26,8 +26,8 @@ PICTURE_MARK = {"Software": "samunet"}  # of PNG files
 
 _DATASET = re.compile(r"Dataset\d+_.*")
 _RAW = ("imagesTr", "labelsTr", "imagesTs")
-_ELSEWHERE = "give another place, outside of it: -o"
-_REPLACE = "give another folder: -o; or add --overwrite to replace files of these names"
+_ELSEWHERE = "give another place, outside of it: `output`"
+_REPLACE = "give another folder: `output`; or add `overwrite=True` to replace files of these names"
 _OLD_ARGUMENTS = ("folds", "checkpoint", "tta", "step_size", "postprocessing")  # of what version 0.1.0 wrote
 
 
@@ -41,7 +41,9 @@ def check_place(output: str | Path, inputs: Iterable[Path] = ()) -> Path:
     real = output.resolve()
     around = [real, *real.parents]
     for folder in around:
-        if (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in _raw_parts(folder)):
+        # Folders of masks have a dataset.json as well, and a plans.json.
+        parts = _RAW[:2] if (folder / "plans.json").is_file() else _RAW
+        if (folder / "dataset.json").is_file() and any((folder / name).is_dir() for name in parts):
             raise UsageError(
                 f"{output} {'is' if folder == real else 'lies in'} the raw dataset {folder}, which is only read",
                 _ELSEWHERE,
@@ -52,7 +54,7 @@ def check_place(output: str | Path, inputs: Iterable[Path] = ()) -> Path:
         if source.is_dir() and any(_same(folder, source.resolve()) for folder in around):
             same = _same(real, source.resolve())
             what = "is also an input: results would be mixed with it" if same else f"lies in the input folder {source}"
-            raise UsageError(f"-o {output} {what}", _ELSEWHERE)
+            raise UsageError(f"{argument('output', output)} {what}", _ELSEWHERE)
     return output
 
 
@@ -84,7 +86,7 @@ def check_folder(
     check_holdings(output)
     if overwrite:
         return output
-    old = _is_old(output)
+    old = _made_by_old_version(output) is not None
     there = [file.name for file in visible(output) if file.is_file()]
     images = [name for name in there if ending_of(Path(name))]
     recorded = [file.stem for file in (output / RECORD).glob("*.json")]
@@ -119,7 +121,7 @@ def check_file(output: str | Path, inputs: Iterable[Path] = (), *, overwrite: bo
     record = read_record(output)
     if output.is_file() and not overwrite and not (record and condition(output, record) != "edited"):
         what = "was edited since samunet wrote it" if record else "exists, and samunet did not write it"
-        raise UsageError(f"{output} {what}", "give another name; or add --overwrite to replace it")
+        raise UsageError(f"{output} {what}", "give another name; or add `overwrite=True` to replace it")
     return output
 
 
@@ -136,7 +138,7 @@ def check_replaced(output: str | Path, mark: str) -> Path:
     output = Path(output)
     if output.is_file() and mark.encode() not in output.read_bytes():
         raise UsageError(
-            f"{output} exists and holds something else than what is to be written", "give another name: -o"
+            f"{output} exists and holds something else than what is to be written", "give another name: `output`"
         )
     return output
 
@@ -160,8 +162,8 @@ def check_holdings(output: Path) -> None:
 def claim_folder(output: Path) -> Path:
     """Make a folder that was checked. Masks that version 0.1.0 wrote there get records of what is known of them."""
     make_folder(output)
-    if _is_old(output):
-        made = _made_by_old_version(output)
+    made = _made_by_old_version(output)
+    if made is not None:
         for file in visible(output):
             if file.is_file() and ending_of(file):
                 finish(file, made=made) if _is_readable(file) else begin(file)
@@ -225,11 +227,6 @@ def _record_file(file: Path) -> Path:
     return file.parent / RECORD / f"{file.name}.json"
 
 
-def _raw_parts(folder: Path) -> tuple[str, ...]:
-    # Folders of masks have a dataset.json as well, and a plans.json.
-    return _RAW[:2] if (folder / "plans.json").is_file() else _RAW
-
-
 def _same(one: Path, other: Path) -> bool:
     """Whether two paths are one folder, also where upper and lower case are taken for the same."""
     if str(one).casefold() == str(other).casefold():
@@ -241,22 +238,17 @@ def _is_fold(folder: Path) -> bool:
     return (folder / "run.json").is_file() or any(folder.glob("checkpoint_*.safetensors"))
 
 
-def _is_old(output: Path) -> bool:
-    """Whether version 0.1.0 wrote the masks in a folder, by what lies beside them; nnU-Net's has other keys."""
+def _made_by_old_version(output: Path) -> dict[str, Any] | None:
+    """What version 0.1.0 noted of the masks in a folder; None where it did not write them. nnU-Net has other keys."""
     if (output / RECORD).is_dir():
-        return False
+        return None
     if (output / ARGUMENTS).is_file():
-        arguments = read_json(output / ARGUMENTS)
-        return isinstance(arguments, dict) and set(_OLD_ARGUMENTS) <= arguments.keys()
+        noted = read_json(output / ARGUMENTS)
+        if not isinstance(noted, dict) or not set(_OLD_ARGUMENTS) <= noted.keys():
+            return None
+        name = f"{noted.get('dataset')}/{noted.get('model')}"
+        return {"name": name, **{key: noted[key] for key in _OLD_ARGUMENTS}}
     if not (output / "plans.json").is_file() or any(output.resolve().parent.glob("fold_*")):
-        return False
-    plans = read_json(output / "plans.json")  # beside ensembles and postprocessed masks
-    return isinstance(plans, dict) and "samunet_version" in plans
-
-
-def _made_by_old_version(output: Path) -> dict[str, Any]:
-    if not (output / ARGUMENTS).is_file():
-        return {}
-    arguments = read_as(dict[str, Any], output / ARGUMENTS, "predict again, or restore the file")
-    name = f"{arguments.get('dataset')}/{arguments.get('model')}"
-    return {"name": name, **{key: arguments.get(key) for key in _OLD_ARGUMENTS}}
+        return None
+    plans = read_json(output / "plans.json")  # of ensembles and postprocessed masks
+    return {} if isinstance(plans, dict) and "samunet_version" in plans else None

@@ -24,7 +24,7 @@ from samunet.dataset.cases import (
 from samunet.dataset.description import Description
 from samunet.dataset.names import case_and_channel, case_stem, unusable_names
 from samunet.dataset.problems import Problem, raise_problems, shortened
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument
 from samunet.imageio.registry import ending_of, image_reader_for, is_dicom_folder
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def list_cases(
     else:
         for path in found if root is None else ():
             if path.is_dir() and not is_dicom_folder(path):
-                fix = "give a folder of images alone: -i imagesTs"
+                fix = "give a folder of images alone: `source='imagesTs'`"
                 raise UsageError(f"{path} is a folder, but no DICOM series", fix)
             image_reader_for(path, description.reader)  # raises for a file that nothing reads
         cases, problems, wrong = _cases_by_name(found, description, root, broken)
@@ -128,7 +128,7 @@ def _images_of(folder: Path, description: Description, broken: list[Path]) -> li
     real = folder.resolve()
     beside = real.with_name(real.name.replace("labels", "images"))
     if real.name in ("labelsTr", "labelsTs") and beside.is_dir():
-        raise UsageError(f"{folder} holds labels, not images", f"give the images: -i {quoted(beside)}")
+        raise UsageError(f"{folder} holds labels, not images", f"give the images: {argument('source', beside)}")
     links: list[Path] = []
     below = files_below(folder, broken=links)
     broken += [link for link in links if ending_of(link) or not link.suffix]

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from samunet.dataset.labels import Labels
 from samunet.dataset.names import one_spelling
 from samunet.dataset.problems import shortened
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument, call, quoted
 from samunet.files import read_as, write_json
 from samunet.paths import number_in
 
@@ -178,10 +178,10 @@ def load_or_make_splits(folder: Path, case_names: Sequence[str], groups: _Groups
         if came is not None and _as_sets(came) != _as_sets(splits):
             raise SamunetError(
                 f"{path} and {given} differ: which of them holds?",
-                f"to take over the dataset's: rm {quoted(path)} (folds trained before then need --overwrite); to "
+                f"to take over the dataset's: rm {quoted(path)} (folds trained before then need `overwrite=True`); to "
                 f"keep the other: rm {quoted(given)}",
             )
-        # No folds at all were made when there was one case; by now there may be more. And --no_groups undoes a guess.
+        # No folds at all were made when there was one case; by now there may be more. And ``no_groups`` undoes a guess.
         guess = groups == {} and splits == make_splits(case_names, None)[0] != make_splits(case_names, groups)[0]
         if not guess and (splits or came is not None or not make_splits(case_names, groups)[0]):
             _check_patients(splits, case_names, groups, path)
@@ -288,11 +288,11 @@ def _check_patients(splits: Splits, names: Sequence[str], groups: _Groups, path:
                 raise SamunetError(
                     f"{what}, by groups in dataset.json",
                     f"correct groups; or have new folds made: rm {quoted(path)}, then "
-                    "samunet_plan_and_preprocess again (folds trained before then need --overwrite)",
+                    "`api.plan_and_preprocess` again (folds trained before then need `overwrite=True`)",
                 )
             log.warning(
                 "%s, as far as names tell: scores will be too good. For folds by patient: rm %s, then "
-                "samunet_plan_and_preprocess again; %s",
+                "`api.plan_and_preprocess` again; %s",
                 what, quoted(path), _how_to_tell(membership, path.parent.name),
             )  # fmt: skip
             return
@@ -303,9 +303,10 @@ def _how_to_tell(guess: Mapping[str, str], dataset: str) -> str:
     most = Counter(guess.values()).most_common(1)[0][0]
     cases = sorted(name for name, patient in guess.items() if patient == most)[:2]
     line = json.dumps({"groups": dict.fromkeys(cases, most)}, ensure_ascii=False)[1:-2]
+    without = call("plan_and_preprocess", number_in(dataset), no_groups=True)
     return (
-        f"{' and '.join(cases)} count as one patient, {most}. If that is wrong: samunet_plan_and_preprocess -d "
-        f"{number_in(dataset)} --no_groups, or name each case's patient in dataset.json: {line}, ...}}"
+        f"{' and '.join(cases)} count as one patient, {most}. If that is wrong: {without}, or name each case's patient "
+        f"in dataset.json: {line}, ...}}"
     )
 
 
@@ -363,7 +364,9 @@ def subsample_cases(names: Sequence[str], count: int, seed: int, groups: _Groups
         UsageError: If there are fewer cases, or ``count`` is not positive.
     """
     if not 1 <= count <= len(names):
-        raise UsageError(f"--num_cases must be 1 to {len(names)}, the training cases of this fold, got {count}")
+        raise UsageError(
+            f"{argument('num_cases')} must be 1 to {len(names)}, the training cases of this fold, got {count}"
+        )
     random = np.random.RandomState(seed)
     units = {name: (groups or {}).get(name, name) for name in names}
     order = {unit: place for place, unit in enumerate(random.permutation(sorted(set(units.values()))).tolist())}
@@ -382,7 +385,7 @@ def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:
     unused = sorted(set(case_names) - used)
     if splits and unused:
         log.warning(
-            "%d cases are in no fold of %s, such as %s (samunet_add_cases puts new cases into the folds)",
+            "%d cases are in no fold of %s, such as %s (`api.add_cases` puts new cases into the folds)",
             len(unused), path, ", ".join(unused[:5]),
         )  # fmt: skip
     return splits
@@ -413,5 +416,5 @@ def _check_splits(splits: Splits, known: set[str], path: Path) -> None:
         if unknown:
             raise SamunetError(
                 f"{path}: fold {fold} has {len(unknown)} cases that the dataset lacks: {', '.join(unknown[:5])}",
-                "if they were removed on purpose, samunet_add_cases leaves all others in their folds; or " + hint,
+                "if they were removed on purpose, `api.add_cases` leaves all others in their folds; or " + hint,
             )

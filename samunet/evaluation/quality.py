@@ -38,8 +38,8 @@ _PENALTY = 1.0  # of ridge regression on standardised features: that of one more
 _LIKE_A_MAP = re.compile(rf"_({'|'.join(KINDS)})(_case)*$")
 _OF_CLASS = ("predicted_Dice", "entropy", "tta_disagreement", "fold_disagreement", "voxels", "millilitres")
 _AGAIN = "remove it and predict the case again"
-_MEASURE = "predict again with --save_uncertainty"
-_VALIDATE = "make it again: samunet_train … --val"
+_MEASURE = "predict again with `save_uncertainty=True`"
+_VALIDATE = "make it again: `api.train(..., validation_only=True)`"
 
 # By the key of a class: its features, its Dice, and whether it is in the reference.
 CalibrationCase = Mapping[str, Mapping[str, Any]]
@@ -284,7 +284,7 @@ def read_calibration(folds: Sequence[Path], tta: bool) -> tuple[Calibration | No
         if any(case.keys() != cases[0].keys() for case in cases):
             raise SamunetError(f"{path} is damaged: its cases are not all of the same classes", _VALIDATE)
     if not found:
-        return None, "the folds have no calibration.json; samunet_train … --val makes it for one that was validated"
+        return None, "the folds have no calibration.json; `api.train(..., validation_only=True)` makes it"
     if len(cases) < FEWEST_CASES:
         return None, f"{len(cases)} validation cases are too few for a calibration ({FEWEST_CASES} or more)"
     about = f"calibrated on the {len(cases)} validation cases of {len(found)} fold{'s' * (len(found) > 1)}"

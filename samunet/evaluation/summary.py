@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 FAILED = "mend these masks, then run the same command again; the scores are those of the others"
 KEYS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 SURFACE_KEYS = ("Dice", "IoU", "HD95", "SurfaceDice", "VolumeDifference_ml", "RelativeVolumeDifference")
-_AGAIN = "make it again: samunet_evaluate_folder, or samunet_train --val"
+_AGAIN = "make it again: `api.evaluate`, or `api.train(..., validation_only=True)`"
 _Scores = dict[str, dict[str, float | None]]
 
 
@@ -46,6 +46,7 @@ class _Case(TypedDict, total=False):
     metrics: Required[_Scores]
     prediction_file: str
     reference_file: str
+    n_ignored: int
 
 
 class _Summary(TypedDict, total=False):
@@ -131,6 +132,9 @@ def _evaluate_case(
     counted = {class_key(region): count for region, count in zip(regions, counts, strict=True)}
     files = {"prediction_file": str(prediction_file), "reference_file": str(reference_file)}
     summary = {"metrics": {key: scores(count) for key, count in counted.items()}, **files}
+    ignored = 0 if ignore is None else int(np.count_nonzero(reference == ignore))
+    if ignored:
+        summary["n_ignored"] = ignored
     if tolerance is None:
         return summary, None
     if ignore is not None:  # these voxels belong to no class in either map
@@ -230,7 +234,8 @@ def evaluate_files(
 
     Returns:
         The content of ``summary.json``, with cases in the order of ``pairs``; the key of a region of several values is
-        nnU-Net's, ``"(1, 2)"``. With ``tolerance`` that of ``metrics.json`` as well, as ``surface_metrics``:
+        nnU-Net's, ``"(1, 2)"``. A case whose reference has voxels without annotation has their number as ``n_ignored``:
+        they count in no score. With ``tolerance`` that of ``metrics.json`` as well, as ``surface_metrics``:
         ``{"tolerance", "mean": {class: {key: mean}}, "metric_per_case": [...]}``, of HD95 and tolerance in the ``unit``
         of each case, ``mm``, or ``px`` for images without physical spacing.
 
@@ -284,7 +289,8 @@ def labels_to_score(
         if dataset_json is None:
             raise SamunetError(
                 f"found no dataset.json: neither {candidates[0]} nor {candidates[1]} exists",
-                "name it with -djfile, or use samunet_evaluate_simple, which needs only the label values (-l 1 2 3)",
+                "name it with `dataset_json`, or use `api.evaluate(..., labels=[1, 2, 3])`, which needs only the label "
+                "values",
             )
     description = description_from_json(read_json(Path(dataset_json)), str(dataset_json))
     return description.labels, description.reader
@@ -371,7 +377,24 @@ def format_table(summary: dict[str, Any], labels: Labels | None = None) -> str:
     mean = summary["foreground_mean"]
     rows.append(["mean", number(mean["Dice"]), "", number(mean["IoU"]), "", str(len(cases))])
     table = text_table(["class", "Dice", "std", "IoU", "std", "cases"], rows)
-    return "\n".join(table + _worst_cases(cases, titles))
+    partly = annotated_in_part([case.get("n_ignored", 0) for case in cases])
+    return "\n".join(table + ([partly] if partly else []) + _worst_cases(cases, titles))
+
+
+def annotated_in_part(ignored: Sequence[int]) -> str | None:
+    """What to say of scores of cases whose references have voxels without annotation; None if none has.
+
+    Args:
+        ignored: ``n_ignored`` of every case, 0 where it has none.
+    """
+    partly = sum(number > 0 for number in ignored)
+    if not partly:
+        return None
+    which = "all" if partly == len(ignored) else f"{partly} of {len(ignored)}"
+    return (
+        f"these scores count annotated voxels only: {which} references are annotated in part, and what is marked "
+        "wrongly where they have no annotation is not seen"
+    )
 
 
 def _worst_cases(cases: list[dict[str, Any]], titles: dict[str, str], count: int = 3) -> list[str]:
@@ -416,7 +439,7 @@ def _find_cases(
     if missing and not allow_missing:
         raise SamunetError(
             f"no prediction in {predictions} for {len(missing)} of {len(wanted)} references: {shortened(missing)}",
-            "predict these cases, or leave them out with --chill",
+            "predict these cases, or leave them out with `allow_missing=True`",
         )
     if missing:
         log.warning("not scored, since %s has no prediction for them: %s", predictions, shortened(missing))

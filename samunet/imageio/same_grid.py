@@ -121,8 +121,8 @@ def difference(own: Grid, first: Grid) -> Difference | None:
             fix = (
                 "they do not lie on each other, not even with axes flipped or swapped. If their voxels do show the "
                 "same places, copy the header (SimpleITK: image.CopyInformation(first)), or add "
-                f"`tolerate_geometry=True`, which takes the voxels as they lie in the file and the place of {first.file.name}; if not, resample "
-                f"{own.file.name}"
+                "`tolerate_geometry=True`, which takes the voxels as they lie in the file and the place of "
+                f"{first.file.name}; if not, resample {own.file.name}"
             )
             return Difference(what, text, fix)
     return None

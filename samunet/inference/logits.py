@@ -14,7 +14,7 @@ from samunet.errors import SamunetError
 from samunet.inference.decoding import mask_type
 from samunet.inference.views import TTAView, gaussian, mirrored, shifted
 from samunet.preprocessing.grid import SliceGrid, sample, shift
-from samunet.preprocessing.planes import slice_with_context
+from samunet.preprocessing.planes import slab, slice_with_context
 
 _BAND_NUMBERS = 1 << 22  # logits that are interpolated at a time
 
@@ -74,6 +74,8 @@ class SlicePredictor:
     Args:
         models: Their logits are averaged (the folds of a cross-validation).
         neighbours: Whether the network takes neighbouring slices as channels.
+        slab: Neighbouring slices that the network computes together, of which the middle one counts; 1 for each by
+            itself.
         device: Where the models are.
         dtype: Autocast type, or None for float32.
         mirror_axes: In-plane axes (0: y, 1: x) over which predictions are mirrored and averaged; empty for none.
@@ -88,6 +90,7 @@ class SlicePredictor:
         models: Sequence[nn.Module],
         *,
         neighbours: bool,
+        slab: int = 1,
         device: torch.device,
         dtype: torch.dtype | None,
         mirror_axes: Sequence[int] = (),
@@ -97,6 +100,7 @@ class SlicePredictor:
     ) -> None:
         self.models = models
         self.neighbours = neighbours
+        self.slab = slab
         self.device = device
         self.dtype = dtype
         self.mirror_axes = mirror_axes
@@ -156,6 +160,32 @@ class SlicePredictor:
                     observer.on_band(band)
                 yield band
 
+    @torch.inference_mode()
+    def embeddings(self, image: np.ndarray, grid: SliceGrid) -> np.ndarray:
+        """The first model's image embedding of every slice, averaged over the slice.
+
+        Args:
+            image: Prepared ``(channels, z, y, x)`` float.
+            grid: Places the network's input over these slices.
+
+        Returns:
+            ``(z, embedding)`` float32.
+        """
+        model, starts, depth = self.models[0], grid.window_starts(1.0), image.shape[1]
+        means = []
+        for z in range(depth):
+            around = slab(z, depth, self.slab)
+            slices = [slice_with_context(lambda a, b: image[:, a:b], at, depth, self.neighbours) for at in around]
+            batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
+            seen = []
+            for start in starts:
+                window = sample(batch, grid.window(start), grid.input_shape)
+                with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                    features = model.image_encoder.features(model.input_layer(window))
+                seen.append(features.embedding[self.slab // 2].float().mean((1, 2)))
+            means.append(torch.stack(seen).mean(0).cpu().numpy())
+        return np.stack(means)
+
     def _canvases(
         self, image: np.ndarray, grid: SliceGrid, shape: tuple[int, int], observer: Observer | None
     ) -> Iterator[tuple[int, _Canvas, np.ndarray]]:
@@ -164,10 +194,11 @@ class SlicePredictor:
         views = self._views(grid, starts)
         shares = None if observer is None else pixel_shares(grid, starts, self.device)
         # Windows of one slice fill a batch as well as windows of several slices, and need one canvas only.
-        together = max(1, self.batch_size // len(starts))
+        together = max(1, self.batch_size // (self.slab * len(starts)))
         for first in range(0, depth, together):
             indices = range(first, min(first + together, depth))
-            slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in indices]
+            around = [one for z in indices for one in slab(z, depth, self.slab)]
+            slices = [slice_with_context(lambda a, b: image[:, a:b], z, depth, self.neighbours) for z in around]
             batch = torch.from_numpy(np.stack(slices).astype(np.float32, copy=False)).to(self.device)
             canvas, origin = self._canvas(batch, grid, starts, views, observer, shares)
             to_canvas = shift(-origin[0], -origin[1]) @ grid.from_slice_of(shape)
@@ -189,10 +220,15 @@ class SlicePredictor:
         observer: Observer | None,
         shares: dict[tuple[float, float], Tensor] | None,
     ) -> tuple[_Canvas, tuple[float, float]]:
-        """Logits over the whole zoomed slices, and where the canvas starts in them."""
+        """Logits over the whole zoomed slices, and where the canvas starts in them.
+
+        Args:
+            batch: Slices ``(slab * n, channels, y, x)`` for the logits of ``n``.
+        """
+        count = len(batch) // self.slab
         if len(starts) == 1:
             windows = sample(batch, grid.window(starts[0]), grid.input_shape)
-            share = shares and torch.stack([shares[starts[0]]] * len(batch))
+            share = shares and torch.stack([shares[starts[0]]] * count)
             return self._predict(windows, views, observer, share), starts[0]
         origin, canvas_shape = _canvas_of(grid, starts)
         weight = gaussian(grid.input_shape, self.device)
@@ -202,12 +238,12 @@ class SlicePredictor:
         for first in range(0, len(starts), together):
             group = starts[first : first + together]
             windows = torch.cat([sample(batch, grid.window(start), grid.input_shape) for start in group])
-            share = shares and torch.stack([shares[start] for start in group for _ in batch])
+            share = shares and torch.stack([shares[start] for start in group for _ in range(count)])
             predicted = self._predict(windows, views, observer, share)
-            canvas = canvas or predicted.empty(len(batch), canvas_shape)
+            canvas = canvas or predicted.empty(count, canvas_shape)
             for index, start in enumerate(group):
                 place = _place(start, origin, weight)
-                canvas.add(predicted, slice(index * len(batch), (index + 1) * len(batch)), place, weight)
+                canvas.add(predicted, slice(index * count, (index + 1) * count), place, weight)
                 total[place] += weight
         return canvas.divided(total), origin
 
@@ -234,8 +270,8 @@ class SlicePredictor:
         number_format = "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         return SamunetError(
             f"the model answers with values that are no numbers (computed in {number_format} on {self.device})",
-            "compare the image's intensities with those of the training images; try another fold (-f) or device "
-            "(-device)",
+            "compare the image's intensities with those of the training images; try another fold (`folds`) or device "
+            "(`device`)",
         )
 
     def _mean_over_views(
@@ -249,7 +285,7 @@ class SlicePredictor:
     ) -> Tensor:
         mean, decisions = None, []
         for view in views:
-            logits = view.invert(model(view.apply(windows)).float())
+            logits = view.invert(model(view.apply(windows))[self.slab // 2 :: self.slab].float())
             if observer is not None:
                 decisions.append(decode_channels(logits, observer.labels))
             part = logits * view.share

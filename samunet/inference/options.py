@@ -39,4 +39,4 @@ class PredictionOptions:
     postprocessing: bool = True
 
     def __post_init__(self) -> None:
-        check_number("-step_size", self.step_size, least=0.01, most=1)
+        check_number("step_size", self.step_size, least=0.01, most=1)

@@ -107,6 +107,7 @@ class PlanePredictor:
         return SlicePredictor(
             [model],
             neighbours=slices.neighbours,
+            slab=slices.slab,
             device=slices.device,
             dtype=slices.dtype,
             mirror_axes=plane.mirrored(slices.mirror_axes),

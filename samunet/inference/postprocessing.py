@@ -21,7 +21,7 @@ from samunet.inference.decoding import ARGMAX, DICE
 
 FILE_NAME = "postprocessing.json"
 _RULE = "keep_largest_component"
-_HINT = "restore the file, or make it again: samunet_find_best_configuration or samunet_determine_postprocessing"
+_HINT = "restore the file, or make it again: `api.find_best_configuration` or `api.determine_postprocessing`"
 
 
 _Value = Annotated[int, Strict(), Interval(ge=0, le=65535)]

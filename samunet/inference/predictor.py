@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,15 +25,14 @@ from samunet.evaluation.summary import class_key, millilitres
 from samunet.files import atomic_path, make_folder, write_json
 from samunet.imageio.base import Geometry, Image, Reader
 from samunet.imageio.registry import image_reader_for, mask_ending
-from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.decoding import DICE, decode_for_dice, mask_type
 from samunet.inference.intensities import IntensityWatch
-from samunet.inference.logits import SlicePredictor, decode, probabilities
+from samunet.inference.logits import Band, Observer, SlicePredictor, decode, probabilities
 from samunet.inference.options import PredictionOptions
 from samunet.inference.planes import PlanePredictor
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing, read_postprocessing
-from samunet.inference.records import images_now, made_by
+from samunet.inference.records import GO_ON, cases_to_do, images_now, made_by, predict_into
 from samunet.inference.uncertainty import CaseUncertainty
 from samunet.models.folder import Fold, ModelFolder, open_model_folder
 from samunet.models.shared_folds import SharedFolds
@@ -46,6 +45,7 @@ from samunet.recipes import recipe_facts
 from samunet.workers import naming_the_case
 
 _AS_PLANNED = PredictionOptions()
+_Made = TypeVar("_Made")
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class Predictor:
         self.slices = SlicePredictor(
             models.to(device) if shared else [model.to(device).eval() for model in models],
             neighbours=network.input_channels == "neighbours",
+            slab=network.adaptation.slab,
             device=device,
             dtype=fast_dtype(device, network.input_shape),
             mirror_axes=configuration.mirror_axes if self._averages else (),
@@ -111,6 +112,11 @@ class Predictor:
     def _averages(self) -> bool:
         """Whether over mirrored or shifted inputs, or planes."""
         return self.options.tta and recipe_facts(self.network.recipe).averages
+
+    @property
+    def averages_views(self) -> bool:
+        """Whether a prediction is a mean over mirrored or shifted inputs, or over planes."""
+        return self.planes is not None or self.slices.averages_views
 
     @classmethod
     def from_folder(
@@ -135,7 +141,7 @@ class Predictor:
         model = open_model_folder(folder)
         folds = list(folds) if folds is not None else model.finished_folds(checkpoint)
         if not folds:
-            raise SamunetError(f"{folder} has no finished fold", "finish a training first: samunet_train")
+            raise SamunetError(f"{folder} has no finished fold", "finish a training first: `api.train`")
         network = model.network(folds[0])
         postprocessing = None
         if options.postprocessing and (model.path / POSTPROCESSING_FILE).is_file():
@@ -317,9 +323,10 @@ class Predictor:
             }
             for (label, region), count in zip(labels.foreground, voxels, strict=True)
         }
-        averaged = self.planes is not None or self.slices.averages_views
         # Last: what has this file has the others.
-        write_json(case_file(mask_file.parent, name), {"tta": averaged, "folds": self.folds, "classes": record})
+        write_json(
+            case_file(mask_file.parent, name), {"tta": self.averages_views, "folds": self.folds, "classes": record}
+        )
 
     def read(self, files: tuple[Path, ...]) -> tuple[Image, Reader]:
         """An image as the model expects it, given as its files, and what read it.
@@ -346,35 +353,55 @@ class Predictor:
 
     def _predict(self, image: Image) -> Prediction:
         case = prepare_case(image, None, self.plans, self.configuration)
+        prediction = self.in_memory(lambda: self.predict_prepared(case))
+        return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
+
+    def in_memory(self, work: Callable[[], _Made]) -> _Made:
+        """Do something with the slices; with fewer at a time, and from its start, where a GPU's memory runs out.
+
+        Raises:
+            FatalError: If a single slice does not fit.
+        """
         while True:
             # Memory is freed after the block: until the exception is gone, its traceback holds what failed.
             with suppress(torch.cuda.OutOfMemoryError):
-                prediction = self.predict_prepared(case)
-                return prediction._replace(mask=self.postprocessing.apply(prediction.mask))
+                return work()
             torch.cuda.empty_cache()
             if self.slices.batch_size == 1:
-                raise FatalError("a single slice does not fit into the GPU's memory", "predict with -device cpu")
+                raise FatalError("a single slice does not fit into the GPU's memory", "predict with `device='cpu'`")
             self.slices.batch_size //= 2
             log.warning("out of GPU memory: %d slices at a time from now on", self.slices.batch_size)
+
+    def grid(self, case: PreparedCase) -> SliceGrid:
+        """How the network's input lies over the slices of a preprocessed case."""
+        network = self.network
+        return SliceGrid.of(
+            case.image.shape[2:], case.record.stored_spacing, network.spacing, network.input_shape, network.stretch
+        )
+
+    def bands(self, case: PreparedCase, observer: Observer | None = None, *, whole: bool = False) -> Iterator[Band]:
+        """Logits of a preprocessed case on its cropped grid, averaged over everything that is averaged.
+
+        Args:
+            case: As preprocessing makes it.
+            observer: Sees what every fold predicts.
+            whole: Every slice at once, however large.
+        """
+        shape = case.record.cropped_shape[1:]
+        if self.planes:
+            return self.planes.bands(case.image, case.record, shape, observer)
+        return self.slices.bands(case.image, self.grid(case), shape, observer, whole=whole)
 
     def predict_prepared(self, case: PreparedCase) -> Prediction:
         """Predict a preprocessed case; its mask is turned back to the image's grid, and not postprocessed."""
         record, labels = case.record, self.description.labels
-        network = self.network
-        grid = SliceGrid.of(
-            case.image.shape[2:], record.stored_spacing, network.spacing, network.input_shape, network.stretch
-        )
         shape = tuple(record.cropped_shape)
         observer = CaseUncertainty(labels, shape, len(self.slices.models)) if self._observes else None
         for_dice = self.postprocessing.decoding == DICE
         wanted = self.options.save_probabilities or for_dice
         probability = np.empty((labels.num_outputs, *shape), dtype=np.float16) if wanted else None
         mask = np.empty(shape, dtype=mask_type(labels))
-        if self.planes:
-            bands = self.planes.bands(case.image, record, shape[1:], observer)
-        else:
-            bands = self.slices.bands(case.image, grid, shape[1:], observer, whole=wanted)
-        for z, rows, logits, _ in bands:
+        for z, rows, logits, _ in self.bands(case, observer, whole=wanted):
             mask[z, rows] = decode(logits, labels).cpu().numpy()
             if wanted:
                 probability[:, z, rows] = probabilities(logits, labels).cpu().numpy()

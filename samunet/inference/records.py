@@ -1,43 +1,107 @@
-"""Provenance of masks, and the masks of a folder that need not be made again."""
+"""Prediction of several cases into one folder, whose masks know what they were made of and may not need it again."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from samunet.adaptations.lora import adapter_folders
 from samunet.dataset.cases import Case, visible
 from samunet.dataset.names import case_stem
-from samunet.dataset.outputs import condition, read_record
+from samunet.dataset.outputs import check_folder, claim_folder, condition, read_record
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError
-from samunet.files import file_hash
+from samunet.files import file_hash, make_folder
 from samunet.imageio.registry import ending_of
 from samunet.inference.options import PredictionOptions
 from samunet.inference.postprocessing import Postprocessing
 from samunet.models.folder import Fold, ModelFolder
-from samunet.network.adaptations.lora import adapter_folders
 from samunet.plans import fingerprint_of
+from samunet.workers import collecting_failures
 
+if TYPE_CHECKING:
+    from samunet.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+GO_ON = "mend or remove what is named, then run the same again with `skip_existing=True` for what is missing"
 _WORDS = {"model": "the model's files", "name": "the model", "tta": "test-time augmentation"}
 
 
 @dataclass
-class Sorted:
+class _Sorted:
     """The cases of a prediction that is continued.
 
     Attributes:
         todo: To be predicted.
-        kept: Names of those whose mask stays.
-        edited: Those of ``kept`` whose mask a person has changed.
+        edited: Names of those whose mask stays, as a person has changed it.
         otherwise: Names of those whose mask was made by another model or other options, and what differs.
     """
 
     todo: list[Case] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
     edited: list[str] = field(default_factory=list)
     otherwise: dict[str, list[str]] = field(default_factory=dict)
+
+
+def cases_to_do(predictor: Predictor, cases: dict[str, Case], output: Path, *, own: bool = False) -> list[Case]:
+    """The cases to be predicted, once ``output`` was found to be a place for their masks, and made.
+
+    Args:
+        predictor: What predicts, with its options.
+        cases: All that are asked for.
+        output: Folder for the masks.
+        own: See :meth:`samunet.inference.predictor.Predictor.predict_cases`.
+
+    Raises:
+        SamunetError: If the folder is no place for them, or holds masks of another model or of other options beside
+            which new ones were to be put.
+    """
+    todo, options = list(cases.values()), predictor.options
+    if own:
+        make_folder(output)
+    else:
+        check_folder(output, overwrite=options.overwrite)
+        claim_folder(output)
+    if options.skip_existing:
+        found = _sort_cases(predictor, todo, output)
+        if own:
+            todo = found.todo + [cases[name] for name in found.otherwise]
+        else:
+            _refuse_a_mix(found, output, predictor.made)
+            todo = found.todo
+        if found.edited:
+            log.info("%d masks were edited since they were written, and are kept", len(found.edited))
+    if not own:
+        targets = [predictor.mask_file(case, output).name for case in todo]
+        check_folder(output, targets=targets, overwrite=options.overwrite)
+        if others := made_of_others(todo, lambda case: predictor.mask_file(case, output)):
+            log.warning(
+                "%s: masks of these names were made of other images, or of images that changed since, and are "
+                "replaced: %s; images of another patient want another `output`",
+                output,
+                shortened(others),
+            )
+    return todo
+
+
+def predict_into(
+    predictor: Predictor, todo: Sequence[Case], output: Path, failures: dict[str, SamunetError], *, progress: bool
+) -> list[str]:
+    """Predict cases one after the other; those that fail are put into ``failures``. Returns the names of the others.
+
+    Raises:
+        FatalError: If the machine fails: a full disk, no memory.
+    """
+    from tqdm import tqdm
+
+    for case in tqdm(todo, desc="Predicting", unit="case", disable=None if progress else True, leave=False):
+        with collecting_failures(failures, case.name):
+            predictor.predict_case(case, predictor.mask_file(case, output))
+    predictor.intensities.sum_up()
+    return [case.name for case in todo if case.name not in failures]
 
 
 def made_by(
@@ -76,23 +140,11 @@ def images_now(case: Case) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def sort_cases(
-    cases: Iterable[Case],
-    mask_of: Callable[[Case], Path],
-    others_of: Callable[[Case], Iterable[Path]],
-    made: dict[str, Any] | None,
-) -> Sorted:
-    """Which cases are to be predicted, by the records of their masks.
-
-    Args:
-        cases: All of them.
-        mask_of: Where the mask of a case goes.
-        others_of: What else is to be written for it.
-        made: From :func:`made_by`; None where nothing is known of the model, and all are to be predicted.
-    """
-    found = Sorted()
+def _sort_cases(predictor: Predictor, cases: Iterable[Case], output: Path) -> _Sorted:
+    """Which cases are to be predicted, by the records of their masks; all where nothing is known of the model."""
+    found, made = _Sorted(), predictor.made
     for case in cases:
-        mask = mask_of(case)
+        mask = predictor.mask_file(case, output)
         record = read_record(mask) if mask.is_file() else None
         state = condition(mask, record) if record else "damaged"
         if made is None or state == "damaged":
@@ -100,12 +152,11 @@ def sort_cases(
         elif different := _differences(record.get("made") or {}, made):
             found.otherwise[case.name] = different
         elif record.get("images") not in (None, images_now(case)) or not all(
-            file.is_file() for file in others_of(case)
+            file.is_file() for file in predictor.files_beside(case, output)
         ):
             found.todo.append(case)
-        else:
-            found.kept.append(case.name)
-            found.edited += [case.name] if state == "edited" else []
+        elif state == "edited":
+            found.edited.append(case.name)
     return found
 
 
@@ -120,7 +171,7 @@ def made_of_others(cases: Iterable[Case], mask_of: Callable[[Case], Path]) -> li
     return found
 
 
-def refuse_a_mix(found: Sorted, output: Path, made: dict[str, Any] | None) -> None:
+def _refuse_a_mix(found: _Sorted, output: Path, made: dict[str, Any] | None) -> None:
     """Refuse to add masks to those of another model or of other options, whatever their cases.
 
     Raises:
@@ -139,8 +190,8 @@ def refuse_a_mix(found: Sorted, output: Path, made: dict[str, Any] | None) -> No
     different = "; ".join(dict.fromkeys(text for texts in otherwise.values() for text in texts))
     raise SamunetError(
         f"{output} holds {len(otherwise)} masks that were made otherwise ({shortened(list(otherwise))}): {different}",
-        "give the folds and flags of then; or leave out --continue_prediction to make all again; or give another "
-        "folder: -o preds",
+        "give the folds and options of then; or leave out `skip_existing` to make all again; or give another folder: "
+        "`output='preds'`",
     )
 
 

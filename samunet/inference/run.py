@@ -16,10 +16,10 @@ from samunet.errors import SamunetError, UsageError, raise_failures
 from samunet.evaluation.quality import write_quality
 from samunet.files import write_json
 from samunet.imageio.registry import ending_of, mask_ending
-from samunet.inference.cases import GO_ON, cases_to_do, predict_into
 from samunet.inference.colour_table import write_colour_table
 from samunet.inference.options import PredictionOptions
 from samunet.inference.predictor import Predictor
+from samunet.inference.records import GO_ON, cases_to_do, predict_into
 from samunet.models.folder import Fold, ModelFolder
 
 log = logging.getLogger(__name__)
@@ -46,10 +46,12 @@ def check_request(sources: object, output: Path, options: PredictionOptions, par
         raise UsageError("there is nothing to predict: the list of files is empty")
     missing = next((path for path in flat([sources]) if not path.exists()), None)
     if missing is not None:
-        raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: -i imagesTs")
+        raise UsageError(f"{missing} does not exist", "give a folder of images, or image files: `source='imagesTs'`")
     index, number = part
+    if number < 1:
+        raise UsageError(f"there must be at least one part (num_parts), got {number}")
     if not 0 <= index < number:
-        raise UsageError(f"-part_id must be 0 to {number - 1} with -num_parts {number}, got {index}")
+        raise UsageError(f"`part` must be 0 to {number - 1} of {number}, got {index}")
     check = check_file if _is_file(output) else check_folder
     check(output, flat([sources]), overwrite=options.overwrite)
     return first
@@ -90,7 +92,7 @@ def predict_found(
     """
     to_file, total = _is_file(output), len(found) + len(failures)
     if to_file and total > 1:
-        raise UsageError(f"{output} is one file, but there are {total} cases", "give a folder: -o preds")
+        raise UsageError(f"{output} is one file, but there are {total} cases", "give a folder: `output='preds'`")
     _check_images_stay(found, output, to_file)
     index, number = part
     names = sorted([*found, *failures])[index::number]
@@ -118,7 +120,9 @@ def _check_images_stay(found: dict[str, Case], output: Path, to_file: bool) -> N
     for name, case in found.items():
         mask = output if to_file else output / f"{name}{mask_ending(case.images[0])}"
         if mask.resolve() in images:
-            raise UsageError(f"the mask of {name} would replace the image {mask}", "write somewhere else: -o preds")
+            raise UsageError(
+                f"the mask of {name} would replace the image {mask}", "write somewhere else: `output='preds'`"
+            )
 
 
 def _to_file(predictor: Predictor, cases: dict[str, Case], output: Path) -> list[str]:

@@ -142,7 +142,7 @@ def open_archive(path: Path) -> Iterator[ModelArchive]:
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
-        raise UsageError(f"{path} {what}", "give the zip that samunet_export_model_to_zip wrote")
+        raise UsageError(f"{path} {what}", "give the zip that `api.export_model` wrote")
     with ExitStack() as stack:
         with _reading(path):  # and not the caller's block, whose errors are its own
             _check_directory(path)
@@ -233,7 +233,7 @@ def _manifest(path: Path, opened: zipfile.ZipFile, members: list[zipfile.ZipInfo
     if FILE_NAME not in sizes:
         raise SamunetError(
             f"{path} is no model that samunet exported: it has no {FILE_NAME}",
-            "give the zip that samunet_export_model_to_zip wrote",
+            "give the zip that `api.export_model` wrote",
         )
     if sizes[FILE_NAME] > JSON_BYTES:
         raise SamunetError(f"{path}: {FILE_NAME} has {sizes[FILE_NAME]} bytes, far too many", _REFUSED)

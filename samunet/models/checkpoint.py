@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from samunet.adaptations.lora import load_adapters, save_adapters
 from samunet.errors import SamunetError
-from samunet.network.adaptations.lora import load_adapters, save_adapters
 from samunet.network.model import SamunetModel
 from samunet.tensors import not_finite, read_tensors, write_tensors
 
@@ -41,5 +41,5 @@ def check_trained(state: dict[str, Tensor], folder: Path) -> None:
     if wrong:
         raise SamunetError(
             f"the last update made the weights infinite, for example {wrong}; {folder} keeps its files as they were",
-            "train this fold anew with a lower learning rate: add --overwrite and a smaller --lr",
+            "train this fold anew with a lower rate: `api.train(..., learning_rate=RATE, overwrite=True)`",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NotRequired  # pydantic needs these before Python 3.12
@@ -11,7 +10,7 @@ from typing_extensions import TypedDict
 
 from samunet import paths
 from samunet.dataset.layout import find_dataset
-from samunet.errors import UsageError, printable, quoted
+from samunet.errors import UsageError, argument, call, printable
 from samunet.files import read_as
 from samunet.models.folder import TRAINER_NAME, Fold, ModelFolder, model_folder_name, model_folders
 
@@ -37,7 +36,12 @@ class Information(TypedDict):
 
 
 def choose_model(
-    source: Path, dataset: str | None, configuration: str | None, plans_name: str | None, checkpoint: str
+    source: Path,
+    dataset: str | int | None,
+    configuration: str | None,
+    plans_name: str | None,
+    checkpoint: str,
+    function: str = "predict",
 ) -> tuple[ModelFolder, str]:
     """Choose a trained model: the only one that fits; else the one whose dataset the input's real path names.
 
@@ -49,6 +53,7 @@ def choose_model(
         configuration: ``-c`` or None.
         plans_name: ``-p`` or None.
         checkpoint: Only models with a fold that has this checkpoint count.
+        function: Of the API, that asks: calls of it are given where several models fit.
 
     Returns:
         The model and a sentence that says why it was chosen.
@@ -65,7 +70,7 @@ def choose_model(
     if not fitting:
         wanted = ", ".join(text for text in (name, plans_name, configuration) if text)
         what = f"of {wanted} in {results}" if wanted else f"in {results}"
-        raise not_trained(what, map(_title, trained), "train one first, for example: samunet_train 027 2d 0")
+        raise not_trained(what, map(_title, trained), "train one first, for example: `api.train(27, '2d', 0)`")
     if len(fitting) == 1:
         return fitting[0], "the only trained model" if len(trained) == 1 else "the only one that fits"
     named = _dataset_in(source.resolve())
@@ -77,7 +82,7 @@ def choose_model(
     chosen = _recorded_choice(next(iter(folders))) if len(folders) == 1 else []
     best = [model for model in left if model.path.name in chosen]
     if len(chosen) == 1 and best:
-        return best[0], "samunet_find_best_configuration chose it"
+        return best[0], "`api.find_best_configuration` chose it"
     several = "several trained models fit; say which"
     if len(chosen) > 1:
         told = next(iter(folders)) / INSTRUCTIONS
@@ -85,13 +90,13 @@ def choose_model(
             f"as {told} says"
             if told.is_file()
             else (
-                f"{' and '.join(map(printable, chosen))}: each with --save_probabilities and an -o of its own, then "
-                "samunet_ensemble"
+                f"{' and '.join(map(printable, chosen))}: each with `save_probabilities=True` and an `output` of its "
+                "own, then `api.ensemble`"
             )
         )
         several += f", or predict with the ensemble that was found to be best, {how}"
-    commands = "\n".join(f"  {shlex.join(prediction_command(model, source, 'preds'))}" for model in left)
-    raise UsageError(f"{several}:\n{commands}")
+    calls = "\n".join(f"  {_call(function, model, source)}" for model in left)
+    raise UsageError(f"{several}:\n{calls}")
 
 
 def trained_model(dataset: str, configuration: str, plans_name: str) -> ModelFolder:
@@ -104,7 +109,7 @@ def trained_model(dataset: str, configuration: str, plans_name: str) -> ModelFol
     model = ModelFolder(results / model_folder_name(plans_name, configuration))
     if not (model.path / "plans.json").is_file():
         there = [found.path.name for found in model_folders(results)]
-        raise not_trained(f"{model.path.name} of {dataset}", there, f"train it: {model.training_command([0])}")
+        raise not_trained(f"{model.path.name} of {dataset}", there, f"train it: {model.training_call([0])}")
     return model
 
 
@@ -133,7 +138,7 @@ def _recorded_choice(results: Path) -> list[str]:
     """Folder names of the model or models that were found to be best; empty if nothing was recorded."""
     if not (results / INFORMATION).is_file():
         return []
-    again = f"make it again: samunet_find_best_configuration {quoted(results.name)}"
+    again = f"make it again: {call('find_best_configuration', results.name)}"
     selected = read_as(Information, results / INFORMATION, again)["best_model_or_ensemble"]["selected_model_or_models"]
     return [model_folder_name(model["plans_identifier"], model["configuration"]) for model in selected]
 
@@ -152,7 +157,7 @@ def parse_folds(model: ModelFolder, folds: Sequence[Fold] | None, checkpoint: st
     if missing:
         raise UsageError(
             f"fold {missing[0]} of {_title(model)} has no {checkpoint} checkpoint (finished: {finished})",
-            f"use -f {' '.join(map(str, finished))}, or train it: {model.training_command(missing[:1])}",
+            f"use {argument('folds', finished)}, or train it: {model.training_call(missing[:1])}",
         )
     return wanted
 
@@ -175,7 +180,8 @@ def _title(model: ModelFolder) -> str:
     return f"{model.path.parent.name}/{model.path.name}"
 
 
-def prediction_command(model: ModelFolder, source: Path | str, output: str) -> list[str]:
-    """The words of the command that predicts with a model."""
-    words = ["samunet_predict", "-i", str(source), "-o", output, "-d", model.dataset_name]
-    return [*words, "-c", model.configuration_name, "-p", model.plans_name]
+def _call(function: str, model: ModelFolder, source: Path) -> str:
+    names = {"configuration": model.configuration_name, "plans_name": model.plans_name}
+    if function == "label_next":
+        return call(function, model.dataset_name, source, **names)
+    return call(function, source, "preds", dataset=model.dataset_name, **names)

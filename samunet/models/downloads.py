@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, build_opener
 
 from samunet import __version__, paths
-from samunet.encoders import EncoderFacts
+from samunet.encoders import CHECKPOINTS, EncoderFacts
 from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash
 from samunet.locks import LockHeld, exclusive
@@ -42,6 +43,46 @@ class _Broken(Exception):
 
 class _NoServer(_Broken):
     """No server answers."""
+
+
+def download_checkpoint(
+    name: str, folder: str | Path | None = None, *, url: str | None = None, overwrite: bool = False, progress=True
+) -> Path:
+    """:func:`download` of published weights by their name, such as ``vit_b``.
+
+    Raises:
+        UsageError: If there are none of that name.
+        SamunetError: As :func:`download`.
+    """
+    if name not in CHECKPOINTS:
+        raise UsageError(
+            f"there are no published weights called {name!r}",
+            f"choose from: {', '.join(CHECKPOINTS)}; `api.published_checkpoints` shows them",
+        )
+    to = None if folder is None else Path(folder).expanduser()
+    return download(CHECKPOINTS[name], to, url=url, force=overwrite, progress=progress)
+
+
+def published_checkpoints(folder: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """What :func:`download_checkpoint` can bring, by name.
+
+    Args:
+        folder: Where files are looked for; None for the checkpoints folder.
+
+    Returns:
+        Of each its ``encoder``, ``bytes`` and ``licence`` (None if not known), ``url`` and ``file``, and the
+        ``bytes_here`` and ``bytes_begun`` of a whole and of an unfinished file in the folder, None without one.
+    """
+    folder = (Path(folder) if folder else paths.checkpoints_folder()).expanduser()
+    found = {}
+    for name, facts in CHECKPOINTS.items():
+        here = folder / facts.checkpoint_file
+        sizes = [path.stat().st_size if path.is_file() else None for path in (here, _part(here))]
+        found[name] = {
+            "encoder": facts.name, "bytes": facts.checkpoint_bytes, "licence": facts.checkpoint_licence,
+            "url": facts.checkpoint_url, "file": here, "bytes_here": sizes[0], "bytes_begun": sizes[1],
+        }  # fmt: skip
+    return found
 
 
 def download(
@@ -110,7 +151,8 @@ def verify(path: Path, facts: EncoderFacts) -> None:
     if problem:
         raise SamunetError(
             f"{path} is not the published file: {problem}",
-            "--force downloads it again in its place; to train with the file as it is: samunet_train --checkpoint FILE",
+            "`api.download_checkpoint(NAME, overwrite=True)` downloads it again in its place; to train with the file "
+            "as it is: `api.train(..., checkpoint=FILE)`",
         )
 
 

@@ -8,7 +8,6 @@ results/DatasetXXX_Name/samunetTrainer__PLANS__CONFIGURATION/
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,7 @@ from typing_extensions import TypedDict
 from samunet import paths
 from samunet.dataset.description import Description, description_from_json
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, argument, call
 from samunet.files import read_as, read_json, restore_folders
 from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, read_plans
 from samunet.preprocessing.normalize import UNIT_RANGE_SCHEMES
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from samunet.network.model import SamunetModel
 
 TRAINER_NAME = "samunetTrainer"
-_AGAIN = "restore the file, or train this fold anew with --overwrite"
+_AGAIN = "restore the file, or train this fold anew: `api.train(..., overwrite=True)`"
 
 
 class _File(TypedDict, total=False):
@@ -161,10 +160,11 @@ class ModelFolder:
         name = self.path.parent.name
         return name if paths.DATASET_NAME.match(name) else self.plans.dataset_name
 
-    def training_command(self, folds: Sequence[Fold], *flags: str) -> str:
-        """What to type to train these folds."""
-        words = ["samunet_train", self.dataset_name, self.configuration_name, *map(str, folds), *flags]
-        return shlex.join(words + (["-p", self.plans_name] if self.plans_name != DEFAULT_PLANS_NAME else []))
+    def training_call(self, folds: Sequence[Fold], **settings: Any) -> str:
+        """The call that trains these folds, for messages."""
+        settings |= {"plans_name": self.plans_name} if self.plans_name != DEFAULT_PLANS_NAME else {}
+        which = ("train", folds[0]) if len(folds) == 1 else ("train_folds", list(folds))
+        return call(which[0], self.dataset_name, self.configuration_name, which[1], **settings)
 
     @cached_property
     def configuration(self) -> ConfigurationPlan:
@@ -228,8 +228,8 @@ class ModelFolder:
             SamunetError: If a fold has no such checkpoint, or the base weights are missing or others than in training,
                 or differ between the folds.
         """
+        from samunet.adaptations.lora import merge_adapters
         from samunet.models.shared_folds import SharedFolds
-        from samunet.network.adaptations.lora import merge_adapters
         from samunet.network.encoders import hold_frozen
 
         for fold in folds:
@@ -251,7 +251,7 @@ class ModelFolder:
             finished = ", ".join(map(str, self.finished_folds(checkpoint))) or "none"
             raise SamunetError(
                 f"fold {fold} of {self.path} has no {file.name} (folds that have one: {finished})",
-                f"finish its training: {self.training_command([fold])}",
+                f"finish its training: {self.training_call([fold])}",
             )
         return file
 
@@ -263,7 +263,8 @@ class ModelFolder:
             if _origin(run) != _origin(first):
                 raise SamunetError(
                     f"fold {fold} of {self.path} was trained from other weights than fold {folds[0]}",
-                    f"predict with one of them (-f {fold}), or train one anew with --overwrite",
+                    f"predict with one of them ({argument('folds', [fold])}), or train one anew: "
+                    "`api.train(..., overwrite=True)`",
                 )
         network = self.configuration.networks[first["encoder"]]
         check_channels(self.configuration, self.description, self.path / "dataset.json")
@@ -272,7 +273,7 @@ class ModelFolder:
     @staticmethod
     def _trained_state(model: SamunetModel, file: Path) -> dict[str, Tensor]:
         """What a fold trained, checked to fit the network."""
-        from samunet.network.adaptations.lora import load_adapters
+        from samunet.adaptations.lora import load_adapters
         from samunet.tensors import read_tensors
 
         kind = file.stem.removeprefix("checkpoint_")
@@ -301,7 +302,7 @@ def open_model_folder(path: str | Path) -> ModelFolder:
             raise UsageError(f"{folder} is a model of nnU-Net's", "predict with nnUNetv2_predict_from_modelfolder")
         return ModelFolder(folder)
     if not folder.is_dir():
-        zipped = "install it first: samunet_install_pretrained_model_from_zip, or Predictor.from_zip in Python"
+        zipped = "install it first: `api.install_model`, or Predictor.from_zip in Python"
         example = f"give the folder with plans.json and fold_0, for example {model_folder_name('samunetPlans', '2d')}"
         raise UsageError(
             f"{folder} {'is a file' if folder.exists() else 'does not exist'}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from samunet import paths
 from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, PIXEL_STATISTICS, EncoderFacts, encoder_facts
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, argument, call
 from samunet.files import file_hash
 from samunet.models import downloads
 
@@ -57,9 +57,9 @@ def automatic_encoder(encoders: Iterable[str], *, gpu: bool) -> tuple[str, str]:
         return names[0], "the only one planned"
     weights = is_available(encoder_facts(sam), may_download=gpu)
     if gpu and weights:
-        return sam, f"there is a GPU and {sam}'s checkpoint; -encoder {small} for the small one"
+        return sam, f"there is a GPU and {sam}'s checkpoint; {argument('encoder', small)} for the small one"
     lacking = [text for text, there in (("no GPU", gpu), (f"no checkpoint of {sam}", weights)) if not there]
-    return small, f"{' and '.join(lacking)}; -encoder {sam} would choose SAM"
+    return small, f"{' and '.join(lacking)}; {argument('encoder', sam)} would choose SAM"
 
 
 def pretrained_weights(
@@ -163,8 +163,8 @@ def _check_statistics(record: dict, recorded: dict, asked: str | None) -> None:
         raise SamunetError(
             f"this model was begun with other pixel statistics than {asked}'s: mean {recorded['pixel_mean']}, "
             f"deviation {recorded['pixel_std']} on 0-255",
-            "leave out --pixel_statistics, or train another model: plan under another name, or use --overwrite on all "
-            "its folds",
+            "leave out `pixel_statistics`, or train another model: plan under another name, or use `overwrite=True` "
+            "on all its folds",
         )
 
 
@@ -185,11 +185,11 @@ def _missing(facts: EncoderFacts, may_download: bool, progress: bool) -> Path:
         try:
             return downloads.download(facts, progress=progress)
         except SamunetError as error:
-            raise SamunetError(error.message, f"{error.hint}, or use -encoder small") from error
+            raise SamunetError(error.message, f"{error.hint}, or use `encoder='small'`") from error
     raise SamunetError(
         f"the weights of {facts.name} are not in {folder}",
-        f"samunet_download_checkpoint {facts.name}, or get {facts.checkpoint_url} and put it at "
-        f"{folder / facts.checkpoint_file}, or use -encoder small",
+        f"{call('download_checkpoint', facts.name)}, or get {facts.checkpoint_url} and put it at "
+        f"{folder / facts.checkpoint_file}, or use `encoder='small'`",
     )
 
 
@@ -200,8 +200,8 @@ def _find_recorded(recorded: dict, given: Path | None, may_download: bool, progr
         raise SamunetError(
             f"this model was begun with {wanted}; {given} has another content, and what was trained on one base does "
             "not work on another",
-            f"give --checkpoint /path/to/{recorded['file']} or leave it out, or train another model: plan under "
-            "another name, or use --overwrite on all its folds",
+            f"give `checkpoint='/path/to/{recorded['file']}'` or leave it out, or train another model: plan under "
+            "another name, or use `overwrite=True` on all its folds",
         )
     folder = paths.checkpoints_folder()
     candidates = [given, Path(recorded["path"]) if recorded.get("path") else None, folder / recorded["file"]]
@@ -214,7 +214,7 @@ def _find_recorded(recorded: dict, given: Path | None, may_download: bool, progr
     if published and may_download and not (folder / published.checkpoint_file).exists():
         return downloads.download(published, progress=progress)
     names = [name for name, facts in CHECKPOINTS.items() if facts is published]
-    command = f"samunet_download_checkpoint {names[0]}, or " if names else ""
+    command = f"{call('download_checkpoint', names[0])}, or " if names else ""
     where = f" or back at {recorded['path']}" if recorded.get("path") else ""
     raise SamunetError(
         f"this model needs its base weights {wanted}, and no file with that content is in {folder}",

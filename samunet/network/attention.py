@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samunet.adaptations.projection import project_qkv
 from samunet.network.chunked_attention import chunked_attention, key_places
-from samunet.network.projection import project_qkv
 from samunet.network.sam_modules import Attention, get_rel_pos
 
 
@@ -26,7 +26,7 @@ def block_attention(attention: Attention, tokens: Tensor, window: int) -> Tensor
     """Self-attention of one encoder block.
 
     Args:
-        attention: SAM's attention module; its ``qkv`` may be a :class:`samunet.network.projection.SplitQKV`.
+        attention: SAM's attention module; its ``qkv`` may be a :class:`samunet.adaptations.projection.SplitQKV`.
         tokens: ``(batch, height, width, channels)``, already normalised.
         window: Side of the attention windows in tokens; 0 for global attention.
 
@@ -51,7 +51,7 @@ def in_windows(
     """Attention within windows; the token grid is padded at the bottom and right to whole windows.
 
     Args:
-        qkv: ``(3, batch, height, width, channels)``, from :func:`samunet.network.projection.project_qkv`.
+        qkv: ``(3, batch, height, width, channels)``, from :func:`samunet.adaptations.projection.project_qkv`.
         padding: ``(3 * channels,)`` or ``(3, channels)``, what a padded token is projected to: it takes part in the
             attention.
         sides: Height and width of a window in tokens; those of the grid for global attention.

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from samunet.encoders import ENCODERS
+from samunet.errors import Blank, argument, call
 from samunet.network.encoders import architecture
 from samunet.network.encoders.encoder import Shapes
 
@@ -33,7 +34,7 @@ _LAYOUTS: tuple[tuple[str, str, str], ...] = (
     (
         r"^head\.(mask_decoder|prompt_encoder)\.",
         "the model file of a samunet training",
-        "to start from it: --pretrained FILE",
+        "to start from it: `pretrained=FILE`",
     ),
     (
         r"^image_encoder\.trunk\.|^memory_(attention|encoder)\.|^sam_mask_decoder\.",
@@ -43,7 +44,7 @@ _LAYOUTS: tuple[tuple[str, str, str], ...] = (
     (
         r"^mask_decoder\.(hf_token|hf_mlp|compress_vit_feat|embedding_encoder|embedding_maskfeature)",
         "a checkpoint of HQ-SAM: SAM with more layers in the mask decoder",
-        "HQ-SAM leaves SAM's own weights as they are, so use Meta's file: samunet_download_checkpoint {encoder}",
+        "HQ-SAM leaves SAM's own weights as they are, so use Meta's file: `api.download_checkpoint('{encoder}')`",
     ),
     (
         r"^image_encoder\.blocks\.\d+\.\w*[Aa]dapter",
@@ -53,7 +54,7 @@ _LAYOUTS: tuple[tuple[str, str, str], ...] = (
     (
         r"^(encoder\.stages|encoder\.stem|decoder\.encoder\.stages|conv_blocks_context)\.",
         "a checkpoint of nnU-Net",
-        "samunet's base weights are SAM checkpoints: samunet_download_checkpoint --list",
+        "samunet's base weights are SAM checkpoints: `api.published_checkpoints` lists them",
     ),
     (
         r"^vision_encoder\.",
@@ -73,7 +74,8 @@ def describe(shapes: Shapes) -> Kind | None:
     if encoder:
         return Kind(
             f"a checkpoint for {encoder} ({architecture(ENCODERS[encoder]).TITLE})",
-            f"use -encoder {encoder}, planned for with samunet_plan_experiment -d ID -encoder {encoder}",
+            f"use {argument('encoder', encoder)}, planned for with "
+            f"{call('plan_experiment', Blank('ID'), encoder=encoder)}",
             encoder,
         )
     if "patch_embed.proj.weight" in shapes and any(name.startswith("blocks.") for name in shapes):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from samunet import paths
 from samunet.encoders import BUNDLED_WEIGHTS, CHECKPOINTS, EncoderFacts
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, call
 from samunet.network.checkpoint_kinds import compare, describe
 from samunet.network.encoders import build_encoder
 from samunet.network.heads import SamHead, build_head
@@ -172,7 +172,7 @@ def _check_size(path: Path) -> None:
 
 def _again(path: Path) -> str:
     names = [name for name, facts in CHECKPOINTS.items() if facts.checkpoint_file == path.name]
-    return f": samunet_download_checkpoint {names[0]} --force" if names else ""
+    return f": {call('download_checkpoint', names[0], overwrite=True)}" if names else ""
 
 
 def _modules(encoder: nn.Module, head: SamHead) -> dict[str, nn.Module]:

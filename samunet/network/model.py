@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from samunet.encoders import SAM_PIXEL_MEAN, SAM_PIXEL_STD, EncoderFacts, encoder_facts
 from samunet.errors import SamunetError
-from samunet.network.adaptations import ADAPTATIONS, adaptation_settings
 from samunet.network.checkpoints import load_base
 from samunet.network.encoders import Features, build_encoder
 from samunet.network.heads import SamHead, build_head
@@ -173,11 +172,10 @@ def build_model(
     head = build_head(plan.head, num_outputs, encoder, facts)
     if base_state is not None:
         load_base(encoder, head, base_state)
-    adaptation, settings = ADAPTATIONS[plan.adaptation], adaptation_settings(plan)
     if plan.components == "decoder":
         encoder.requires_grad_(False)
     else:
-        encoder = adaptation.adapt_encoder(encoder, settings)
-    adaptation.adapt_decoder(head.mask_decoder, settings)
+        encoder = plan.adaptation.adapt_encoder(encoder)
+    plan.adaptation.adapt_decoder(head.mask_decoder)
     input_layer = InputLayer(facts, plan.input_channels, num_channels, unit_range)
     return SamunetModel(input_layer, encoder, head, has_base=base_state is not None and facts.is_sam)

@@ -17,9 +17,10 @@ _MOMENTUM = 0.95
 # Root mean square of an update's entries, in learning rates. 0.2 makes Muon's updates as large as AdamW's (Liu et al.
 # 2025); in trainings of minutes three times as much won (documentation/lab/notebook.md).
 _UPDATE_SIZE = 0.6
-# Quintic Newton-Schulz iteration (Jordan et al. 2024). Their five steps gave the same Dice as three, and took longer.
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_NEWTON_SCHULZ_STEPS = 3
+# Odd polynomials of degree five, one after the other, as Polar Express (Amsel et al. 2025) makes them: each is nearest
+# to 1 on what the one before makes of singular values between 0.03 and 1 times the bound; 0.62 to 1.38 is left. With
+# the Gram matrix's bound they lift small values as far as three steps of Jordan et al. (2024) with the matrix's norm.
+_POLYNOMIALS = ((7.3625, -20.7434, 15.1606), (2.9175, -2.1824, 0.4755))
 
 
 def build_optimizer(
@@ -99,42 +100,46 @@ class Muon(Optimizer):
         self.others = others
         self.param_groups += others.param_groups  # the same objects: a schedule reaches both
         others.state = self.state
+        self._together: dict[torch.Size, tuple[Tensor, list[Tensor]]] = {}  # momenta by shape, and each one's view
 
     @torch.no_grad()
     def step(self) -> None:
         """One update of everything that has a gradient."""
         self.others.step()
         group = self.param_groups[0]
+        decay, rate = 1 - group["lr"] * group["weight_decay"], group["lr"]
         alike = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
                 alike[parameter.flatten(1).shape].append(parameter)
         for shape, parameters in alike.items():
-            gradients = [parameter.grad for parameter in parameters]
-            momenta = [self._momentum(parameter) for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
-            ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)  # Nesterov's
-            updates = orthogonal(torch.stack([update.flatten(1) for update in ahead])).float()
+            gradients = torch.stack([parameter.grad.flatten(1) for parameter in parameters])
+            momenta = self._momenta(parameters).lerp_(gradients, 1 - _MOMENTUM)
+            ahead = gradients.lerp_(momenta, _MOMENTUM)  # Nesterov's
             size = _UPDATE_SIZE * max(shape) ** 0.5  # entries of an orthogonal matrix have 1 / √(longer side)
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(
-                parameters,
-                [update.view_as(parameter) for update, parameter in zip(updates, parameters)],
-                alpha=-group["lr"] * size,
-            )
+            for parameter, update in zip(parameters, orthogonal(ahead)):
+                parameter.mul_(decay).sub_(update.view_as(parameter), alpha=rate * size)
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]
+    def _momenta(self, parameters: list[Tensor]) -> Tensor:
+        """Those of parameters of one shape as one tensor, ``(n, rows, columns)``; the parameters' states are views."""
+        states = [self.state[parameter] for parameter in parameters]
+        together, views = self._together.get(parameters[0].flatten(1).shape, (None, []))
+        if len(views) != len(states) or any(state.get("momentum") is not view for state, view in zip(states, views)):
+            momenta = [state.get("momentum", torch.zeros_like(p)) for state, p in zip(states, parameters)]
+            together = torch.stack([momentum.flatten(1) for momentum in momenta])
+            views = [row.view_as(parameter) for row, parameter in zip(together, parameters)]
+            for state, view in zip(states, views):
+                state["momentum"] = view
+            self._together[parameters[0].flatten(1).shape] = together, views
+        return together
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """About the nearest matrices whose rows, or columns if those are fewer, are orthonormal.
 
-    Singular values of more than a fiftieth of the matrix's norm come to between 0.6 and 1.3; smaller ones, which tell
-    little of the direction, grow about fortyfold.
+    An odd polynomial of a matrix is a polynomial of its Gram matrix times the matrix. So all steps but the first and
+    the last product are on the Gram matrix of the shorter side. They start from the root of that matrix's Frobenius
+    norm, a bound of the largest singular value that is nearer to it than the matrix's own norm.
 
     Args:
         matrices: ``(n, rows, columns)``.
@@ -142,12 +147,18 @@ def orthogonal(matrices: Tensor) -> Tensor:
     Returns:
         The same shape, bfloat16 where the device computes that natively.
     """
-    tall = matrices.shape[1] > matrices.shape[2]
     fast = fast_dtype(matrices.device) == torch.bfloat16
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if fast else torch.float32).contiguous()
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    first, second, third = _NEWTON_SCHULZ
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=second, alpha=third), x, beta=first)
-    return x.mT if tall else x
+    x = matrices.to(torch.bfloat16 if fast else torch.float32)
+    tall = x.shape[1] > x.shape[2]
+    gram = x.mT @ x if tall else x @ x.mT
+    bound = gram.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-30).to(gram.dtype)
+    gram /= bound
+    polynomial = None
+    for step, (first, second, third) in enumerate(_POLYNOMIALS, start=1):
+        factor = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
+        factor.diagonal(dim1=1, dim2=2).add_(first)
+        if step < len(_POLYNOMIALS):
+            gram = factor @ gram @ factor
+        polynomial = factor if polynomial is None else factor @ polynomial
+    polynomial /= bound.sqrt()
+    return x @ polynomial if tall else polynomial @ x

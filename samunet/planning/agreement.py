@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samunet.dataset.description import Description
 from samunet.dataset.labels import Labels
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, argument
 from samunet.planning.fingerprint import Fingerprint
 from samunet.plans import NetworkPlan
 from samunet.recipes import recipe_facts
@@ -38,14 +38,15 @@ def check_network(network: NetworkPlan, description: Description, source: Path) 
         raise SamunetError(
             f"{source} has {obstacle}, but the plans say recipe {network.recipe!r}, whose loss knows only classes that "
             "exclude each other",
-            f"plan without -recipe {network.recipe}: samunet_plan_and_preprocess -d ID; or undo the edit of labels",
+            f"plan without {argument('recipe', network.recipe)}: `api.plan_and_preprocess(ID)`; or undo the edit of "
+            "labels",
         )
     given, taken = len(description.channel_names), _CHANNELS.get(network.input_channels)
     if taken not in (None, given):
         raise SamunetError(
             f"{source}: channel_names lists {given}, but the plans' input_channels of {network.encoder} is "
             f"{network.input_channels!r}, which takes {taken}",
-            "plan again: samunet_plan_and_preprocess -d ID",
+            "plan again: `api.plan_and_preprocess(ID)`",
         )
 
 
@@ -66,7 +67,7 @@ def check_fingerprint(fingerprint: Fingerprint, description: Description, source
         raise SamunetError(
             f"{source}: labels lists the values {_values(listed)} besides the background, but the dataset was measured "
             f"with {_values(measured)}",
-            "undo the edit of labels, or measure, plan and store again: samunet_plan_and_preprocess -d ID",
+            "undo the edit of labels, or measure, plan and store again: `api.plan_and_preprocess(ID)`",
         )
 
 
@@ -89,12 +90,14 @@ def check_unchanged(description: Description, source: Path, other: Description, 
         if ours != theirs:
             raise SamunetError(
                 f"{key} in {other_source} is not what it was when the dataset was planned ({source})",
-                "plan again: samunet_plan_and_preprocess -d ID; or undo the edit",
+                "plan again: `api.plan_and_preprocess(ID)`; or undo the edit",
             )
 
 
 def check_same_outputs(description: Description, source: Path, trained: Description, model: Path) -> None:
-    """Check that a model's folds have the same outputs and inputs; the names of classes may change.
+    """Check that a model's folds have the same outputs and inputs.
+
+    The names of classes may change, and an ignore label may come when labels in part do: no output is for it.
 
     Args:
         description: Read from ``source``: of the fold to be trained.
@@ -105,14 +108,14 @@ def check_same_outputs(description: Description, source: Path, trained: Descript
     Raises:
         SamunetError: If the new fold could not be averaged with the others.
     """
-    ours, theirs = (replace(one.labels, names=()) for one in (description, trained))
+    ours, theirs = (replace(one.labels, names=(), ignore=None) for one in (description, trained))
     channels = len(description.channel_names), len(trained.channel_names)
     if ours != theirs or channels[0] != channels[1]:
         what = "labels" if ours != theirs else "channel_names"
         raise SamunetError(
             f"{what} in {source} is not what it was when the folds in {model} were trained",
-            "plan under another name (samunet_plan_and_preprocess -d ID -overwrite_plans_name NAME) and train with "
-            "-p NAME, or remove the model's other folds and use --overwrite",
+            "plan under another name (`api.plan_and_preprocess(ID, plans_name=NAME)`) and train with "
+            "`plans_name=NAME`, or remove the model's other folds and use `overwrite=True`",
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
-from samunet.errors import SamunetError, quoted
+from samunet.errors import SamunetError, call
 from samunet.files import read_as
 from samunet.planning.asymmetry import asymmetry, thumbnail
 from samunet.plans import AtLeastOne, IntensityStatistics, Orientation, PlainModel, Positive, fingerprint_of
@@ -106,7 +106,7 @@ def read_fingerprint(path: Path) -> Fingerprint:
     Raises:
         SamunetError: If the file is missing or damaged.
     """
-    again = f"make it again, and the plans with it: samunet_plan_and_preprocess -d {quoted(path.parent.name)} --clean"
+    again = f"make it again, and the plans with it: {call('plan_and_preprocess', path.parent.name, clean=True)}"
     fingerprint = read_as(Fingerprint, path, again)
     problem = _contradiction(fingerprint)
     if problem:

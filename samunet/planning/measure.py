@@ -9,7 +9,7 @@ from samunet.dataset.check import complete_check
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset, read_dataset
 from samunet.dataset.splits import folds_missing_classes, load_or_make_splits
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, call
 from samunet.files import write_json
 from samunet.planning.fingerprint import FILE_NAME, Fingerprint, extract_fingerprint, read_fingerprint, source_hash
 from samunet.planning.intensities import unusual_cases, warning
@@ -86,7 +86,7 @@ def measure(
     except SamunetError as error:
         if verified:
             raise
-        check = f"samunet_extract_fingerprint -d {paths.number_in(dataset.name)} --verify_dataset_integrity"
+        check = call("extract_fingerprint", paths.number_in(dataset.name), verify=True)
         hints = [error.hint] if error.hint else []
         raise type(error)(
             error.message, "\n  -> ".join([*hints, f"all problems of all cases at once: {check}"])
@@ -105,7 +105,7 @@ def known_groups(dataset: Dataset, no_groups: bool) -> dict[str, str] | None:
     given, copy = dataset.description.groups, paths.preprocessed_folder() / dataset.name
     if given and no_groups:
         raise UsageError(
-            f"{dataset.folder / 'dataset.json'} names groups, so none are told from names", "leave out --no_groups"
+            f"{dataset.folder / 'dataset.json'} names groups, so none are told from names", "leave out `no_groups`"
         )
     before = read_description(copy).groups if given is None and (copy / "dataset.json").is_file() else None
     return {} if no_groups or before == {} else given

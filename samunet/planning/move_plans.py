@@ -9,7 +9,7 @@ from pathlib import Path
 from samunet import paths
 from samunet.dataset.description import read_description
 from samunet.dataset.layout import find_dataset
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument, call
 from samunet.planning.agreement import check_fingerprint
 from samunet.planning.fingerprint import FILE_NAME, read_fingerprint
 from samunet.planning.orientation import choose_orientation, mirrored_axes, turned_fingerprint
@@ -44,19 +44,18 @@ def move_plans_between_datasets(
     """
     source_name, target_name = find_dataset(source), find_dataset(target)
     if source_name == target_name:
-        raise UsageError(f"-s and -t are both {source_name}", "give two datasets")
+        raise UsageError(f"`source` and `target` are both {source_name}", "give two datasets")
     new_name = target_plans_name or plans_name
-    check_plans_name(new_name, "-tp")
+    check_plans_name(new_name, "target_plans_name")
     plans = plans_called(plans_name, paths.preprocessed_folder() / source_name)
     folder = paths.preprocessed_folder() / target_name
     if not (folder / FILE_NAME).is_file():
-        raise SamunetError(
-            f"{target_name} has no fingerprint yet", f"samunet_extract_fingerprint -d {quoted(target_name)}"
-        )
+        raise SamunetError(f"{target_name} has no fingerprint yet", call("extract_fingerprint", target_name))
     moved = _moved(plans, target_name, new_name, folder)
     path = folder / f"{new_name}.json"
     if path.is_file() and read_plans(path) != moved:
-        raise UsageError(f"{path} exists already and holds other plans", f"give another name: -tp {source_name}Plans")
+        other = argument("target_plans_name", f"{source_name}Plans")
+        raise UsageError(f"{path} exists already and holds other plans", f"give another name: {other}")
     moved.write(path)
     log.info("plans written to %s", path)
     return path
@@ -74,7 +73,7 @@ def _moved(plans: Plans, target_name: str, new_name: str, folder: Path) -> Plans
     if fingerprint.physical_spacing != plans.physical_spacing:
         with_spacing = plans.dataset_name if plans.physical_spacing else target_name
         raise SamunetError(
-            f"only {with_spacing} has spacing in millimetres", "plan the target for itself: samunet_plan_experiment"
+            f"only {with_spacing} has spacing in millimetres", "plan the target for itself: `api.plan_experiment`"
         )
     # The target is measured in its own axes; names of left and right are told from the plans' axes.
     own, _ = choose_orientation(fingerprint)

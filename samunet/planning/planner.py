@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from samunet import __version__
+from samunet.adaptations import Adaptation, AdapterPlan, LoraPlan
 from samunet.dataset.description import Description
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.errors import UsageError, check_number
+from samunet.errors import UsageError, argument, check_number
 from samunet.files import as_kind, read_as
 from samunet.planning import resources, rules
 from samunet.planning.agreement import recipe_obstacle
@@ -28,14 +29,11 @@ from samunet.plans import (
     MOST_MEMORY_GB,
     MOST_MM,
     MOST_SIDE,
-    AdapterPlan,
     ConfigurationPlan,
-    LoraPlan,
     NetworkPlan,
     Plans,
     check_plans_name,
-    networks_by_encoder,
-    settings_of,
+    in_todays_form,
 )
 from samunet.preprocessing.case import stored_shape
 from samunet.recipes import RecipeFacts, recipe_facts
@@ -57,8 +55,10 @@ class PlannerOptions:
         image_size: Long side of the network's input in pixels.
         target_spacing: In-plane and slice spacing ``[z, y, x]`` in mm instead of the median.
         window: Lowest and highest value of CT, which become 0 and 1.
-        adaptation, components, lora, adapter: Fields of a network's plan, the last two also as
-            dictionaries. With the encoder ``auto`` they are meant for SAM; the small encoder is planned by the rules.
+        adaptation: A name, or one with settings such as ``LoraPlan(rank=8)`` (:mod:`samunet.adaptations`).
+        components: As in a network's plan.
+        lora, adapter: Settings of these instead, also as dictionaries; they become ``adaptation``. With the encoder
+            ``auto`` all this is meant for SAM; the small encoder is planned by the rules.
         recipe: How networks are trained: a name in :mod:`samunet.recipes`, or ``package.module:Class``.
     """
 
@@ -68,16 +68,25 @@ class PlannerOptions:
     image_size: int | None = None
     target_spacing: list[float] | None = None
     window: list[float] | None = None
-    adaptation: str | None = None
+    adaptation: str | Adaptation | None = None
     components: str | None = None
     lora: LoraPlan | dict[str, Any] | None = None
     adapter: AdapterPlan | dict[str, Any] | None = None
     recipe: str = "samunet"
 
     def __post_init__(self) -> None:
-        for name, kind in (("lora", LoraPlan), ("adapter", AdapterPlan)):
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, settings_of(kind, name, getattr(self, name)))
+        for kind, given in ((LoraPlan, self.lora), (AdapterPlan, self.adapter)):
+            if given is None:
+                continue
+            method = kind.model_fields["method"].default
+            if self.adaptation not in (None, method):
+                named = self.adaptation if isinstance(self.adaptation, str) else self.adaptation.method
+                raise UsageError(
+                    f"{argument(method)} must not be given with the adaptation {named!r}",
+                    "change or leave out one of the two",
+                )
+            object.__setattr__(self, "adaptation", kind.of(given) if isinstance(given, dict) else given)
+            object.__setattr__(self, method, None)
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,7 @@ def _stored_slices(
     spacing, spacing_why = rules.in_plane_spacing(target, order, physical)
     recipe = recipe_facts(options.recipe)
     if options.target_spacing:
-        spacing_why = "given by -overwrite_target_spacing"
+        spacing_why = "given by target_spacing"
     elif recipe.whole_slices and physical:
         finest = np.min(fingerprint.spacings, axis=0)
         spacing, spacing_why = [float(finest[axis]) for axis in order[1:]], f"the finest case's ({recipe.source})"
@@ -215,7 +224,7 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
     planned = {"2d", *(f"2d_{size}" for size in rules.SAM_INPUT_SIZES)}
     before = read_as(dict[str, Any], path, "remove it to have it made anew")
     own = as_kind(dict[str, dict[str, Any]], before.get("configurations", {}), f"{path}: configurations")
-    for name, configuration in networks_by_encoder(own).items():
+    for name, configuration in in_todays_form(own).items():
         if name not in planned:
             plans.configurations[name] = configuration
 
@@ -223,20 +232,31 @@ def keep_own_configurations(path: Path, plans: Plans) -> None:
 def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) -> NetworkPlan:
     """Plan the network with one encoder for the stored slices."""
     budget = int(options.gpu_memory_target_gb * 1e9)
-    adapted, adaptation_why = rules.adaptation(
-        facts, options.adaptation, options.components, options.lora, options.adapter
-    )
-    trained = adapted["adaptation"], adapted["components"]
     name, recipe_why = rules.recipe(options.recipe, facts)
     recipe = recipe_facts(name)
-    predict = partial(_estimate, facts, adapted, num_outputs=slices.num_outputs, upsampled=recipe.upsampled)
-    size, size_why = _input_size(facts, slices, options, predict, budget, recipe)
+    adapted, components, adaptation_why = rules.adaptation(
+        facts, options.adaptation, options.components, outer_blocks=recipe.outer_blocks
+    )
+    predict = partial(
+        resources.estimate, facts, adaptation=adapted, components=components, num_outputs=slices.num_outputs,
+        upsampled=recipe.upsampled,
+    )  # fmt: skip
+    size, size_why = _input_size(
+        facts,
+        slices,
+        options,
+        lambda shape: predict(shape, checkpoint_blocks=True).for_batch(adapted.slab),
+        budget,
+        recipe,
+    )
     extent = [1.0, 1.0] if recipe.whole_slices else slices.extent
     shape, shape_why = rules.input_shape(size, extent, facts.patch_size)
     if recipe.whole_slices:
         shape_why = f"slices are stretched to a square ({recipe.source})"
     plain, checkpointed = (predict(shape, checkpoint_blocks=twice) for twice in (False, True))
-    twice, twice_why = rules.checkpoint_blocks(plain.for_batch(1), checkpointed.for_batch(1), budget)
+    twice, twice_why = rules.checkpoint_blocks(
+        plain.for_batch(adapted.slab), checkpointed.for_batch(adapted.slab), budget
+    )
     estimate = checkpointed if twice else plain
     effective = recipe.batch or rules.effective_batch(facts, shape)
     (batch, accumulation), batch_why = rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, budget, effective)
@@ -244,7 +264,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
     if recipe.source and channels[0] == "neighbours":
         channels = "repeat", f"one channel three times ({recipe.source})"
     passes = dict(recipe.passes_of).get(facts.name, recipe.passes)
-    learning_rate = rules.learning_rate(facts, *trained, batch * accumulation)
+    learning_rate = rules.learning_rate(facts, adapted, components, batch * accumulation)
     if recipe.learning_rate:
         learning_rate = recipe.learning_rate, recipe.source
     decisions = {
@@ -256,7 +276,7 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         "training_images": rules.training_images(slices.count, passes),
         "recipe": (name, recipe_why),
         "checkpoint_blocks": (twice, twice_why),
-        "optimizer": ("adamw", recipe.source) if recipe.source else rules.optimizer(facts, *trained),
+        "optimizer": ("adamw", recipe.source) if recipe.source else rules.optimizer(facts, adapted, components),
     }
     return NetworkPlan(
         encoder=facts.name,
@@ -265,9 +285,10 @@ def plan_network(facts: EncoderFacts, slices: _Slices, options: PlannerOptions) 
         passes=passes,
         accumulation=accumulation,
         weight_decay=0.1,
-        memory_bytes=estimate.for_batch(batch),
+        memory_bytes=estimate.for_batch(max(batch, adapted.slab)),
         training_gflops=round(estimate.training_flops / 1e9, 1),
-        **adapted,
+        adaptation=adapted,
+        components=components,
         **{key: value for key, (value, _) in decisions.items()},
         why={"adaptation": adaptation_why} | {key: why for key, (_, why) in decisions.items()},
     )
@@ -277,18 +298,21 @@ def _input_size(
     facts: EncoderFacts,
     slices: _Slices,
     options: PlannerOptions,
-    predict: Callable[..., resources.Estimate],
+    least: Callable[[list[int]], int],
     budget: int,
     recipe: RecipeFacts,
 ) -> rules.Decision:
-    """Long side of the input: as asked for, the recipe's, or the largest for which memory is enough."""
+    """Long side of the input: as asked for, the recipe's, or the largest for which memory is enough.
+
+    ``least`` gives the bytes of the smallest step by the input's shape.
+    """
     asked = rules.parse_image_size(options.image_size, facts)
     if asked is not None:
-        return asked, "given by -image_size"
+        return asked, "given by image_size"
     if recipe.input_size and facts.is_sam:
         return recipe.input_size, f"{recipe.input_size} px ({recipe.source})"
     shapes = {side: rules.input_shape(side, slices.extent, facts.patch_size)[0] for side in rules.SAM_INPUT_SIZES}
-    fitting = [side for side, shape in shapes.items() if predict(shape, checkpoint_blocks=True).for_batch(1) <= budget]
+    fitting = [side for side, shape in shapes.items() if least(shape) <= budget]
     allowed = fitting or [rules.SAM_INPUT_SIZES[-1]]
     return rules.input_size(facts, max(slices.median_shape[1:]), allowed, slices.thinnest)
 
@@ -300,7 +324,7 @@ def _meant_for(encoder: str, options: PlannerOptions) -> PlannerOptions:
     if encoder == options.encoder or (options.encoder == "auto" and encoder != BUNDLED):
         return options
     size = options.image_size if options.encoder == "auto" else None
-    return replace(options, image_size=size, adaptation=None, components=None, lora=None, adapter=None)
+    return replace(options, image_size=size, adaptation=None, components=None)
 
 
 def _smaller_inputs(sam: NetworkPlan, slices: _Slices, options: PlannerOptions) -> dict[str, dict]:
@@ -374,19 +398,14 @@ def _normalization(
     return [scheme for scheme, _ in schemes], "; ".join(why for _, why in schemes)
 
 
-def _estimate(facts: EncoderFacts, adapted: dict, shape: list[int], **settings: bool | int) -> resources.Estimate:
-    chosen = adapted["adaptation"]
-    return resources.estimate(facts, shape, chosen, adapted["components"], adapted.get(chosen), **settings)
-
-
 def _check(options: PlannerOptions, description: Description, fingerprint: Fingerprint) -> None:
-    check_plans_name(options.plans_name, "-overwrite_plans_name")
+    check_plans_name(options.plans_name, "plans_name")
     obstacle = recipe_obstacle(options.recipe, description.labels)
     if obstacle:
         raise UsageError(
-            f"-recipe {options.recipe}: its loss knows classes that exclude each other, and dataset.json has "
-            f"{obstacle}",
-            "leave out -recipe",
+            f"{argument('recipe', options.recipe)}: its loss knows classes that exclude each other, and dataset.json "
+            f"has {obstacle}",
+            "leave out `recipe`",
         )
     if options.window is not None:
         _check_window(options.window, description.channel_names)
@@ -394,28 +413,28 @@ def _check(options: PlannerOptions, description: Description, fingerprint: Finge
         encoder_facts(options.encoder)
         if recipe_facts(options.recipe).needs_sam and not encoder_facts(options.encoder).is_sam:
             raise UsageError(
-                f"-recipe {options.recipe} trains a pretrained SAM, which {options.encoder} is not",
-                "use -encoder vit_b, or leave out -recipe",
+                f"{argument('recipe', options.recipe)} trains a pretrained SAM, which {options.encoder} is not",
+                "use `encoder='vit_b'`, or leave out `recipe`",
             )
-    check_number("-gpu_memory_target", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
+    check_number("gpu_memory_target_gb", options.gpu_memory_target_gb, above=0, most=MOST_MEMORY_GB)
     if options.image_size is not None:
-        check_number("-image_size", options.image_size, above=0, most=MOST_SIDE)
+        check_number("image_size", options.image_size, above=0, most=MOST_SIDE)
     if options.target_spacing is not None:
         if not fingerprint.physical_spacing:
-            raise UsageError("-overwrite_target_spacing: these images have no physical spacing", "leave the flag out")
+            raise UsageError("`target_spacing`: these images have no physical spacing", "leave it out")
         if len(options.target_spacing) != 3:
-            raise UsageError(f"-overwrite_target_spacing takes three numbers z y x, got {options.target_spacing}")
+            raise UsageError(f"`target_spacing` takes three numbers z y x, got {options.target_spacing}")
         for side in options.target_spacing:
-            check_number("-overwrite_target_spacing", side, least=1e-4, most=MOST_MM)
+            check_number("target_spacing", side, least=1e-4, most=MOST_MM)
 
 
 def _check_window(window: Sequence[float], channel_names: Sequence[str]) -> None:
     for value in window:
-        check_number("-window", value, least=-1e6, most=1e6)
+        check_number("window", value, least=-1e6, most=1e6)
     if len(window) != 2 or window[0] >= window[1]:
-        raise UsageError(f"-window takes two numbers, the lower first, got {' '.join(map(str, window))}")
+        raise UsageError(f"`window` takes two numbers, the lower first, got {' '.join(map(str, window))}")
     if "ct" not in [name.casefold() for name in channel_names]:
         raise UsageError(
-            f"-window is for CT, and dataset.json has the channels {', '.join(channel_names)}",
+            f"`window` is for CT, and dataset.json has the channels {', '.join(channel_names)}",
             "leave it out, or call the channel CT in dataset.json if it holds Hounsfield units",
         )

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from samunet.adaptations import Adaptation
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.network.adaptations import ADAPTATIONS, adaptation_settings
-from samunet.network.encoders import KeptValues, architecture
-from samunet.plans import AdapterPlan, LoraPlan, NetworkPlan, adapted_blocks
+from samunet.network.encoders import architecture
+from samunet.plans import NetworkPlan
 from samunet.recipes import recipe_facts
 
 _HEAD_PARAMETERS = 4_200_000
@@ -58,9 +58,8 @@ class Estimate:
 def estimate(
     facts: EncoderFacts,
     input_shape: list[int],
-    adaptation: str,
+    adaptation: Adaptation,
     components: str = "encoder_decoder",
-    settings: LoraPlan | AdapterPlan | None = None,
     *,
     device: Literal["cpu", "gpu"] = "gpu",
     checkpoint_blocks: bool = False,
@@ -72,29 +71,25 @@ def estimate(
     Args:
         facts: The encoder.
         input_shape: ``[height, width]`` in pixels.
-        adaptation: Name in ``ADAPTATIONS``.
+        adaptation: With its settings. What lies before the first adapted block keeps nothing.
         components: ``encoder_decoder``, or ``decoder`` with the encoder frozen.
-        settings: Of the adaptation; None for its defaults. What lies before the first adapted block keeps nothing.
         device: Attention keeps less on a CPU; there the result is resident memory, on a GPU allocated memory.
         checkpoint_blocks: Whether a block keeps its input alone. Operations are those without.
         num_outputs: Classes including background, or regions; fewer than three count as three.
         upsampled: Whether the loss sees logits at the input's resolution; not with SAMed's recipe.
     """
-    kind, of_architecture = ADAPTATIONS[adaptation], architecture(facts)
-    settings = settings or (kind.settings() if kind.settings else None)
-    blocks = settings.blocks if settings else "all"
-    adapted = adapted_blocks(blocks, facts.attention_blocks) if components == "encoder_decoder" else []
+    of_architecture = architecture(facts)
+    adapted = adaptation.adapted_blocks(facts.attention_blocks) if components == "encoder_decoder" else []
     first = adapted[0] if adapted else facts.attention_blocks
-    full = kind.encoder_trains and bool(adapted)
-    values = KeptValues(adaptation, lambda width: kind.kept_values(width, settings))
-    kept, passing = of_architecture.kept_bytes(facts, input_shape, first, values, device, checkpoint_blocks)
+    full = adaptation.encoder_trains and bool(adapted)
+    kept, passing = of_architecture.kept_bytes(facts, input_shape, first, adaptation, device, checkpoint_blocks)
     forward, backward = of_architecture.operations(facts, input_shape, first)
     tokens = math.prod(side // facts.patch_size for side in input_shape)
     head = 2 * tokens * 3_000_000
     fixed = weight_bytes(facts, full)
     widths = of_architecture.block_widths(facts)
-    fixed += _BYTES_FULL * sum(kind.added_parameters(widths[index], settings) for index in adapted)
-    if kind.freezes_decoder(components):
+    fixed += _BYTES_FULL * sum(adaptation.added_parameters(widths[index]) for index in adapted)
+    if adaptation.freezes_decoder(components):
         fixed -= _TRANSFORMER_PARAMETERS * (_BYTES_FULL - _SINGLE)
     more = max(0, num_outputs - _MEASURED_OUTPUTS)
     fixed += more * _OUTPUT_PARAMETERS * _BYTES_FULL
@@ -124,8 +119,8 @@ def step_bytes(
     """
     predicted = estimate(
         encoder_facts(network.encoder), network.input_shape, network.adaptation, network.components,
-        adaptation_settings(network), device=device, checkpoint_blocks=network.checkpoint_blocks,
-        num_outputs=num_outputs, upsampled=recipe_facts(network.recipe).upsampled,
+        device=device, checkpoint_blocks=network.checkpoint_blocks, num_outputs=num_outputs,
+        upsampled=recipe_facts(network.recipe).upsampled,
     )  # fmt: skip
     return predicted.for_batch(batch)
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from samunet.adaptations import ADAPTATIONS, Adaptation
 from samunet.devices import NARROWEST
 from samunet.encoders import EncoderFacts
-from samunet.errors import UsageError
-from samunet.network.adaptations import ADAPTATIONS
-from samunet.plans import AdapterPlan, LoraPlan, adaptation_problems
+from samunet.errors import UsageError, argument
 from samunet.recipes import check_recipe_name, recipe_facts
 
 Decision = tuple[Any, str]  # value and reason
@@ -176,41 +175,47 @@ def input_shape(long_side: int, extent: Sequence[float], patch: int) -> Decision
 
 def adaptation(
     facts: EncoderFacts,
-    name: str | None = None,
+    asked: str | Adaptation | None = None,
     components: str | None = None,
-    lora: LoraPlan | None = None,
-    adapter: AdapterPlan | None = None,
-) -> Decision:
+    *,
+    outer_blocks: bool = False,
+) -> tuple[Adaptation, str, str]:
     """How the network is adapted: LoRA on q and v of every block of a SAM (SAMed); the small encoder in full.
 
     Args:
         facts: The encoder.
-        name, components, lora, adapter: What the user asked for; None where the rule decides.
+        asked: What the user asked for, by name or with settings; None where the rule decides.
+        components: The same of what is adapted.
+        outer_blocks: Whether only the first two and the last two blocks are adapted where nobody says which.
 
     Returns:
-        The fields ``adaptation``, ``components``, ``lora`` and ``adapter`` of a network's plan, and the reason.
+        The fields ``adaptation`` and ``components`` of a network's plan, and the reason.
 
     Raises:
         UsageError: If what was asked for does not fit together or the encoder.
     """
-    asked = any(value is not None for value in (name, components, lora, adapter))
-    name = name or ("lora" if lora else "adapter" if adapter else "lora" if facts.is_sam else "full")
-    _one_of("-adaptation", name, ("lora", "adapter", "full"))
+    ruled = asked is None and components is None
+    method = asked or ("lora" if facts.is_sam else "full")
+    if isinstance(method, str):
+        _one_of("adaptation", method, tuple(ADAPTATIONS))
+        method = ADAPTATIONS[method]()
     components = components or "encoder_decoder"
-    _one_of("-components", components, ("encoder_decoder", "decoder"))
-    if name == "lora":
-        lora = lora or LoraPlan()
-        lora = lora.changed(decoder=lora.decoder or components == "decoder")
-    if name == "adapter":
-        adapter = adapter or AdapterPlan()
-    for key, problem in adaptation_problems(facts.name, name, components, lora, adapter):
-        raise UsageError(f"{key} {problem}", "change or leave out -adaptation and the flags that belong to it")
-    chosen = {"adaptation": name, "components": components, "lora": lora, "adapter": adapter}
-    if asked:
-        return chosen, "given by -adaptation, -components and the flags that belong to them"
-    if name == "lora":
-        return chosen, "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
-    return chosen, "small enough to train in full, which beats LoRA on it (measured)"
+    _one_of("components", components, ("encoder_decoder", "decoder"))
+    chosen = method.for_components(components)
+    if outer_blocks and getattr(chosen, "blocks", None) == "all" and "blocks" not in chosen.model_fields_set:
+        last = facts.attention_blocks - 1
+        chosen = chosen.changed(blocks=sorted({0, min(1, last), max(0, last - 1), last}))
+    for key, problem in chosen.problems(facts, components):
+        hint = "change or leave out `adaptation` and the arguments that belong to it"
+        raise UsageError(f"{argument(f'{chosen.method}.{key}')} {problem}", hint)
+    if not ruled:
+        return chosen, components, "given by adaptation, components and the arguments that belong to them"
+    if outer_blocks and facts.is_sam:
+        return chosen, components, "LoRA of rank 4 on q and v of the first two and the last two blocks (Gu et al.)"
+    if facts.is_sam:
+        why = "pretrained weights: LoRA of rank 4 on q and v of every block, the decoder trained (SAMed)"
+        return chosen, components, why
+    return chosen, components, "small enough to train in full, which beats LoRA on it (measured)"
 
 
 def head(facts: EncoderFacts) -> Decision:
@@ -261,17 +266,17 @@ def batch_size(bytes_fixed: int, bytes_per_image: int, budget: int, effective: i
 
 
 def learning_rate(
-    facts: EncoderFacts, adaptation_name: str, components: str = "encoder_decoder", batch: int = _EFFECTIVE_BATCH
+    facts: EncoderFacts, adapted: Adaptation, components: str = "encoder_decoder", batch: int = _EFFECTIVE_BATCH
 ) -> Decision:
     """Peak learning rate by what trains, scaled with the square root of the effective batch."""
-    base, kind = ADAPTATIONS[adaptation_name].learning_rate(facts, components)
+    base, kind = adapted.learning_rate(facts, components)
     rate = float(f"{base * math.sqrt(batch / _REFERENCE_BATCH):.2g}")
     return rate, f"{base:g} at a batch of {_REFERENCE_BATCH} for {kind}, scaled with the square root of the batch"
 
 
-def optimizer(facts: EncoderFacts, adaptation_name: str, components: str = "encoder_decoder") -> Decision:
+def optimizer(facts: EncoderFacts, adapted: Adaptation, components: str = "encoder_decoder") -> Decision:
     """AdamW, or Muon for the small encoder where all of it trains."""
-    if not facts.is_sam and adaptation_name == "full" and components == "encoder_decoder":
+    if not facts.is_sam and adapted.encoder_trains and components == "encoder_decoder":
         return "muon", "the small encoder, trained in full, learns more per update with Muon (measured)"
     return "adamw", "SAM's and SAMed's"
 
@@ -389,19 +394,19 @@ def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def parse_image_size(size: int | None, facts: EncoderFacts) -> int | None:
-    """Check a size given by ``-image_size`` against an encoder.
+    """Check a size given by ``image_size`` against an encoder.
 
     Raises:
         UsageError: If it is no multiple of the encoder's patch size.
     """
     if size is not None and (size < 2 * facts.patch_size or size % facts.patch_size):
         raise UsageError(
-            f"-image_size {size} does not fit the encoder {facts.name}",
+            f"{argument('image_size', size)} does not fit the encoder {facts.name}",
             f"use a multiple of {facts.patch_size}, at least {2 * facts.patch_size}",
         )
     return size
 
 
-def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise UsageError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
+        raise UsageError(f"{argument(name)} must be one of {', '.join(allowed)}, got {value!r}")

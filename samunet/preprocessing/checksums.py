@@ -146,7 +146,7 @@ def open_array(path: Path) -> Any:
     if not plain:
         raise SamunetError(
             f"{path} is no array as samunet stores it, and could run code when it is read",
-            "ask where it comes from; to have it made from the images, remove it and run samunet_plan_and_preprocess "
+            "ask where it comes from; to have it made from the images, remove it and run `api.plan_and_preprocess` "
             "again",
         )
     return array

@@ -54,6 +54,11 @@ class SlicingPlane:
 ALONG_Z = SlicingPlane()
 
 
+def slab(z: int, depth: int, slices: int) -> list[int]:
+    """Indices of so many neighbouring slices around slice ``z``, an odd number; at either end the last one repeats."""
+    return [min(max(z + shift, 0), depth - 1) for shift in range(-(slices // 2), slices // 2 + 1)]
+
+
 def slice_with_context(read: Callable[[int, int], np.ndarray], z: int, depth: int, neighbours: bool) -> np.ndarray:
     """Channels of one network input before resampling.
 

@@ -5,7 +5,6 @@ Whether files changed is asked by name, size and time first, then by content.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from samunet.dataset.cases import Case, Dataset
 from samunet.dataset.description import Description
 from samunet.dataset.problems import shortened
-from samunet.errors import SamunetError, raise_failures
+from samunet.errors import SamunetError, call, raise_failures
 from samunet.files import file_hash, make_folder
 from samunet.imageio.registry import companions
 from samunet.paths import number_in
@@ -87,7 +86,7 @@ def check_channels(
         raise SamunetError(
             f"{source}: channel_names lists {given} channel{'s' if given > 1 else ''} ({names}), but the plans were "
             f"made for {planned} (normalization)",
-            hint or "undo the edit of channel_names, or plan again: samunet_plan_and_preprocess -d ID",
+            hint or "undo the edit of channel_names, or plan again: `api.plan_and_preprocess(ID)`",
         )
 
 
@@ -118,21 +117,21 @@ def stored_cases(
     keys = {name: stored_key(target, name) for name in names}
     outdated = [name for name, key in keys.items() if key.get("plans") != wanted]
     called = configuration.data_identifier.removeprefix(f"{plans.plans_name}_")
-    command = shlex.join(["samunet_preprocess", "-d", folder.name, "-p", plans.plans_name, "-c", called])
+    again = call("preprocess", folder.name, [called], plans.plans_name)
     if outdated:
         old = " They were stored by an earlier version of samunet." if _of_old_layout(target) else ""
         raise SamunetError(
             f"{len(outdated)} of {len(names)} cases are not preprocessed with these plans in {target} "
             f"(for example {outdated[0]}).{old}",
-            command,
+            again,
         )
     if raw is not None:
         changed = changed_since(raw, {name: key["files"] for name, key in keys.items()}, images_only=images_only)
         if changed:
-            raise SamunetError(changed, f"samunet_add_cases -d {number_in(raw.name)} stores and measures them again")
+            raise SamunetError(changed, f"{call('add_cases', number_in(raw.name))} stores and measures them again")
         if not images_only:
             _remember_times(target, raw, keys)
-    return {name: StoredCase(target, name, made_by=command) for name in names}
+    return {name: StoredCase(target, name, made_again=again) for name in names}
 
 
 def changed_since(raw: Dataset, facts: dict[str, list[FileFacts]], *, images_only: bool = False) -> str:
@@ -280,6 +279,6 @@ def check_cases(dataset: Dataset, known: Collection[str]) -> None:
         )  # fmt: skip
         raise SamunetError(
             f"{dataset.folder} changed after preprocessing: {' and '.join(parts)}",
-            f"{first}samunet_add_cases -d {number_in(dataset.name)} takes the change over, and leaves all other cases "
+            f"{first}{call('add_cases', number_in(dataset.name))} takes the change over, and leaves all other cases "
             "in their folds",
         )

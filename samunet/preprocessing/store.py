@@ -151,7 +151,7 @@ class StoredCase:
         folder: The configuration's data folder.
         name: Case name.
         plane: Along which axis its slices are cut.
-        made_by: The command that stores the case again, for errors.
+        made_again: What stores the case again, for errors.
 
     Raises:
         SamunetError: On reading what is not what was stored: it names the file and what makes it again.
@@ -160,17 +160,17 @@ class StoredCase:
     folder: Path
     name: str
     plane: SlicingPlane = ALONG_Z
-    made_by: str = "samunet_plan_and_preprocess again"
+    made_again: str = "`api.plan_and_preprocess` again"
 
     def __reduce__(self):
         # A loader's worker opens the files itself.
-        return type(self), (self.folder, self.name, self.plane, self.made_by)
+        return type(self), (self.folder, self.name, self.plane, self.made_again)
 
     def along(self, plane: SlicingPlane) -> StoredCase:
         """The same case, sliced in another way."""
         if plane == self.plane:
             return self
-        return self._others.setdefault(plane, StoredCase(self.folder, self.name, plane, self.made_by))
+        return self._others.setdefault(plane, StoredCase(self.folder, self.name, plane, self.made_again))
 
     @cached_property
     def _others(self) -> dict[SlicingPlane, StoredCase]:
@@ -242,7 +242,7 @@ class StoredCase:
         path = case_files(self.folder, self.name)[part]
         return SamunetError(
             f"the stored slices {path} are missing or damaged",
-            f"have them made again: rm -f {quoted(path)}, then {self.made_by}",
+            f"have them made again: rm -f {quoted(path)}, then {self.made_again}",
         )
 
 

@@ -15,7 +15,7 @@ from samunet.dataset.description import Description, read_description
 from samunet.dataset.labels import Labels
 from samunet.dataset.layout import find_dataset, load_dataset, raw_dataset
 from samunet.dataset.outputs import PICTURE, PICTURE_MARK, check_folder
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, argument, call
 from samunet.files import atomic_path, make_folder
 from samunet.inference.colour_table import PALETTE, colour_of
 from samunet.plans import DEFAULT_PLANS_NAME, Plans, plans_called
@@ -63,7 +63,7 @@ def plot_overlays(
     """
     name = find_dataset(dataset)
     if not 0 <= intensity <= 1:
-        raise UsageError(f"-overlay_intensity must be 0 to 1, got {intensity:g}")
+        raise UsageError(f"{argument('intensity')} must be 0 to 1, got {intensity:g}")
     if configuration is None:
         loaded = load_dataset(name)
         description = loaded.description
@@ -78,11 +78,11 @@ def plot_overlays(
         if not cases:
             raise SamunetError(
                 f"{name} has no stored slices of {configuration}",
-                f"samunet_preprocess -d {quoted(name)} -c {quoted(configuration)}",
+                call("preprocess", name, [configuration]),
             )
     channels = len(description.channel_names)
     if channel is not None and not 0 <= channel < channels:
-        raise UsageError(f"-channel_idx must be 0 to {channels - 1}, got {channel}")
+        raise UsageError(f"{argument('channel')} must be 0 to {channels - 1}, got {channel}")
     if window is None and configuration is None:
         with suppress(SamunetError):  # a dataset is looked at before it is planned
             window = ct_window(plans_called(plans_name, paths.preprocessed_folder() / name), description, channel or 0)

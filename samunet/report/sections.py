@@ -51,6 +51,7 @@ class CaseScore:
         fold: That predicted it; empty for a prediction by several.
         metrics: By class, as in ``summary.json``.
         mask, reference: The files.
+        ignored: Voxels of the reference without annotation.
     """
 
     name: str
@@ -58,6 +59,7 @@ class CaseScore:
     metrics: Mapping[str, Mapping[str, float | None]]
     mask: Path
     reference: Path
+    ignored: int = 0
 
     @property
     def dice(self) -> float:
@@ -74,7 +76,8 @@ def read_scores(file: Path, fold: str = "") -> list[CaseScore]:
     cases = []
     for case in read_summary(file)["metric_per_case"]:
         mask = file.parent / Path(case.get("prediction_file", "")).name
-        cases.append(CaseScore(case_stem(mask), fold, case["metrics"], mask, Path(case.get("reference_file", ""))))
+        reference, ignored = Path(case.get("reference_file", "")), case.get("n_ignored", 0)
+        cases.append(CaseScore(case_stem(mask), fold, case["metrics"], mask, reference, ignored))
     return cases
 
 

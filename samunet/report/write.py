@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -14,9 +15,9 @@ from samunet.dataset.cases import Case, mask_files
 from samunet.dataset.description import Description, description_from_json
 from samunet.dataset.layout import find_dataset, list_cases, load_dataset
 from samunet.dataset.outputs import ARGUMENTS, check_place, check_replaced
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import Blank, SamunetError, UsageError, call
 from samunet.evaluation.quality import Quality, read_calibration, read_quality
-from samunet.evaluation.summary import class_key, mean_of
+from samunet.evaluation.summary import annotated_in_part, class_key, mean_of
 from samunet.files import read_as, read_json, write_text
 from samunet.models.choose import trained_model
 from samunet.models.folder import ModelFolder
@@ -36,6 +37,8 @@ from samunet.report.sections import (
     training_section,
     worst_first,
 )
+
+log = logging.getLogger(__name__)
 
 _EMPTY_RULE = (
     "A class that is in neither the reference nor the prediction of a case has no score there. One that is in only one "
@@ -85,12 +88,12 @@ def report(
 
 def _model(folder: Path, configuration: str, plans_name: str, with_images: bool) -> ModelFolder:
     if with_images:
-        raise UsageError("-i is for the report of a prediction", "give the folder that samunet_predict wrote")
+        raise UsageError("`images` is for the report of a prediction", "give the folder that `api.predict` wrote")
     if folder.is_dir():
         if not (folder / "plans.json").is_file():
             raise UsageError(
-                f"{folder} is neither a folder that samunet_predict wrote nor a model's folder",
-                "give a dataset (samunet_report 027), a model's folder, or a folder of masks (samunet_report preds)",
+                f"{folder} is neither a folder that `api.predict` wrote nor a model's folder",
+                "give a dataset (`api.report('027')`), a model's folder, or a folder of masks (`api.report('preds')`)",
             )
         return ModelFolder(Path(os.path.abspath(folder)))  # "." has no name
     return trained_model(find_dataset(str(folder)), configuration, plans_name)
@@ -104,12 +107,14 @@ def _crossval_page(model: ModelFolder, pictures: int, window: _Window) -> str:
     if not folds:
         raise SamunetError(
             f"no fold of {model.path} has been validated",
-            f"train one: samunet_train {quoted(plans.dataset_name)} {quoted(model.configuration_name)} 0",
+            f"train one: {call('train', plans.dataset_name, model.configuration_name, 0)}",
         )
     summaries = {str(fold): folder / "validation" / "summary.json" for fold, folder in folds.items()}
     cases = [case for fold, summary in summaries.items() for case in read_scores(summary, fold)]
     if not cases:
-        raise SamunetError(f"the validations in {model.path} have no cases", "validate again: samunet_train … --val")
+        raise SamunetError(
+            f"the validations in {model.path} have no cases", "validate again: `api.train(..., validation_only=True)`"
+        )
     worst = worst_first(cases)
     shown = [case for case in worst if not math.isnan(case.dice)][:pictures]
     means = [mean_of(values) for values in dice_by_class(cases, labels).values()]
@@ -122,7 +127,7 @@ def _crossval_page(model: ModelFolder, pictures: int, window: _Window) -> str:
     about = f"{model.path.name}: every case was predicted by the fold that had not seen it in training."
     encoder = model.run(next(iter(folds))).get("encoder")
     sections = [
-        ("Classes", [class_table(cases, labels), _EMPTY_RULE, dice_chart(cases, labels)]),
+        ("Classes", [class_table(cases, labels), _EMPTY_RULE, *_annotated(cases), dice_chart(cases, labels)]),
         ("Folds", [fold_table(cases, labels)]),
         ("Cases, worst first", [case_table(cases, labels)]),
         ("The worst cases", _crossval_pictures(model, shown, window)),
@@ -163,7 +168,7 @@ def _calibration(model: ModelFolder, folds: list[Path]) -> list[object]:
     errors = {name: calibration.errors.get(class_key(region)) for name, region in model.description.labels.foreground}
     columns = [Column("class", list(errors)), scores("mean error of the predicted Dice", list(errors.values()))]
     content: list[object] = [
-        "samunet_predict --save_uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
+        "A prediction with uncertainty predicts the Dice of new cases from entropy and from how far mirrored or "
         f"shifted images disagree, {about}. Each validation case predicted from the others is off by:",
         BLOCKS.table(columns),
     ]
@@ -186,7 +191,7 @@ def _prediction_page(folder: Path, images: Path | None, pictures: int, window: _
     labels = description.labels
     masks = mask_files(folder)
     if not masks:
-        raise SamunetError(f"{folder} holds no masks", f"predict first: samunet_predict -i IMAGES -o {quoted(folder)}")
+        raise SamunetError(f"{folder} holds no masks", f"predict first: {call('predict', Blank('IMAGES'), folder)}")
     quality = read_quality(folder, {class_key(region) for _, region in labels.foreground})
     summary = folder / "summary.json"
     cases = read_scores(summary) if summary.is_file() else []
@@ -208,7 +213,7 @@ def _prediction_page(folder: Path, images: Path | None, pictures: int, window: _
     encoder = model.run(folds[0]).get("encoder") if model and folds else None
     sections = [("Cases, worst first", _cases(masks, order, cases, quality, description))]
     if cases:
-        scored = [class_table(cases, labels), dice_chart(cases, labels), case_table(cases, labels)]
+        scored = [class_table(cases, labels), *_annotated(cases), dice_chart(cases, labels), case_table(cases, labels)]
         sections.append(("Scores against references", scored))
     found, lacking = _images(arguments, images, description)
     window = window or ct_window(plans, description)
@@ -220,6 +225,11 @@ def _prediction_page(folder: Path, images: Path | None, pictures: int, window: _
     ]
     title = f"Prediction of {len(masks)} case{'s' * (len(masks) != 1)}"
     return page(title, _lead(arguments, len(masks), cases, quality), sections)
+
+
+def _annotated(cases: list[CaseScore]) -> list[object]:
+    partly = annotated_in_part([case.ignored for case in cases])
+    return [f"{partly[:1].upper()}{partly[1:]}."] if partly else []
 
 
 def order_of_cases(masks: dict[str, Path], cases: list[CaseScore], quality: Quality | None) -> list[str]:
@@ -250,9 +260,9 @@ def _cases(
 ) -> list[object]:
     if not quality:
         columns = [Column("case", order), Column("mask", [masks[name].name for name in order])]
+        log.warning("nothing tells good cases from bad ones: `api.predict(..., save_uncertainty=True)` measures it")
         return [
-            "Nothing was measured that would tell good cases from bad ones: samunet_predict does so with "
-            "--save_uncertainty.",
+            "Nothing was measured that would tell good cases from bad ones: predictions with uncertainty do so.",
             BLOCKS.table(columns, first=15),
         ]
     calibration, rows = quality["calibration"], quality["cases"]
@@ -333,7 +343,8 @@ def _images(arguments: dict[str, Any], images: Path | None, description: Descrip
             return list_cases(source, description), ""
     except (SamunetError, OSError):  # a list of files, as it was typed, is no path
         pass
-    return {}, f"The images are not at {source} (seen from here): add -i IMAGES, the folder that was predicted."
+    log.warning("no pictures, because the images are not at %s: add `images=FOLDER`, which was predicted", source)
+    return {}, f"The images are not at {source} (seen from here): make the report again with their folder."
 
 
 def _model_of(arguments: dict[str, Any]) -> ModelFolder | None:

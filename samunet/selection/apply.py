@@ -49,7 +49,8 @@ def apply_postprocessing(
     file = Path(postprocessing) if postprocessing is not None else source / FILE_NAME
     if not file.is_file():
         raise UsageError(
-            f"{file} does not exist", f"give the {FILE_NAME} that was chosen: -pp_json (see inference_instructions.txt)"
+            f"{file} does not exist",
+            f"give the {FILE_NAME} that was chosen: `postprocessing` (see inference_instructions.txt)",
         )
     steps, masks = read_postprocessing(file), masks_in(source)
     check_folder(output, [source], [path.name for path in masks.values()], overwrite=overwrite)

@@ -13,7 +13,7 @@ from typing import Any
 from samunet import paths
 from samunet.dataset.cases import visible
 from samunet.dataset.layout import Dataset, find_dataset, load_dataset
-from samunet.errors import SamunetError, quoted
+from samunet.errors import SamunetError, argument, call
 from samunet.evaluation.bootstrap import dice_table
 from samunet.evaluation.summary import read_summary
 from samunet.files import write_json, write_text
@@ -130,28 +130,33 @@ def _finished_models(
     """The models to compare, in the order of their names."""
     trained = model_folders(paths.results_folder() / dataset_name)
     asked = trained
-    for flag, wanted, name in (("-p", plans_names, "plans_name"), ("-c", configurations, "configuration_name")):
+    for given, wanted, name in (
+        ("plans_names", plans_names, "plans_name"),
+        ("configurations", configurations, "configuration_name"),
+    ):
         unknown = [one for one in wanted or () if one not in {getattr(model, name) for model in trained}]
         if unknown:
-            raise not_trained(f"with {flag} {unknown[0]} of {dataset_name}", [model.path.name for model in trained])
+            raise not_trained(
+                f"with {argument(given, unknown[0])} of {dataset_name}", [model.path.name for model in trained]
+            )
         asked = [model for model in asked if wanted is None or getattr(model, name) in wanted]
-    finished, commands = [], []
+    finished, calls = [], []
     for model in asked:
         missing = unfinished(model, folds)
         if not missing:
             finished.append(model)
             continue
-        command = model.training_command(missing)
-        commands.append(command)
+        training = model.training_call(missing)
+        calls.append(training)
         lacking = f"{model.path.name}: {not_validated(missing)}"
         if configurations is not None:
-            raise SamunetError(lacking, f"{command}, or leave these folds out: -f")
-        log.warning("left out: %s (%s)", lacking, command)
+            raise SamunetError(lacking, f"{training}, or leave these folds out: `folds`")
+        log.warning("left out: %s (%s)", lacking, training)
     if not finished:
         begun = f"none of {len(asked)} begun models has" if asked else "no model has"
         raise SamunetError(
             f"{dataset_name}: {begun} all of the folds {', '.join(map(str, folds))} trained and validated",
-            commands[0] if commands else f"samunet_train {quoted(dataset_name)} 2d {' '.join(map(str, folds))}",
+            calls[0] if calls else call("train_folds", dataset_name, "2d", list(folds)),
         )
     return finished
 
@@ -211,7 +216,8 @@ def _can_average(pair: Sequence[ModelFolder], folds: Sequence[int], cases: dict[
         if without:
             log.warning(
                 "no ensembles with %s: %d of its validation cases have no probabilities (%s)",
-                model.path.name, len(without), model.training_command(folds, "--val", "--npz"),
+                model.path.name, len(without),
+                model.training_call(folds, validation_only=True, save_probabilities=True),
             )  # fmt: skip
             return False
     return True

@@ -18,7 +18,7 @@ from samunet.dataset.layout import Dataset, find_dataset, load_dataset
 from samunet.dataset.names import case_stem
 from samunet.dataset.outputs import check_place
 from samunet.dataset.splits import Splits, fold_cases, load_or_make_splits, patients
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, call
 from samunet.imageio.registry import mask_ending
 from samunet.models.choose import trained_model
 from samunet.models.folder import Fold, ModelFolder
@@ -84,10 +84,12 @@ def accumulate_crossval_results(
 
 def _new_folder(output: Path) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out -o")
+        raise UsageError(f"{output} exists and is not empty", "give a new folder, or leave out `output`")
     check_place(output)
     if output == Path.cwd():
-        raise UsageError(f"{output} is the current folder, which cannot be replaced", "give a new folder: -o results")
+        raise UsageError(
+            f"{output} is the current folder, which cannot be replaced", "give a new folder: `output='results'`"
+        )
     return output
 
 
@@ -144,7 +146,7 @@ def chosen_folds(splits: Splits, folds: Sequence[Fold] | None) -> list[int]:
     if "all" in numbers:
         raise UsageError(
             "fold all is one model that was trained on every case: it has no case that it had not seen",
-            "give numbered folds, or leave out -f for all of them",
+            "give numbered folds, or leave out `folds` for all of them",
         )
     for fold in numbers:
         fold_cases(splits, fold, [])
@@ -178,7 +180,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
     """
     missing = unfinished(model, folds)
     if missing:
-        raise SamunetError(f"{model.path}: {not_validated(missing)}", model.training_command(missing))
+        raise SamunetError(f"{model.path}: {not_validated(missing)}", model.training_call(missing))
     cases: dict[str, OutOfFold] = {}
     _warn_of_changes(model, folds, dataset)
     for fold in folds:
@@ -188,7 +190,7 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
             raise SamunetError(
                 f"fold {fold} of {model.path} was trained on {len(seen)} cases that splits_final.json has it validate, "
                 f"such as {seen[0]}",
-                f"the splits changed since: {model.training_command([fold], '--overwrite')}",
+                f"the splits changed since: {model.training_call([fold], overwrite=True)}",
             )
         folder = model.fold(fold) / "validation"
         own = {
@@ -200,13 +202,13 @@ def out_of_fold(model: ModelFolder, folds: Sequence[int], dataset: Dataset, spli
         if lacking:
             raise SamunetError(
                 f"{folder} lacks {len(lacking)} of {len(own)} masks, such as that of {lacking[0]}",
-                model.training_command([fold], "--val"),
+                model.training_call([fold], validation_only=True),
             )
         twice = sorted(own.keys() & cases.keys())
         if twice:
             raise SamunetError(
                 f"case {twice[0]} is validated by fold {cases[twice[0]].fold} and by fold {fold}",
-                "give folds that have no case in common: -f",
+                "give folds that have no case in common: `folds`",
             )
         cases |= own
     return dict(sorted(cases.items()))
@@ -218,8 +220,8 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
     stored = stored_files(source, dataset.cases)
     changed = changed_since(dataset, stored)
     if changed:
-        log.warning("%s (to train on them: samunet_add_cases -d %s, then %s)",
-            changed, paths.number_in(dataset.name), model.training_command(folds, "--overwrite"))  # fmt: skip
+        log.warning("%s (to train on them: %s, then %s)", changed,
+            call("add_cases", paths.number_in(dataset.name)), model.training_call(folds, overwrite=True))  # fmt: skip
     for fold in folds:
         run = model.run(fold)
         trained = {name: stored[name] for name in run.get("training_cases", []) if name in stored}
@@ -227,7 +229,7 @@ def _warn_of_changes(model: ModelFolder, folds: Sequence[int], dataset: Dataset)
         if len(trained) == len(run.get("training_cases", [])) and not same:
             log.warning(
                 "fold %s was trained on other images or labels than are stored now: %s",
-                fold, model.training_command([fold], "--overwrite"),
+                fold, model.training_call([fold], overwrite=True),
             )  # fmt: skip
 
 

@@ -74,12 +74,12 @@ def determine_postprocessing(
     if without:
         raise SamunetError(
             f"{references} has no label for {len(without)} of {len(masks)} masks, such as {without[0]}",
-            "give the folder with the labels of these cases: -ref",
+            "give the folder with the labels of these cases: `references`",
         )
     pairs = {name: (mask, labelled[name]) for name, mask in masks.items()}
     check_place(predictions)
     if keep_masks:
-        remedy = f"move {predictions / FOLDER} elsewhere, or add --remove_postprocessed"
+        remedy = f"move {predictions / FOLDER} elsewhere, or add `keep_masks=False`"
         check_folder(predictions / FOLDER, targets=[mask.name for mask in masks.values()], remedy=remedy)
     chosen = choose(pairs, description.labels, description, num_workers, tolerate_geometry)
     chosen.postprocessing.write(predictions / FILE_NAME, chosen.decisions)

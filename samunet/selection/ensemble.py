@@ -23,7 +23,7 @@ from samunet.workers import map_cases
 
 log = logging.getLogger(__name__)
 
-_SAVE = "predict each folder with --save_probabilities, from the same images"
+_SAVE = "predict each folder with `api.predict(..., save_probabilities=True)`, from the same images"
 
 
 def ensemble(
@@ -55,7 +55,7 @@ def ensemble(
     """
     folders = [Path(folder) for folder in folders]
     if len(folders) < 2:
-        raise UsageError("an ensemble needs at least two folders", "samunet_ensemble -i FIRST SECOND -o OUT")
+        raise UsageError("an ensemble needs at least two folders", "`api.ensemble([FIRST, SECOND], OUT)`")
     output = check_folder(output, folders, overwrite=overwrite)
     description = description_beside(folders[0])
     for folder in folders[1:]:

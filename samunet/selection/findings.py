@@ -22,7 +22,6 @@ from samunet.evaluation.bootstrap import (
 from samunet.inference.decoding import ARGMAX
 from samunet.inference.postprocessing import FILE_NAME as POSTPROCESSING_FILE
 from samunet.inference.postprocessing import Postprocessing
-from samunet.models.choose import prediction_command
 from samunet.models.folder import TRAINER_NAME, ModelFolder
 from samunet.selection.determine import PostprocessingChoice
 from samunet.tables import number, text_table
@@ -192,7 +191,9 @@ def prediction_commands(
 
 
 def _predict(model: ModelFolder, folds: Sequence[int], source: Path | str, output: str) -> list[str]:
-    return [*prediction_command(model, source, output), "-f", *map(str, folds)]
+    words = ["samunet_predict", "-i", str(source), "-o", output, "-d", model.dataset_name]
+    words += ["-c", model.configuration_name, "-p", model.plans_name]
+    return [*words, "-f", *map(str, folds)]
 
 
 def _identity(model: ModelFolder) -> dict[str, str]:

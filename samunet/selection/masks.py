@@ -30,7 +30,7 @@ def masks_in(folder: Path) -> dict[str, Path]:
     found = mask_files(folder)
     if not found:
         raise SamunetError(
-            f"{folder} holds no masks ({', '.join(MASK_ENDINGS)})", "give the folder that samunet_predict made"
+            f"{folder} holds no masks ({', '.join(MASK_ENDINGS)})", "give the folder that `api.predict` made"
         )
     return found
 
@@ -44,7 +44,7 @@ def description_beside(folder: Path, dataset_json: Path | None = None) -> Descri
     path = Path(dataset_json) if dataset_json is not None else Path(folder) / "dataset.json"
     if not path.is_file():
         raise SamunetError(
-            f"{path} does not exist", "give the dataset's: -dataset_json /path/to/DatasetXXX_Name/dataset.json"
+            f"{path} does not exist", "give the dataset's: `dataset_json='/path/to/DatasetXXX_Name/dataset.json'`"
         )
     return description_from_json(read_json(path), str(path))
 

@@ -15,7 +15,7 @@ from typing import Any
 from samunet import __version__, paths
 from samunet.dataset.layout import find_dataset
 from samunet.dataset.outputs import check_place
-from samunet.errors import SamunetError, UsageError, quoted
+from samunet.errors import SamunetError, UsageError, call
 from samunet.files import atomic_path, file_hash, parse_json, to_json
 from samunet.models.archive import open_archive
 from samunet.models.choose import not_trained, parse_folds
@@ -119,13 +119,13 @@ def export_model(
 
 def _check(output: Path, options: ExportOptions) -> None:
     if output.suffix != ".zip" or output.is_dir():
-        raise UsageError(f"{output} must be a file that ends in .zip", "for example: -o model.zip")
+        raise UsageError(f"{output} must be a file that ends in .zip", "for example: `output='model.zip'`")
     check_place(output)
     if output.exists() and not options.overwrite:
-        raise UsageError(f"{output} exists", "add --force to replace it, or choose another name")
+        raise UsageError(f"{output} exists", "add `overwrite=True` to replace it, or choose another name")
     if options.with_masks and not options.with_case_ids:
         raise UsageError(
-            "masks of validation cases are named by their cases", "add --with_case_ids if these may be handed on"
+            "masks of validation cases are named by their cases", "add `with_case_ids=True` if these may be handed on"
         )
 
 
@@ -154,14 +154,13 @@ def _selections(results: Path, options: ExportOptions) -> list[Selection]:
             raise not_trained(
                 f"{folder} in {results} with the checkpoints asked for",
                 trained,
-                f"train it: samunet_train {quoted(results.name)} {quoted(configuration)} 0, or leave it out "
-                "with --not_strict",
+                f"train it: {call('train', results.name, configuration, 0)}, or leave it out with `strict=False`",
             )
         log.warning("%s is not trained and left out", folder)
     if not selections:
         raise UsageError(
             f"there is nothing to export in {results} with the plans {options.plans_name} (trained: {there})",
-            f"train a fold first: samunet_train {quoted(results.name)} 2d 0",
+            f"train a fold first: {call('train', results.name, '2d', 0)}",
         )
     return selections
 
@@ -286,11 +285,13 @@ def _report(output: Path, manifest: Manifest) -> None:
         log.info("%s: folds %s, checkpoint %s", model.folder, folds, " and ".join(model.checkpoints))
         if model.base and not model.base.copy:
             log.info(
-                "its base weights are not in it: who installs it needs %s (SHA-256 %s…); --with_base puts them in",
+                "its base weights are not in it: who installs it needs %s (SHA-256 %s…); `with_base=True` puts them in",
                 model.base.file, model.base.sha256[:12],
             )  # fmt: skip
     if manifest.licence is None:
-        log.warning("no licence is stated: whoever gets the model cannot know what is allowed; -licence NAME states it")
+        log.warning(
+            "no licence is stated: whoever gets the model cannot know what is allowed; `licence=NAME` states it"
+        )
     if manifest.case_ids:
         log.warning("names of cases, paths and logs are in it: make sure that these may be handed on")
     log.info("%d files, %.1f MB written to %s", len(manifest.files), output.stat().st_size / 1e6, output)

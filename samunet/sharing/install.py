@@ -101,7 +101,7 @@ def _refuse_to_overwrite(models: list[ModelEntry], dataset: Path) -> None:
             folds = ", ".join(path.name for path in sorted(folder.glob("fold_*"))) or "no fold"
             raise SamunetError(
                 f"{folder} exists, with other files ({folds}); nothing was installed",
-                "add --force to replace that whole folder, or install elsewhere: -o FOLDER",
+                "add `overwrite=True` to replace that whole folder, or install elsewhere: `folder=FOLDER`",
             )
 
 
@@ -112,7 +112,7 @@ def _check_space(archive: ModelArchive, root: Path) -> None:
     if needed > free:
         raise SamunetError(
             f"{archive.path} needs {needed / 1e9:.2f} GB, and {root} has {free / 1e9:.2f} GB left",
-            "free some space, or install elsewhere: -o FOLDER",
+            "free some space, or install elsewhere: `folder=FOLDER`",
         )
 
 
@@ -120,7 +120,7 @@ def _report_kept(files: list[Path], archive: str | Path) -> None:
     if files:
         log.warning(
             "%s: kept as they are, and those of %s not installed: they may speak of your own models\n"
-            "  -> to see what came with the model, install it elsewhere: -o FOLDER",
+            "  -> to see what came with the model, install it elsewhere: `folder=FOLDER`",
             ", ".join(map(str, files)),
             archive,
         )

@@ -77,12 +77,19 @@ def export_onnx(
     """
     output = Path(output)
     if output.suffix != ".onnx" or output.is_dir():
-        raise UsageError(f"{output} must be a file that ends in .onnx", "for example: -o model.onnx")
+        raise UsageError(f"{output} must be a file that ends in .onnx", "for example: `output='model.onnx'`")
     check_new_file(output)
     _require_packages()
     name = find_dataset(dataset)
     model = open_model_folder(paths.results_folder() / name / model_folder_name(plans_name, configuration))
     (fold,) = parse_folds(model, [fold], checkpoint)
+    adaptation = model.network(fold).adaptation
+    if adaptation.slab > 1:
+        raise SamunetError(
+            f"fold {fold} of {model.path} computes {adaptation.slab} neighbouring slices together "
+            f"({adaptation.method}), and images of a graph stand for themselves",
+            "predict with `api.predict`, or export a model with another adaptation",
+        )
     (network,) = model.load([fold], checkpoint)  # in single precision, which a predictor may lower
     predictor = Predictor(
         [network], model.plans, model.configuration, model.network(fold),
@@ -119,11 +126,12 @@ def _cases(model: ModelFolder, dataset: str, images: str | Path | Sequence | Non
             found = load_dataset(dataset).cases
         except SamunetError as error:
             raise UsageError(
-                f"there are no images to compare the export with PyTorch on: {error.message}", "give some: -i imagesTs"
+                f"there are no images to compare the export with PyTorch on: {error.message}",
+                "give some: `images='imagesTs'`",
             ) from error
     cases = list(found.values())[:_CASES]
     if not cases:
-        raise UsageError("there are no images to compare the export with PyTorch on", "give some: -i imagesTs")
+        raise UsageError("there are no images to compare the export with PyTorch on", "give some: `images='imagesTs'`")
     return cases
 
 
@@ -173,7 +181,7 @@ def _export(network: nn.Module, example: Tensor, facts: dict, file: Path) -> Non
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise SamunetError(
             f"this network could not be written as ONNX by torch {torch.__version__}: {first_line}",
-            "run again with --verbose for all of it; pip install -U onnx onnxscript may help",
+            "pip install -U onnx onnxscript may help",
         ) from error
 
 

@@ -68,7 +68,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
         what
         for what, there in (
             (f"the encoder {network.encoder}, which is no SAM,", not encoder_facts(network.encoder).is_sam),
-            ("bottleneck adapters, which cannot be folded into weights", network.adapter is not None),
+            (f"{network.adaptation.title}, which cannot be folded into weights", not network.adaptation.merges),
             (f"the head {network.head!r}", network.head != "sam"),
             ("a projection of the input channels", network.input_channels == "projection"),
         )
@@ -77,7 +77,7 @@ def export_sam(model: ModelFolder, fold: Fold, checkpoint: str, output: Path) ->
     if foreign:
         raise SamunetError(
             f"fold {fold} of {model.path} has {' and '.join(foreign)}: a plain SAM checkpoint has no place for that",
-            "train with a pretrained SAM and -adaptation lora or full, or predict with samunet_predict",
+            "train with a pretrained SAM and `adaptation='lora'` or full, or predict with `api.predict`",
         )
     state = {f"image_encoder.{name}": value for name, value in loaded.image_encoder.state_dict().items()}
     state |= {name: value.clone() for name, value in loaded.head.state_dict().items()}

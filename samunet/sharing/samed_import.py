@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from samunet import __version__, paths
+from samunet.adaptations import LoraPlan
 from samunet.dataset.description import description_from_json
 from samunet.encoders import EncoderFacts, encoder_facts
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, argument
 from samunet.files import atomic_folder, file_hash, write_json
 from samunet.imageio.registry import reader_for
 from samunet.models.checkpoint import save_model
@@ -28,7 +29,7 @@ from samunet.network.checkpoint_kinds import compare
 from samunet.network.checkpoints import load_sam_checkpoint
 from samunet.network.model import SamunetModel
 from samunet.planning import resources, rules
-from samunet.plans import ConfigurationPlan, IntensityStatistics, LoraPlan, NetworkPlan, Plans
+from samunet.plans import ConfigurationPlan, IntensityStatistics, NetworkPlan, Plans
 from samunet.tensors import check_numbers
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def import_checkpoint(file: Path, options: SamedImport) -> Path:
     description = description_from_json(_dataset_json(options), "the imported model's dataset.json")
     folder = paths.results_folder() / options.dataset / model_folder_name(PLANS_NAME, CONFIGURATION)
     if folder.exists():
-        raise SamunetError(f"{folder} exists", "remove it, or choose another name: -d Dataset901_SAMed")
+        raise SamunetError(f"{folder} exists", "remove it, or choose another name: `dataset='Dataset901_SAMed'`")
     given = load_sam_checkpoint(file)
     rank = _rank(given, facts, file)
     small = any(_DECODER_LORA.fullmatch(name) for name in given)
@@ -135,16 +136,16 @@ def _check(options: SamedImport, facts: EncoderFacts) -> None:
         raise UsageError(f"SAMed has no models of the encoder {facts.name}", f"use one of: {', '.join(_ENCODERS)}")
     rules.parse_image_size(options.image_size, facts)
     if options.num_classes < 1:
-        raise UsageError(f"--num_classes must be 1 or more, without the background, got {options.num_classes}")
+        raise UsageError(f"`num_classes` must be 1 or more, without the background, got {options.num_classes}")
     names = options.class_names
     if len(names) != options.num_classes or len({"background", *(name.casefold() for name in names)}) <= len(names):
-        raise UsageError(f"--labels must be {options.num_classes} different names, got {', '.join(names)}")
+        raise UsageError(f"`labels` must be {options.num_classes} different names, got {', '.join(names)}")
     if "ignore" in names:
-        raise UsageError("--labels: ignore is not the name of a class", "give the class another name")
+        raise UsageError("`labels`: ignore is not the name of a class", "give the class another name")
     if not paths.DATASET_NAME.match(options.dataset):
-        raise UsageError(f"-d must look like Dataset900_SAMed, got {options.dataset!r}")
+        raise UsageError(f"`dataset` must look like Dataset900_SAMed, got {options.dataset!r}")
     if options.intensity_range[0] >= options.intensity_range[1]:
-        raise UsageError(f"--intensity_range must be two numbers in order, got {options.intensity_range}")
+        raise UsageError(f"`intensity_range` must be two numbers in order, got {options.intensity_range}")
 
 
 def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
@@ -161,7 +162,7 @@ def _rank(given: dict[str, Tensor], facts: EncoderFacts, file: Path) -> int:
         raise SamunetError(
             f"{file} adapts {blocks:g} blocks of width {width}, but {facts.name} has {facts.depth} of width "
             f"{facts.width}",
-            "choose the encoder it was made for: --encoder",
+            "choose the encoder it was made for: `encoder`",
         )
     return len(given[min(matrices)])
 
@@ -208,7 +209,7 @@ def _check_tensors(
     if tokens is not None and len(tokens) != options.num_classes + 1:
         raise SamunetError(
             f"{file} has {len(tokens) - 1} classes besides the background, not {options.num_classes}",
-            f"use --num_classes {len(tokens) - 1}",
+            f"use {argument('num_classes', len(tokens) - 1)}",
         )
     shapes = {name: tuple(value.shape) for name, value in given.items()}
     problems = compare(shapes, expected)
@@ -245,9 +246,9 @@ def _plans(options: SamedImport, facts: EncoderFacts, lora: LoraPlan) -> Plans:
     """Plans that prepare images as SAMed does: whole slices, scaled to the input, on 0-1, one channel three times."""
     why = {"adaptation": "imported from SAMed"}
     shape = [options.image_size, options.image_size]
-    estimate = resources.estimate(facts, shape, "lora")
+    estimate = resources.estimate(facts, shape, lora)
     network = NetworkPlan(
-        encoder=facts.name, input_shape=shape, spacing=None, head="sam", adaptation="lora", lora=lora,
+        encoder=facts.name, input_shape=shape, spacing=None, head="sam", adaptation=lora,
         input_channels="repeat", batch_size=4, accumulation=6, learning_rate=5e-3, weight_decay=0.1,
         training_images={"cpu": 16_000, "gpu": 48_000}, memory_bytes=estimate.for_batch(4),
         training_gflops=round(estimate.training_flops / 1e9, 1), recipe="samed", why=why,

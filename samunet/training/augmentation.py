@@ -1,4 +1,8 @@
-"""nnU-Net's augmentations in nnU-Net's order, as batchgenerators' transforms, with a spatial transform of our own."""
+"""nnU-Net's augmentations in nnU-Net's order, as batchgenerators' transforms, with a spatial transform of our own.
+
+And a stronger set where there are few cases: a network that sees the same few images thousands of times learns them by
+heart (``documentation/results/few_labels.md``).
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,17 @@ from batchgenerators.transforms.color_transforms import (
 from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 from batchgenerators.transforms.spatial_transforms import MirrorTransform
+from torch.nn import functional
 
 from samunet.preprocessing.case import OUTSIDE
-from samunet.preprocessing.grid import about_centre, sample, sample_label
+from samunet.preprocessing.grid import about_centre, sample, sample_label, shift
+
+FEW_CASES = 20  # to train on; up to so many, augmentation is strong where the plan leaves it to the rule
+
+
+def is_strong(planned: str, cases: int) -> bool:
+    """Whether augmentation is strong: as planned (``standard``, ``strong``), or by the number of cases (``auto``)."""
+    return planned == "strong" or (planned == "auto" and cases <= FEW_CASES)
 
 
 class AffineWindowTransform(AbstractTransform):
@@ -75,6 +87,51 @@ class AffineWindowTransform(AbstractTransform):
         return data_dict
 
 
+class StrongWindowTransform(AffineWindowTransform):
+    """Turns, scales, stretches, shears and shifts four of five items; the others as :class:`AffineWindowTransform`.
+
+    The arguments are those of :class:`AffineWindowTransform`.
+    """
+
+    def draw(self) -> np.ndarray:
+        """See :class:`AffineWindowTransform`."""
+        if np.random.uniform() >= 0.8:
+            return super().draw()
+        angle = np.random.uniform(-self.rotation, self.rotation)
+        turned = about_centre(self.shape, angle, np.exp(np.random.uniform(np.log(0.65), np.log(1.5))))
+        stretch, shear = np.exp(np.random.uniform(-0.2, 0.2)), np.random.uniform(-0.15, 0.15)
+        centre = [(side - 1) / 2 for side in self.shape]
+        there = shift(*(place + side * np.random.uniform(-0.1, 0.1) for place, side in zip(centre, self.shape)))
+        sheared = np.array([[stretch, shear, 0], [0, 1 / stretch, 0], [0, 0, 1]])
+        return turned @ there @ sheared @ shift(*(-place for place in centre))
+
+
+class BiasFieldTransform(AbstractTransform):
+    """Makes images brighter here and darker there, as coils and lights do.
+
+    Values above the image's least are multiplied by a smooth field, from ``exp(-strength)`` to ``exp(strength)`` at
+    4 x 4 points and bicubic between them.
+
+    Args:
+        strength: Largest logarithm of the field.
+        p_per_sample: Probability for an item.
+        per_channel: Whether each channel has a field of its own.
+    """
+
+    def __init__(self, strength: float = 0.5, p_per_sample: float = 0.5, *, per_channel: bool = True) -> None:
+        self.strength, self.p_per_sample, self.per_channel = strength, p_per_sample, per_channel
+
+    def __call__(self, **data_dict):
+        data = data_dict["data"]
+        if np.random.uniform() < self.p_per_sample:
+            fields = data.shape[1] if self.per_channel else 1
+            points = torch.from_numpy(np.random.uniform(-self.strength, self.strength, (1, fields, 4, 4)))
+            field = functional.interpolate(points, data.shape[2:], mode="bicubic", align_corners=True)
+            least = data.min(axis=(2, 3), keepdims=True)
+            data_dict["data"] = ((data - least) * np.exp(field.numpy()) + least).astype(data.dtype)
+        return data_dict
+
+
 class MaskOutsideTransform(AbstractTransform):
     """Puts values outside the nonzero mask back to 0 after intensity changes (nnU-Net's last step).
 
@@ -102,8 +159,9 @@ def training_transforms(
     per_channel: bool,
     rotation: float = 180.0,
     ignore: int | None = None,
+    strong: bool = False,
 ) -> Compose:
-    """nnU-Net's 2D training augmentation.
+    """nnU-Net's 2D training augmentation, or a stronger one.
 
     Args:
         shape: Network input ``(height, width)``.
@@ -112,29 +170,42 @@ def training_transforms(
         per_channel: Whether channels are different modalities, changed independently; neighbouring slices are not.
         rotation: Largest angle in degrees.
         ignore: Label value of pixels without annotation.
+        strong: Whether shapes, places and intensities change more, and more often.
 
     Returns:
         A batchgenerators ``Compose``, to be called with ``data``, ``seg`` and ``window`` of one item.
     """
     half = 0.5 if per_channel else 1.0
+    angle = np.deg2rad(rotation)
+    if strong:
+        window: AffineWindowTransform = StrongWindowTransform(shape, angle, p_rotation=0.7, p_scale=0.7, ignore=ignore)
+        noise, p_noise, blur, p_blur = 0.15, 0.25, 1.5, 0.3
+        bright, p_bright, zoom = (0.5, 1.5), 0.4, 0.4
+        gamma, p_inverted, p_gamma = (0.5, 2.0), 0.25, 0.5
+    else:
+        window = AffineWindowTransform(shape, angle, ignore=ignore)
+        noise, p_noise, blur, p_blur = 0.1, 0.1, 1.0, 0.2
+        bright, p_bright, zoom = (0.75, 1.25), 0.15, 0.5
+        gamma, p_inverted, p_gamma = (0.7, 1.5), 0.1, 0.3
     transforms = [
-        AffineWindowTransform(shape, np.deg2rad(rotation), ignore=ignore),
-        GaussianNoiseTransform(noise_variance=(0, 0.1), p_per_sample=0.1, per_channel=per_channel),
+        window,
+        *([BiasFieldTransform(per_channel=per_channel)] if strong else []),
+        GaussianNoiseTransform(noise_variance=(0, noise), p_per_sample=p_noise, per_channel=per_channel),
         GaussianBlurTransform(
-            (0.5, 1.0), different_sigma_per_channel=per_channel, p_per_sample=0.2, p_per_channel=half
+            (0.5, blur), different_sigma_per_channel=per_channel, p_per_sample=p_blur, p_per_channel=half
         ),
-        BrightnessMultiplicativeTransform((0.75, 1.25), per_channel=per_channel, p_per_sample=0.15),
-        ContrastAugmentationTransform((0.75, 1.25), per_channel=per_channel, p_per_sample=0.15),
+        BrightnessMultiplicativeTransform(bright, per_channel=per_channel, p_per_sample=p_bright),
+        ContrastAugmentationTransform(bright, per_channel=per_channel, p_per_sample=p_bright),
         SimulateLowResolutionTransform(
-            (0.5, 1),
+            (zoom, 1),
             per_channel=per_channel,
             p_per_channel=half,
             order_downsample=0,
             order_upsample=1,
             p_per_sample=0.25,
         ),
-        GammaTransform((0.7, 1.5), invert_image=True, per_channel=per_channel, retain_stats=True, p_per_sample=0.1),
-        GammaTransform((0.7, 1.5), invert_image=False, per_channel=per_channel, retain_stats=True, p_per_sample=0.3),
+        GammaTransform(gamma, invert_image=True, per_channel=per_channel, retain_stats=True, p_per_sample=p_inverted),
+        GammaTransform(gamma, invert_image=False, per_channel=per_channel, retain_stats=True, p_per_sample=p_gamma),
     ]
     if mirror_axes:
         transforms.append(MirrorTransform(tuple(mirror_axes)))

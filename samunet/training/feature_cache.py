@@ -48,11 +48,11 @@ def check_frozen(network: NetworkPlan) -> None:
     """
     trained = ""
     if network.components != "decoder":
-        trained = f"these plans train the encoder ({network.adaptation})"
+        trained = f"these plans train the encoder ({network.adaptation.method})"
     elif network.input_channels == "projection":
         trained = "the combination of this dataset's channels, which comes before the encoder, is trained"
     if trained:
-        raise UsageError(f"--feature_cache: {trained}", "leave it out, or plan with -components decoder")
+        raise UsageError(f"`feature_cache`: {trained}", "leave it out, or plan with `components='decoder'`")
 
 
 class CachedEncoder:

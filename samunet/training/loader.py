@@ -10,22 +10,23 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import numpy as np
-from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.plans import ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid
-from samunet.preprocessing.planes import SlicingPlane, slice_with_context
+from samunet.preprocessing.planes import SlicingPlane, slab, slice_with_context
 from samunet.preprocessing.store import StoredCase
 from samunet.signals import interrupts_held, prepare_worker
-from samunet.training.augmentation import seeded
+from samunet.training.augmentation import is_strong, seeded
 from samunet.training.recipes.recipe import Recipe
+from samunet.training.synthesis import Bank, Exemplar, Synthesis, planned_share
 
+_SYNTHESIS = 1  # its own numbers, so that without it all others stay as they are
 Batch = dict[str, np.ndarray]
 
 
-class SliceLoader(SlimDataLoaderBase):
-    """batchgenerators' loader interface over stored cases.
+class SliceLoader:
+    """Batches of slices of stored cases.
 
     Cases are drawn evenly with replacement, and of the plan's planes one to slice the case along. With the plan's
     probability, decided item by item, a slice and the window on it are centred on a voxel of a class drawn from those
@@ -37,7 +38,6 @@ class SliceLoader(SlimDataLoaderBase):
         configuration, network: Plans.
         batch_size: Items per batch.
         seed: With iteration and index, all that randomness depends on.
-        first: Iteration of the first batch.
         ignore: Label value of voxels without annotation; with one, every window is centred on an annotated voxel.
         recipe: Gives the order of slices and the augmentation; of a slab of neighbouring slices an item holds, those
             beyond the volume are its last one.
@@ -55,21 +55,18 @@ class SliceLoader(SlimDataLoaderBase):
         network: NetworkPlan,
         batch_size: int,
         seed: int,
-        first: int = 0,
         ignore: int | None = None,
         recipe: type[Recipe] = Recipe,
         unlabelled: dict[str, StoredCase] | None = None,
     ) -> None:
-        super().__init__(cases, batch_size)
-        self.cases = cases
+        self.cases, self.batch_size = cases, batch_size
         self.names = sorted(cases)
         self.network = network
         self.foreground_share = configuration.foreground_share
         self.neighbours = network.input_channels == "neighbours"
         self.seed = seed
-        self.next_iteration = first
         self.ignore = ignore
-        self.slices = slices = recipe.slices
+        self.slices = slices = recipe.slices_for(network)
         self.labelled, self.unlabelled, self.first_index = True, None, 0
         if unlabelled:
             self.unlabelled = SliceLoader(unlabelled, configuration, network, batch_size, seed, recipe=recipe)
@@ -81,6 +78,7 @@ class SliceLoader(SlimDataLoaderBase):
             masked = [0, 1, 2]
         channels = 3 if self.neighbours else len(configuration.use_mask_for_norm)
         masked = [channel + one * channels for one in range(slices) for channel in masked]
+        self.strong = is_strong(network.augmentation, len(cases))
         self.planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.transforms = [
             recipe.transforms(
@@ -90,26 +88,21 @@ class SliceLoader(SlimDataLoaderBase):
                 per_channel=not self.neighbours and slices == 1,
                 rotation=configuration.rotation,
                 ignore=ignore,
+                strong=self.strong,
             )
             for plane in self.planes
         ]
+        self.synthesis = self._synthesis()
         self.slices_of_a_pass: list[tuple[int, int]] = []  # number of the case, and slice
         if recipe.passes:
             self.slices_of_a_pass = [
-                (number, z)
-                for number, name in enumerate(self.names)
-                for z in _slices(cases[name], with_target=recipe.needs_target)
+                (number, z) for number, name in enumerate(self.names) for z in _slices(cases[name], recipe.needs_target)
             ]
 
     @property
     def batches_of_a_pass(self) -> int | None:
         """How many batches hold every slice once; None where slices are drawn."""
         return -(-len(self.slices_of_a_pass) // self.batch_size) or None
-
-    def generate_train_batch(self) -> Batch:
-        """The next batch; see :meth:`batch`."""
-        self.next_iteration += 1
-        return self.batch(self.next_iteration - 1)
 
     def batch(self, iteration: int) -> Batch:
         """Batch number ``iteration``: ``data`` ``(b, channels, H, W)`` float32, ``seg`` ``(b, H, W)`` int64.
@@ -159,9 +152,11 @@ class SliceLoader(SlimDataLoaderBase):
                 inside = places[value][places[value][:, 0] == z]
                 centre = [int(position) for position in inside[draw.integers(len(inside)), 1:]]
         start = _window_start(grid, centre, draw)
-        slab = [min(max(z + shift, 0), depth - 1) for shift in range(-(self.slices // 2), self.slices // 2 + 1)]
-        images = [slice_with_context(case.image, one, depth, self.neighbours) for one in slab]
-        labels = [self._label(case, one, images[0].shape[1:]) for one in slab]
+        around_it = slab(z, depth, self.slices)
+        images = [slice_with_context(case.image, one, depth, self.neighbours) for one in around_it]
+        labels = [self._label(case, one, images[0].shape[1:]) for one in around_it]
+        if self.synthesis and self.labelled and side == 0:
+            self._add_something_new(images, labels, case, (number, z), key)
         with seeded(*key):
             item = self.transforms[side](
                 data=np.concatenate(images)[None], seg=np.concatenate(labels)[None], window=grid.window(start)
@@ -171,6 +166,42 @@ class SliceLoader(SlimDataLoaderBase):
             return {"data": image, "seg": label[:, len(labels[0]) // 2]}
         slabs = (1, self.slices, -1, *image.shape[2:])
         return {"data": image.reshape(slabs), "seg": label.reshape(slabs)[:, :, len(labels[0]) // 2]}
+
+    def _synthesis(self) -> Synthesis | None:
+        """Of the plan; None without one, or where the rule says that there are slices enough."""
+        plan = self.network.synthesis
+        share = planned_share(plan.share, sum(case.shape[0] for case in self.cases.values())) if plan else 0.0
+        if not share:
+            return None
+        if self.slices > 1:
+            raise UsageError(
+                "`synthesis` makes single slices, but this network learns from several neighbouring ones at a time",
+                "leave out `synthesis`, or plan another adaptation or recipe",
+            )
+        places = [(number, z) for number, name in enumerate(self.names) for z in _slices(self.cases[name], True)]
+        return Synthesis(plan, Bank(places, self._exemplar, self.ignore), share)
+
+    def _exemplar(self, place: tuple[int, int]) -> Exemplar:
+        number, z = place
+        case = self.cases[self.names[number]].along(self.planes[0])
+        image = slice_with_context(case.image, z, case.shape[0], self.neighbours)
+        return Exemplar(image, case.label(z, z + 1)[0], case.spacing)
+
+    def _add_something_new(
+        self,
+        images: list[np.ndarray],
+        labels: list[np.ndarray],
+        case: StoredCase,
+        place: tuple[int, int],
+        key: tuple[int, ...],
+    ) -> None:
+        """Put something of the exemplars into a slice, if its own chance has it so."""
+        middle = len(labels[0]) // 2  # where neighbours are masked, each has a label
+        own = Exemplar(images[0], labels[0][middle], case.spacing)
+        made = self.synthesis(own, place, np.random.default_rng((*key, _SYNTHESIS)))
+        if made is not None:
+            images[0], labels[0] = made.image, labels[0].copy()
+            labels[0][middle] = made.label
 
     def _label(self, case: StoredCase, z: int, shape: tuple[int, ...]) -> np.ndarray:
         """Label of a slice, ``(1, y, x)``; where neighbours are masked, each by its own, as it was normalised."""
@@ -195,7 +226,7 @@ class SliceLoader(SlimDataLoaderBase):
         return case.class_locations if self.ignore is not None else {}
 
 
-def _slices(case: StoredCase, *, with_target: bool) -> list[int]:
+def _slices(case: StoredCase, with_target: bool) -> list[int]:
     """Indices of a case's slices: all, or those on which some class is."""
     if not with_target:
         return list(range(case.shape[0]))
@@ -239,7 +270,7 @@ def batches(loader: SliceLoader, first: int, num_workers: int) -> Iterator[Batch
         except BrokenProcessPool as error:
             raise SamunetError(
                 "a process that prepares batches was killed, most likely because memory ran out",
-                "the same command goes on from the last checkpoint; use fewer processes: --num_workers 1",
+                "the same command goes on from the last checkpoint; use fewer processes: `num_workers=1`",
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

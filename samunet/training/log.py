@@ -32,8 +32,8 @@ def point_line(entry: dict) -> str:
     return ", ".join(parts)
 
 
-def write_logs(log: list[dict], folder: Path, title: str, monitored: str) -> None:
-    """Write the curve so far as ``training_log.json``, ``.csv`` and ``.txt`` and ``progress.png``.
+def write_logs(log: list[dict], folder: Path, title: str, monitored: str, *, picture: bool = True) -> None:
+    """Write the curve so far as ``training_log.json``, ``.csv`` and ``.txt``, and as ``progress.png`` if asked to.
 
     All are written whole from the same points, so they agree, also after a training went on from a checkpoint.
 
@@ -42,6 +42,7 @@ def write_logs(log: list[dict], folder: Path, title: str, monitored: str) -> Non
         folder: The fold's folder.
         title: Dataset, configuration, fold and encoder.
         monitored: What the Dice was measured on.
+        picture: Whether to draw it as well, which takes a second.
     """
     write_json(folder / "training_log.json", log)
     table = io.StringIO()
@@ -52,7 +53,8 @@ def write_logs(log: list[dict], folder: Path, title: str, monitored: str) -> Non
     head = f"{title}\nDice: mean over classes of {monitored}; loss: mean since the line before\n"
     lines = "".join(f"{entry['elapsed']:>9.1f} s  {point_line(entry)}\n" for entry in log)
     write_text(folder / "training_log.txt", head + lines)
-    plot(log, folder / "progress.png", title, monitored)
+    if picture:
+        plot(log, folder / "progress.png", title, monitored)
 
 
 def plot(log: list[dict], file: Path, title: str, monitored: str) -> None:

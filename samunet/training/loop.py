@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from samunet.cores import FreeCores
 from samunet.errors import SamunetError
 from samunet.signals import StopRequest
+from samunet.training.ranks import sum_gradients
 from samunet.training.recipes import BaseRecipe
 from samunet.training.schedule import Budget
 from samunet.training.state import LoopProgress
@@ -128,6 +129,7 @@ class Loop:
         loss = self._backward(batch)
         if not np.isfinite(loss):
             raise self._loss_error(loss, batch)
+        sum_gradients(recipe.learner)
         if recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             trained = [parameter for parameter in recipe.learner.parameters() if parameter.requires_grad]
@@ -141,3 +143,8 @@ class Loop:
     def _backward(self, batch: Any) -> float:
         """Gradients of the batch; returns the loss."""
         return self.recipe.gradients(batch, None, self.scaler.scale)
+
+
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """Of what autocast computes in; ``float32`` for none."""
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")

@@ -42,7 +42,7 @@ def format_size(size: float) -> str:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Flags of ``samunet_train``. None means: as planned.
+    """What a user may choose. None means: as planned.
 
     Attributes:
         encoder: Encoder to use; None leaves it to the plans and the machine.
@@ -58,6 +58,9 @@ class TrainingOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         feature_cache: Bytes that features of the encoder's frozen part may take on disk; None for no cache.
         num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
+        augmentation: ``standard``, ``strong`` or ``auto`` (strong where the fold trains on few cases); None as planned.
+        synthesis: Share of the training images that get something new, made of the labelled slices; 0 for none,
+            ``auto`` for the rule by the number of slices (:mod:`samunet.training.synthesis`).
         pretrained: A ``checkpoint_*.safetensors`` of another training to start from.
         random_weights: Start the bundled encoder from random weights, to compare.
         overwrite: Start anew where this fold was already trained.
@@ -81,6 +84,8 @@ class TrainingOptions:
     device: str = "auto"
     feature_cache: int | None = None
     num_cases: int | None = None
+    synthesis: float | str | None = None
+    augmentation: str | None = None
     pretrained: str | Path | None = None
     random_weights: bool = False
     overwrite: bool = False
@@ -95,22 +100,28 @@ class TrainingOptions:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         given = [name for name in ("epochs", "iterations", "seconds") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UsageError(f"give one of --epochs, --iterations and --time_budget, not {len(given)} of them")
+            raise UsageError(f"give one of `epochs`, `iterations` and `seconds`, not {len(given)} of them")
         for name, most in _LIMITS.items():
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, above=0, most=most)
         check_number("seed", self.seed, least=0, most=2**32 - 1)
+        if self.augmentation not in (None, "auto", "standard", "strong"):
+            raise UsageError(f"`augmentation` must be 'auto', 'standard' or 'strong', got {self.augmentation!r}")
+        if isinstance(self.synthesis, str) and self.synthesis != "auto":
+            raise UsageError(f"`synthesis` must be a number from 0 to 1, or 'auto', got {self.synthesis!r}")
+        if self.synthesis not in (None, "auto"):
+            check_number("synthesis", self.synthesis, least=0, most=1)
         if self.random_weights and (self.checkpoint or self.pretrained):
-            raise UsageError("--random_weights and a file to start from exclude each other", "give one of them")
+            raise UsageError("`random_weights` and a file to start from exclude each other", "give one of them")
         if self.pixel_statistics not in (None, *PIXEL_STATISTICS):
             raise UsageError(
-                f"--pixel_statistics must be one of {', '.join(PIXEL_STATISTICS)}, got {self.pixel_statistics!r}"
+                f"`pixel_statistics` must be one of {', '.join(PIXEL_STATISTICS)}, got {self.pixel_statistics!r}"
             )
         if self.pixel_statistics and not self.checkpoint:
             raise UsageError(
-                "--pixel_statistics says how the file after --checkpoint was trained, and there is none",
-                "leave it out, or add --checkpoint FILE",
+                "`pixel_statistics` says how the file after `checkpoint` was trained, and there is none",
+                "leave it out, or add `checkpoint=FILE`",
             )
         if self.decoder_from and not self.checkpoint:
             raise UsageError(
@@ -118,4 +129,4 @@ class TrainingOptions:
                 "leave it out, or add `checkpoint=FILE`",
             )
         if self.num_workers < 0:
-            raise UsageError(f"--num_workers must be 0 or more, got {self.num_workers}")
+            raise UsageError(f"`num_workers` must be 0 or more, got {self.num_workers}")

@@ -1,4 +1,4 @@
-"""Starting a training from another one's model file, with its LoRA (``--pretrained``)."""
+"""Starting a training from another one's model file, with its LoRA (``pretrained``)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from samunet.adaptations import ADAPTATIONS, LoraPlan
+from samunet.adaptations.lora import adapter_folders, read_adapter
 from samunet.errors import SamunetError, UsageError
 from samunet.files import read_as
-from samunet.network.adaptations import ADAPTATIONS
-from samunet.network.adaptations.lora import adapter_folders, read_adapter
 from samunet.network.model import SamunetModel
-from samunet.plans import LoraPlan, NetworkPlan
+from samunet.plans import NetworkPlan
 from samunet.tensors import read_tensors
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,12 @@ def check_start(path: Path, network: NetworkPlan, folder: Path, *, overwrite: bo
     """
     if overwrite and folder.resolve() in path.resolve().parents:
         raise UsageError(
-            f"--overwrite would remove {path}, from which --pretrained starts", "copy its fold elsewhere first"
+            f"`overwrite=True` would remove {path}, from which `pretrained` starts", "copy its fold elsewhere first"
         )
     read_tensors(path)
     for part, adapter in adapter_folders(path).items():
-        planned = network.lora
-        if planned and (part == "image_encoder" or planned.decoder):
+        planned = network.adaptation
+        if isinstance(planned, LoraPlan) and (part == "image_encoder" or planned.decoder):
             _check_lora(adapter / "adapter_config.json", planned)
 
 
@@ -84,25 +84,25 @@ def _fit_of_kind(
         raise SamunetError(
             f"the {kind} of {path} do not fit: {len(wrong or theirs)} of {len(theirs)} tensors were made for another "
             f"network{example}",
-            "plan for the same encoder, blocks and size (-lora_rank, -adapter_reduction), or leave out --pretrained",
+            "plan for the same encoder, blocks and size (`lora.rank`, `adapter.reduction`), or leave out `pretrained`",
         )
     return f"{len(both)} of {len(ours)} of the {kind}"
 
 
 def _check_lora(file: Path, planned: LoraPlan) -> None:
     given = read_as(dict[str, Any], file, "restore peft's adapter_config.json")
-    for name, key, wanted, flag in (
-        ("rank", "r", planned.rank, "-lora_rank {}"),
-        ("alpha", "lora_alpha", planned.alpha, "-lora_alpha {}"),
-        ("DoRA", "use_dora", planned.dora, "--dora"),
-        ("rsLoRA", "use_rslora", planned.rslora, "--rslora"),
+    for name, key, field in (
+        ("rank", "r", "rank"),
+        ("alpha", "lora_alpha", "alpha"),
+        ("DoRA", "use_dora", "dora"),
+        ("rsLoRA", "use_rslora", "rslora"),
     ):
-        got = given.get(key)
+        got, wanted = given.get(key), getattr(planned, field)
         if got != wanted:
-            how = f"with {flag.format(got)}" if got else f"without {flag}"
+            how = f"with `lora={{'{field}': {got!r}}}`" if got else f"without `lora.{field}`"
             raise SamunetError(
                 f"{file.parent} has LoRA of {name} {got}, but the plans say {wanted}",
-                f"plan {how} under another name (samunet_plan_experiment -overwrite_plans_name NAME), or start from a "
+                f"plan {how} under another name (`api.plan_experiment(ID, plans_name=NAME)`), or start from a "
                 f"fold with {name} {wanted}",
             )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -68,17 +67,20 @@ def save_state(path: Path, recipe: BaseRecipe, optimizer: Optimizer, progress: L
 
 
 def load_state(
-    path: Path, recipe: BaseRecipe, optimizer: Optimizer, kind: type[Kind], check: Callable[[Kind], None], remedy: str
+    path: Path, recipe: BaseRecipe, optimizer: Optimizer, kind: type[Kind], setup: dict, *, again: str, remedy: str
 ) -> Kind:
     """Restore what :func:`save_state` wrote.
 
     Args:
+        path: The file.
+        recipe, optimizer: Are given its tensors.
         kind: Of the progress.
-        check: Refuses a progress that is not to be gone on from.
+        setup: What must be as it was when the file was begun.
+        again: What to do where something is not.
         remedy: What to do about a damaged file.
 
     Raises:
-        SamunetError: If the file is damaged.
+        SamunetError: If the file is damaged, or was begun with another setup.
     """
     from safetensors import safe_open
 
@@ -89,13 +91,24 @@ def load_state(
         progress = as_kind(kind, parse_json(told.encode(), f"{path}: progress"), f"{path}: progress")
     except SamunetError as error:
         raise SamunetError(error.message, remedy) from error
-    check(progress)
-    recipe.load_tensors(tensors)
-    for name, parameter in zip(recipe.optimizer_keys(optimizer), _parameters(optimizer)):
-        saved = without_prefix(f"optimizer.{name}.", tensors)
-        if saved:
-            # Copies, not views of the file: Windows cannot replace a file that is mapped into memory.
-            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
+    changed = [
+        f"{key} {progress.setup.get(key)!r} (now {value!r})"
+        for key, value in setup.items()
+        if progress.setup.get(key) != value
+    ]
+    if changed:
+        raise SamunetError(f"{path} was begun with {'; '.join(changed)}", again)
+    try:
+        recipe.load_tensors(tensors)
+        for name, parameter in zip(recipe.optimizer_keys(optimizer), _parameters(optimizer)):
+            saved = without_prefix(f"optimizer.{name}.", tensors)
+            if saved:
+                # Copies, not views of the file: Windows cannot replace a file that is mapped into memory.
+                state = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
+                optimizer.state[parameter] = state
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SamunetError(f"{path} is no checkpoint of this training: {first}", remedy) from error
     return progress
 
 
@@ -111,20 +124,14 @@ def load_latest(folder: Path, recipe: Recipe, optimizer: Optimizer, setup: dict)
     Raises:
         SamunetError: If the checkpoint is damaged, or belongs to another setup.
     """
-
-    def check(progress: Progress) -> None:
-        changed = [key for key in setup if progress.setup.get(key) != setup[key]]
-        if changed:
-            was = ", ".join(f"{key} {progress.setup.get(key)!r} (now {setup[key]!r})" for key in changed)
-            raise SamunetError(
-                f"{folder} was started with another setup: {was}",
-                "give the same flags to go on, or add --overwrite to train this fold anew",
-            )
-
     path = folder / LATEST
     if not path.is_file():
         return Progress(setup=setup)
-    return load_state(path, recipe, optimizer, Progress, check, "add --overwrite to train this fold anew")
+    return load_state(
+        path, recipe, optimizer, Progress, setup,
+        again="give the same arguments to go on, or add `overwrite=True` to train this fold anew",
+        remedy="add `overwrite=True` to train this fold anew",
+    )  # fmt: skip
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:

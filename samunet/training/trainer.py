@@ -6,13 +6,11 @@ import logging
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samunet.dataset.description import Description
 from samunet.devices import fast_dtype, peak_memory, reset_peak_memory, resolve_device
 from samunet.errors import SamunetError
 from samunet.files import write_json
@@ -23,126 +21,101 @@ from samunet.models.checkpoint import load_model, save_model
 from samunet.models.folder import build_network
 from samunet.models.pretrained import PretrainedWeights
 from samunet.network.encoders import hold_frozen
+from samunet.network.model import SamunetModel
 from samunet.planning.resources import step_bytes
-from samunet.plans import ConfigurationPlan, NetworkPlan, Plans
 from samunet.preprocessing.store import StoredCase
-from samunet.training.check import monitored_dice, seconds_of_pass, seconds_of_prediction
-from samunet.training.divergence import loss_error
+from samunet.tensors import not_finite
 from samunet.training.estimate import Costs, StepClock, announce, passes_to_predict
 from samunet.training.feature_cache import CachedEncoder
 from samunet.training.loader import SliceLoader, batches
 from samunet.training.log import point_line, progress_bar, update_bar, write_logs
-from samunet.training.loop import Loop
+from samunet.training.loop import Loop, dtype_name
 from samunet.training.monitoring import (
     GRADIENTS,
     is_check,
     is_point,
     monitored_cases,
+    monitored_dice,
+    seconds_of_pass,
+    seconds_of_prediction,
     windows_of,
     windows_per_check,
 )
-from samunet.training.options import TrainingOptions
 from samunet.training.recipes import Batch, load_recipe
 from samunet.training.schedule import Budget, format_duration
 from samunet.training.start import start_from
 from samunet.training.state import LATEST, load_latest, save_latest
+from samunet.training.task import Material, Task
 
 log = logging.getLogger(__name__)
 
 _LONG_PREDICTION = 120.0  # seconds that are not spent to say how long a prediction takes
 _EPOCH_ITERATIONS = (100, 250)
+_PICTURE_SECONDS = 30.0  # from one drawing of the curve to the next: it takes a second
 
 
 class Trainer(Loop):
     """Trains one fold.
 
     Args:
-        folder: The fold's folder.
-        plans, configuration, network, description: What to train.
-        train, validation: Stored cases; of the validation cases as many are monitored as 5 % of the time allow.
-        options: The user's choices.
-        identity: Hash of plans, labels and training cases: a checkpoint of another identity is refused.
-        run: Content of ``run.json`` so far; measured choices in it are kept.
-        unlabelled: Stored images without labels, for a recipe that wants some.
-        base: What the network starts from; None for random weights.
+        task: What to train.
+        material: What it learns from; of the validation cases as many are monitored as 5 % of the time allow.
         progress: Whether to show a progress bar.
     """
 
-    def __init__(
-        self,
-        *,
-        folder: Path,
-        plans: Plans,
-        configuration: ConfigurationPlan,
-        network: NetworkPlan,
-        description: Description,
-        train: dict[str, StoredCase],
-        validation: dict[str, StoredCase],
-        options: TrainingOptions,
-        identity: str,
-        run: dict,
-        unlabelled: dict[str, StoredCase] | None = None,
-        base: PretrainedWeights | None = None,
-        progress: bool = True,
-    ) -> None:
-        self.folder = folder
-        self.plans = plans
-        self.configuration = configuration
-        self.network = network
-        self.description = description
-        self.options = options
-        self.run = run
-        self.costs: dict[str, float] = {}  # seconds of the last check, and of its prediction alone
+    def __init__(self, task: Task, material: Material, *, progress: bool = True) -> None:
+        self.task, self.options, self.network, self.folder = task, task.options, task.network, task.folder
+        self.labels = task.source.description.labels
         self.show_progress = progress
-        self.device = resolve_device(options.device)
+        self.run = dict(material.run)
+        self.drawn = time.monotonic()
+        self.costs: dict[str, float] = {}  # seconds of the last check, and of its prediction alone
+        self.device = resolve_device(self.options.device)
         reset_peak_memory(self.device)
-        kind_of_recipe = load_recipe(network.recipe)
-        self.micro_batch = max(1, network.batch_size // (kind_of_recipe.slices * (2 if unlabelled else 1)))
-        self.batch_size = network.batch_size * network.accumulation
-        num_slices = sum(case.shape[0] for case in train.values())
+        kind = load_recipe(self.network.recipe)
+        self.images_per_item = kind.slices_for(self.network) * (2 if material.unlabelled else 1)
+        self.micro_batch = max(1, self.network.batch_size // self.images_per_item)
+        self.batch_size = self.network.batch_size * self.network.accumulation
+        num_slices = sum(case.shape[0] for case in material.train.values())
         self.epoch_iterations = int(np.clip(-(-num_slices // self.batch_size), *_EPOCH_ITERATIONS))
-        self.labels = description.labels
         self.loader = SliceLoader(
-            train, configuration, network, self.batch_size, options.seed,
-            ignore=self.labels.ignore, recipe=kind_of_recipe, unlabelled=unlabelled,
+            material.train, task.source.configuration, self.network, self.batch_size, self.options.seed,
+            ignore=self.labels.ignore, recipe=kind, unlabelled=material.unlabelled,
         )  # fmt: skip
         self.budget = self._plan_budget()
-        torch.manual_seed(options.seed)
-        self.model = build_network(configuration, network, description, base).to(self.device)
-        if base:
-            # Only what a fold leaves to its base must be found again.
-            self.run["base" if self.model.has_base else "started_from"] = base.record
-        if options.pretrained:
-            start_from(self.model, options.pretrained)
+        torch.manual_seed(self.options.seed)
+        self.model = self._build_model(material.base)
         self.dtype = self._choose_dtype()
-        recipe = kind_of_recipe(self.model, network, self.labels, self.dtype)
+        recipe = kind(self.model, self.network, self.labels, self.dtype)
         optimizer = recipe.optimizer()
-        self.monitored = self._choose_monitored(validation or train)
-        kind = "validation" if validation else "training"
-        self.monitored_name = f"{len(self.monitored)} of {len(validation or train)} {kind} cases"
-        self.validation = validation
-        if options.feature_cache:
+        self.validation, cases = material.validation, material.validation or material.train
+        self.monitored = self._choose_monitored(cases)
+        kind_of_cases = "validation" if self.validation else "training"
+        self.monitored_name = f"{len(self.monitored)} of {len(cases)} {kind_of_cases} cases"
+        if self.options.feature_cache:
             recipe.encode = self._open_cache()
         self.setup = {
-            "identity": identity,
-            "seed": options.seed,
+            "identity": material.identity,
+            "seed": self.options.seed,
             "batch_size": self.batch_size,
-            "learning_rate": network.learning_rate,
+            "learning_rate": self.network.learning_rate,
             "iterations": self.budget.iterations,
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
+            "augmentation": "strong" if self.loader.strong else None,  # None as in files of before there was any
+            "synthesis": self.loader.synthesis and self.network.synthesis.model_dump(),
         }
-        state = load_latest(folder, recipe, optimizer, self.setup)
+        state = load_latest(self.folder, recipe, optimizer, self.setup)
         if self.dtype is not None:
             hold_frozen(self.model.image_encoder, self.dtype)
         # A number of updates that the user gave is to come out the same every time, to the last bit.
-        repeatable = bool(options.iterations or options.epochs)
+        repeatable = bool(self.options.iterations or self.options.epochs)
         super().__init__(
             recipe, optimizer, state, self.budget,
-            checkpoint_seconds=options.checkpoint_seconds, repeatable=repeatable, dtype=self.dtype,
+            checkpoint_seconds=self.options.checkpoint_seconds, repeatable=repeatable, dtype=self.dtype,
         )  # fmt: skip
-        if self.state.scaler:
-            self.scaler.load_state_dict(self.state.scaler)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
 
     def train(self) -> None:
         """Train to the end of the budget and write the final model.
@@ -194,9 +167,9 @@ class Trainer(Loop):
             if self.micro_batch == 1:
                 raise SamunetError(
                     "a single image does not fit into the GPU's memory",
-                    "plan for less memory under another name (samunet_plan_experiment with a smaller "
-                    "-gpu_memory_target and -overwrite_plans_name NAME) and train with -p NAME; or use a smaller "
-                    "configuration, for example 2d_448, or -encoder small",
+                    "plan for less memory under another name (`api.plan_experiment(ID, "
+                    "gpu_memory_target_gb=4, plans_name=NAME)`) and train with `plans_name=NAME`; or use a smaller "
+                    "configuration, for example 2d_448, or `encoder='small'`",
                 )
             self.micro_batch = max(1, self.micro_batch // 2)
             log.warning("out of GPU memory: %d images at a time from now on", self.micro_batch)
@@ -232,27 +205,31 @@ class Trainer(Loop):
         self.costs["prediction"] = time.monotonic() - begin
         self.bar.clear()
         log.info("%s", point_line(self.state.log[-1]))
-        self._write_logs()
         if score is not None and trained and (self.state.best_dice is None or score > self.state.best_dice):
             self.state.best_dice, self.state.best_iteration = score, self.state.iteration
             save_model(self.folder, self.recipe.result, "best")
         self.ended = self._is_out_of_patience()
+        self._write_logs()
         self.costs["check"] = time.monotonic() - begin
 
     def _write_logs(self) -> None:
-        facts = [self.run.get("dataset"), self.run.get("configuration"), f"fold {self.run.get('fold')}"]
-        title = ", ".join(map(str, [*facts, self.network.encoder]))
-        write_logs(self.state.log, self.folder, title, self.monitored_name)
+        source = self.task.source
+        title = f"{source.dataset_name}, {source.configuration_name}, fold {self.task.fold}, {self.network.encoder}"
+        picture = self.progress >= 1 or self.ended or time.monotonic() - self.drawn > _PICTURE_SECONDS
+        write_logs(self.state.log, self.folder, title, self.monitored_name, picture=picture)
+        if picture:
+            self.drawn = time.monotonic()
 
     def _monitor(self) -> float | None:
-        """See :func:`samunet.training.check.monitored_dice`."""
+        """See :func:`samunet.training.monitoring.monitored_dice`."""
         model = self.recipe.result
         predictor = SlicePredictor(
             [partial(model, encode=self.recipe.encode)],
             neighbours=self.network.input_channels == "neighbours",
+            slab=self.network.adaptation.slab,
             device=self.device,
             dtype=self.dtype,
-            batch_size=self.micro_batch,
+            batch_size=self.micro_batch * self.images_per_item,
         )
         model.eval()
         score = monitored_dice(predictor, self.monitored, self.network, self.labels)
@@ -284,6 +261,16 @@ class Trainer(Loop):
         peak = self.run["peak_memory_bytes"]
         memory = f"; peak memory {peak / 1e9:.1f} GB" if peak else ""
         log.info("trained %d iterations in %s%s", self.state.iteration, format_duration(self.state.elapsed), memory)
+
+    def _build_model(self, base: PretrainedWeights | None) -> SamunetModel:
+        source = self.task.source
+        model = build_network(source.configuration, self.network, source.description, base).to(self.device)
+        if base:
+            # Only what a fold leaves to its base must be found again.
+            self.run["base" if model.has_base else "started_from"] = base.record
+        if self.options.pretrained:
+            start_from(model, self.options.pretrained)
+        return model
 
     def _plan_budget(self) -> Budget:
         options = self.options
@@ -327,8 +314,7 @@ class Trainer(Loop):
     def _choose_dtype(self) -> torch.dtype | None:
         """The number format: as this fold began, else the device's fast one (told by hardware, not by a timing)."""
         if "dtype" not in self.run:
-            fast = fast_dtype(self.device, self.network.input_shape)
-            self.run["dtype"] = "float32" if fast is None else str(fast).removeprefix("torch.")
+            self.run["dtype"] = dtype_name(fast_dtype(self.device, self.network.input_shape))
         return None if self.run["dtype"] == "float32" else getattr(torch, self.run["dtype"])
 
     def _announce(self) -> None:
@@ -347,11 +333,16 @@ class Trainer(Loop):
         parts = ", ".join(f"{name} {count:,}" for name, count in trained.items() if count)
         log.info(
             "%s of %s trained: %s parameters (%s)",
-            self.network.adaptation, self.network.components, f"{sum(trained.values()):,}", parts,
+            self.network.adaptation.method, self.network.components, f"{sum(trained.values()):,}", parts,
         )  # fmt: skip
         kind = "cpu" if self.device.type == "cpu" else "gpu"
-        memory = step_bytes(self.network, self.micro_batch, kind, self.labels.num_outputs)
+        memory = step_bytes(self.network, self.micro_batch * self.images_per_item, kind, self.labels.num_outputs)
         log.info("checked while training: %s; memory about %.1f GB", self.monitored_name, memory / 1e9)
+        if self.loader.strong:
+            log.info("strong augmentation, for %d training cases", len(self.loader.cases))
+        if self.loader.synthesis:
+            names = self.labels.names_in_masks if not self.labels.has_regions else {}
+            log.info("%s", self.loader.synthesis.describe(names))
         if self.state.iteration:
             log.info("going on from iteration %d", self.state.iteration)
 
@@ -373,15 +364,48 @@ class Trainer(Loop):
         """What predicting each validation case will take, from one that is predicted now as it will be then."""
         if not self.validation:
             return []
-        passes = [passes_to_predict(case, self.configuration, self.network) for case in self.validation.values()]
+        source = self.task.source
+        passes = [passes_to_predict(case, source.configuration, self.network) for case in self.validation.values()]
         middle = int(np.argsort(passes)[len(passes) // 2])
         window = self.costs["prediction"] / sum(windows_of(case, self.network) for case in self.monitored.values())
         if passes[middle] * window < _LONG_PREDICTION:
             case = list(self.validation.values())[middle]
             predictor = Predictor(
-                [self.recipe.result], self.plans, self.configuration, self.network, self.description,
+                [self.recipe.result], source.plans, source.configuration, self.network, source.description,
                 PredictionOptions(device=self.options.device, measure_uncertainty=True),
             )  # fmt: skip
             window = seconds_of_prediction(predictor, case) / passes[middle]
             self.recipe.result.train()
         return [number * window for number in passes]
+
+
+def loss_error(
+    loss: float, iteration: int, images: Tensor, model: SamunetModel, dtype: torch.dtype | None, learning_rate: float
+) -> SamunetError:
+    """Why a loss is no number: told from what it was computed from, not guessed.
+
+    Args:
+        loss: NaN or infinite.
+        iteration: At which.
+        images: The batch.
+        model: As it was when the loss was computed.
+        dtype: Number format of the computation; None for float32.
+        learning_rate: Peak.
+    """
+    what = f"the loss became {loss} at iteration {iteration}"
+    if not torch.isfinite(images).all():
+        return SamunetError(
+            f"{what}: the batch has pixels that are no numbers",
+            "look for damaged images (`api.plan_and_preprocess(ID, verify=True, clean=True)`)",
+        )
+    wrong = not_finite(model.trained_state())
+    if wrong:
+        return SamunetError(
+            f"{what}: an update made the weights infinite, for example {wrong}",
+            f"use a lower learning rate: `learning_rate={learning_rate / 3:.1e}, overwrite=True`",
+        )
+    return SamunetError(
+        f"{what}, though images and weights are numbers: {dtype_name(dtype)} does not hold what lies between them",
+        "train again with another seed (`seed=N, overwrite=True`) or on another device (`device`); if that does not "
+        "help, report it with the name of the processor or GPU",
+    )

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bundled_weights.draw import Draw
 from bundled_weights.label_maps import MOST_REGIONS
-from samunet.training.pretraining.draw import Draw
 
 KINDS = ("grey", "slices", "colour")
 _SHARES = (0.5, 0.25, 0.25)

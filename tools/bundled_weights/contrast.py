@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundled_weights.draw import Draw
 from bundled_weights.label_maps import MOST_REGIONS
-from samunet.training.pretraining.draw import Draw
 
 _TEMPERATURE = 0.1
 _PIXELS = 256

@@ -65,7 +65,7 @@ class SyntheticImages:
                 self.facts["base"]["card"] = read_json(card)
 
     def build(self) -> PretrainingModel:
-        """See :class:`samunet.training.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.run.Work`."""
         model = PretrainingModel(encoder_facts(self.encoder))
         if self.base:
             try:
@@ -78,5 +78,5 @@ class SyntheticImages:
         return model
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> SyntheticBatch:
-        """See :class:`samunet.training.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.run.Work`."""
         return synthetic_batch(options.seed, iteration, *options.shape(iteration), device)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samunet.training.pretraining.draw import Draw
+from bundled_weights.draw import Draw
 
 AIR = 0
 _SPOTS = 40

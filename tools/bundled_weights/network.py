@@ -5,15 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bundled_weights.contrast import SameRegion
+from bundled_weights.draw import Draw
 from bundled_weights.prompts import prompt_loss
 from bundled_weights.synthesis import SyntheticBatch
 from samunet.encoders import EncoderFacts
 from samunet.network.encoders import build_encoder
 from samunet.network.heads import build_head
-from samunet.training.pretraining.draw import Draw
 from samunet.training.pretraining.options import PERIOD
-from samunet.training.pretraining.recipe import Reconstruction
-from samunet.training.pretraining.reconstruction import MaskedReconstruction
+from samunet.training.pretraining.recipe import MaskedReconstruction, Reconstruction
 from samunet.training.recipes.recipe import without_prefix
 
 _MASK_TOKENS = 4  # as every SAM
@@ -65,6 +64,8 @@ class PretrainingModel(nn.Module):
 
 class Synthetic(Reconstruction):
     """The objectives of :class:`bundled_weights.images.SyntheticOptions`, with a :class:`PretrainingModel`."""
+
+    draw = Draw
 
     def images(self, batch: SyntheticBatch) -> Tensor:
         """As they are made."""

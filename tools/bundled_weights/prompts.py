@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bundled_weights.contrast import region_sizes
+from bundled_weights.draw import Draw
 from samunet.network.encoders import Features
 from samunet.network.heads import SamHead
-from samunet.training.pretraining.draw import Draw
 
 _STRIDE = 4  # input pixels per pixel of the targets, as of SAM's masks
 _SMALLEST = 4  # pixels of a target's region on the masks' grid

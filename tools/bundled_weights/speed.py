@@ -31,7 +31,7 @@ class TimedImages(SyntheticImages):
     seconds = 0.0
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device):
-        """See :class:`samunet.training.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.run.Work`."""
         synchronize(device)
         start = time.perf_counter()
         made = super().batch(options, iteration, device)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bundled_weights.appearance import draw_images
+from bundled_weights.draw import Draw
 from bundled_weights.label_maps import draw_label_maps
-from samunet.training.pretraining.draw import Draw
 
 
 @dataclass(frozen=True)

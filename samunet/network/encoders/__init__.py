@@ -20,10 +20,10 @@ from torch import nn
 
 from samunet.encoders import EncoderFacts
 from samunet.network.encoders import tiny_vit, vit
-from samunet.network.encoders.encoder import Features, KeptValues, attention_blocks, hold_frozen
+from samunet.network.encoders.encoder import Features, hold_frozen
 
 __all__ = [
-    "ARCHITECTURES", "Features", "KeptValues", "architecture", "attention_blocks", "build_encoder", "hold_frozen",
+    "ARCHITECTURES", "Features", "architecture", "build_encoder", "hold_frozen",
 ]  # fmt: skip
 
 ARCHITECTURES: dict[str, ModuleType] = {"vit": vit, "tiny_vit": tiny_vit}

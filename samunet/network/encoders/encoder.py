@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +9,6 @@ from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
 HALF, SINGLE = 2, 4  # bytes of a number
-
-
-@dataclass(frozen=True)
-class KeptValues:
-    """What an adaptation makes a block keep for the backward pass, beyond what it keeps with LoRA.
-
-    Attributes:
-        adaptation: Its name.
-        more: 16-bit values per token of a block, by the block's channels.
-    """
-
-    adaptation: str
-    more: Callable[[int], int]
 
 
 @dataclass
@@ -40,11 +26,6 @@ class Features:
     embedding: Tensor
     taps: tuple[Tensor, ...] = ()
     details: tuple[Tensor, ...] = ()
-
-
-def attention_blocks(encoder: nn.Module) -> dict[str, nn.Module]:
-    """An encoder's blocks with attention by name, in the order of the forward pass."""
-    return {name: module for name, module in encoder.named_modules() if hasattr(module, "attn")}
 
 
 def hold_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samunet.adaptations import Adaptation
+from samunet.adaptations.projection import project_qkv, to_autocast
 from samunet.encoders import EncoderFacts, Stage
 from samunet.network.attention import in_windows
-from samunet.network.encoders.encoder import HALF, Features, KeptValues, Shapes, pairs
-from samunet.network.projection import project_qkv, to_autocast
+from samunet.network.encoders.encoder import HALF, Features, Shapes, pairs
 from samunet.network.sam_modules import LayerNorm2d
 
 TITLE = "MobileSAM"  # as which its checkpoints are known
@@ -309,19 +310,21 @@ def kept_bytes(
     facts: EncoderFacts,
     input_shape: list[int],
     first: int,
-    kept: KeptValues,
+    adaptation: Adaptation,
     device: str,
     checkpoint_blocks: bool = False,
 ) -> tuple[int, int]:
     """As :func:`samunet.network.encoders.vit.kept_bytes`; device and ``checkpoint_blocks`` change nothing."""
-    if kept.adaptation == "full" and first < facts.attention_blocks:
-        return sum(_block_bytes(stage, input_shape, kept) for stage in facts.stages for _ in range(stage.depth)), 0
+    if adaptation.encoder_trains and first < facts.attention_blocks:
+        return sum(
+            _block_bytes(stage, input_shape, adaptation) for stage in facts.stages for _ in range(stage.depth)
+        ), 0
     # Convolutional blocks come before all attention: no gradient reaches them.
     stages = [stage for stage in facts.stages if stage.window]
     total, index = 0, 0
     for number, stage in enumerate(stages):
         adapted = max(0, index + stage.depth - max(first, index))
-        total += adapted * _block_bytes(stage, input_shape, kept)
+        total += adapted * _block_bytes(stage, input_shape, adaptation)
         if adapted and number + 1 < len(stages):
             following = stages[number + 1]
             both = sum(math.prod(side // part.stride for side in input_shape) for part in (stage, following))
@@ -332,15 +335,15 @@ def kept_bytes(
     return total, tokens * start.width * _PASSING_BYTES
 
 
-def _block_bytes(stage: Stage, input_shape: list[int], kept: KeptValues) -> int:
+def _block_bytes(stage: Stage, input_shape: list[int], adaptation: Adaptation) -> int:
     """What one block keeps, on its own grid, padded to whole windows."""
     grid = [side // stage.stride for side in input_shape]
     per_token = _VALUES_PER_TOKEN_CONVOLVED
     if stage.window:
-        counted = _VALUES_PER_TOKEN.get(kept.adaptation)
-        per_token = counted or _VALUES_PER_TOKEN["lora"] + kept.more(stage.width) / stage.width
+        counted = _VALUES_PER_TOKEN.get(adaptation.method)
+        per_token = counted or _VALUES_PER_TOKEN["lora"] + adaptation.kept_values(stage.width) / stage.width
     windows = math.prod(-(-side // stage.window) for side in grid) if stage.window else 0
-    scores = windows * stage.window**4 * _VALUES_PER_SCORE.get(kept.adaptation, 1)
+    scores = windows * stage.window**4 * _VALUES_PER_SCORE.get(adaptation.method, 1)
     return round(math.prod(grid) * stage.width * per_token + scores * stage.heads) * HALF
 
 

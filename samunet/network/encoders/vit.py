@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from samunet.adaptations import Adaptation
+from samunet.adaptations.projection import to_autocast
 from samunet.encoders import EncoderFacts
 from samunet.network.attention import block_attention
-from samunet.network.encoders.encoder import HALF, SINGLE, Features, KeptValues, Shapes, pairs
-from samunet.network.projection import to_autocast
+from samunet.network.encoders.encoder import HALF, SINGLE, Features, Shapes, pairs
 from samunet.network.sam_modules import Block, ImageEncoderViT
 
 TITLE = "SAM"  # as which its checkpoints are known
@@ -197,7 +198,7 @@ def kept_bytes(
     facts: EncoderFacts,
     input_shape: list[int],
     first: int,
-    kept: KeptValues,
+    adaptation: Adaptation,
     device: Literal["cpu", "gpu"],
     checkpoint_blocks: bool = False,
 ) -> tuple[int, int]:
@@ -207,13 +208,13 @@ def kept_bytes(
         facts: The encoder.
         input_shape: ``[height, width]`` in pixels.
         first: The first block that is adapted; their number if none is.
-        kept: What the adaptation adds.
+        adaptation: Says what it makes a block keep beyond what it keeps with LoRA.
         device: Attention keeps less on a CPU.
         checkpoint_blocks: Whether every block keeps its input alone, in float32, and what it needs beyond that exists
             for one block at a time.
     """
     grid = [side // facts.patch_size for side in input_shape]
-    blocks = [block_bytes(facts, grid, index, kept, device) for index in range(first, facts.depth)]
+    blocks = [block_bytes(facts, grid, index, adaptation, device) for index in range(first, facts.depth)]
     tokens = math.prod(grid) * facts.width
     total = sum(blocks)
     if checkpoint_blocks and blocks:
@@ -222,7 +223,7 @@ def kept_bytes(
 
 
 def block_bytes(
-    facts: EncoderFacts, grid: list[int], index: int, kept: KeptValues, device: Literal["cpu", "gpu"]
+    facts: EncoderFacts, grid: list[int], index: int, adaptation: Adaptation, device: Literal["cpu", "gpu"]
 ) -> int:
     """What one block keeps for the backward pass of one image.
 
@@ -234,7 +235,7 @@ def block_bytes(
     sides = [facts.window, facts.window] if in_windows else grid
     padded = math.prod(-(-length // side) * side for length, side in zip(grid, sides))
     tokens, channels = math.prod(grid), facts.width // facts.heads
-    linear = tokens * (facts.width * (2 * SINGLE + HALF + 4 * HALF) + kept.more(facts.width) * HALF)
+    linear = tokens * (facts.width * (2 * SINGLE + HALF + 4 * HALF) + adaptation.kept_values(facts.width) * HALF)
     per_head = 3 * channels + (sum(sides) if device == "cpu" else 4 * (channels + sum(sides)))
     return linear + padded * facts.heads * per_head * HALF
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samunet.errors import UsageError, check_number
+from samunet.errors import UsageError, argument, check_number
 
 PERIOD = 4  # updates after which a mix begins anew, at the next image size
 
@@ -13,7 +13,7 @@ _MOST = {"iterations": 1e9, "seconds": 1e9, "batch_size": 1e5, "learning_rate": 
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    """Flags of ``samunet_pretrain``.
+    """What a user may choose.
 
     Attributes:
         objective: ``mae``: reconstruct what is hidden.
@@ -41,7 +41,7 @@ class PretrainingOptions:
 
     def __post_init__(self) -> None:
         if (self.iterations is None) == (self.seconds is None):
-            raise UsageError("the length is not clear", "give either --time_budget or --iterations")
+            raise UsageError("the length is not clear", "give either `seconds` or `iterations`")
         for name in ("iterations", "seconds", "batch_size", "learning_rate"):
             value = getattr(self, name)
             if value is not None:
@@ -49,7 +49,8 @@ class PretrainingOptions:
         check_number("seed", self.seed, least=0, most=2**32 - 1)
         for size in self.image_sizes:
             if size < 32 or size % 16:
-                raise UsageError(f"--image_size {size} is no multiple of 16 from 32 on", "use for example 224")
+                given = argument("image_size", size)
+                raise UsageError(f"{given} is no multiple of 16 from 32 on", "use for example 224")
 
     def shape(self, iteration: int) -> tuple[int, int]:
         """Number and side of an update's images."""

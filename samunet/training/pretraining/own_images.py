@@ -10,33 +10,31 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samunet import paths
-from samunet.dataset.cases import Dataset
-from samunet.dataset.description import Description, read_description
-from samunet.dataset.layout import raw_dataset
-from samunet.devices import resolve_device
+from samunet.adaptations import FullPlan
+from samunet.dataset.description import Description
+from samunet.dataset.layout import find_dataset
+from samunet.dataset.outputs import check_holdings, check_place
 from samunet.encoders import encoder_facts
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, UsageError
 from samunet.models.folder import build_network
-from samunet.models.pretrained import PretrainedWeights, automatic_encoder, pretrained_weights
+from samunet.models.pretrained import PretrainedWeights, pretrained_weights
 from samunet.planning import resources, rules
-from samunet.planning.fingerprint import FILE_NAME as FINGERPRINT_FILE
-from samunet.planning.fingerprint import read_fingerprint
-from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan, Plans, plans_called
+from samunet.plans import DEFAULT_PLANS_NAME, ConfigurationPlan, NetworkPlan
 from samunet.preprocessing.grid import SliceGrid, about_centre, sample
 from samunet.preprocessing.planes import slice_with_context
-from samunet.preprocessing.run import check_cases, stored_cases
-from samunet.preprocessing.store import StoredCase
 from samunet.training.pretraining.options import PretrainingOptions
-from samunet.training.pretraining.recipe import Reconstruction
-from samunet.training.pretraining.reconstruction import MaskedReconstruction
-from samunet.training.pretraining.run import DECAY, WEIGHTS, pretrain
-from samunet.training.unlabelled import stored_test_images
+from samunet.training.pretraining.recipe import MaskedReconstruction, Reconstruction
+from samunet.training.pretraining.run import DECAY, WEIGHTS
+from samunet.training.pretraining.run import pretrain as pretrain_piece
+from samunet.training.source import Source
+from samunet.workers import default_workers
 
 OBJECTIVE = "mae"
 _RATE = 1e-4  # lower than from random weights: there is something to keep
@@ -49,6 +47,59 @@ _CONTRAST = (0.8, 1.25)
 _BRIGHTNESS = 0.1  # deviations of the slice
 
 log = logging.getLogger(__name__)
+
+
+def pretrain(
+    dataset: str | int,
+    encoder: str | None = None,
+    configuration: str = "2d",
+    plans_name: str = DEFAULT_PLANS_NAME,
+    *,
+    checkpoint: str | Path | None = None,
+    output: str | Path | None = None,
+    test_images: bool = True,
+    num_workers: int | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Path:
+    """Further train an encoder on a dataset's images, without labels; goes on from what its folder holds.
+
+    Args:
+        dataset: Id or name of a preprocessed dataset.
+        encoder, configuration, plans_name, checkpoint, test_images, progress: See :class:`OwnImages`.
+        output: Folder for checkpoints, log and weights; None for one among the dataset's results.
+        num_workers: Processes that preprocess ``imagesTs``; None for a number that suits this machine.
+        settings: Fields of :class:`samunet.training.pretraining.options.PretrainingOptions`. Without ``iterations`` and
+            ``seconds`` it is a whole pretraining, of 20 passes over the slices at least; the other two that are not
+            given, ``batch_size`` and ``learning_rate``, follow memory and weights.
+
+    Returns:
+        The file with the weights.
+
+    Raises:
+        UsageError: If the options do not fit, or ``output`` lies in a dataset or a model.
+        SamunetError: If the dataset is not preprocessed, or weights or images cannot be read.
+    """
+    name = find_dataset(dataset)
+    if output:  # before images are stored
+        check_holdings(check_place(Path(output)))
+    if settings.get("final_decay") and settings.get("seconds") is None and settings.get("iterations") is None:
+        raise UsageError("the length of the decay is not clear", "give either `seconds` or `iterations`")
+    work = OwnImages(
+        name, encoder, checkpoint and Path(checkpoint), configuration, plans_name, test_images=test_images,
+        device=settings.get("device", "auto"), progress=progress,
+        num_workers=default_workers() if num_workers is None else num_workers,
+    )  # fmt: skip
+    folder = Path(output) if output else paths.results_folder() / name / f"pretraining_{work.encoder}"
+    settings.setdefault("batch_size", work.batch_size())
+    settings.setdefault("learning_rate", work.learning_rate())
+    settings["image_sizes"] = (max(work.network.input_shape),)
+    if settings.keys() & {"seconds", "iterations"}:
+        return pretrain_piece(folder, PretrainingOptions(**settings), work)
+    options = PretrainingOptions(**settings, iterations=1)  # looked at before their number is known: 0 images have none
+    options = replace(options, iterations=work.updates(options.batch_size))
+    log.info("%d updates of %d images; another length: `seconds=T`", options.iterations, options.batch_size)
+    return pretrain_without_end_given(folder, options, work)
 
 
 class OwnImages:
@@ -85,22 +136,20 @@ class OwnImages:
         num_workers: int = 0,
         progress: bool = True,
     ) -> None:
-        source = paths.preprocessed_folder() / dataset
-        plans, self.description = plans_called(plans_name, source), read_description(source)
-        self.configuration = plans.configuration(configuration)
-        self.network = _network(plans, self.configuration, encoder, checkpoint, device)
+        source = Source(dataset, configuration, plans_name)
+        self.configuration, self.description = source.configuration, source.description
+        self.network, _ = source.network(encoder, checkpoint, device)
         self.encoder = self.network.encoder
-        self.cases = _training_images(source, plans, self.configuration, self.description, raw_dataset(dataset))
+        self.cases = list(source.stored(sorted(source.fingerprint.cases), images_only=True).values())
         numbers = {"imagesTr": len(self.cases)}
         if test_images:
-            given = (source, plans, self.configuration, self.description, num_workers, progress)
-            found = list(stored_test_images(*given).values())
-            self.cases, numbers["imagesTs"] = self.cases + found, len(found)
+            found = source.test_images(num_workers, progress)
+            self.cases, numbers["imagesTs"] = [*self.cases, *found.values()], len(found)
         self.slices = sum(case.shape[0] for case in self.cases)
         self.base = pretrained_weights(self.encoder, checkpoint=checkpoint, may_download=True, progress=progress)
         base = self.base.record
         self._warn_of_statistics()
-        self.budget = int(plans.gpu_memory_target_gb * 1e9)
+        self.budget = int(source.plans.gpu_memory_target_gb * 1e9)
         self.setup = {
             "encoder": self.encoder,
             "dataset": dataset,
@@ -117,7 +166,7 @@ class OwnImages:
         log.info("at the start: %s", base["file"])
 
     def build(self) -> ReconstructionModel:
-        """See :class:`samunet.training.pretraining.work.Work`."""
+        """See :class:`samunet.training.pretraining.run.Work`."""
         return ReconstructionModel(self.network, self.configuration, self.description, self.base)
 
     def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Tensor:
@@ -128,7 +177,7 @@ class OwnImages:
     def batch_size(self) -> int:
         """Images per update for which the plans' memory is enough, with the whole encoder trained; at most 12."""
         estimate = resources.estimate(
-            encoder_facts(self.encoder), self.network.input_shape, "full",
+            encoder_facts(self.encoder), self.network.input_shape, FullPlan(),
             checkpoint_blocks=self.network.checkpoint_blocks,
         )  # fmt: skip
         return rules.batch_size(estimate.fixed_bytes, estimate.image_bytes, self.budget)[0][0]
@@ -163,7 +212,7 @@ class OwnImages:
         facts = encoder_facts(self.encoder)
         if tuple(self.base.record["pixel_mean"]) != facts.pixel_mean:
             log.warning(
-                "%s was trained with pixel statistics of its own; from here on it gets those of %s, as samunet_train "
+                "%s was trained with pixel statistics of its own; from here on it gets those of %s, as `api.train` "
                 "gives them to any file that is not a published one", self.base.record["file"], self.encoder,
             )  # fmt: skip
 
@@ -182,7 +231,7 @@ class ReconstructionModel(nn.Module):
     ) -> None:
         super().__init__()
         facts = encoder_facts(network.encoder)
-        everything = network.changed(adaptation="full", components="encoder_decoder", lora=None, adapter=None)
+        everything = network.changed(adaptation=FullPlan(), components="encoder_decoder")
         statistics = {"pixel_mean": list(facts.pixel_mean), "pixel_std": list(facts.pixel_std)}
         base = replace(base, record=base.record | statistics)
         whole = build_network(configuration, everything, description, base)
@@ -206,26 +255,6 @@ class ReconstructionModel(nn.Module):
         }
 
 
-def _network(
-    plans: Plans, configuration: ConfigurationPlan, encoder: str | None, checkpoint: Path | None, device: str
-) -> NetworkPlan:
-    """The network whose encoder is to be trained."""
-    wanted = encoder or (configuration.default_sam if checkpoint else plans.encoder)
-    if wanted == "auto":
-        wanted, _ = automatic_encoder(configuration.networks, gpu=resolve_device(device).type != "cpu")
-    encoder_facts(wanted)
-    return plans.network(configuration, wanted)
-
-
-def _training_images(
-    source: Path, plans: Plans, configuration: ConfigurationPlan, description: Description, raw: Dataset | None
-) -> list[StoredCase]:
-    names = sorted(read_fingerprint(source / FINGERPRINT_FILE).cases)
-    if raw is not None:
-        check_cases(raw, names)
-    return list(stored_cases(source, plans, configuration, description, names, raw, images_only=True).values())
-
-
 def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: OwnImages) -> Path:
     """A whole pretraining: a constant rate, and over its last fifth the final decay; resumes where it stopped.
 
@@ -240,9 +269,9 @@ def pretrain_without_end_given(folder: Path, options: PretrainingOptions, work: 
     weights = folder / WEIGHTS.format(work.encoder)
     if weights.is_file():
         raise SamunetError(
-            f"{weights} is there already", "go on from before its decay with --time_budget T, or use --out FOLDER"
+            f"{weights} is there already", "go on from before its decay with `seconds=T`, or use `output=FOLDER`"
         )
     decay = max(1, round(options.iterations * _DECAY_SHARE))
     if not (folder / DECAY).is_file():
-        pretrain(folder, replace(options, iterations=max(1, options.iterations - decay)), work)
-    return pretrain(folder, replace(options, iterations=decay, final_decay=True), work)
+        pretrain_piece(folder, replace(options, iterations=max(1, options.iterations - decay)), work)
+    return pretrain_piece(folder, replace(options, iterations=decay, final_decay=True), work)

@@ -12,26 +12,26 @@ import platform
 import shlex
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from samunet import __version__
 from samunet.dataset.outputs import check_holdings, check_place
 from samunet.devices import fast_dtype, resolve_device
 from samunet.errors import SamunetError, UsageError
 from samunet.files import file_hash, make_folder, write_json
-from samunet.locks import LockHeld, exclusive
 from samunet.tensors import write_tensors
+from samunet.training.lock import training_lock
 from samunet.training.log import drawn
-from samunet.training.loop import Loop
+from samunet.training.loop import Loop, dtype_name
 from samunet.training.pretraining.options import PretrainingOptions
-from samunet.training.pretraining.state import PretrainingProgress, load_pretraining
-from samunet.training.pretraining.work import Work
+from samunet.training.pretraining.recipe import PretrainingRecipe
 from samunet.training.schedule import Budget
-from samunet.training.state import save_state
+from samunet.training.state import LoopProgress, load_state, save_state
 
 LATEST = "pretraining_latest.safetensors"
 DECAY = "pretraining_decay.safetensors"
@@ -40,6 +40,30 @@ WEIGHTS_SO_FAR = "{}_latest.safetensors"
 _LOG_EVERY = 100
 
 log = logging.getLogger(__name__)
+
+
+class Work(Protocol):
+    """What :func:`pretrain` trains on.
+
+    Attributes:
+        recipe: How it learns.
+        encoder: Name of the encoder.
+        optimizer: As a plan names it (:func:`samunet.network.optimizer.build_optimizer`).
+        setup: What must not change from piece to piece.
+        facts: What the weights' card says of the images and of the weights at the start.
+    """
+
+    recipe: type[PretrainingRecipe]
+    encoder: str
+    optimizer: Literal["adamw", "muon"]
+    setup: dict[str, Any]
+    facts: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """A model as the recipe wants it, whose ``sam_state()`` gives the weights by SAM's names."""
+
+    def batch(self, options: PretrainingOptions, iteration: int, device: torch.device) -> Any:
+        """The batch of an iteration, which depends on the arguments alone."""
 
 
 def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
@@ -60,15 +84,23 @@ def pretrain(folder: Path, options: PretrainingOptions, work: Work) -> Path:
     """
     check_holdings(check_place(folder))
     make_folder(folder)
-    try:
-        with exclusive(folder.resolve()) as held:
-            if not held:
-                log.warning("%s cannot be locked: never use one folder twice at once", folder)
-            return Pretraining(folder, options, work).run()
-    except LockHeld as holder:
-        raise SamunetError(
-            f"{folder} is being pretrained by {holder}", "wait until it is done, or use another --out FOLDER"
-        ) from None
+    with training_lock(folder.resolve(), "pretrained", "wait until it is done, or use another `output=FOLDER`"):
+        return Pretraining(folder, options, work).run()
+
+
+@dataclass
+class PretrainingProgress(LoopProgress):
+    """Where a pretraining stands, over all pieces.
+
+    Attributes:
+        images: Images seen.
+        decay: Of a final decay: updates and seconds of it.
+        pieces: What every piece was: objective, seed, batch size, image sizes, rate, images, versions, command.
+    """
+
+    images: int = 0
+    decay: dict = field(default_factory=lambda: {"iterations": 0, "seconds": 0.0})
+    pieces: list[dict] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,15 +130,20 @@ class Pretraining(Loop):
         self.file = folder / (DECAY if options.final_decay else LATEST)
         source = self.file if self.file.is_file() else folder / LATEST
         if source.is_file():
-            state = load_pretraining(source, recipe, optimizer, work.setup)
+            state = load_state(
+                source, recipe, optimizer, PretrainingProgress, {"dataset": None, "base": None} | work.setup,
+                again="give the same `checkpoint`, `dataset`, `configuration` and `encoder` as at its beginning, or "
+                "use another `output=FOLDER`",
+                remedy="restore the file, or begin anew in another folder: `output=FOLDER`",
+            )  # fmt: skip
         elif options.final_decay:
-            raise UsageError(f"{folder} has no pretraining to end", "run the same without --final_decay first")
+            raise UsageError(f"{folder} has no pretraining to end", "run the same without `final_decay` first")
         else:
             state = PretrainingProgress(setup=work.setup)
         if not options.final_decay and (folder / DECAY).is_file():
             raise SamunetError(
                 f"{folder} has a final decay that was interrupted",
-                f"end it with --final_decay, or delete {folder / DECAY} to go on without it",
+                f"end it with `final_decay=True`, or delete {folder / DECAY} to go on without it",
             )
         # Iterations are counted over all pieces, seconds in this one; a final decay counts in all its runs.
         first, begun = 0, state.elapsed
@@ -148,7 +185,7 @@ class Pretraining(Loop):
     def _loss_error(self, loss: float, batch: Any) -> SamunetError:
         return SamunetError(
             f"the loss became {self.recipe.values} at iteration {self.state.iteration}",
-            f"go on from the last checkpoint with a lower rate: --lr {self.options.learning_rate / 3:.1e}",
+            f"go on from the last checkpoint with a lower rate: `learning_rate={self.options.learning_rate / 3:.1e}`",
         )
 
     def _log(self) -> None:
@@ -185,7 +222,7 @@ class Pretraining(Loop):
             "learning_rate": options.learning_rate,
             "optimizer": self.work.optimizer,
             "final_decay": options.final_decay,
-            "dtype": "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "command": shlex.join([Path(sys.argv[0]).name, *(_without_place(word) for word in sys.argv[1:])]),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from samunet.dataset.labels import Labels
+from samunet.errors import UsageError
 from samunet.network.encoders import Features
 from samunet.network.model import SamunetModel
 from samunet.network.optimizer import build_optimizer
@@ -20,6 +21,7 @@ from samunet.plans import NetworkPlan
 from samunet.recipes import recipe_facts
 from samunet.training.augmentation import training_transforms
 from samunet.training.loss import SegmentationLoss, UpdateLoss
+from samunet.training.ranks import summed
 from samunet.training.schedule import Budget
 
 
@@ -173,6 +175,22 @@ class Recipe(BaseRecipe):
         """Augmentation of an item; :func:`samunet.training.augmentation.training_transforms` has the settings."""
         return training_transforms(**settings)
 
+    @classmethod
+    def slices_for(cls, network: NetworkPlan) -> int:
+        """Neighbouring slices of an item: the recipe's, or those that the network computes together.
+
+        Raises:
+            UsageError: If both want several, and not as many.
+        """
+        together = network.adaptation.slab
+        if cls.slices > 1 and together > 1 and cls.slices != together:
+            raise UsageError(
+                f"the recipe {network.recipe} has items of {cls.slices} slices, and the adaptation "
+                f"{network.adaptation.method} computes {together} together",
+                "plan with as many, or with another recipe",
+            )
+        return max(cls.slices, together)
+
     def build_loss(self) -> UpdateLoss:
         """The loss of labelled items."""
         return SegmentationLoss(self.labels)
@@ -225,15 +243,19 @@ class Recipe(BaseRecipe):
         return self.loss.value(sums)
 
     def gradients(self, batch: Batch, size: int, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> float:
-        """Add the gradients of an update's loss, the same whatever parts it is computed in."""
+        """Add the gradients of an update's loss, the same whatever parts it is computed in.
+
+        Where several processes share the update, the loss is that of the whole update, and the gradients are those of
+        this process's items: the loop sums them (:mod:`samunet.training.ranks`).
+        """
         parts = batch.parts(size)
         if len(parts) == 1:
-            loss = self.value(self.sums(batch))
+            loss = self.value(summed(self.sums(batch)))
             scale(loss).backward()
             return float(loss.detach())
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), buffers_kept(self.learner), torch.random.fork_rng(devices):
-            sums = sum(self.sums(part) for part in parts)
+            sums = summed(sum(self.sums(part) for part in parts))
         loss = self.value(sums.requires_grad_())
         (slope,) = torch.autograd.grad(loss, sums)
         for part in parts:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from samunet.adaptations.adaptation import DECODER_RATE, Adaptation
 from samunet.encoders import EncoderFacts
-from samunet.network.adaptations.adaptation import DECODER_RATE, Adaptation
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class Full(Adaptation):
+class FullPlan(Adaptation):
     """Everything trains, or with ``components`` ``decoder`` the whole decoder."""
 
-    name = "full"
-    encoder_trains = True
+    method: Literal["full"] = "full"
+    encoder_trains: ClassVar[bool] = True
 
-    def adapt_encoder(self, encoder: nn.Module, settings: None) -> nn.Module:
+    def adapt_encoder(self, encoder: nn.Module) -> nn.Module:
         """The encoder as it is."""
         return encoder
 
@@ -24,6 +27,6 @@ class Full(Adaptation):
             return DECODER_RATE, "the decoder"
         return (3e-4, "SAM in full") if facts.is_sam else (1e-3, "the small encoder")
 
-    def kept_values(self, width: int, settings: None) -> int:
+    def kept_values(self, width: int) -> int:
         """Inputs of attention, of its output projection, and of the MLP's two layers."""
         return (1 + 1 + 4) * width

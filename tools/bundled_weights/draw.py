@@ -8,27 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samunet.training.pretraining import recipe
+
 _PERIOD = 1.25  # of the fields, in image sides: beyond one, so that opposite borders do not match
 
 
-class Draw:
-    """All randomness of one batch: it depends on ``key`` and the device alone.
-
-    What decides shapes (how many images have what) comes from ``host``, so that a GPU never has to be waited for.
-
-    Args:
-        device: Where tensors are drawn.
-        *key: Integers, for example seed and number of the batch.
-    """
-
-    def __init__(self, device: torch.device, *key: int) -> None:
-        self.device = device
-        self.host = np.random.default_rng(key)
-        self.generator = torch.Generator(device).manual_seed(int(self.host.integers(2**62)))
-
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Float32, even between ``low`` and ``high``."""
-        return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
+class Draw(recipe.Draw):
+    """What synthetic images and objectives on them need besides."""
 
     def normal(self, *shape: int) -> Tensor:
         """Float32, mean 0 and deviation 1."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from torch import Tensor, nn
+from annotated_types import Interval, Len
 
+from samunet.adaptations.adaptation import BLOCKS, DECODER_RATE, Adaptation, Blocks, Setting, attention_blocks
 from samunet.encoders import EncoderFacts
 from samunet.errors import SamunetError
 from samunet.files import atomic_folder, read_as
-from samunet.network.adaptations.adaptation import DECODER_RATE, Adaptation
-from samunet.network.encoders import attention_blocks
-from samunet.network.projection import SplitQKV
-from samunet.plans import LoraPlan, adapted_blocks
-from samunet.tensors import read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Names in an encoder's blocks (of the MLP's layers: ``mlp_layers`` of the encoder), and in the decoder's transformer.
 _ENCODER_PARTS = {name: rf"attn\.qkv\.{name}" for name in "qkv"} | {"proj": r"attn\.proj", "mlp": r"mlp\.(%s)"}
@@ -24,49 +24,97 @@ _DECODER_PARTS = {name: [f"{name}_proj"] for name in "qkv"} | {"proj": ["out_pro
 _FOLDERS = {"image_encoder": "adapter_{}", "head.mask_decoder.transformer": "adapter_{}_decoder"}
 
 
-def add_lora(encoder: nn.Module, plan: LoraPlan) -> nn.Module:
-    """Freeze ``encoder`` and put LoRA into the planned blocks.
+def _targets(words: list[str]) -> list[str]:
+    names = [name for word in words for name in (("q", "k", "v", "proj") if word == "attention" else (word,))]
+    return list(dict.fromkeys(names))
 
-    Args:
-        encoder: Changed in place: the ``qkv`` layers of all its blocks are split.
-        plan: Its defaults are SAMed: rank 4, alpha 4, q and v of every block, A Kaiming uniform, B zero.
 
-    Returns:
-        A ``peft.PeftModel`` around the encoder, whose ``save_pretrained`` writes peft's own format.
+class LoraPlan(Adaptation):
+    """Low-rank adaptation (Hu et al. 2021): frozen weights with low-rank updates; the defaults are SAMed's.
+
+    Attributes:
+        rank, alpha: The update is ``alpha / rank * B A``, or ``alpha / sqrt(rank) * B A`` with ``rslora``. A begins
+            Kaiming uniform, B as zero.
+        targets: What is adapted in a block: q, k, v and output projection (``proj``) of its attention, its ``mlp``.
+        blocks: Which of the encoder's attention blocks: ``all``, ``last_half``, or indices.
+        decoder: Whether the mask decoder's transformer is frozen and adapted as well (SAMed_s) instead of trained.
+        dora: Learn the columns' magnitudes apart from their directions (Liu et al. 2024).
+        rslora: Scale with the root of the rank (Kalajdzievski 2023).
     """
-    from peft import get_peft_model
 
-    blocks = attention_blocks(encoder)
-    for block in blocks.values():
-        block.attn.qkv = SplitQKV(block.attn.qkv, getattr(block.attn, "qkv_groups", 1))
-    names = [list(blocks)[index] for index in adapted_blocks(plan.blocks, len(blocks))]
-    parts = "|".join(_ENCODER_PARTS[target] for target in plan.targets).replace("%s", "|".join(encoder.mlp_layers))
-    return get_peft_model(encoder, _config(plan, rf"({'|'.join(map(re.escape, names))})\.({parts})"))
+    title: ClassVar[str] = "LoRA"
+    marker: ClassVar[str] = ".lora_"
 
+    method: Literal["lora"] = "lora"
+    rank: Annotated[int, Interval(ge=1, le=1024), Setting("default: 4", metavar="R")] = 4
+    alpha: Annotated[int, Interval(ge=1, le=10**5), Setting("default: the rank", metavar="A")] = 4
+    targets: Annotated[
+        list[Literal["q", "k", "v", "proj", "mlp"]],
+        Len(1),
+        Setting("q k v proj mlp, or attention: q k v proj (default: q v)", metavar="NAME", of_words=_targets),
+    ] = ["q", "v"]
+    blocks: Annotated[Blocks, BLOCKS] = "all"
+    decoder: Annotated[bool, Setting("LoRA in the decoder's transformer instead of training it (SAMed_s)")] = False
+    dora: Annotated[bool, Setting("weight-decomposed LoRA: with learnt magnitudes", alone=True)] = False
+    rslora: Annotated[bool, Setting("rank-stabilised LoRA: scaled with the root of the rank", alone=True)] = False
 
-def add_decoder_lora(transformer: nn.Module, plan: LoraPlan) -> nn.Module:
-    """Freeze the mask decoder's transformer and put LoRA into all its attentions, and MLPs if planned (SAMed_s).
+    @classmethod
+    def of_flags(cls, given: dict[str, Any]) -> Self:
+        """As they say; alpha is the rank where they do not say it."""
+        return cls.of(({"alpha": given["rank"]} if "rank" in given else {}) | given)
 
-    Returns:
-        A ``peft.PeftModel`` around the transformer.
-    """
-    from peft import get_peft_model
+    def for_components(self, components: str) -> Self:
+        """With the decoder adapted where it is the only part that is."""
+        return self.changed(decoder=self.decoder or components == "decoder")
 
-    return get_peft_model(transformer, _config(plan, [part for name in plan.targets for part in _DECODER_PARTS[name]]))
+    def problems(self, facts: EncoderFacts, components: str) -> Iterator[tuple[str, str]]:
+        """See :class:`Adaptation`."""
+        if len(set(self.targets)) != len(self.targets):
+            yield "targets", f"must not repeat a name, got {self.targets}"
+        if components == "decoder" and not self.decoder:
+            yield "decoder", "must be true where only the decoder is adapted"
+        yield from super().problems(facts, components)
 
+    def adapt_encoder(self, encoder: nn.Module) -> nn.Module:
+        """Freeze an encoder and put LoRA into the planned blocks.
 
-def _config(plan: LoraPlan, target_modules: str | list[str]):
-    from peft import LoraConfig
+        Args:
+            encoder: Changed in place: the ``qkv`` layers of all its blocks are split.
 
-    return LoraConfig(
-        r=plan.rank,
-        lora_alpha=plan.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        use_dora=plan.dora,
-        use_rslora=plan.rslora,
-        target_modules=target_modules,
-    )
+        Returns:
+            A ``peft.PeftModel`` around the encoder, whose ``save_pretrained`` writes peft's own format.
+        """
+        from samunet.adaptations.projection import SplitQKV
+
+        blocks = attention_blocks(encoder)
+        for block in blocks.values():
+            block.attn.qkv = SplitQKV(block.attn.qkv, getattr(block.attn, "qkv_groups", 1))
+        names = [list(blocks)[index] for index in self.adapted_blocks(len(blocks))]
+        parts = "|".join(_ENCODER_PARTS[target] for target in self.targets).replace("%s", "|".join(encoder.mlp_layers))
+        return self._in_peft(encoder, rf"({'|'.join(map(re.escape, names))})\.({parts})")
+
+    def adapt_decoder(self, decoder: nn.Module) -> None:
+        """With ``decoder``, freeze its transformer and put LoRA into its attentions, and MLPs if planned (SAMed_s)."""
+        if self.decoder:
+            targets = [part for name in self.targets for part in _DECODER_PARTS[name]]
+            decoder.transformer = self._in_peft(decoder.transformer, targets)
+
+    def _in_peft(self, part: nn.Module, targets: str | list[str]) -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, bias="none", use_dora=self.dora,
+            use_rslora=self.rslora, target_modules=targets,
+        )  # fmt: skip
+        return get_peft_model(part, config)
+
+    def freezes_decoder(self, components: str) -> bool:
+        """Where it is the only part that is adapted."""
+        return components == "decoder"
+
+    def learning_rate(self, facts: EncoderFacts, components: str) -> tuple[float, str]:
+        """SAMed's."""
+        return DECODER_RATE, self.method
 
 
 def peft_parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -79,7 +127,7 @@ def merge_lora(part: nn.Module) -> nn.Module:
     """Fold LoRA into the frozen weights, and q, k and v into one again: SAM's own parameter names come back.
 
     Args:
-        part: What :func:`add_lora` or :func:`add_decoder_lora` returned. It must not be used afterwards.
+        part: The encoder or transformer that :class:`LoraPlan` adapted. It must not be used afterwards.
     """
     merged = part.merge_and_unload()
     for block in attention_blocks(merged).values():
@@ -138,6 +186,8 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     Raises:
         SamunetError: If the file is missing or damaged.
     """
+    from samunet.tensors import read_tensors
+
     path = folder / "adapter_model.safetensors"
     return {_name_in_model(key): value for key, value in read_tensors(path).items()}
 
@@ -174,28 +224,3 @@ def _check_config(path: Path, planned: dict[str, Any]) -> None:
                 f"{path}: {key} is {given.get(key)!r}, but the plans say {planned[key]!r}",
                 "use the adapter with the plans it was trained with",
             )
-
-
-class Lora(Adaptation):
-    """Frozen weights with low-rank updates, and a decoder that trains or has updates as well."""
-
-    name = "lora"
-    title, marker = "LoRA", ".lora_"
-    settings = LoraPlan
-
-    def adapt_encoder(self, encoder: nn.Module, settings: LoraPlan) -> nn.Module:
-        """See :func:`add_lora`."""
-        return add_lora(encoder, settings)
-
-    def adapt_decoder(self, decoder: nn.Module, settings: LoraPlan) -> None:
-        """See :func:`add_decoder_lora`."""
-        if settings.decoder:
-            decoder.transformer = add_decoder_lora(decoder.transformer, settings)
-
-    def freezes_decoder(self, components: str) -> bool:
-        """Where it is the only part that is adapted."""
-        return components == "decoder"
-
-    def learning_rate(self, facts: EncoderFacts, components: str) -> tuple[float, str]:
-        """SAMed's."""
-        return DECODER_RATE, self.name
