@@ -194,7 +194,7 @@ def test_label_at_another_place(case_files, caplog):
     sitk.WriteImage(image, str(case_files.label))
     with pytest.raises(SamunetError, match=r"a\.nii\.gz has the origin") as caught:
         read(case_files)
-    assert "--tolerate_geometry" in caught.value.hint
+    assert "`tolerate_geometry=True`" in caught.value.hint
     assert read(case_files, tolerate_geometry=True)[1] is not None
     assert "a.nii.gz has the origin" in caplog.text
 

@@ -431,7 +431,7 @@ def test_channels_at_different_places(medical, tmp_path, caplog, moved, what):
     paths = [tmp_path / f"c_{index:04d}.nii.gz" for index in range(2)]
     for path, matrix in zip(paths, (np.eye(4), moved)):
         save_nifti(path, np.zeros((2, 2, 2), np.uint8), matrix)
-    with pytest.raises(SamunetError, match=rf"c_0001.nii.gz has the {what}(.|\n)*--tolerate_geometry"):
+    with pytest.raises(SamunetError, match=rf"c_0001.nii.gz has the {what}(.|\n)*tolerate_geometry=True"):
         medical.read_image(paths)
     assert not caplog.text
     image = medical.read_image(paths, tolerate_geometry=True)

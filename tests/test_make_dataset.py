@@ -249,7 +249,7 @@ def test_a_threshold_that_empties_masks_is_told(capsys, caplog):
     save(0 * MASK, "masks/b1.png")  # healthy, nothing to warn of
     caplog.clear()
     make("photos", "masks", "--threshold", "127")
-    told = [record.getMessage() for record in caplog.records if "nothing is above --threshold" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "nothing is above `threshold`" in record.getMessage()]
     assert ["a2.png has values up to 1" in line for line in told] == [True]
 
 
@@ -648,7 +648,7 @@ def test_names_of_several_colours_must_say_whose_they_are(capsys):
     share = 100 * np.count_nonzero(MASK == 1) / MASK.size
     assert f"#ff0000 (red, {share:.2f}% of the pixels)" in message
     assert "#00ff00 (lime," in message
-    assert "--labels wound=#" in message
+    assert "--labels 'wound=#" in message
     assert not Path("../raw", NAME).exists()
 
 

@@ -96,7 +96,7 @@ def test_what_is_no_turn_is_refused(tmp_path, other, kind):
     assert difference(own, first).kind == kind
     with pytest.raises(SamunetError, match=rf"label.nii.gz has (the )?{kind} .* but image.nii.gz has") as caught:
         on_grid(voxels, own, first)
-    assert ("--tolerate_geometry" in caught.value.hint) == (kind in ("origin", "direction"))
+    assert ("`tolerate_geometry=True`" in caught.value.hint) == (kind in ("origin", "direction"))
 
 
 DESCRIPTION = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}

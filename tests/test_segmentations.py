@@ -119,7 +119,7 @@ def test_names_decide_where_values_differ_and_values_where_names_do_not_fit(work
     assert np.array_equal(read["a"], EXPECTED)
     assert np.array_equal(read["b"], EXPECTED)
     make("--labels", "Leber", "Herd", "--overwrite", status=1)
-    assert "--labels 'liver' 'tumour'" in capsys.readouterr().err
+    assert "--labels liver tumour" in capsys.readouterr().err
     make("--labels", "liver", "vessel", "--overwrite", status=2)
     assert "--labels does not name the segment 'tumour'" in capsys.readouterr().err
     segmentation(work / "masks/b.seg.nrrd", [("liver", 1, 0, LIVER & ~TUMOUR), ("tumour", 2, 0, TUMOUR)])
@@ -198,7 +198,7 @@ def test_layers_as_a_label_map_where_they_are_one(work):
     segmentation(work / "a.seg.nrrd", [("liver", 3, 0, LIVER & ~TUMOUR), ("tumour", 5, 1, TUMOUR)])
     assert np.array_equal(reader.read_label(work / "a.seg.nrrd")[0], np.where(TUMOUR, 5, 3 * LIVER))
     segmentation(work / "b.seg.nrrd", [("liver", 3, 0, LIVER), ("tumour", 5, 1, TUMOUR)])
-    with pytest.raises(SamunetError, match=r"b\.seg\.nrrd .*liver and tumour overlap(.|\n)*samunet_make_dataset"):
+    with pytest.raises(SamunetError, match=r"b\.seg\.nrrd .*liver and tumour overlap(.|\n)*make_dataset"):
         reader.read_label(work / "b.seg.nrrd")
     segmentation(work / "c.seg.nrrd", [("liver", 1, 0, LIVER & ~TUMOUR), ("tumour", 1, 1, TUMOUR)])
     with pytest.raises(SamunetError, match=r"c\.seg\.nrrd .*some share a value"):

@@ -28,8 +28,8 @@ _TEST = "imagesTs: "  # marks test cases, which may have the names of training c
 _JPEG_START = b"\xff\xd8"
 _LOSSLESS = "export the masks again without loss, as PNG; converting this file keeps its wrong values"
 _ONE_VALUE = (
-    "if all that is drawn in it is the class, as with numbered lesions: --threshold 0; if it was smoothed: --threshold "
-    "127; a mask that holds several classes is named without {class}"
+    "if all that is drawn in it is the class, as with numbered lesions: `threshold=0`; if it was smoothed: "
+    "`threshold=127`; a mask that holds several classes is named without {class}"
 )
 
 RawValue = int | tuple[str, ...]
@@ -281,7 +281,7 @@ def _inspect(case: Case, as_colours: bool, options: Options) -> Inspection:
     fix = "if something is drawn there, the threshold is too high for it"
     for file, highest in mask.below.items():
         detail = f"{file} has values up to {highest:g}"
-        found.problems.append(Problem("nothing is above --threshold:", case.name, detail, fix, warning=True))
+        found.problems.append(Problem("nothing is above `threshold`:", case.name, detail, fix, warning=True))
     for value, voxels in count_values(mask.values).items():
         found.values[mask.raw(value)] = found.values.get(mask.raw(value), 0) + voxels
     found.coloured, found.palette = mask.coloured, mask.palette
@@ -329,7 +329,7 @@ def _read_mask(file: Path, *, as_colours: bool = False, threshold: float | None 
     if is_lossy(file) or start == _JPEG_START:
         raise SamunetError(
             f"{file} is a JPEG, which changes label values",
-            f"{_LOSSLESS}; where one structure is drawn in white on black and they are all there is: --threshold 127",
+            f"{_LOSSLESS}; where one structure is drawn in white on black and they are all there is: `threshold=127`",
         )
     if as_colours:
         return _as_colours(reader, file)

@@ -15,15 +15,16 @@ import numpy as np
 
 from samunet.conversion.case import Inspection, Options, RawMask, RawValue
 from samunet.dataset.problems import Problem, shortened
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, argument
 
 # A person names few classes; a mask with more grey levels than this, up to white, has been smoothed or compressed.
 _MANY = 64
 IGNORE = "ignore"
 _WHITE = 255
+_LABELS = "`labels=['liver', 'tumour']`"
 _SMOOTHED = (
     "export the masks again without smoothing, scaling or JPEG; for one structure drawn in white on black, add "
-    "--threshold 127"
+    "`threshold=127`"
 )
 
 
@@ -93,7 +94,7 @@ def shown(value: int, coloured: bool) -> str:
 
 
 def parse_remap(words: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
-    """``OLD=NEW`` words of ``--remap``.
+    """The ``OLD=NEW`` words of ``remap``.
 
     Raises:
         UsageError: If a word has another form, or an old value occurs twice.
@@ -105,18 +106,18 @@ def parse_remap(words: Sequence[str] | None) -> tuple[tuple[str, int], ...] | No
         old, equals, new = word.rpartition("=")
         if not equals or not old or not new.isdecimal():
             raise UsageError(
-                f"--remap takes OLD=NEW, got {word!r}",
-                "for example --remap 4=3, or for colours --remap '#ff0000=1' '#00ff00=2'; --remap alone numbers the "
-                "values in ascending order",
+                f"`remap` takes OLD=NEW, got {word!r}",
+                "for example `remap=['4=3']`, or for colours `remap=['#ff0000=1', '#00ff00=2']`; `remap=[]` numbers "
+                "the values in ascending order",
             )
         pairs.append((old.strip(), int(new)))
     if len({old for old, _ in pairs}) < len(pairs):
-        raise UsageError(f"--remap gives a value two classes: {' '.join(words)}", "give every value once")
+        raise UsageError(f"`remap` gives a value two classes: {' '.join(words)}", "give every value once")
     return tuple(pairs)
 
 
 def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of ``--labels``; a leading ``background`` may be given.
+    """Names of the classes; a leading ``background`` may be given.
 
     Raises:
         UsageError: If there is none, or one occurs twice.
@@ -126,7 +127,8 @@ def parse_labels(words: Sequence[str] | None) -> tuple[str, ...] | None:
     names = tuple(words[1:] if words[0].casefold() == "background" else words)
     if not names or len({"background", *(name.casefold() for name in names)}) <= len(names):
         raise UsageError(
-            f"--labels must name every class from 1 on once, got {' '.join(words)}", "for example --labels liver tumour"
+            f"`labels` must name every class from 1 on once, got {' '.join(words)}",
+            f"for example {_LABELS}",
         )
     return names
 
@@ -143,7 +145,7 @@ def annotated_labels(labels: Sequence[str]) -> tuple[list[str], int | None]:
 
 
 def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """``NAME=COLOUR`` of ``--labels`` as ``Options.remap``.
+    """Colours of classes as ``Options.remap``.
 
     Args:
         labels: Names of the classes 1, 2, ...
@@ -155,15 +157,15 @@ def colours_of(labels: Sequence[str], colours: Mapping[str, str]) -> tuple[tuple
     missing = [name for name in labels if name not in colours]
     if missing:
         raise UsageError(
-            f"--labels gives colours, but none for {', '.join(missing)}",
+            f"`labels` gives colours, but none for {', '.join(missing)}",
             f"give every class one, for example {missing[0]}=red or {missing[0]}=#ff0000",
         )
     for name, colour in colours.items():
         if _rgb(colour) is None:
             raise UsageError(
-                f"--labels {name}={colour}: {colour!r} is no colour",
+                f"{argument('labels', [f'{name}={colour}'])}: {colour!r} is no colour",
                 f"write {name}=#ff0000, {name}=255,0,0 or a CSS name, {name}=red; it may also be what stands for "
-                "{class} in the pattern of masks, which has none here; for numbers in masks: --remap 4=1",
+                "{class} in the pattern of masks, which has none here; for numbers in masks: `remap=['4=1']`",
             )
     places = {name: place for place, name in enumerate(labels, 1)}
     return tuple((colour, places.get(name, 0)) for name, colour in colours.items())
@@ -204,11 +206,14 @@ def voxels_of(found: Iterable[Inspection]) -> Counter[RawValue]:
 def overlaps(found: Iterable[Inspection], options: Options) -> list[Problem]:
     """Cases in which voxels belong to several structures."""
     if options.class_files:
-        what, mend = "classes", f"--paint_in_order (the order is {' '.join(options.labels)}); else correct the masks"
+        what, mend = (
+            "classes",
+            f"`paint_in_order=True` (the order is {' '.join(options.labels)}); else correct the masks",
+        )
     else:
         what = "segments"
-        mend = "--labels with all names in that order, and --paint_in_order; else correct the segments in Slicer"
-    fix = f"where a later name of --labels is to cover an earlier one, as a tumour the liver it lies in: add {mend}"
+        mend = "`labels` with all names in that order, and `paint_in_order=True`; else correct the segments in Slicer"
+    fix = f"where a later name of `labels` is to cover an earlier one, as a tumour the liver it lies in: add {mend}"
 
     def listed(names: tuple[str, ...], order: Sequence[str]) -> str:
         if set(names) <= set(order):
@@ -232,9 +237,9 @@ def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
     partly = options.not_annotated is not None
     if partly and options.not_annotated != "0":
         raise UsageError(
-            f"--not_annotated {options.not_annotated}: masks name segments, and what is not annotated has no colour or "
-            "value there",
-            "where nothing is drawn and that means not annotated: --zero_is_not_annotated",
+            f"`not_annotated={options.not_annotated!r}`: masks name segments, and what is not annotated has no colour "
+            "or value there",
+            "where nothing is drawn and that means not annotated: `zero_is_not_annotated=True`",
         )
     known: set[tuple[str, ...]] = set()
     for one in found:
@@ -255,7 +260,7 @@ def _of_structures(found: Sequence[Inspection], options: Options) -> Coding:
         over = names[min(place for value, place in classes.items() if lost & set(value)) - 1]
         raise SamunetError(
             f"nothing is left of {names[covered[0] - 1]}: later classes, such as {over}, cover it in all cases",
-            "name what lies inside after what it lies in: --labels liver tumour",
+            f"name what lies inside after what it lies in: {_LABELS}",
         )
     if options.class_files:
         classes |= {(name,): place for place, name in enumerate(names, 1)}
@@ -272,10 +277,10 @@ def _classes(found: Sequence[Inspection], alone: set[str], options: Options) -> 
     of_name = {name: by_fold[name.casefold()] for name in alone if name.casefold() in by_fold}
     if options.remap is None and len(of_name) == len(alone):
         return options.labels, of_name
-    listed = " ".join(f"'{name}'" for name in sorted(alone))
+    named = argument("labels", sorted(alone))
     if options.remap is None and of_name:
         missing = sorted(alone - set(of_name))
-        raise UsageError(f"--labels does not name the segment {missing[0]!r}", f"the segments are --labels {listed}")
+        raise UsageError(f"`labels` does not name the segment {missing[0]!r}", f"the segments are {named}")
     values: dict[str, set[int]] = {}
     for segment in {segment for one in found for segment in one.segments}:
         values.setdefault(segment.name, set()).add(segment.value)
@@ -287,7 +292,7 @@ def _classes(found: Sequence[Inspection], alone: set[str], options: Options) -> 
         raise SamunetError(
             "the segments of the masks have other values in other cases, or the same in several layers; only their "
             "names tell them apart",
-            f"call the classes as the segments are called: --labels {listed}",
+            f"call the classes as the segments are called: {named}",
         )
     numbers = dict.fromkeys([0, *(min(values[name]) for name in alone)], 0)
     coding = _of_values(numbers, False, replace(options, not_annotated=None))
@@ -303,14 +308,14 @@ def _of_values(voxels: Mapping[int, int], coloured: bool, options: Options) -> C
         return _of_annotated(voxels, coloured, options)
     if options.threshold is not None:
         raise UsageError(
-            "--threshold makes one class of all that is brighter, and background of the rest",
+            "`threshold` makes one class of all that is brighter, and background of the rest",
             "leave it out: what is not annotated is a colour or value of its own",
         )
-    flag = f"--not_annotated {options.not_annotated}"
-    hole = _raw_value(options.not_annotated, coloured, flag)
+    asked = f"`not_annotated={options.not_annotated!r}`"
+    hole = _raw_value(options.not_annotated, coloured, asked)
     if hole not in voxels:
         raise SamunetError(
-            f"{flag}: no mask has it, so everything would be annotated; there are {_some(sorted(voxels), coloured)}",
+            f"{asked}: no mask has it, so everything would be annotated; there are {_some(sorted(voxels), coloured)}",
             "give the colour or value of what nobody annotated; leave it out if all is annotated",
         )
     rest = {value: count for value, count in voxels.items() if value != hole}
@@ -331,16 +336,16 @@ def _with_background(options: Options, values: Sequence[int]) -> Options:
     most = len(labels) + 1
     if values[0] < 1 or values[-1] > most:
         raise UsageError(
-            f"--labels names the values 1 to {most}, background among them, but masks have {_some(values, False)} "
+            f"`labels` names the values 1 to {most}, background among them, but masks have {_some(values, False)} "
             "besides 0, which is not annotated",
-            f"name every value in order, or say them: --remap {background}=0 ...",
+            f"name every value in order, or say them: `remap=['{background}=0', ...]`",
         )
     others = [value for value in range(1, most + 1) if value != background]
     lacking = [labels[place] for place, value in enumerate(others) if value not in values]
     if lacking:
         raise UsageError(
-            f"--labels names {', '.join(lacking)}, which no mask has; there are {_some(values, False)} besides 0",
-            "leave out what is marked nowhere, and say which values are which: --remap OLD=NEW ...",
+            f"`labels` names {', '.join(lacking)}, which no mask has; there are {_some(values, False)} besides 0",
+            "leave out what is marked nowhere, and say which values are which with `remap`",
         )
     pairs = [(str(value), place) for place, value in enumerate(others, 1)]
     return replace(options, remap=(*([(str(background), 0)] if background in values else []), *pairs))
@@ -352,10 +357,10 @@ def _of_annotated(voxels: Mapping[int, int], coloured: bool, options: Options) -
         return _known(values, options.known)
     if options.threshold is not None:
         if remap is not None:
-            raise UsageError("--threshold makes one class of all that is brighter", "leave out --remap")
+            raise UsageError("`threshold` makes one class of all that is brighter", "leave out `remap`")
         if values == [0]:
             raise SamunetError(
-                f"no mask has anything above --threshold {options.threshold:g}: all would be empty",
+                f"no mask has anything above {argument('threshold', options.threshold)}: all would be empty",
                 "give a lower one: white is 255 in some files and 1 in others",
             )
         return _named({0: 0, 1: 1}, labels, False, options.threshold, exact=True)
@@ -366,7 +371,7 @@ def _of_annotated(voxels: Mapping[int, int], coloured: bool, options: Options) -
         what = "colours" if coloured else f"values from {values[0]} to 255, as smoothed or compressed ones have"
         raise SamunetError(
             f"masks have {len(values)} different {what}" + (f": {_some(values, True)}" if coloured else ""),
-            _SMOOTHED if coloured else f"{_SMOOTHED}. If they really are classes, add --remap",
+            _SMOOTHED if coloured else f"{_SMOOTHED}. If they really are classes, add `remap=[]`",
         )
     if remap:
         classes = _as_asked(values, remap, coloured)
@@ -383,10 +388,10 @@ def _of_annotated(voxels: Mapping[int, int], coloured: bool, options: Options) -
     else:
         raise SamunetError(
             f"values of masks must be 0, 1, 2, ... without gaps, but there are {_some(values, False)}",
-            f"to number them in this order: --remap; to choose: for example --remap {values[-1]}={len(values) - 1}; "
-            "for classes that occur in no mask: name all of them with --labels (the last may be called ignore, for "
-            "voxels that nobody annotated)"
-            + ("; for black and white that was smoothed: --threshold 127" if values[-1] == _WHITE else ""),
+            "to number them in this order: `remap=[]`; to choose: for example "
+            f"{_remap([f'{values[-1]}={len(values) - 1}'])}; for classes that occur in no mask: name all of them with "
+            "`labels` (the last may be called ignore, for voxels that nobody annotated)"
+            + ("; for black and white that was smoothed: `threshold=127`" if values[-1] == _WHITE else ""),
         )
     return _named(classes, labels, coloured, None, exact=coloured or remap is not None)
 
@@ -407,27 +412,27 @@ def _as_asked(values: list[int], remap: Sequence[tuple[str, int]], coloured: boo
     missing = [value for value in asked if value not in values]
     if missing:
         raise SamunetError(
-            f"{'--labels or --remap' if coloured else '--remap'} names {_some(missing, coloured)}, which no mask has",
+            f"{'`labels` or `remap`' if coloured else '`remap`'} names {_some(missing, coloured)}, which no mask has",
             f"the masks have {_some(values, coloured)}",
         )
     rest = [value for value in values if value and value not in asked]
     if coloured and rest:
         raise SamunetError(
-            f"--labels or --remap gives no class to the colours {_some(rest, True)}",
+            f"`labels` or `remap` gives no class to the colours {_some(rest, True)}",
             "name every colour but black; black, or what is called background, is 0",
         )
     return {value: asked.get(value, value) for value in values}
 
 
-def _raw_value(text: str, coloured: bool, flag: str = "--remap") -> int:
+def _raw_value(text: str, coloured: bool, asked: str = "`remap`") -> int:
     if coloured and (colour := _rgb(text)) is not None:
         return colour
     if re.fullmatch(r"-?\d+", text) and (not coloured or int(text) == 0):
         return int(text)
     wanted = "colours, so write '#ff0000=1' or 255,0,0=1" if coloured else "numbers, so write 4=3"
-    if flag != "--remap":
+    if asked != "`remap`":
         wanted = "colours, so write black, '#ff0000' or 255,0,0" if coloured else "numbers, so write 0 or 255"
-    raise UsageError(f"{flag}: {text!r} is no value of these masks", f"they hold {wanted}")
+    raise UsageError(f"{asked}: {text!r} is no value of these masks", f"they hold {wanted}")
 
 
 def _rgb(text: str) -> int | None:
@@ -459,27 +464,31 @@ def _whose_colours(colours: Sequence[int], labels: Sequence[str], voxels: Mappin
     often = sorted(colours, key=lambda colour: -voxels.get(colour, 0))
     found = [f"{shown(one, True)} ({_css_name(one)}, {voxels.get(one, 0) / total:.2%} of the pixels)" for one in often]
     names = [*labels, *(f"class_{place}" for place in range(len(labels) + 1, len(often) + 1))]
-    example = " ".join(f"{name}={shown(colour, True)}" for name, colour in zip(names, often))
-    remap = " ".join(f"'{shown(colour, True)}={place}'" for place, colour in enumerate(often, 1))
+    example = argument("labels", [f"{name}={shown(colour, True)}" for name, colour in zip(names, often)])
+    remap = _remap([f"{shown(colour, True)}={place}" for place, colour in enumerate(often, 1)])
     return SamunetError(
         f"masks have {len(often)} colours besides black, and nothing says which is {' or '.join(labels[:2])}: "
         f"{_listed(found)}",
-        f"say it, each name with its own colour: --labels {example} (CSS names will do as well: {labels[0]}=red); or "
-        f"number them: --remap {remap}",
+        f"say it, each name with its own colour: {example} (CSS names will do as well: {labels[0]}=red); or "
+        f"number them: {remap}",
     )
 
 
 def _no_background(values: Sequence[int], coloured: bool) -> SamunetError:
     zero = "black (#000000)" if coloured else "the value 0"
-    first = [f"'{shown(value, coloured)}={{}}'" if coloured else f"{value}={{}}" for value in values[:3]]
-    more = " ..." if len(values) > 3 else ""
-    shift = " ".join(text.format(place) for place, text in enumerate(first))
-    keep = " ".join(text.format(place) for place, text in enumerate(first, 1))
+    more = [...] if len(values) > 3 else []
+    shift, keep = (
+        _remap([f"{shown(value, coloured)}={place}" for place, value in enumerate(values[:3], first)] + more)
+        for first in (0, 1)
+    )
     return SamunetError(
         f"no mask has {zero}, which is the background; there are {_some(values, coloured)}",
-        f"if {shown(values[0], coloured)} is the background: --remap {shift}{more}; if every voxel belongs to a class: "
-        f"--remap {keep}{more}",
+        f"if {shown(values[0], coloured)} is the background: {shift}; if every voxel belongs to a class: {keep}",
     )
+
+
+def _remap(words: Sequence[object]) -> str:
+    return argument("remap", words)
 
 
 def _named(
@@ -493,13 +502,13 @@ def _named(
         what = f"no value becomes {_some(gaps, False)}" if gaps else "there is nothing but background"
         raise UsageError(
             f"classes must be 0, 1, 2, ... without gaps, but {what}: {_listed(listed)}",
-            "number them anew with --remap OLD=NEW",
+            "number them anew with `remap=['OLD=NEW']`",
         )
     if labels is None:
         labels = ["foreground"] if number == 1 else [f"class_{place}" for place in range(1, number + 1)]
     if len(labels) < number or (exact and len(labels) > number):
         raise UsageError(
-            f"--labels gives {len(labels)} names ({', '.join(labels)}), but there are {number} classes: "
+            f"`labels` gives {len(labels)} names ({', '.join(labels)}), but there are {number} classes: "
             f"{_listed(listed)}",
             "name every class but the background, in the order of their values",
         )

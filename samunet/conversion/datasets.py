@@ -197,7 +197,7 @@ def _made(
     if zero_is_not_annotated:
         if not_annotated is not None:
             raise UsageError(
-                "--not_annotated and --zero_is_not_annotated both say what is not annotated", "leave one of them out"
+                "`not_annotated` and `zero_is_not_annotated` both say what is not annotated", "leave one of them out"
             )
         not_annotated = "0"
     background = None

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _COLOURS = ("R", "G", "B")
 _NAMES_HINT = (
     "CT selects clipping and normalisation in Hounsfield units; any other name, such as MRI, T2 or FLAIR, means a mean "
-    "of 0 and a deviation of 1 per image: --channel_names CT"
+    "of 0 and a deviation of 1 per image: `channel_names=['CT']`"
 )
 
 
@@ -157,7 +157,7 @@ def make_draft(
     named = options.class_files or any(may_have_segments(case.mask_name or "") for case in training)
     if options.paint_in_order and not named:
         raise UsageError(
-            "--paint_in_order says which of several files covers the others, but masks are one file per case",
+            "`paint_in_order` says which of several files covers the others, but masks are one file per case",
             "leave it out, or write {class} where the pattern of masks names the class: 'masks/{case}_{class}.nii.gz'",
         )
     found, found_test = inspect_all(
@@ -193,7 +193,7 @@ def _warn_of_no_background(training: Sequence[Inspection], coding: Coding) -> No
     every = len(without) == len(training)
     log.warning(
         "nothing is marked as background in %s: %s; mark some beside and far from every structure, with a colour or "
-        "value of its own (--labels background=COLOUR ..., or background among --labels with --zero_is_not_annotated)",
+        "value of its own (background=COLOUR among `labels`, or background among them with `zero_is_not_annotated`)",
         "any mask" if every else f"{len(without)} of {len(training)} masks ({shortened(without)})",
         "a model that never sees background marks it as a structure" if every else "there a model may spill",
     )
@@ -218,7 +218,7 @@ def _decide_channels(findings: Sequence[Inspection], given: Sequence[str] | None
     if set(counts) - {1, 3}:
         raise UsageError(
             f"pictures have {' or '.join(str(count) for count in sorted(counts))} channels, whose names are missing",
-            "give a name for each: --channel_names blue green red infrared",
+            "give a name for each: `channel_names=['blue', 'green', 'red', 'infrared']`",
         )
     if any(found.channels == 3 and not found.grey for found in findings):
         return _COLOURS
@@ -237,7 +237,7 @@ def _wrong_channels(findings: Sequence[Inspection], names: Sequence[str]) -> lis
             picture and ((len(names) == 3 and found.channels == 1) or (len(names) == 1 and found.grey))
         )
         if not fits:
-            fix = f"channels are {', '.join(names)}: give other --channel_names, or convert the image"
+            fix = f"channels are {', '.join(names)}: give other `channel_names`, or convert the image"
             detail = f"{found.case.name} has {found.channels}"
             problems.append(Problem(f"{len(names)} channels expected:", found.case.name, detail, fix))
     return problems

@@ -17,7 +17,7 @@ from samunet.conversion.draft import Draft, make_draft
 from samunet.dataset.cases import channel_gaps, duplicate, files_below, group, name_below
 from samunet.dataset.names import case_and_channel, unusable_names
 from samunet.dataset.problems import Problem, shortened
-from samunet.errors import SamunetError, UsageError
+from samunet.errors import SamunetError, UsageError, argument
 from samunet.imageio.registry import IMAGE_ENDINGS, ending_of, is_companion
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _EXAMPLE = "for example 'scans/{case}_ct.nii.gz' or 'patients/{case}/{channel}.n
 _PATTERN_HINT = (
     "say with {case} where the name of the case stands, for example 'images/{case}_ct.nii.gz' "
     "'masks/{case}_seg.nii.gz'; and where each class has a file of its own, with {class} where its name stands: "
-    "'masks/{class}/{case}.png' --labels liver tumour"
+    "'masks/{class}/{case}.png' `labels=['liver', 'tumour']`"
 )
 _SEVERAL_IMAGES = (
     "a case is one image with one mask. Where the files are its channels, write {channel} for what tells them apart; "
@@ -41,7 +41,7 @@ _SEVERAL_IMAGES = (
 _MASK_HINT = (
     "keep one of the files; or, where they are of different classes, put {class} where the name of the class stands"
 )
-_PATIENT_HINT = r"for cases called p07_left and p07_right: --patient_pattern 'p\d+' or --patient_pattern '^[^_]+'"
+_PATIENT_HINT = "for cases called p07_left and p07_right: `patient_pattern='p[0-9]+'` or `patient_pattern='^[^_]+'`"
 
 _Naming = Callable[[str], tuple[str, int | None]]
 
@@ -108,21 +108,22 @@ def draft_of_folders(
     if "class" in _names_in(masks):
         if options.remap is not None:
             raise UsageError(
-                "--remap numbers the values of masks, but with {class} each class has a file of its own",
-                "leave out --remap: classes are numbered in the order of --labels",
+                "`remap` numbers the values of masks, but with {class} each class has a file of its own",
+                "leave out `remap`: classes are numbered in the order of `labels`",
             )
         if options.not_annotated is not None:
             raise UsageError(
                 "with {class} each class has a file of its own, and 0 is what is not of the class: nothing there says "
                 "what is not annotated",
-                "leave out --not_annotated or --zero_is_not_annotated; or join the files to one for each case",
+                "leave out `not_annotated` or `zero_is_not_annotated`; or join the files to one for each case",
             )
         options = replace(options, class_files=True)
         texts = {name: given.get(name, name).split(",") for name in options.labels or ()}
     elif given:
         if options.remap is not None or options.threshold is not None:
             raise UsageError(
-                "--labels NAME=COLOUR says what masks hold; --remap or --threshold says it once more", "leave one out"
+                "`labels=['NAME=COLOUR']` says what masks hold; `remap` or `threshold` says it once more",
+                "leave one out",
             )
         options = replace(options, remap=colours_of(options.labels or (), given), as_colours=True)
     training = _find_pairs(images, masks, channel_texts, texts)
@@ -131,7 +132,7 @@ def draft_of_folders(
     if test_images is not None:
         test = _find_pairs(test_images, test_masks, channel_texts, texts, training.naming)
     for files, why in (
-        ([*training.other_classes, *test.other_classes], "--labels does not name their class"),
+        ([*training.other_classes, *test.other_classes], "`labels` does not name their class"),
         ([*training.ignored, *test.ignored], "they are no images"),
     ):
         if files:
@@ -156,25 +157,25 @@ def group_by_pattern(cases: Sequence[Case], pattern: str) -> list[Case]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"--patient_pattern: {pattern!r} is no regular expression: {error}", _PATIENT_HINT) from None
+        raise UsageError(f"`patient_pattern`: {pattern!r} is no regular expression: {error}", _PATIENT_HINT) from None
     if any(case.group is not None for case in cases):
-        raise UsageError("--patient_pattern and {patient} both tell the patient", "leave one of them out")
+        raise UsageError("`patient_pattern` and {patient} both tell the patient", "leave one of them out")
     matches = {case.name: expression.search(case.name) for case in cases}
     found = {name: match[1 if expression.groups else 0] if match else None for name, match in matches.items()}
     missing = [name for name, patient in found.items() if not patient]
     if missing:
         what = "no case" if len(missing) == len(found) else f"{len(missing)} of {len(found)} cases not"
-        raise UsageError(f"--patient_pattern {pattern!r} matches {what}: {shortened(missing)}", _PATIENT_HINT)
+        raise UsageError(f"`patient_pattern` {pattern!r} matches {what}: {shortened(missing)}", _PATIENT_HINT)
     if len(set(found.values())) == 1 and len(found) > 1:
         log.warning(
-            "--patient_pattern %r gives all %d cases to one patient, so no folds are possible", pattern, len(found)
+            "`patient_pattern` %r gives all %d cases to one patient, so no folds are possible", pattern, len(found)
         )
     return [replace(case, group=found[case.name]) for case in cases]
 
 
 def _check_options(images: str, masks: str, test_images: str | None, test_masks: str | None) -> None:
     if test_masks is not None and test_images is None:
-        raise UsageError("--test_masks are masks of --test_images, which are missing", "add --test_images FOLDER")
+        raise UsageError("`test_masks` are masks of `test_images`, which are missing", "add `test_images=FOLDER`")
     for places, name, fix in (
         ((images, test_images), "class", "images have no classes: write {class} in the pattern of masks"),
         ((masks, test_masks), "channel", "a case has one mask for all channels: leave {channel} out"),
@@ -195,8 +196,8 @@ def _check_classes(masks: str, training: _Pairs, options: Options) -> None:
     if missing:
         others = shortened([str(file) for file in training.other_classes]) or "none"
         raise UsageError(
-            f"{masks}: no file is of the class {missing[0]}; files of classes that --labels does not name: {others}",
-            f"say what stands in the names of files, --labels {missing[0]}=TEXT, or leave the class out",
+            f"{masks}: no file is of the class {missing[0]}; files of classes that `labels` does not name: {others}",
+            f"say what stands in its file names, {argument('labels', [f'{missing[0]}=TEXT'])}, or leave the class out",
         )
 
 
@@ -394,9 +395,9 @@ def _find_matches(pattern: str, channels: Sequence[str], classes: Sequence[str])
     if "class" in _names_in(pattern) and not classes:
         there = list(dict.fromkeys(texts["class"] for _, texts in _texts(pattern, {})))
         raise UsageError(
-            f"{pattern}: {{class}} stands for the names of --labels, which are missing; files have "
+            f"{pattern}: {{class}} stands for the names of `labels`, which are missing; files have "
             f"{shortened(there) or 'no such name'}",
-            "name those that are classes, in the order of their values, for example --labels liver tumour",
+            "name those that are classes, in the order of their values, for example `labels=['liver', 'tumour']`",
         )
     found = []
     for file, texts in _texts(pattern, {"channel": channels, "class": classes}):
@@ -412,7 +413,7 @@ def _find_matches(pattern: str, channels: Sequence[str], classes: Sequence[str])
     there = files_below(root)
     listed = shortened([file.relative_to(root).as_posix() for file in there]) or "no files"
     series = "; a DICOM series is named by its folder" if any(file.is_dir() for file in there) else ""
-    text = f", {{class}} for {' or '.join(classes)}, or --labels NAME=TEXT says for what" if classes else ""
+    text = f", {{class}} for {' or '.join(classes)}, or `labels=['NAME=TEXT']` says for what" if classes else ""
     raise UsageError(
         f"nothing matches {pattern}; {root} has {listed}",
         f"{{case}} stands for the part of a file's or folder's name that tells the case{text}; write the rest as "
@@ -429,8 +430,8 @@ def _check_pattern(pattern: str, channels: Sequence[str]) -> None:
         raise UsageError(f"{pattern}: a pattern must say with {{case}} where the name of the case stands", _EXAMPLE)
     if "channel" in _names_in(pattern) and not channels:
         raise UsageError(
-            f"{pattern}: {{channel}} stands for the names of --channel_names, which are missing",
-            "for example --channel_names FLAIR=flair T1c=t1ce, where flair and t1ce are what stands in file names",
+            f"{pattern}: {{channel}} stands for the names of `channel_names`, which are missing",
+            "for example `channel_names=['FLAIR=flair', 'T1c=t1ce']`, where file names have flair and t1ce",
         )
 
 

@@ -117,7 +117,7 @@ def draft_of_samed(
     """
     if min(spacing) <= 0:
         raise UsageError(
-            f"--spacing must be three positive numbers of mm, got {spacing}", "for example --spacing 3 1 1"
+            f"`spacing` must be three positive numbers of mm, got {spacing}", "for example `spacing=[3, 1, 1]`"
         )
     spacing = tuple(float(side) for side in spacing)
     training = [
@@ -147,14 +147,14 @@ def _files(folder: Path, endings: Sequence[str], list_dir: Path | None, list_nam
         return found
     path = list_dir / list_name
     if not path.is_file():
-        raise UsageError(f"there is no {path}", "correct --list_dir, or leave it out to take all files")
+        raise UsageError(f"there is no {path}", "correct `list_dir`, or leave it out to take all files")
     wanted = [
         line.strip().removesuffix(".npz") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
     ]
     missing = [stem for stem in wanted if stem not in found]
     if missing or not wanted:
         what = f"names {missing[0]}, which {folder} has not ({len(missing)} are missing)" if missing else "is empty"
-        raise SamunetError(f"{path} {what}", "correct the list, or leave out --list_dir to take all files")
+        raise SamunetError(f"{path} {what}", "correct the list, or leave out `list_dir` to take all files")
     return {stem: found[stem] for stem in sorted(set(wanted))}
 
 
@@ -201,6 +201,6 @@ def _h5py() -> Any:
     except ImportError as error:
         raise SamunetError(
             "reading HDF5 files needs the package h5py, which is not installed",
-            "pip install h5py; or leave out --volume_path",
+            "pip install h5py; or leave out `volume_path`",
         ) from error
     return h5py

@@ -30,10 +30,10 @@ def dataset_name(name: str, number: str | int) -> str:
     """
     text = str(number)
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"the number of a dataset must be 1 or more, got {text!r}", "for example --id 12")
+        raise UsageError(f"the number of a dataset must be 1 or more, got {text!r}", "for example `id=12`")
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"the name of a dataset has letters, digits, - and _ only, got {name!r}", "for example --name Vessels"
+            f"the name of a dataset has letters, digits, - and _ only, got {name!r}", "for example `name='Vessels'`"
         )
     return f"Dataset{int(text):03d}_{name}"
 
@@ -76,7 +76,9 @@ def check_target(name: str, *, overwrite: bool) -> Path:
     if taken:
         raise UsageError(f"the number {number} is taken: {sorted(taken)[0]}", "choose another number")
     if folder.exists() and not overwrite:
-        raise UsageError(f"{folder} exists already", "choose another name and number, or add --overwrite to replace it")
+        raise UsageError(
+            f"{folder} exists already", "choose another name and number, or add `overwrite=True` to replace it"
+        )
     return folder
 
 

@@ -357,7 +357,7 @@ class PixelReader:
             raise SamunetError(
                 f"{header.file} cannot be decoded: it is damaged, or takes longer than {seconds:.0f} s (compression: "
                 f"{compression})",
-                f"{COPY_AGAIN}; if other programs show it, decompress it with a DICOM tool (gdcmconv --raw)",
+                f"{COPY_AGAIN}; if other programs show it, decompress it with a DICOM tool, such as GDCM's gdcmconv",
             )
         return iter(np.frombuffer(voxels, kind).reshape(shape))
 

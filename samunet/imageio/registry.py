@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from samunet.errors import SamunetError
+from samunet.errors import Blank, SamunetError, call
 from samunet.imageio.base import Reader
 from samunet.imageio.dicom import is_dicom_folder
 from samunet.imageio.natural import NaturalImageReader
 from samunet.imageio.simpleitk import NibabelReader, SimpleITKReader
 from samunet.imageio.tiff import Tiff3DReader
 
+_MAKE = call("make_dataset", Blank("IMAGES"), Blank("MASKS"), name=Blank("NAME"), id=Blank("ID"))
 # Without a name the first reader with an ending opens it. The names are nnU-Net's.
 READERS: tuple[Reader, ...] = (
     SimpleITKReader(),
@@ -57,7 +58,7 @@ def reader_for(file_ending: str, override: str | None = None) -> Reader:
     if ending in IN_ONE_FILE and not named:
         raise SamunetError(
             f"{file_ending!r} cannot be a dataset's file_ending: its voxels lie in another file, which would be lost",
-            f"samunet_make_dataset makes a dataset of such files; or save them as {IN_ONE_FILE[ending]}",
+            f"{_MAKE} makes a dataset of such files; or save them as {IN_ONE_FILE[ending]}",
         )
     if ending in IMAGE_ENDINGS and not named:
         raise SamunetError(

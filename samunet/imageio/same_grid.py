@@ -73,7 +73,7 @@ def on_grid(voxels: np.ndarray, own: Grid, first: Grid, tolerate_geometry: bool 
     found = difference(own, first)
     if not (tolerate_geometry and found.tolerable):
         raise SamunetError(found.text, found.fix)
-    log.warning("%s: %s is used, as --tolerate_geometry asks", found.text, _name(first, own))
+    log.warning("%s: %s is used, as `tolerate_geometry=True` asks", found.text, _name(first, own))
     return voxels
 
 
@@ -120,9 +120,9 @@ def difference(own: Grid, first: Grid) -> Difference | None:
             text = f"{own.file} has the {what} {_rounded(got)}{unit}, but {name} has {_rounded(wanted)}{unit}"
             fix = (
                 "they do not lie on each other, not even with axes flipped or swapped. If their voxels do show the "
-                "same places, copy the header (SimpleITK: image.CopyInformation(first)), or add --tolerate_geometry, "
-                f"which takes the voxels as they lie in the file and the place of {first.file.name}; if not, resample "
-                f"{own.file.name}"
+                "same places, copy the header (SimpleITK: image.CopyInformation(first)), or add "
+                "`tolerate_geometry=True`, which takes the voxels as they lie in the file and the place of "
+                f"{first.file.name}; if not, resample {own.file.name}"
             )
             return Difference(what, text, fix)
     return None

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from samunet.errors import SamunetError
+from samunet.errors import Blank, SamunetError, call
 from samunet.imageio.base import Segment
 from samunet.imageio.volume import integer, wrong
 
 _KEY = re.compile(r"Segment(\d{1,4})_(Name|LabelValue|Layer)")
-_CONVERT = "samunet_make_dataset reads it by the names of its segments; or export it from Slicer as a label map"
+_MAKE = call("make_dataset", Blank("IMAGES"), Blank("MASKS"), name=Blank("NAME"), id=Blank("ID"))
+_CONVERT = f"{_MAKE} reads it by the names of its segments; or export it from Slicer as a label map"
 
 
 def has_segments(keys: Mapping[str, str]) -> bool:
