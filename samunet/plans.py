@@ -101,7 +101,7 @@ class NetworkPlan(PlainModel):
         checkpoint_blocks: Whether the encoder's blocks are computed a second time in the backward pass instead of
             keeping what it needs (activation checkpointing). Changes memory and time, not the result.
         synthesis: New training slices made of the labelled ones; None for none.
-        augmentation: ``standard`` (nnU-Net's), ``strong``, or ``auto``: strong where a fold trains on few cases.
+        augmentation: ``standard`` (nnU-Net's), or ``strong`` (more, and more often).
         why: Reasons.
     """
 
@@ -125,7 +125,7 @@ class NetworkPlan(PlainModel):
     checkpoint_blocks: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
     synthesis: SynthesisPlan | None = None
-    augmentation: Literal["auto", "standard", "strong"] = "auto"
+    augmentation: Literal["standard", "strong"] = "standard"
     why: dict[str, str] = {}
 
 

@@ -12,7 +12,6 @@ from samunet.training.augmentation import (
     BiasFieldTransform,
     MaskOutsideTransform,
     StrongWindowTransform,
-    is_strong,
     seeded,
     training_transforms,
 )
@@ -54,13 +53,14 @@ class CaseInMemory(StoredCase):
 
 def make_loader(
     foreground_share=0.33, input_shape=(16, 16), channels="repeat", seed=7, batch_size=4, cases=None, ignore=None,
-    masked=False, slices=1, recipe=Recipe, stretch=False, **changes,
+    masked=False, slices=1, recipe=Recipe, stretch=False, augmentation="standard",
+    **changes,
 ):  # fmt: skip
     network = NetworkPlan(
         encoder="small", input_shape=list(input_shape), spacing=1.0, head="sam", adaptation=FullPlan(),
         input_channels=channels, batch_size=batch_size, accumulation=1, learning_rate=1e-3, weight_decay=0.1,
         training_images={"cpu": 1, "gpu": 1}, memory_bytes=0, training_gflops=0.0, stretch=stretch,
-        augmentation="standard",
+        augmentation=augmentation,
     )  # fmt: skip
     configuration = ConfigurationPlan(
         data_identifier="x", spacing=[1.0, 1.0], median_shape=[5, 40, 48], normalization=["zscore"],
@@ -191,10 +191,12 @@ def test_a_bias_field_is_smooth_and_bounded():
     assert BiasFieldTransform(p_per_sample=0)(data=image)["data"] is image
 
 
-def test_augmentation_is_strong_for_up_to_twenty_cases_unless_planned_otherwise():
-    assert [is_strong("auto", cases) for cases in (1, 20, 21)] == [True, True, False]
-    assert is_strong("strong", 1000)
-    assert not is_strong("standard", 1)
+def test_augmentation_is_as_planned():
+    strong, standard = (make_loader(augmentation=kind).transforms[0].transforms for kind in ("strong", "standard"))
+    assert isinstance(strong[0], StrongWindowTransform)
+    assert any(isinstance(transform, BiasFieldTransform) for transform in strong)
+    assert type(standard[0]) is AffineWindowTransform
+    assert not any(isinstance(transform, BiasFieldTransform) for transform in standard)
 
 
 @pytest.mark.parametrize("kind", [AffineWindowTransform, StrongWindowTransform])

@@ -78,9 +78,9 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
     ),
     Flag(
         "--augmentation",
-        choices=("auto", "standard", "strong"),
-        help="how much training images are changed: standard is nnU-Net's; auto: strong for up to 20 training cases "
-        "(default: as planned, which is auto)",
+        choices=("standard", "strong"),
+        help="how much training images are changed: as nnU-Net does, or more, which may help where few cases are "
+        "learnt by heart (default: as planned, which is standard)",
     ),
     Flag(
         "--synthesis",

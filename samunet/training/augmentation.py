@@ -1,7 +1,7 @@
 """nnU-Net's augmentations in nnU-Net's order, as batchgenerators' transforms, with a spatial transform of our own.
 
-And a stronger set where there are few cases: a network that sees the same few images thousands of times learns them by
-heart (``documentation/results/few_labels.md``).
+And a stronger set for few cases: a network that sees the same few images thousands of times may learn them by heart
+(``documentation/results/few_labels.md``).
 """
 
 from __future__ import annotations
@@ -25,13 +25,6 @@ from torch.nn import functional
 
 from samunet.preprocessing.case import OUTSIDE
 from samunet.preprocessing.grid import about_centre, sample, sample_label, shift
-
-FEW_CASES = 20  # to train on; up to so many, augmentation is strong where the plan leaves it to the rule
-
-
-def is_strong(planned: str, cases: int) -> bool:
-    """Whether augmentation is strong: as planned (``standard``, ``strong``), or by the number of cases (``auto``)."""
-    return planned == "strong" or (planned == "auto" and cases <= FEW_CASES)
 
 
 class AffineWindowTransform(AbstractTransform):

@@ -17,7 +17,7 @@ from samunet.preprocessing.grid import SliceGrid
 from samunet.preprocessing.planes import SlicingPlane, slab, slice_with_context
 from samunet.preprocessing.store import StoredCase
 from samunet.signals import interrupts_held, prepare_worker
-from samunet.training.augmentation import is_strong, seeded
+from samunet.training.augmentation import seeded
 from samunet.training.recipes.recipe import Recipe
 from samunet.training.synthesis import Bank, Exemplar, Synthesis, planned_share
 
@@ -78,7 +78,6 @@ class SliceLoader:
             masked = [0, 1, 2]
         channels = 3 if self.neighbours else len(configuration.use_mask_for_norm)
         masked = [channel + one * channels for one in range(slices) for channel in masked]
-        self.strong = is_strong(network.augmentation, len(cases))
         self.planes = [SlicingPlane(tuple(axes)) for axes in configuration.planes]
         self.transforms = [
             recipe.transforms(
@@ -88,7 +87,7 @@ class SliceLoader:
                 per_channel=not self.neighbours and slices == 1,
                 rotation=configuration.rotation,
                 ignore=ignore,
-                strong=self.strong,
+                strong=network.augmentation == "strong",
             )
             for plane in self.planes
         ]

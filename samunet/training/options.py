@@ -58,7 +58,7 @@ class TrainingOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         feature_cache: Bytes that features of the encoder's frozen part may take on disk; None for no cache.
         num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
-        augmentation: ``standard``, ``strong`` or ``auto`` (strong where the fold trains on few cases); None as planned.
+        augmentation: ``standard`` (nnU-Net's) or ``strong``; None as planned.
         synthesis: Share of the training images that get something new, made of the labelled slices; 0 for none,
             ``auto`` for the rule by the number of slices (:mod:`samunet.training.synthesis`).
         pretrained: A ``checkpoint_*.safetensors`` of another training to start from.
@@ -106,8 +106,8 @@ class TrainingOptions:
             if value is not None:
                 check_number(name, value, above=0, most=most)
         check_number("seed", self.seed, least=0, most=2**32 - 1)
-        if self.augmentation not in (None, "auto", "standard", "strong"):
-            raise UsageError(f"`augmentation` must be 'auto', 'standard' or 'strong', got {self.augmentation!r}")
+        if self.augmentation not in (None, "standard", "strong"):
+            raise UsageError(f"`augmentation` must be 'standard' or 'strong', got {self.augmentation!r}")
         if isinstance(self.synthesis, str) and self.synthesis != "auto":
             raise UsageError(f"`synthesis` must be a number from 0 to 1, or 'auto', got {self.synthesis!r}")
         if self.synthesis not in (None, "auto"):

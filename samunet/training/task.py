@@ -322,5 +322,5 @@ def decisions(plans: Plans, configuration_name: str, encoder: str) -> dict[str, 
     left_out = {"why", "training_images", "memory_bytes", "training_gflops", "checkpoint_blocks"}
     # As in plans of before there was any.
     left_out |= {"synthesis"} if network.get("synthesis") is None else set()
-    left_out |= {"augmentation"} if network.get("augmentation") != "strong" else set()  # what came of it is compared
+    left_out |= {"augmentation"} if network.get("augmentation") == "standard" else set()
     return found | {"network": {key: value for key, value in network.items() if key not in left_out}}

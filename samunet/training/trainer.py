@@ -102,7 +102,8 @@ class Trainer(Loop):
             "iterations": self.budget.iterations,
             "time_budget": self.budget.seconds,
             "variants": self.loader.variants,
-            "augmentation": "strong" if self.loader.strong else None,  # None as in files of before there was any
+            # None as in files of before there was any.
+            "augmentation": None if self.network.augmentation == "standard" else self.network.augmentation,
             "synthesis": self.loader.synthesis and self.network.synthesis.model_dump(),
         }
         state = load_latest(self.folder, recipe, optimizer, self.setup)
@@ -338,8 +339,6 @@ class Trainer(Loop):
         kind = "cpu" if self.device.type == "cpu" else "gpu"
         memory = step_bytes(self.network, self.micro_batch * self.images_per_item, kind, self.labels.num_outputs)
         log.info("checked while training: %s; memory about %.1f GB", self.monitored_name, memory / 1e9)
-        if self.loader.strong:
-            log.info("strong augmentation, for %d training cases", len(self.loader.cases))
         if self.loader.synthesis:
             names = self.labels.names_in_masks if not self.labels.has_regions else {}
             log.info("%s", self.loader.synthesis.describe(names))
