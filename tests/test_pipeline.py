@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from samunet import api
 from samunet.commands import run_command
 from samunet.cores import FreeCores
+from samunet.errors import UsageError
 from samunet.models.folder import open_model_folder
 from samunet.training.run import too_short_to_judge
 from samunet.training.state import LATEST
@@ -282,6 +283,22 @@ def test_a_training_goes_on_with_the_augmentation_that_it_began_with(planned, mo
     assert "augmentation 'strong' (now None)" in capsys.readouterr().err
     assert run_command("samunet_train", ["998", "2d", "0", *strong]) == 0
     assert "going on from iteration 1" in capsys.readouterr().err
+
+
+def test_training_on_named_cases(planned, samunet_folders, capsys):
+    file = samunet_folders / "labelled.txt"
+    splits = json.loads(next((samunet_folders / "preprocessed").glob("*/splits_final.json")).read_text())
+    named = splits[0]["train"][1:3]
+    file.write_text("\n".join([*named, *splits[0]["val"]]))
+    assert run_command("samunet_train", ["998", "2d", "0", *SHORT, "--cases", str(file)]) == 0
+    assert "2 training cases" in capsys.readouterr().err
+    run = json.loads((model_folder(samunet_folders) / "fold_0" / "run.json").read_text())
+    assert run["training_cases"] == named
+    summary = json.loads((model_folder(samunet_folders) / "fold_0" / "validation" / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == len(splits[0]["val"])
+    assert run_command("samunet_train", ["998", "2d", "0", "--cases", str(file), "--num_cases", "1"]) == 2
+    with pytest.raises(UsageError, match="give one of them"):
+        api.TrainingOptions(cases=named, num_cases=1)
 
 
 def test_prediction_options(planned, samunet_folders, tmp_path, capsys):

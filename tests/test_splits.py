@@ -13,6 +13,7 @@ from samunet.dataset.splits import (
     join_folds,
     load_or_make_splits,
     make_splits,
+    named_cases,
 )
 from samunet.errors import SamunetError, UsageError
 
@@ -335,3 +336,49 @@ def test_real_datasets(monkeypatch, name, groups):
     assert len(units) == (groups or len(cases))
     found = [sorted({case.rsplit("_", 1)[0] for case in split["val"]} if groups else split["val"]) for split in splits]
     assert found == reference_folds(units)
+
+
+ALL = [f"case_{number}" for number in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labelled.json", '["case_2", "case_0", "case_2"]'),
+        ("labelled.json", '{"patients": [1], "cases": ["case_0", "case_2"]}'),
+        ("labelled.txt", "\ufeffcase_2  # the second\n\n# by A. B.\r\ncase_0\n"),
+    ],
+)
+def test_cases_to_train_on_are_named_in_a_file(name, content, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert named_cases(ALL[:4], ALL, tmp_path / name) == ["case_0", "case_2"]
+    assert named_cases(ALL[:4], ALL, ["case_2", "case_0"]) == ["case_0", "case_2"]
+
+
+def test_named_cases_that_the_fold_validates_are_left_out_aloud(caplog):
+    assert named_cases(ALL[:4], ALL, ["case_1", "case_5"]) == ["case_1"]
+    assert "validated by this fold, so it does not train on them: case_5" in caplog.text
+    with pytest.raises(UsageError, match="trains on none of the cases"):
+        named_cases(ALL[:4], ALL, ["case_5"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"# nobody\n", "names no case"),
+        ("a.json", b"[]", "names no case"),
+        ("a.json", b'{"case": []}', "holds no list of names"),
+        ("a.json", b"[1]", "holds no list of names"),
+        ("a.json", b"[", "a.json"),
+        ("a.txt", b"case_1\ncas_3\n", "lacks: cas_3"),
+        ("a.txt", b"\xff\xfe\x00\x81", "is no text"),
+        ("a.txt", None, "cannot be read"),
+        ("", None, "is no file"),
+    ],
+)
+def test_files_that_name_no_cases(name, content, says, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SamunetError, match=says) as caught:
+        named_cases(ALL[:4], ALL, tmp_path / name)
+    assert caught.value.hint

@@ -70,11 +70,21 @@ _LENGTHS = "90s, 20m, 1.5h, 2h30m, or seconds"
         metavar="SIZE",
         help="keep what a frozen encoder computes on disk, up to SIZE, e.g. 20GB",
     ),
-    Flag(
-        "--num_cases",
-        type=int,
-        metavar="N",
-        help="train on N of the fold's cases, drawn by the seed and spread over patients; fewer are a part of more",
+    Group(
+        None,
+        Flag(
+            "--num_cases",
+            type=int,
+            metavar="N",
+            help="train on N of the fold's cases, drawn by the seed and spread over patients; fewer are a part of more",
+        ),
+        Flag(
+            "--cases",
+            type=Path,
+            metavar="FILE",
+            help="train on those of the fold's cases that a file names: JSON (a list, or one under cases), or text "
+            "with a name a line; what the fold validates stays as it is",
+        ),
     ),
     Flag(
         "--augmentation",

@@ -6,6 +6,7 @@ times, sides and frames.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ from samunet.dataset.labels import Labels
 from samunet.dataset.names import one_spelling
 from samunet.dataset.problems import shortened
 from samunet.errors import SamunetError, UsageError, argument, call, quoted
-from samunet.files import read_as, write_json
+from samunet.files import read_as, read_json, write_json
 from samunet.paths import number_in
 
 log = logging.getLogger(__name__)
@@ -376,6 +377,66 @@ def subsample_cases(names: Sequence[str], count: int, seed: int, groups: _Groups
         turns.append((taken[units[name]], order[units[name]], name))
         taken[units[name]] += 1
     return sorted(name for _, _, name in sorted(turns)[:count])
+
+
+def named_cases(train: Sequence[str], names: Sequence[str], given: Sequence[str] | str | Path) -> list[str]:
+    """Those of a fold's training cases that are named; some that it validates are left out, and said so.
+
+    Args:
+        train: The fold's training cases.
+        names: All cases of the dataset.
+        given: Names; or a file with them: JSON, a list or an object with one under ``cases``; else text, a name a line,
+            in which what follows # does not count.
+
+    Returns:
+        Sorted, each once.
+
+    Raises:
+        SamunetError: If the file cannot be read.
+        UsageError: If it names no case, one that the dataset lacks, or none of this fold's training cases.
+    """
+    where, wanted = ("`cases`", given) if not isinstance(given, (str, Path)) else (str(given), _names_in(Path(given)))
+    if not wanted:
+        raise UsageError(f"{where} names no case", f"name some of the fold's {len(train)}, such as {train[0]}")
+    unknown = [name for name in dict.fromkeys(wanted) if name not in set(names)]
+    if unknown:
+        close = difflib.get_close_matches(str(unknown[0]), names, 1, 0.5) or [names[0]]
+        raise UsageError(
+            f"{where} names cases that the dataset lacks: {shortened([str(name) for name in unknown])}",
+            f"names are those of the files without channel and ending, such as {close[0]}",
+        )
+    held_out = sorted(set(wanted) - set(train))
+    chosen = sorted(set(wanted) & set(train))
+    if not chosen:
+        raise UsageError(
+            f"this fold trains on none of the cases that {where} names: it validates them",
+            "train another fold, or fold all, which trains on every case that is named",
+        )
+    if held_out:
+        log.warning(
+            "%d of the cases that %s names are validated by this fold, so it does not train on them: %s (all does)",
+            len(held_out), where, shortened(held_out),
+        )  # fmt: skip
+    return chosen
+
+
+def _names_in(file: Path) -> list[str]:
+    if file.suffix.lower() == ".json":
+        content = read_json(file, "give a list of names, or a text file with a name a line")
+        content = content.get("cases") if isinstance(content, dict) else content
+        if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+            raise UsageError(f"{file} holds no list of names", 'write ["case_1", "case_2"], or {"cases": [...]}')
+        return content
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UsageError(f"{file} is no file", "give a JSON or text file that names cases")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        fix = "give a JSON or text file that names cases"
+        raise UsageError(f"{file} cannot be read: {error.strerror}", fix) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is no text", "save it as plain text in UTF-8, a name a line") from error
+    return [name for line in lines if (name := line.partition("#")[0].strip())]
 
 
 def _read_splits(path: Path, case_names: Sequence[str]) -> Splits:

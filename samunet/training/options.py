@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class TrainingOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         feature_cache: Bytes that features of the encoder's frozen part may take on disk; None for no cache.
         num_cases: Train on so many of the fold's cases, drawn by ``seed``; None for all.
+        cases: Train on these of the fold's cases alone: names, or a JSON or text file with them; None for all.
         augmentation: ``standard`` (nnU-Net's) or ``strong``; None as planned.
         synthesis: Share of the training images that get something new, made of the labelled slices; 0 for none,
             ``auto`` for the rule by the number of slices (:mod:`samunet.training.synthesis`).
@@ -84,6 +86,7 @@ class TrainingOptions:
     device: str = "auto"
     feature_cache: int | None = None
     num_cases: int | None = None
+    cases: Sequence[str] | str | Path | None = None
     synthesis: float | str | None = None
     augmentation: str | None = None
     pretrained: str | Path | None = None
@@ -112,6 +115,8 @@ class TrainingOptions:
             raise UsageError(f"`synthesis` must be a number from 0 to 1, or 'auto', got {self.synthesis!r}")
         if self.synthesis not in (None, "auto"):
             check_number("synthesis", self.synthesis, least=0, most=1)
+        if self.cases is not None and self.num_cases is not None:
+            raise UsageError("`cases` names what to train on, and `num_cases` draws it: give one of them")
         if self.random_weights and (self.checkpoint or self.pretrained):
             raise UsageError("`random_weights` and a file to start from exclude each other", "give one of them")
         if self.pixel_statistics not in (None, *PIXEL_STATISTICS):

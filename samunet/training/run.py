@@ -58,7 +58,7 @@ def train_fold(
         task.prepare_folder()
         log.info("%s, configuration %s, fold %s", dataset_name, configuration_name, fold)
         log.info("network: %s", task.why)
-        if options.num_cases:
+        if options.num_cases or options.cases:
             log.info("%d training cases: %s", len(task.train), ", ".join(task.train))
         if material:
             trainer = Trainer(task, material, progress=progress)

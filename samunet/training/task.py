@@ -11,7 +11,7 @@ from typing import Any
 
 from samunet import __version__, paths
 from samunet.dataset.description import read_description
-from samunet.dataset.splits import fold_cases, load_or_make_splits, patients, subsample_cases
+from samunet.dataset.splits import fold_cases, load_or_make_splits, named_cases, patients, subsample_cases
 from samunet.devices import resolve_device
 from samunet.encoders import encoder_facts
 from samunet.errors import Blank, SamunetError, UsageError, argument, call
@@ -265,9 +265,12 @@ def _cases(source: Source, fold: Fold, options: TrainingOptions) -> tuple[list[s
     groups = raw.description.groups if raw and raw.description.groups is not None else description.groups
     splits = load_or_make_splits(source.folder, names, groups, raw.folder if raw else None)
     train, validation = fold_cases(splits, fold, names)
-    if not options.num_cases:
+    if options.cases is not None:
+        chosen = named_cases(train, names, options.cases)
+    elif not options.num_cases:
         return train, [], validation
-    chosen = subsample_cases(train, options.num_cases, options.seed, patients(names, groups))
+    else:
+        chosen = subsample_cases(train, options.num_cases, options.seed, patients(names, groups))
     return chosen, [name for name in train if name not in chosen], validation
 
 
