@@ -365,5 +365,5 @@ def test_git_lfs_pointers_are_called_that(tmp_path, ending):
 
 def test_masks_of_headers_are_whole_files():
     assert [mask_ending(f"a{ending}") for ending in (".mhd", ".MHD", ".nhdr")] == [".mha", ".mha", ".nrrd"]
-    with pytest.raises(SamunetError, match=r"samunet_make_dataset makes a dataset of such files; or save them as .mha"):
+    with pytest.raises(SamunetError, match=r"make_dataset.* makes a dataset of such files; or save them as .mha"):
         reader_for(".mhd")

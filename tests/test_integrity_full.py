@@ -131,11 +131,11 @@ PROBLEMS = {
     ),
     "origin": (
         lambda f: volume(mask(1), f / LABEL, origin=(5, 0, 0)), False, "a",
-        [r"another place: .*a.nii.gz has the origin \(5, 0, 0\) mm", "--tolerate_geometry"],
+        [r"another place: .*a.nii.gz has the origin \(5, 0, 0\) mm", "`tolerate_geometry=True`"],
     ),
     "direction": (
         lambda f: volume(noise(1), f / "imagesTr/a_0001.nii.gz", direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)), False, "a",
-        ["another place: .*a_0001.nii.gz has the direction", "--tolerate_geometry"],
+        ["another place: .*a_0001.nii.gz has the direction", "`tolerate_geometry=True`"],
     ),
     "0/255": (lambda f: volume(mask(255), f / LABEL), False, "a", ["255", "coded 0/255", "astype"]),
     "unknown value": (lambda f: volume(mask(1, 7), f / LABEL), False, "a", ["not list: 7", "2 = tumour"]),

@@ -80,12 +80,30 @@ def eyes(folder):
         Image.fromarray(255 * rng.integers(0, 2, (20, 24), np.uint8)).save(folder / "drawings" / f"{name}.png")
 
 
+def strokes(folder):
+    rng = np.random.default_rng(0)
+    for part in ("photos", "strokes"):
+        (folder / part).mkdir()
+    colours = np.array([(0, 0, 0), (0, 0, 255), (255, 0, 0)], np.uint8)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(folder / "photos" / f"{name}.png")
+        Image.fromarray(colours[rng.integers(0, 3, (20, 24))]).save(folder / "strokes" / f"{name}.png")
+
+
+def layers(folder):
+    for name in ("anna", "bert"):
+        volume(folder / "scans" / f"{name}.nii.gz", range(-40, 40))
+        volume(folder / "layers" / f"{name}.nii.gz", [0, 1, 2])
+
+
 EXAMPLES = [
     (photographs, "Dataset012_Vessels", ("R", "G", "B"), ("background", "vessel")),
     (ct_scans, "Dataset011_Liver", ("CT",), ("background", "liver")),
     (segmentations, "Dataset016_Liver", ("CT",), ("background", "liver", "tumour")),
     (class_files, "Dataset015_LiverTumour", ("CT",), ("background", "liver", "tumour")),
     (tumours, "Dataset013_Tumour", ("FLAIR", "T1c"), ("background", "necrosis", "edema", "enhancing")),
+    (strokes, "Dataset017_Wounds", ("R", "G", "B"), ("background", "wound")),
+    (layers, "Dataset018_Liver", ("CT",), ("background", "liver")),
     (eyes, "Dataset014_Eyes", ("R", "G", "B"), ("background", "foreground")),
 ]
 
@@ -110,7 +128,8 @@ def test_worked_example(command, make_sources, name, channels, labels, samunet_f
     for case in dataset.cases.values():
         image, label = read_case(case, dataset.description)
         assert len(image.array) == len(channels)
-        assert set(np.unique(label)) == set(range(len(labels)))
+        ignore = {dataset.description.labels.ignore} - {None}
+        assert set(np.unique(label)) == {*range(len(labels)), *ignore}
     if name == "Dataset014_Eyes":
         assert dataset.description.groups == {"p01_left": "p01", "p01_right": "p01", "p02_left": "p02"}
 
